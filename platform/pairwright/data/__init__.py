@@ -1,0 +1,1 @@
+"""Annotations in, weighted pairs and tokens out; no torch, no ray."""

@@ -1,0 +1,55 @@
+"""Every exception that Pairwright raises on purpose, as one tree.
+
+One positional message and nothing else: with two positional constructor arguments Ray cannot unpickle an
+exception, and `except` on the driver misses it (measured with Ray 2.60). The message says where, what was found,
+what was expected and what to do; the command line prints it alone, without a traceback.
+
+PairwrightError
+├── ConfigError       a configuration or a flag that cannot be used
+├── DataError         input, or a table's content, that cannot be used
+│   └── SourceError   a source that cannot be read to its end (missing, truncated, wrong compression)
+├── StoreError        a table that is missing, of another kind, or damaged
+│   └── CommitConflict  another writer took this version (retried; reaches a user only when retries run out)
+├── ModelError        a model or tokenizer that cannot be used
+├── CheckpointError   a checkpoint that is damaged or belongs to another run
+└── TrainingError     a run that cannot go on (non-finite loss, lost workers)
+"""
+
+
+class PairwrightError(Exception):
+    """A mistake or an accident that the message explains to its reader."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class ConfigError(PairwrightError):
+    """A configuration or a flag that cannot be used."""
+
+
+class DataError(PairwrightError):
+    """Input, or a table's content, that cannot be used."""
+
+
+class SourceError(DataError):
+    """A source that cannot be read to its end: missing, truncated, or not what its name says."""
+
+
+class StoreError(PairwrightError):
+    """A table that is missing, of another kind, or damaged."""
+
+
+class CommitConflict(StoreError):
+    """Another writer created this version first."""
+
+
+class ModelError(PairwrightError):
+    """A model or tokenizer that cannot be used."""
+
+
+class CheckpointError(PairwrightError):
+    """A checkpoint that is damaged or belongs to another run."""
+
+
+class TrainingError(PairwrightError):
+    """A run that cannot go on."""

@@ -1,0 +1,1 @@
+"""A reward model and held-out groups in, figures out; no ray."""

@@ -1,0 +1,1 @@
+"""Tokens in, rewards and the loss out; no deepspeed, no ray."""

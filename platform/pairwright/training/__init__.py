@@ -1,0 +1,1 @@
+"""Token groups in, a trained reward model out; deepspeed in engine.py only, no ray."""

@@ -1,0 +1,125 @@
+"""Path or URL of an exported model -> a local directory that is known to be one, and what it says of its input.
+
+Evaluation and scoring read the input rules (longest length, what happens beyond it) from the model, never from a
+flag: a rule that drifts between training and use changes the reward (TRAPS.md 24). A remote model is downloaded once
+a node; the directory's digest costs one read of the weights and ties every report to exactly one model.
+"""
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import msgspec
+import obstore
+import obstore.store
+from filelock import FileLock
+
+from pairwright.config import TokensConfig
+from pairwright.data.store import open_store
+from pairwright.errors import ModelError
+
+RULES_FILE = "pairwright.json"
+_CHUNK_BYTES = 1 << 24
+_REMEDY = (
+    "pass the `model` directory of a training run; a reward model from elsewhere needs a file pairwright.json beside "
+    'its config.json, such as {"format_version": 1, "max_length": 2048, "overlong": "drop"}'
+)
+StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+
+class InputRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``pairwright.json`` in a model directory says of the model's input."""
+
+    max_length: Annotated[int, msgspec.Meta(ge=8)]
+    overlong: Literal["drop", "truncate"]
+    format_version: Literal[1]
+
+    def tokens_config(self) -> TokensConfig:
+        """Return the configuration under which this model's input is tokenised, with the tokenizer's own template."""
+        return TokensConfig(max_length=self.max_length, overlong=self.overlong)
+
+
+class _HubConfig(msgspec.Struct):
+    architectures: list[str] = []
+
+
+def open_exported(path: str) -> tuple[Path, InputRules]:
+    """Return the local directory of an exported model, downloaded if it is remote, and its input rules.
+
+    Raises:
+        ModelError: if nothing is there, if it has no reward head, or if it does not say how its input is cut.
+    """
+    directory = _local_directory(path)
+    if not directory.is_dir():
+        raise ModelError(
+            f"{path}: no such model directory; pass the `model` directory of a training run, or fetch a model first "
+            f"with `hf download NAME --local-dir DIR`"
+        )
+    config = _decode(directory / "config.json", _HubConfig, "a Hugging Face model directory")
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures):
+        found = ", ".join(config.architectures) or "none"
+        raise ModelError(
+            f"{path}: the model has no reward head (architectures: {found}; expected one ending in "
+            f"ForSequenceClassification); train one from it with `pairwright train`"
+        )
+    return directory, _decode(directory / RULES_FILE, InputRules, "how the model's input is cut")
+
+
+def model_digest(directory: Path) -> str:
+    """Return the SHA-256 of a model directory's file names and contents, 64 hex digits."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.rglob("*")):
+        if not file.is_file():
+            continue
+        digest.update(f"{file.relative_to(directory).as_posix()}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as content:
+            while chunk := content.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _decode(file: Path, kind: type[StructT], what: str) -> StructT:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise ModelError(f"{file}: no such file, so the directory does not say {what}; {_REMEDY}") from None
+    except msgspec.DecodeError as error:
+        raise ModelError(f"{file}: does not say {what}: {error}; {_REMEDY}") from None
+
+
+def _local_directory(path: str) -> Path:
+    parts = urlsplit(path)
+    if "://" not in path:
+        return Path(path)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return _download(path)
+
+
+def _download(url: str) -> Path:
+    """Return a local copy of a remote directory, under a name that changes with the content of any of its files."""
+    store = open_store(url)
+    files = [file for page in obstore.list(store) for file in page]
+    if not files:
+        raise ModelError(f"{url}: nothing there; pass the `model` directory of a training run")
+    listing = sorted(f"{file['path']}\0{file['size']}\0{file['e_tag']}" for file in files)
+    key = hashlib.sha256("\n".join([url, *listing]).encode()).hexdigest()[:32]
+    directory = Path.home() / ".cache" / "pairwright" / "models" / key
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{directory}.lock"):
+        if not directory.is_dir():
+            unfinished = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=directory.parent))
+            for file in files:
+                _download_file(store, file["path"], unfinished / file["path"])
+            unfinished.rename(directory)
+    return directory
+
+
+def _download_file(store: obstore.store.ObjectStore, path: str, into: Path) -> None:
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with into.open("wb") as content:
+        for chunk in obstore.get(store, path).stream(min_chunk_size=_CHUNK_BYTES):
+            content.write(chunk)

@@ -1,0 +1,202 @@
+"""A global batch's groups -> micro-batches of padded rows under a token budget, the same number on every rank.
+
+Planning sees lengths alone, so every rank computes the whole plan and takes its own part: nothing is sent. A group is
+never split, and its rows are padded to the longest of the micro-batch, so groups of like length are packed together; a
+plan that ignored length would need fewer micro-batches and compute more padding.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pairwright.data.tokens import TokenGroup
+from pairwright.errors import ConfigError
+
+# What a micro-batch costs whatever its size (launches, ZeRO-3's gathers), in tokens of forward and backward.
+MICRO_BATCH_OVERHEAD_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Whole groups as padded rows, one row a completion, for one forward on one rank.
+
+    ``chosen_P`` and ``rejected_P`` index the rows; rows stand in the order of the groups and of their completions.
+    """
+
+    input_ids_NT: Tensor
+    """Prompt and completion, then padding; int64."""
+    attention_mask_NT: Tensor
+    """1 at tokens, 0 at padding; int64."""
+    last_N: Tensor
+    """Position of each row's last token; int64."""
+    chosen_P: Tensor
+    """Row of each pair's preferred completion; int64."""
+    rejected_P: Tensor
+    """Row of each pair's other completion; int64."""
+    weight_P: Tensor
+    """How much each pair counts; float32."""
+    margin_P: Tensor
+    """Wanted reward difference, 0 where a pair has none; float32."""
+    group_ids: tuple[str, ...]
+    """Of the groups inside; empty for the micro-batch that only keeps a rank in step."""
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """Return the micro-batch on a device."""
+        return MicroBatch(
+            input_ids_NT=self.input_ids_NT.to(device),
+            attention_mask_NT=self.attention_mask_NT.to(device),
+            last_N=self.last_N.to(device),
+            chosen_P=self.chosen_P.to(device),
+            rejected_P=self.rejected_P.to(device),
+            weight_P=self.weight_P.to(device),
+            margin_P=self.margin_P.to(device),
+            group_ids=self.group_ids,
+        )
+
+
+def check_budget(
+    num_completions_G: ArrayLike,
+    longest_row_tokens_G: ArrayLike,
+    *,
+    micro_batch_tokens: int,
+    name_group: Callable[[int], str],
+) -> None:
+    """Refuse groups that no micro-batch can hold; a run checks all of its groups before the first step.
+
+    Raises:
+        ConfigError: naming the largest group, its tokens and the budget that would hold it.
+    """
+    cost_G = np.asarray(num_completions_G, np.int64) * np.asarray(longest_row_tokens_G, np.int64)
+    num_over = int((cost_G > micro_batch_tokens).sum())
+    if num_over:
+        largest = int(cost_G.argmax())
+        rows, tokens = int(np.asarray(num_completions_G)[largest]), int(np.asarray(longest_row_tokens_G)[largest])
+        raise ConfigError(
+            f"group {name_group(largest)} takes {rows} completions x {tokens} tokens = {rows * tokens} tokens, and "
+            f"batches.micro_batch_tokens is {micro_batch_tokens} ({num_over} of {cost_G.size} groups are larger than that); "
+            f"raise it to at least {rows * tokens}, or lower tokens.max_length"
+        )
+
+
+def plan_micro_batches(
+    num_completions_G: ArrayLike, longest_row_tokens_G: ArrayLike, *, world_size: int, micro_batch_tokens: int
+) -> list[list[list[int]]]:
+    """Return [rank][micro-batch] -> positions in the global batch of the groups inside.
+
+    Every rank has the same number of micro-batches, since ZeRO's collectives stand in every forward and backward; a
+    rank that needs fewer ends with empty ones (``collate`` makes them runnable). The n-th micro-batches of all ranks
+    run side by side, so each rank has its costly ones first. The plan decides speed and memory, never the result.
+
+    Args:
+        num_completions_G: completions of each group of the global batch, shape (G,).
+        longest_row_tokens_G: prompt and longest completion of each group, tokens, shape (G,).
+        world_size: number of ranks.
+        micro_batch_tokens: most tokens of one micro-batch, padding included.
+
+    Raises:
+        ConfigError: if a group alone is over the budget.
+        ValueError: if the world size is not positive.
+    """
+    if world_size < 1:
+        raise ValueError(f"world_size is {world_size}, expected at least 1")
+    rows_G = np.asarray(num_completions_G, np.int64)
+    tokens_G = np.asarray(longest_row_tokens_G, np.int64)
+    check_budget(
+        rows_G, tokens_G, micro_batch_tokens=micro_batch_tokens, name_group=lambda g: f"{g} of the global batch"
+    )
+    plan = [_pack(dealt, rows_G, tokens_G, micro_batch_tokens) for dealt in _deal(rows_G * tokens_G, world_size)]
+    num_micro_batches = max(len(micro_batches) for micro_batches in plan)
+    return [micro_batches + [[] for _ in range(num_micro_batches - len(micro_batches))] for micro_batches in plan]
+
+
+def _deal(cost_G: NDArray[np.int64], world_size: int) -> list[list[int]]:
+    """Return each rank's groups: the costliest group first, each to the rank with the least so far (Graham 1969)."""
+    dealt: list[list[int]] = [[] for _ in range(world_size)]
+    loads = [(0, rank) for rank in range(world_size)]
+    for group in np.argsort(-cost_G, kind="stable").tolist():
+        load, rank = heapq.heappop(loads)
+        dealt[rank].append(group)
+        heapq.heappush(loads, (load + int(cost_G[group]), rank))
+    return dealt
+
+
+def _pack(
+    groups: Sequence[int], rows_G: NDArray[np.int64], tokens_G: NDArray[np.int64], micro_batch_tokens: int
+) -> list[list[int]]:
+    """Return the micro-batches of one rank, costliest first: of all cuts of its groups in order of length, the cheapest."""
+    by_length = sorted(groups, key=lambda g: (-int(tokens_G[g]), g))
+    rows = [int(rows_G[g]) for g in by_length]
+    width = [int(tokens_G[g]) for g in by_length]
+    # best[j]: least cost of the first j groups, and where the last micro-batch of that solution starts.
+    best = [(0, 0)]
+    for end in range(1, len(by_length) + 1):
+        options, num_rows = [], 0
+        for start in range(end - 1, -1, -1):
+            num_rows += rows[start]
+            tokens = num_rows * width[start]
+            if tokens > micro_batch_tokens:
+                break
+            options.append((best[start][0] + tokens + MICRO_BATCH_OVERHEAD_TOKENS, start))
+        best.append(min(options))
+    micro_batches, end = [], len(by_length)
+    while end:
+        start = best[end][1]
+        micro_batches.append((-sum(rows[start:end]) * width[start], start, by_length[start:end]))
+        end = start
+    return [positions for _, _, positions in sorted(micro_batches)]
+
+
+def collate(groups: Sequence[TokenGroup], pad_token_id: int) -> MicroBatch:
+    """Return groups as one micro-batch, padded on the right.
+
+    Without groups: one row of one token and no pairs, so that forward and backward run and add nothing.
+    """
+    if not groups:
+        return _empty(pad_token_id)
+    length_N = np.array(
+        [group.prompt_ids.size + ids.size for group in groups for ids in group.completion_ids], np.int64
+    )
+    input_ids_NT = np.full((length_N.size, length_N.max()), pad_token_id, np.int64)
+    row = 0
+    for group in groups:
+        num_prompt = group.prompt_ids.size
+        input_ids_NT[row : row + len(group.completion_ids), :num_prompt] = group.prompt_ids
+        for ids in group.completion_ids:
+            input_ids_NT[row, num_prompt : num_prompt + ids.size] = ids
+            row += 1
+    first_row_G = np.cumsum([0, *(len(group.completion_ids) for group in groups[:-1])])
+    margin_P = np.concatenate([group.margin_P for group in groups]).astype(np.float32)
+    return MicroBatch(
+        input_ids_NT=torch.from_numpy(input_ids_NT),
+        attention_mask_NT=torch.from_numpy((np.arange(length_N.max()) < length_N[:, None]).astype(np.int64)),
+        last_N=torch.from_numpy(length_N - 1),
+        chosen_P=torch.from_numpy(
+            np.concatenate([g.chosen_P + first for g, first in zip(groups, first_row_G, strict=True)])
+        ),
+        rejected_P=torch.from_numpy(
+            np.concatenate([g.rejected_P + first for g, first in zip(groups, first_row_G, strict=True)])
+        ),
+        weight_P=torch.from_numpy(np.concatenate([group.weight_P for group in groups]).astype(np.float32)),
+        # A pair without a margin has NaN there, whatever the pairs beside it have (TRAPS.md 10).
+        margin_P=torch.from_numpy(np.where(np.isnan(margin_P), np.float32(0), margin_P)),
+        group_ids=tuple(group.group_id for group in groups),
+    )
+
+
+def _empty(pad_token_id: int) -> MicroBatch:
+    no_pairs = torch.zeros(0, dtype=torch.int64)
+    return MicroBatch(
+        input_ids_NT=torch.full((1, 1), pad_token_id),
+        attention_mask_NT=torch.ones((1, 1), dtype=torch.int64),
+        last_N=torch.zeros(1, dtype=torch.int64),
+        chosen_P=no_pairs,
+        rejected_P=no_pairs,
+        weight_P=torch.zeros(0),
+        margin_P=torch.zeros(0),
+        group_ids=(),
+    )

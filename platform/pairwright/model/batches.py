@@ -5,6 +5,8 @@ never split, and its rows are padded to the longest of the micro-batch, so group
 plan that ignored length would need fewer micro-batches and compute more padding.
 """
 
+# ruff: noqa: N815 - shape suffixes: N completions, T tokens, P pairs, G groups
+
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,7 +80,7 @@ def check_budget(
         rows, tokens = int(np.asarray(num_completions_G)[largest]), int(np.asarray(longest_row_tokens_G)[largest])
         raise ConfigError(
             f"group {name_group(largest)} takes {rows} completions x {tokens} tokens = {rows * tokens} tokens, and "
-            f"batches.micro_batch_tokens is {micro_batch_tokens} ({num_over} of {cost_G.size} groups are larger than that); "
+            f"batches.micro_batch_tokens is {micro_batch_tokens} ({num_over} of {cost_G.size} groups are over it); "
             f"raise it to at least {rows * tokens}, or lower tokens.max_length"
         )
 
@@ -106,9 +108,7 @@ def plan_micro_batches(
         raise ValueError(f"world_size is {world_size}, expected at least 1")
     rows_G = np.asarray(num_completions_G, np.int64)
     tokens_G = np.asarray(longest_row_tokens_G, np.int64)
-    check_budget(
-        rows_G, tokens_G, micro_batch_tokens=micro_batch_tokens, name_group=lambda g: f"{g} of the global batch"
-    )
+    check_budget(rows_G, tokens_G, micro_batch_tokens=micro_batch_tokens, name_group="{} of the global batch".format)
     plan = [_pack(dealt, rows_G, tokens_G, micro_batch_tokens) for dealt in _deal(rows_G * tokens_G, world_size)]
     num_micro_batches = max(len(micro_batches) for micro_batches in plan)
     return [micro_batches + [[] for _ in range(num_micro_batches - len(micro_batches))] for micro_batches in plan]
@@ -128,7 +128,7 @@ def _deal(cost_G: NDArray[np.int64], world_size: int) -> list[list[int]]:
 def _pack(
     groups: Sequence[int], rows_G: NDArray[np.int64], tokens_G: NDArray[np.int64], micro_batch_tokens: int
 ) -> list[list[int]]:
-    """Return the micro-batches of one rank, costliest first: of all cuts of its groups in order of length, the cheapest."""
+    """Return one rank's micro-batches, costliest first: of all cuts of its groups in order of length, the cheapest."""
     by_length = sorted(groups, key=lambda g: (-int(tokens_G[g]), g))
     rows = [int(rows_G[g]) for g in by_length]
     width = [int(tokens_G[g]) for g in by_length]
@@ -158,9 +158,26 @@ def collate(groups: Sequence[TokenGroup], pad_token_id: int) -> MicroBatch:
     """
     if not groups:
         return _empty(pad_token_id)
-    length_N = np.array(
-        [group.prompt_ids.size + ids.size for group in groups for ids in group.completion_ids], np.int64
+    input_ids_NT, length_N = _padded_rows(groups, pad_token_id)
+    num_completions_G = [len(group.completion_ids) for group in groups]
+    first_row_P = np.repeat(np.cumsum([0, *num_completions_G[:-1]]), [group.chosen_P.size for group in groups])
+    margin_P = np.concatenate([group.margin_P for group in groups]).astype(np.float32)
+    return MicroBatch(
+        input_ids_NT=torch.from_numpy(input_ids_NT),
+        attention_mask_NT=torch.from_numpy((np.arange(input_ids_NT.shape[1]) < length_N[:, None]).astype(np.int64)),
+        last_N=torch.from_numpy(length_N - 1),
+        chosen_P=torch.from_numpy(np.concatenate([group.chosen_P for group in groups]) + first_row_P),
+        rejected_P=torch.from_numpy(np.concatenate([group.rejected_P for group in groups]) + first_row_P),
+        weight_P=torch.from_numpy(np.concatenate([group.weight_P for group in groups]).astype(np.float32)),
+        # A pair without a margin has NaN there, whatever the pairs beside it have (TRAPS.md 10).
+        margin_P=torch.from_numpy(np.where(np.isnan(margin_P), np.float32(0), margin_P)),
+        group_ids=tuple(group.group_id for group in groups),
     )
+
+
+def _padded_rows(groups: Sequence[TokenGroup], pad_token_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows, int64 (N, T), and the length of each, int64 (N,)."""
+    length_N = np.array([group.prompt_ids.size + ids.size for group in groups for ids in group.completion_ids])
     input_ids_NT = np.full((length_N.size, length_N.max()), pad_token_id, np.int64)
     row = 0
     for group in groups:
@@ -169,23 +186,7 @@ def collate(groups: Sequence[TokenGroup], pad_token_id: int) -> MicroBatch:
         for ids in group.completion_ids:
             input_ids_NT[row, num_prompt : num_prompt + ids.size] = ids
             row += 1
-    first_row_G = np.cumsum([0, *(len(group.completion_ids) for group in groups[:-1])])
-    margin_P = np.concatenate([group.margin_P for group in groups]).astype(np.float32)
-    return MicroBatch(
-        input_ids_NT=torch.from_numpy(input_ids_NT),
-        attention_mask_NT=torch.from_numpy((np.arange(length_N.max()) < length_N[:, None]).astype(np.int64)),
-        last_N=torch.from_numpy(length_N - 1),
-        chosen_P=torch.from_numpy(
-            np.concatenate([g.chosen_P + first for g, first in zip(groups, first_row_G, strict=True)])
-        ),
-        rejected_P=torch.from_numpy(
-            np.concatenate([g.rejected_P + first for g, first in zip(groups, first_row_G, strict=True)])
-        ),
-        weight_P=torch.from_numpy(np.concatenate([group.weight_P for group in groups]).astype(np.float32)),
-        # A pair without a margin has NaN there, whatever the pairs beside it have (TRAPS.md 10).
-        margin_P=torch.from_numpy(np.where(np.isnan(margin_P), np.float32(0), margin_P)),
-        group_ids=tuple(group.group_id for group in groups),
-    )
+    return input_ids_NT, length_N
 
 
 def _empty(pad_token_id: int) -> MicroBatch:

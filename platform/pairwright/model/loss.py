@@ -21,7 +21,7 @@ def pairwise_loss(
     """Return this micro-batch's share of the global batch's Bradley-Terry loss.
 
     The divisor belongs to the global batch, so shares add up: their sum over micro-batches and ranks does not
-    depend on how the batch was split (tests/numerics/test_split.py). A micro-batch without pairs has the share 0, with a
+    depend on how the batch was split (tests/numerics/test_split.py). A micro-batch without pairs has the share 0 and a
     gradient of 0: its backward pass can run, and under ZeRO it must.
 
     With z = reward of chosen - reward of rejected - margin, a pair's loss is

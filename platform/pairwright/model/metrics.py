@@ -116,8 +116,8 @@ def _sums_of_group(reward_N: NDArray[np.float64], group: TokenGroup) -> PairSums
         )
     if not np.isfinite(reward_N).all():
         raise ModelError(
-            f"group {group.group_id}: the model's rewards are {reward_N.tolist()}, expected finite numbers; its weights may "
-            "hold NaN (a diverged run), or its dtype may overflow"
+            f"group {group.group_id}: the model's rewards are {reward_N.tolist()}, expected finite numbers; its weights "
+            "may hold NaN (a run that diverged), or its dtype may overflow"
         )
     difference_P = reward_N[group.chosen_P] - reward_N[group.rejected_P]
     weight_P = group.weight_P.astype(np.float64)

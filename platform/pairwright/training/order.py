@@ -25,7 +25,8 @@ def steps_per_epoch(num_groups: int, groups_per_step: int) -> int:
 def group_indices(num_groups: int, *, seed: int, epoch: int, step: int, groups_per_step: int) -> NDArray[np.int64]:
     """Return the indices of one global batch's groups.
 
-    Over the steps of an epoch each of ``range(num_groups)`` comes exactly once; another epoch or seed gives another order.
+    Over the steps of an epoch each of ``range(num_groups)`` comes exactly once; another epoch or seed gives another
+    order.
 
     Args:
         num_groups: size of what is permuted.
@@ -52,7 +53,7 @@ def group_indices(num_groups: int, *, seed: int, epoch: int, step: int, groups_p
 def _permute(position_G: NDArray[np.int64], size: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the image of each position under the epoch's permutation of ``range(size)``."""
     half_bits = np.uint64(max(MIN_HALF_BITS, ((size - 1).bit_length() + 1) // 2))
-    round_keys = np.random.SeedSequence([seed, epoch]).generate_state(NUM_ROUNDS, np.uint64)
+    round_keys = np.random.SeedSequence([seed, epoch]).generate_state(NUM_ROUNDS, np.uint64).astype(np.uint64)
     value_G = _encipher(position_G.astype(np.uint64), half_bits, round_keys)
     # The network permutes a power of four, up to four times `size` (64 at least): walk on until inside.
     while (outside := np.flatnonzero(value_G >= size)).size:

@@ -1,0 +1,82 @@
+"""Where tables and files lie: a URL in -> an object store, or a directory of this machine, out.
+
+Everything goes through obstore, local files too, so that put-if-absent means the same everywhere. Only reading a
+local file takes another way, because it can be memory-mapped.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import (
+    AzureStore,
+    GCSStore,
+    HTTPStore,
+    LocalStore,
+    MemoryStore,
+    S3Store,
+    from_url,
+)
+
+from pairwright.errors import StoreError
+
+ObjectStore: TypeAlias = AzureStore | GCSStore | HTTPStore | LocalStore | MemoryStore | S3Store
+
+REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "azure")
+
+
+def open_store(url: str) -> ObjectStore:
+    """Return the object store at a URL: a local path, file://, s3://, gs:// or az://.
+
+    A local directory is created if need be. Settings of a remote store come from its usual environment variables
+    (AWS_*, GOOGLE_*, AZURE_*); AWS_ENDPOINT_URL and AWS_ALLOW_HTTP point at another S3 server.
+
+    Raises:
+        StoreError: if the scheme is unknown, or the store cannot be opened.
+    """
+    root = local_root(url)
+    try:
+        return LocalStore(root, mkdir=True) if root is not None else from_url(url)
+    except (BaseError, OSError, ValueError) as error:
+        raise StoreError(f"{url}: cannot be opened: {_first_line(error)}") from None
+
+
+def absolute_url(url: str) -> str:
+    """Return a URL that means the same in every process: remote as it is, local as an absolute path.
+
+    Raises:
+        StoreError: if the scheme is unknown.
+    """
+    root = local_root(url)
+    return url.rstrip("/") if root is None else str(root)
+
+
+def local_root(url: str) -> Path | None:
+    """Return the absolute directory of a local URL, or None for a remote one."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return Path(os.path.abspath(os.path.expanduser(url)))  # noqa: PTH100, PTH111 (keeps symlinks, drops ..)
+    if scheme == "file":
+        return Path(os.path.abspath(unquote(urlsplit(url).path)))  # noqa: PTH100
+    if scheme in REMOTE_SCHEMES:
+        return None
+    raise StoreError(f"{url}: unknown scheme {scheme}://; expected a local path, file://, s3://, gs:// or az://")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
+def store_errors(where: str) -> Iterator[None]:
+    """Turn a backend's failure into a StoreError that says where; AlreadyExists and NotFound pass through."""
+    try:
+        yield
+    except (AlreadyExistsError, FileNotFoundError):
+        raise
+    except (BaseError, OSError) as error:
+        raise StoreError(f"{where}: {_first_line(error)}") from None

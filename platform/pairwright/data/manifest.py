@@ -1,0 +1,73 @@
+"""What a version of a table says about itself: its files, totals, sources and lineage. Plain values in and out.
+
+A manifest lists every file of its version, so that reading one needs no other; the price is about 200 bytes a file
+in each. Its digest is over content alone, so that what is made from a table can tell whether it changed.
+"""
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+FORMAT_VERSION = 1
+
+
+class DataFile(msgspec.Struct, frozen=True):
+    """One immutable file of a table; ``path`` is relative to the table's URL."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Source(msgspec.Struct, frozen=True):
+    """One input that went into a table, and what became of its lines."""
+
+    uri: str
+    size: int
+    etag: str | None
+    lines: int
+    accepted: int
+    refused: int
+
+
+class Input(msgspec.Struct, frozen=True):
+    """The version of another table that this one was made from."""
+
+    url: str
+    version: int
+    digest: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of a table.
+
+    ``commit`` fills in ``version``, ``parent``, ``created_at``, ``code_version`` and ``commit_id``; who builds a
+    manifest leaves them out.
+    """
+
+    version: int = 0
+    parent: int | None = None
+    kind: str
+    operation: str
+    created_at: str = ""
+    files: list[DataFile]
+    refused_files: list[DataFile]
+    totals: dict[str, int | float]
+    sources: list[Source]
+    inputs: list[Input]
+    config: dict[str, Any]
+    config_digest: str
+    code_version: str = ""
+    commit_id: str = ""
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the version holds, 64 hex digits.
+
+        Names, order and times of files do not enter: the same content made twice has the same digest.
+        """
+        content = [self.kind, self.config_digest, sorted((file.sha256, file.rows) for file in self.files)]
+        return hashlib.sha256(msgspec.json.encode(content)).hexdigest()

@@ -1,0 +1,297 @@
+"""Tables: immutable Arrow files under a URL, and versions that list them. Arrow tables in -> manifests out.
+
+A version is a manifest, and it exists once its file does: creating ``versions/00000042.json`` with put-if-absent is
+the commit, on every backend. So a reader sees all of a version or nothing, and of two writers at once one wins and
+the other goes again on top of it. The price is a full list of files in each manifest (about 200 bytes a file), and
+files of a writer that died stay behind unnamed until something removes what no version names.
+"""
+
+import hashlib
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import obstore
+import pyarrow as pa
+from obstore.exceptions import AlreadyExistsError
+
+from pairwright import __version__
+from pairwright.data.locations import ObjectStore, absolute_url, local_root, open_store, store_errors
+from pairwright.data.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
+from pairwright.errors import CommitConflict, StoreError
+from pairwright.records import ANNOTATIONS_SCHEMA, PAIRS_SCHEMA, TOKENS_SCHEMA, Rejection
+
+__all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_bytes", "open_store"]
+
+SCHEMAS = {"annotations": ANNOTATIONS_SCHEMA, "pairs": PAIRS_SCHEMA, "tokens": TOKENS_SCHEMA}
+ROWS_PER_BATCH = 256
+MAX_COMMIT_ATTEMPTS = 200
+
+_MAKING = {
+    "annotations": "`pairwright ingest SOURCES... --into {url}`",
+    "pairs": "`pairwright expand ANNOTATIONS --into {url}`",
+    "tokens": "`pairwright train`, which makes its token tables itself",
+}
+_REPAIR = "restore it from a copy, or make the table again from its sources"
+_VERSION_PATH = re.compile(r"^versions/(\d{8,})\.json$")
+
+
+class Table:
+    """A table at a URL, there already or to be created by the first commit.
+
+    Holds only ``url`` and ``kind`` as state, so that it travels into Ray tasks; the connection is opened where used.
+    """
+
+    def __init__(self, url: str, kind: str) -> None:
+        assert kind in SCHEMAS, kind
+        self.url = absolute_url(url)
+        self.kind = kind
+
+    def __getstate__(self) -> tuple[str, str]:
+        return self.url, self.kind
+
+    def __setstate__(self, state: tuple[str, str]) -> None:
+        self.url, self.kind = state
+
+    def __repr__(self) -> str:
+        return f"Table({self.url!r}, {self.kind!r})"
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        return open_store(self.url)
+
+    @classmethod
+    def open(cls, url: str, kind: str | None = None) -> "Table":
+        """Return the table at a URL.
+
+        Raises:
+            StoreError: if there is no table, or one of another kind; says what is there and which verb makes one.
+        """
+        table = cls(url, kind or "annotations")
+        manifest = table.latest()
+        if manifest is None:
+            making = " or ".join([_MAKING[kind]] if kind else list(_MAKING.values())[:2]).format(url=url)
+            raise StoreError(f"{url}: no table here (nothing under versions/); make one with {making}")
+        if kind is not None and manifest.kind != kind:
+            raise StoreError(_other_kind(url, manifest.kind, kind))
+        return cls(url, manifest.kind)
+
+    def versions(self) -> list[int]:
+        """Return the numbers of all versions, oldest first; empty where there is no table yet."""
+        root = local_root(self.url)
+        if root is not None and not root.is_dir():
+            return []
+        with store_errors(f"{self.url}/versions"):
+            found = [entry["path"] for chunk in obstore.list(self._store, prefix="versions") for entry in chunk]
+        return sorted(int(match[1]) for match in map(_VERSION_PATH.match, found) if match)
+
+    def latest(self) -> Manifest | None:
+        """Return the newest version, or None where there is no table yet."""
+        versions = self.versions()
+        return self._read_manifest(versions[-1]) if versions else None
+
+    def manifest(self, version: int | None = None) -> Manifest:
+        """Return one version, the newest by default.
+
+        Raises:
+            StoreError: if there is no such version; names those that there are.
+        """
+        versions = self.versions()
+        if not versions or (version is not None and version not in versions):
+            known = f"there are {_ranges(versions)}" if versions else "there is none yet"
+            wanted = "no version" if version is None else f"no version {version}"
+            raise StoreError(f"{self.url}: {wanted}; {known}; `pairwright inspect {self.url}` lists them")
+        return self._read_manifest(versions[-1] if version is None else version)
+
+    def commit(self, build: Callable[[Manifest | None], Manifest | None]) -> Manifest | None:
+        """Make what ``build`` returns the next version, and return it as committed.
+
+        ``build`` gets the newest version and is called again, on the newer one, when another writer was first; it
+        returns None when there is nothing to do, and then nothing is written.
+
+        Raises:
+            StoreError: if the table holds another kind.
+            CommitConflict: if other writers were first 200 times in a row.
+        """
+        commit_id = uuid.uuid4().hex
+        for attempt in range(MAX_COMMIT_ATTEMPTS):
+            newest = self.latest()
+            if newest is not None and newest.kind != self.kind:
+                raise StoreError(_other_kind(self.url, newest.kind, self.kind))
+            proposed = build(newest)
+            if proposed is None:
+                return None
+            assert proposed.kind == self.kind, proposed.kind
+            manifest = _stamped(proposed, newest, commit_id)
+            if self._create_version(manifest):
+                return manifest
+            time.sleep(random.uniform(0, min(0.01 * 2**attempt, 1.0)))  # noqa: S311 (a pause, not a secret)
+        raise CommitConflict(
+            f"{self.url}: other writers took the next version {MAX_COMMIT_ATTEMPTS} times in a row; nothing was "
+            "committed; run the command again when fewer writers are at work"
+        )
+
+    def write_data(self, table: pa.Table, *, compress: bool = True) -> DataFile:
+        """Write a new data file in this kind's schema, 256 rows a batch; no version names it yet.
+
+        Args:
+            table: rows in this kind's schema.
+            compress: zstd; False where files get memory-mapped for random reads (3 us a row against 1-3 ms).
+        """
+        payload = ipc_bytes(table, SCHEMAS[self.kind], compress=compress)
+        return self._put_new("data", "arrow", payload, table.num_rows)
+
+    def write_refused(self, rejections: Sequence[Rejection]) -> DataFile:
+        """Write a new file of refused records, one JSON line each; no version names it yet."""
+        payload = msgspec.json.Encoder().encode_lines(rejections)
+        return self._put_new("refused", "jsonl", payload, len(rejections))
+
+    def delete(self, files: Iterable[DataFile]) -> None:
+        """Delete files that no version names; one that is gone already is no error."""
+        for file in files:
+            try:
+                with store_errors(f"{self.url}/{file.path}"):
+                    obstore.delete(self._store, file.path)
+            except FileNotFoundError:
+                continue
+
+    def read_file(self, file: DataFile, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a data file's rows; a local uncompressed file is memory-mapped, without a copy.
+
+        Raises:
+            StoreError: if the file is missing, or is not the one that was written (size and SHA-256 are checked).
+        """
+        where = f"{self.url}/{file.path}"
+        buffer = self._buffer(file)
+        _verify(buffer, file, where)
+        try:
+            names = pa.ipc.open_file(buffer).schema.names
+            kept = None if columns is None else [names.index(name) for name in columns]
+            options = pa.ipc.IpcReadOptions(included_fields=kept)
+            table = pa.ipc.open_file(buffer, options=options).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{where}: not an Arrow file: {error}; {_REPAIR}") from None
+        return table if columns is None else table.select(list(columns))
+
+    def read(self, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows of a version, one table a file."""
+        for file in manifest.files:
+            yield self.read_file(file, columns)
+
+    def read_refused(self, file: DataFile) -> list[Rejection]:
+        """Return the refused records of one file.
+
+        Raises:
+            StoreError: if the file is missing, or is not the one that was written.
+        """
+        buffer = self._buffer(file)
+        _verify(buffer, file, f"{self.url}/{file.path}")
+        return [msgspec.json.decode(line, type=Rejection) for line in buffer.to_pybytes().split(b"\n") if line]
+
+    def local_path(self, file: DataFile) -> Path | None:
+        """Return where a file lies on this machine's disks, or None for a remote table."""
+        root = local_root(self.url)
+        return None if root is None else root / file.path
+
+    def _put_new(self, folder: str, ending: str, payload: pa.Buffer | bytes, rows: int) -> DataFile:
+        path = f"{folder}/{uuid.uuid4().hex}.{ending}"
+        view = memoryview(payload).cast("B")
+        with store_errors(f"{self.url}/{path}"):
+            obstore.put(self._store, path, view)
+        return DataFile(path=path, rows=rows, bytes=view.nbytes, sha256=hashlib.sha256(view).hexdigest())
+
+    def _create_version(self, manifest: Manifest) -> bool:
+        path = _version_path(manifest.version)
+        payload = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        try:
+            with store_errors(f"{self.url}/{path}"):
+                obstore.put(self._store, path, payload, mode="create")
+        except AlreadyExistsError:
+            # Ours all the same, if an answer was lost on the way and the client sent the request again.
+            return self._holder(manifest.version) == manifest.commit_id
+        return True
+
+    def _holder(self, version: int) -> str | None:
+        """Return the commit that a version came from; None where S3 says "being written" and it is not there yet."""
+        if version not in self.versions():
+            return None
+        return self._read_manifest(version).commit_id
+
+    def _read_manifest(self, version: int) -> Manifest:
+        path = _version_path(version)
+        where = f"{self.url}/{path}"
+        try:
+            with store_errors(where):
+                payload = obstore.get(self._store, path).bytes()
+            head = msgspec.json.decode(payload, type=dict[str, Any])
+            if head.get("format_version") != FORMAT_VERSION:
+                raise StoreError(
+                    f"{where}: format_version is {head.get('format_version')}, this Pairwright reads {FORMAT_VERSION}; "
+                    "read it with the Pairwright that wrote it, or a newer one"
+                )
+            return msgspec.convert(head, Manifest)
+        except FileNotFoundError:
+            raise StoreError(f"{where}: version {version} was removed while it was being read") from None
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"{where}: not a manifest: {error}; read an older one with --version") from None
+
+    def _buffer(self, file: DataFile) -> pa.Buffer:
+        path = self.local_path(file)
+        try:
+            if path is not None:
+                with pa.memory_map(str(path)) as mapped:
+                    return mapped.read_buffer()
+            with store_errors(f"{self.url}/{file.path}"):
+                return pa.py_buffer(obstore.get(self._store, file.path).bytes())
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{file.path}: the file is missing; {_REPAIR}") from None
+
+
+def ipc_bytes(table: pa.Table, schema: pa.Schema, *, compress: bool) -> pa.Buffer:
+    """Return a table as an Arrow IPC file: equal rows, equal bytes, however the table was chunked."""
+    whole = table.select(schema.names).cast(schema).combine_chunks()
+    options = pa.ipc.IpcWriteOptions(compression="zstd" if compress else None)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema, options=options) as writer:
+        writer.write_table(whole, max_chunksize=ROWS_PER_BATCH)
+    return sink.getvalue()
+
+
+def _version_path(version: int) -> str:
+    return f"versions/{version:08d}.json"
+
+
+def _stamped(proposed: Manifest, newest: Manifest | None, commit_id: str) -> Manifest:
+    return msgspec.structs.replace(
+        proposed,
+        version=1 if newest is None else newest.version + 1,
+        parent=None if newest is None else newest.version,
+        created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+        code_version=__version__,
+        commit_id=commit_id,
+    )
+
+
+def _other_kind(url: str, found: str, expected: str) -> str:
+    return f"{url}: holds {found}, expected {expected}; make {expected} with {_MAKING[expected].format(url='URL')}"
+
+
+def _verify(buffer: pa.Buffer, file: DataFile, where: str) -> None:
+    if buffer.size != file.bytes:
+        raise StoreError(f"{where}: damaged: {buffer.size} bytes, expected {file.bytes}; {_REPAIR}")
+    found = hashlib.sha256(memoryview(buffer)).hexdigest()
+    if found != file.sha256:
+        raise StoreError(f"{where}: damaged: sha256 {found[:12]}..., expected {file.sha256[:12]}...; {_REPAIR}")
+
+
+def _ranges(versions: Sequence[int]) -> str:
+    if len(versions) == versions[-1] - versions[0] + 1 > 2:
+        return f"{versions[0]} to {versions[-1]}"
+    return ", ".join(map(str, versions))

@@ -1,0 +1,125 @@
+"""A trained reward model -> a plain Hugging Face directory that scores alike wherever it is loaded.
+
+Plain transformers pools the last token that is not the pad token and ignores the attention mask (TRAPS.md 1), so the
+pad token has to be one that no text ends in: chosen here before training, and checked again before anything is
+written. What decides the input (chat template, longest length) travels in the same directory.
+"""
+
+import copy
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from pairwright.config import TokensConfig
+from pairwright.errors import ModelError
+from pairwright.model.reward_model import RewardModel
+
+logger = logging.getLogger(__name__)
+
+RULES_FILE = "pairwright.json"
+RULES_FORMAT_VERSION = 1
+# Padding tokens that published vocabularies hold, used where the tokenizer names none of its own; the first is added
+# where there is none at all.
+PAD_CANDIDATES = (
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|padding|>",
+    "<|finetune_right_pad_id|>",
+    "<|fim_pad|>",
+    "<|vision_pad|>",
+)
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Give a tokenizer a pad token that no text ends in, and return its id.
+
+    Its own where that has no other role, else one that the vocabulary holds for the purpose, else a new ``<|pad|>``;
+    the model's embedding then has to grow to ``len(tokenizer)``. The ids of texts stay what they were.
+    """
+    own = tokenizer.pad_token
+    if not isinstance(own, str) or _has_other_role(tokenizer, own):
+        vocabulary = tokenizer.get_vocab()
+        known = [token for token in PAD_CANDIDATES if token in vocabulary and not _has_other_role(tokenizer, token)]
+        tokenizer.add_special_tokens({"pad_token": known[0] if known else PAD_CANDIDATES[0]})
+        logger.info(
+            "the tokenizer's pad token (%s) cannot tell padding from text: %s is it now", own, tokenizer.pad_token
+        )
+    pad_token_id = tokenizer.pad_token_id
+    assert isinstance(pad_token_id, int)
+    return pad_token_id
+
+
+def _has_other_role(tokenizer: PreTrainedTokenizerFast, token: str) -> bool:
+    roles = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.sep_token, tokenizer.cls_token, tokenizer.unk_token)
+    return token in roles or token in (tokenizer.chat_template or "")
+
+
+def save_reward_model(
+    state_dict: Mapping[str, Tensor],
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerFast,
+    directory: Path | str,
+    *,
+    chat_template: str,
+    dtype: torch.dtype,
+    tokens: TokensConfig,
+) -> None:
+    """Write a plain Hugging Face directory that ``AutoModelForSequenceClassification`` loads with equal rewards.
+
+    Args:
+        state_dict: all weights under the names of ``RewardModel.state_dict()``, on the CPU; ``model``'s own are not
+            read, since under ZeRO-3 no rank holds them.
+        model: for its architecture and configuration.
+        tokenizer: with the pad token that ``model`` was loaded with.
+        directory: where to; made if it is not there.
+        chat_template: that the model was trained with; saved with the tokenizer.
+        dtype: of the saved weights.
+        tokens: how input was cut in training; goes into ``pairwright.json``.
+
+    Raises:
+        ModelError: if the pad token is missing, equals eos or is another than the model's, or if a weight is missing.
+    """
+    _refuse_pad_token(tokenizer, model)
+    config = copy.deepcopy(model.export_config)
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    # Tells transformers' text-classification pipeline to return the reward and not its sigmoid.
+    config.problem_type = "regression"
+    with torch.device("meta"):
+        plain = type(model.model)(config)
+    weights: dict[str, Any] = {
+        name.removeprefix("model."): tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state_dict.items()
+    }
+    try:
+        plain.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ModelError(f"{directory}: these are not all the weights of {type(plain).__name__}: {error}") from None
+    plain.save_pretrained(directory)
+    exported = copy.deepcopy(tokenizer)
+    exported.chat_template = chat_template
+    exported.padding_side = "right"
+    exported.save_pretrained(directory)
+    rules = {"format_version": RULES_FORMAT_VERSION, "max_length": tokens.max_length, "overlong": tokens.overlong}
+    Path(directory, RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_pad_token(tokenizer: PreTrainedTokenizerFast, model: RewardModel) -> None:
+    pad_token_id = tokenizer.pad_token_id
+    own = model.export_config.get_text_config().pad_token_id
+    if pad_token_id is None or pad_token_id == tokenizer.eos_token_id:
+        raise ModelError(
+            f"the tokenizer's pad token is {tokenizer.pad_token} and its eos token {tokenizer.eos_token}: plain "
+            "transformers would pool another token than the last; give it one of its own with choose_pad_token"
+        )
+    if own != pad_token_id:
+        raise ModelError(
+            f"the tokenizer's pad token has id {pad_token_id}, the model's {own}, so plain transformers would pool "
+            f"the wrong token; load the model with pad_token_id={pad_token_id}"
+        )

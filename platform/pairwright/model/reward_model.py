@@ -1,0 +1,265 @@
+"""Token rows -> one float32 reward a row, and a Hugging Face checkpoint -> the model that does it.
+
+The model is transformers' own sequence-classification model with one label, so that what is trained here loads
+anywhere. Only two things differ while we compute: the last linear layer runs in float32 whatever the dtype (in bfloat16
+10.02 and 10.00 are one number), and decoders are pooled at a given position instead of at the last token that is not
+the pad token, which is the wrong one wherever text ends in that token (TRAPS.md 1).
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+
+from pairwright.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+# What transformers calls the head of models that it pools at the last token; encoders call theirs otherwise.
+DECODER_HEAD = "score"
+
+
+class RewardHead(nn.Module):
+    """A linear layer with one output that computes in float32 or wider, whatever the dtype of its weights.
+
+    It is called as a module and holds the layer's own parameters under their own names, so ZeRO-3's gathering hooks see
+    it and the state dict is that of the plain layer.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return functional.linear(hidden.to(dtype), self.weight.to(dtype), bias)
+
+
+class RewardModel(nn.Module):
+    """A sequence-classification model with one label, called with rows of tokens.
+
+    Args:
+        model: with one label; its last linear layer is replaced by a ``RewardHead`` over the same parameters.
+        export_config: what the exported model's ``config.json`` is made from.
+
+    Raises:
+        ModelError: if the model does not have exactly one linear layer with one output above its backbone.
+    """
+
+    def __init__(self, model: PreTrainedModel, export_config: PreTrainedConfig) -> None:
+        super().__init__()
+        name, linear = find_head(model)
+        model.set_submodule(name, RewardHead(linear))
+        self.model = model
+        self.export_config = export_config
+        self.pools_last_token = name == DECODER_HEAD
+
+    def forward(self, input_ids_NT: Tensor, attention_mask_NT: Tensor, last_N: Tensor) -> Tensor:
+        """Return the reward of each row, float32 (float64 from a float64 model), shape (N,).
+
+        A row's reward depends on its tokens alone: not on the other rows, nor on how much padding stands on which side.
+
+        Args:
+            input_ids_NT: token ids, int64, shape (N, T).
+            attention_mask_NT: 1 at tokens, 0 at padding, int64, shape (N, T).
+            last_N: position of each row's last token, int64, shape (N,); encoders pool in their own way instead.
+        """
+        if not self.pools_last_token:
+            # Encoders count positions from the first column and pool there, so tokens go before padding.
+            order_NT = attention_mask_NT.argsort(dim=1, descending=True, stable=True)
+            mask_NT = attention_mask_NT.gather(1, order_NT)
+            return self.model(input_ids=input_ids_NT.gather(1, order_NT), attention_mask=mask_NT).logits[:, 0]
+        hidden_NTD = self.model.base_model(
+            input_ids=input_ids_NT,
+            attention_mask=attention_mask_NT,
+            position_ids=(attention_mask_NT.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        row_N = torch.arange(last_N.shape[0], device=last_N.device)
+        return self.model.get_submodule(DECODER_HEAD)(hidden_NTD[row_N, last_N])[:, 0]
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest row that the model has positions for, in tokens; None where its configuration names no limit."""
+        try:
+            limit = self.model.config.get_text_config().max_position_embeddings
+        except AttributeError:
+            return None
+        for name, module in self.model.named_modules():
+            # RoBERTa's kind counts positions from behind its padding index.
+            is_table = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
+            if is_table and module.padding_idx is not None:
+                return limit - module.padding_idx - 1
+        return limit
+
+
+def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """Return the name and the module of the linear layer that gives the reward."""
+    backbone = f"{model.base_model_prefix}."
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1 and not name.startswith(backbone)
+    ]
+    if len(found) != 1:
+        names = ", ".join(name for name, _ in found) or "none"
+        raise ModelError(
+            f"{type(model).__name__} has {len(found)} linear layers with one output above its backbone ({names}), "
+            "expected exactly one; this architecture is not supported"
+        )
+    return found[0]
+
+
+# ------------------------------------------------------------------------------------------------ loading
+
+
+def load_reward_model(
+    path: str,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    dropout: bool,
+    gradient_checkpointing: bool,
+    pad_token_id: int | None,
+    vocab_size: int | None,
+) -> RewardModel:
+    """Return a reward model from a causal, masked or sequence-classification checkpoint.
+
+    The head of a sequence-classification checkpoint is kept; a new one is drawn from ``seed`` alone, normal with
+    standard deviation 1/sqrt(hidden + 1) (Stiennon et al. 2020, arXiv:2009.01325, appendix B.1), equal on every rank.
+
+    Args:
+        path: directory or hub name.
+        dtype: of weights and activations; rewards are float32 whatever it is.
+        seed: of weights that the checkpoint does not have.
+        dropout: whether the checkpoint's dropout rates hold while the model is in training mode, or are all 0. Either
+            way train in training mode: gradient checkpointing is silently off outside of it.
+        gradient_checkpointing: recompute activations in the backward pass.
+        pad_token_id: of the tokenizer; the checkpoint's own if None.
+        vocab_size: of the tokenizer; the embedding grows to it if it is smaller.
+
+    Raises:
+        ModelError: if there is no model, if it cannot give one reward a row, if weights are missing, or if the pad
+            token does not fit it.
+    """
+    config = _read_config(path)
+    export_config = copy.deepcopy(config)
+    if not dropout:
+        _drop_nothing(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, missing = _read_weights(path, config, dtype)
+        _initialise_head(path, model, missing, seed)
+        if vocab_size is not None and vocab_size > _embedding(model).num_embeddings:
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+            export_config.get_text_config().vocab_size = vocab_size
+    reward_model = RewardModel(model, export_config)
+    if pad_token_id is not None:
+        _set_pad_token(path, reward_model, pad_token_id)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return reward_model
+
+
+def _read_config(path: str) -> PreTrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: no Hugging Face model here ({_first_line(error)}); expected a directory with config.json and "
+            "model.safetensors, or the name of a model on the hub"
+        ) from None
+    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    if has_head and config.num_labels != 1:
+        raise ModelError(
+            f"{path}: its head has {config.num_labels} labels, expected 1 (a reward model); start from the causal or "
+            "masked language model that it was made from"
+        )
+    config.num_labels = 1
+    return config
+
+
+def _drop_nothing(config: PreTrainedConfig) -> None:
+    """Set every dropout rate of a configuration to 0, functional ones included."""
+    for name, value in config.get_text_config().to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config.get_text_config(), name, 0.0)
+
+
+def _read_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, Sequence[str]]:
+    """Return the model and the names of its weights that the checkpoint does not have."""
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be loaded as a sequence-classification model: {_first_line(error)}") from None
+    missing = sorted(report["missing_keys"])
+    # Poolers of encoders belong to the head: masked-LM checkpoints never have them.
+    lost = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
+    if lost:
+        raise ModelError(
+            f"{path}: {len(lost)} weights of the backbone are missing, the first being {lost[0]}; the checkpoint is "
+            "damaged, or was made by another architecture than its config.json says"
+        )
+    return model, missing
+
+
+def _initialise_head(path: str, model: PreTrainedModel, missing: Sequence[str], seed: int) -> None:
+    name, head = find_head(model)
+    if f"{name}.weight" not in missing:
+        return
+    architectures = model.config.architectures or []
+    if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
+        raise ModelError(
+            f"{path}: config.json promises a head ({', '.join(architectures)}), but the weights have no {name}.weight: "
+            "it was lost when the model was saved; save it again with its head"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.normal(0.0, (head.in_features + 1) ** -0.5, (1, head.in_features), generator=generator)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if head.bias is not None:
+            head.bias.zero_()
+    logger.info("%s: new reward head %s, drawn from seed %d", path, name, seed)
+
+
+def _set_pad_token(path: str, model: RewardModel, pad_token_id: int) -> None:
+    embedding = _embedding(model.model)
+    if not 0 <= pad_token_id < embedding.num_embeddings:
+        raise ModelError(
+            f"{path}: the tokenizer's pad token has id {pad_token_id}, but the model knows only "
+            f"{embedding.num_embeddings} tokens; use the tokenizer that belongs to the model"
+        )
+    own = model.model.config.get_text_config().pad_token_id
+    if not model.pools_last_token and own is not None and own != pad_token_id:
+        raise ModelError(
+            f"{path}: the tokenizer's pad token has id {pad_token_id}, but config.json says {own}, and encoders count "
+            "positions by it; use the tokenizer that belongs to the model"
+        )
+    model.model.config.get_text_config().pad_token_id = pad_token_id
+    model.export_config.get_text_config().pad_token_id = pad_token_id
+    # The row named here gets no gradient; left at a checkpoint's pad == eos, the embedding of eos would never learn.
+    embedding.padding_idx = pad_token_id
+
+
+def _embedding(model: PreTrainedModel) -> nn.Embedding:
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

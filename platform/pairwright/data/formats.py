@@ -175,8 +175,8 @@ def compile_path(field: str, path: str) -> JsonPath:
         position = match.end()
     if not steps or position < len(path):
         raise ConfigError(
-            f"fields.{field}: cannot read the path {path!r}; expected keys joined by dots, with [] for each item of a list, "
-            f'[0] for one item and ["a.b"] for a key with a dot'
+            f"fields.{field}: cannot read the path {path!r}; expected keys joined by dots, with [] "
+            f'for each item of a list, [0] for one item and ["a.b"] for a key with a dot'
         )
     return tuple(steps)
 
@@ -272,12 +272,12 @@ def _rank(value: object, where: str) -> int:
 
 
 def _score(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordError(f"expected `float`, got `{json_name(value)}`", path=where)
     try:
         return float(value)
     except OverflowError:
-        raise RecordError(f"expected `float`, got an integer of {value.bit_length()} bits", path=where) from None
+        raise RecordError("expected `float`, got an integer out of range", path=where) from None
 
 
 def _message(turn: object, where: str) -> Message:

@@ -2,8 +2,8 @@
 
 A plain source is cut into byte ranges that tasks read on their own: a range owns the lines that *start* in it, so any
 cuts give the same lines. Where a source has several ranges, its newlines are counted first (1.4 GB/s a core), which is
-what makes line numbers absolute. A compressed source is one stream. Lines end at ``\\n`` alone: U+2028, U+0085 and a
-bare CR do not cut a record.
+what makes line numbers absolute. A compressed source is one stream. Lines end at the newline byte alone: U+2028,
+U+0085 and a bare CR do not cut a record.
 """
 
 import io
@@ -38,7 +38,7 @@ class LineRange:
     start: int
     end: int
     newlines_before: int
-    """How many ``\\n`` stand before ``start``."""
+    """How many newlines stand before ``start``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +73,12 @@ def number_ranges(source: SourceRef, ranges: Sequence[tuple[int, int]], newlines
 
 
 def count_newlines(source: SourceRef, start: int, end: int) -> int:
-    """Return how many ``\\n`` stand in [start, end) of a plain source.
+    """Return how many newlines stand in [start, end) of a plain source.
 
     Raises:
         SourceError: if the source cannot be read.
     """
-    num_newlines, left = 0, end - start
-    for block in read_blocks(source, start):
-        num_newlines += block[:left].count(b"\n")
-        left -= len(block)
-        if left <= 0:
-            break
-    return num_newlines
+    return sum(block.count(b"\n") for block in read_blocks(source, start, end))
 
 
 def read_chunks(unit: LineRange) -> Iterator[Chunk]:
@@ -101,7 +95,7 @@ def read_chunks(unit: LineRange) -> Iterator[Chunk]:
         yield from _chunks(_checked_start(source, _decompressed(source, source.compression)), 1)
         return
     if unit.start == 0:
-        blocks = _checked_start(source, _until_line_end(read_blocks(source, 0), 0, unit.end))
+        blocks = _checked_start(source, _until_line_end(read_blocks(source, 0, source.size), 0, unit.end))
         yield from _chunks(blocks, 1)
         return
     start, partial, blocks = _first_own_line(unit)
@@ -127,12 +121,12 @@ def pick_lines(unit: LineRange, numbers: Iterable[int]) -> dict[int, bytes]:
 
 
 def _first_own_line(unit: LineRange) -> tuple[int, int, Iterator[bytes]]:
-    """Return where the first line that starts in the range starts, whether a partial one stands before it, and the rest.
+    """Return where the range's first own line starts, whether a partial one stands before it, and what follows.
 
     Reading begins one byte early: if that byte is a newline, a line starts exactly at ``start``.
     """
     position = unit.start - 1
-    blocks = read_blocks(unit.source, position)
+    blocks = read_blocks(unit.source, position, unit.source.size)
     for block in blocks:
         found = block.find(b"\n")
         if found >= 0:
@@ -254,7 +248,7 @@ def _decompressed(source: SourceRef, compression: Compression) -> Iterator[bytes
     pyarrow's stream is used because it notices a missing end; python-zstandard's reader stops there in silence.
     """
     num_bytes = 0
-    file = pa.PythonFile(_BlockFile(read_blocks(source, 0)), mode="r")
+    file = pa.PythonFile(_BlockFile(read_blocks(source, 0, source.size)), mode="r")
     try:
         with pa.CompressedInputStream(file, compression) as stream:
             while block := stream.read(READ_BYTES):

@@ -2,8 +2,8 @@
 
 A source is known by its URI, its size and a tag of its content, so that a second run finds it in the table and adds
 nothing. A remote source's tag is the store's own etag. A local file has no such thing: what the file system offers
-(inode, mtime) changes under ``touch`` and ``cp`` and stays the same under ``cp -p`` of other content over it, so the tag
-is the SHA-256 of the bytes, at the price of one more read (1 GB/s a core, in tasks of the ingestion).
+(inode, mtime) changes under ``touch`` and ``cp`` and stays the same under ``cp -p`` of other content over it, so the
+tag is the SHA-256 of the bytes, at the price of one more read (1 GB/s a core, in tasks of the ingestion).
 """
 
 import fnmatch
@@ -101,7 +101,7 @@ def content_tag(source: SourceRef) -> str:
         SourceError: if it cannot be read, or is shorter than when it was listed.
     """
     digest = hashlib.sha256()
-    for block in read_blocks(source, 0):
+    for block in read_blocks(source, 0, source.size):
         digest.update(block)
     return f"sha256:{digest.hexdigest()}"
 
@@ -111,22 +111,22 @@ def with_etag(source: SourceRef, etag: str) -> SourceRef:
     return replace(source, etag=etag)
 
 
-def read_blocks(source: SourceRef, start: int) -> Iterator[bytes]:
-    """Yield the stored bytes from ``start`` to the size that the source had when listed, in blocks of megabytes.
+def read_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
+    """Yield the stored bytes in [start, end), in blocks of about 2 MB; what was added since the listing is not read.
 
     Raises:
         SourceError: if the source cannot be read or has changed since it was listed.
     """
     position = start
     try:
-        for block in _local_blocks(source, start) if source.is_local else _remote_blocks(source, start):
+        for block in _local_blocks(source, start, end) if source.is_local else _remote_blocks(source, start, end):
             position += len(block)
             yield block
     except FileNotFoundError:
         raise SourceError(f"{source.uri}: is gone since it was listed; run the command again") from None
     except (OSError, BaseError) as error:
         raise SourceError(f"{source.uri}: cannot be read: {_first_line(error)}") from None
-    if position < source.size:
+    if position < end:
         raise SourceError(
             f"{source.uri}: ended at byte {position:,} of {source.size:,}: something is changing it; "
             "ingest it when it is finished"
@@ -166,10 +166,10 @@ def _local_source(path: str) -> SourceRef:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _local_blocks(source: SourceRef, start: int) -> Iterator[bytes]:
+def _local_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
     with Path(source.uri).open("rb") as file:
         file.seek(start)
-        left = source.size - start
+        left = end - start
         while left > 0 and (block := file.read(min(READ_BYTES, left))):
             left -= len(block)
             yield block
@@ -210,12 +210,12 @@ def _list_remote(url: str) -> Listing:
     return _checked(url, "pattern" if wildcard else "directory", sorted(found), found.__getitem__)
 
 
-def _remote_blocks(source: SourceRef, start: int) -> Iterator[bytes]:
-    if start >= source.size:
+def _remote_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
+    if start >= end:
         return
     root, key = _split_url(source.uri)
     try:
-        options: obstore.GetOptions = {"range": (start, source.size), "if_match": source.etag}
+        options: obstore.GetOptions = {"range": (start, end), "if_match": source.etag}
         for block in obstore.get(open_store(root), key, options=options).stream(min_chunk_size=READ_BYTES):
             yield bytes(block)
     except StoreError as error:

@@ -1,0 +1,215 @@
+"""``Annotation`` -> ``CheckedAnnotation``: what a record must mean to be kept, whatever format it came in.
+
+Ranks come out dense, scores and orders also as ranks, prompts as messages, every completion with an id; the hashes that
+name a prompt and a group are made here. What needs more than one record (ids that repeat) is the ingestion's to settle.
+"""
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pairwright.config import IngestConfig
+from pairwright.data.formats import RecordError
+from pairwright.records import Annotation, Completion, Message
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedAnnotation:
+    """An annotation that keeps every rule: one row of ANNOTATIONS_SCHEMA."""
+
+    id: str
+    group_id: str
+    prompt_id: str
+    prompt: list[Message]
+    completions: list[Completion]
+    """K completions, each with an id."""
+    ranks: list[int]
+    """Dense, 1 = best, equal = tie, one a completion."""
+    scores: list[float] | None
+    annotator: str | None
+    created_at: datetime | None
+    subset: str | None
+    metadata: dict[str, str] | None
+    source: str
+    line: int
+
+
+def check(annotation: Annotation, config: IngestConfig, source: str, line: int) -> CheckedAnnotation:
+    """Return the annotation with its ids and dense ranks.
+
+    Raises:
+        RecordError: if it breaks a rule; the first one broken is named.
+    """
+    if not annotation.id.strip():
+        raise RecordError("expected a name, got an empty id; every record needs an id of its own", path="$.id")
+    prompt = _check_prompt(annotation.prompt, config)
+    completions = _check_completions(annotation.completions, config)
+    ranks, scores = _check_judgement(annotation, completions)
+    prompt_hash = prompt_id(prompt)
+    return CheckedAnnotation(
+        id=annotation.id,
+        group_id=group_id(prompt_hash, [completion.text for completion in completions]),
+        prompt_id=prompt_hash,
+        prompt=prompt,
+        completions=completions,
+        ranks=ranks,
+        scores=scores,
+        annotator=annotation.annotator,
+        created_at=_check_time(annotation.created_at),
+        subset=annotation.subset,
+        metadata=annotation.metadata,
+        source=source,
+        line=line,
+    )
+
+
+def _check_prompt(prompt: str | list[Message], config: IngestConfig) -> list[Message]:
+    messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    for index, message in enumerate(messages):
+        if not message.role.strip():
+            raise RecordError("expected a role such as user, got an empty one", path=f"$.prompt[{index}].role")
+    if not any(message.content.strip() for message in messages):
+        raise RecordError("expected text, got an empty prompt", path="$.prompt")
+    num_characters = sum(len(message.content) for message in messages)
+    if num_characters > config.max_characters:
+        raise RecordError(_too_long("prompt", num_characters, config), path="$.prompt")
+    return messages
+
+
+def _check_completions(completions: list[Completion], config: IngestConfig) -> list[Completion]:
+    if not 2 <= len(completions) <= config.max_completions:
+        raise RecordError(
+            f"expected 2 to {config.max_completions} completions, got {len(completions)}"
+            + ("; set max_completions to take more" if len(completions) > 1 else "; one alone cannot be ranked"),
+            path="$.completions",
+        )
+    places: dict[str, int] = {}
+    named = []
+    for index, completion in enumerate(completions):
+        if not completion.text or completion.text.isspace():
+            raise RecordError("expected text, got an empty completion", path=f"$.completions[{index}].text")
+        if len(completion.text) > config.max_characters:
+            reason = _too_long("completion", len(completion.text), config)
+            raise RecordError(reason, path=f"$.completions[{index}].text")
+        name = str(index) if completion.id is None else completion.id
+        if places.setdefault(name, index) != index:
+            reason = f"expected ids of their own, got `{name}` as for completion {places[name]}"
+            raise RecordError(
+                f"{reason}; a completion without an id goes by its index", path=f"$.completions[{index}].id"
+            )
+        named.append(Completion(text=completion.text, id=name, model=completion.model))
+    return named
+
+
+def _too_long(what: str, num_characters: int, config: IngestConfig) -> str:
+    limit = f"expected a {what} of at most {config.max_characters:,} characters"
+    return f"{limit}, got {num_characters:,}; set max_characters to take longer ones"
+
+
+def _check_judgement(annotation: Annotation, completions: list[Completion]) -> tuple[list[int], list[float] | None]:
+    given = {"ranks": annotation.ranks, "scores": annotation.scores, "order": annotation.order}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise RecordError(
+            f"expected exactly one of ranks, scores and order, got {' and '.join(names) or 'none of them'}"
+        )
+    if annotation.ranks is not None:
+        return _check_ranks(annotation.ranks, len(completions)), None
+    if annotation.scores is not None:
+        scores = _check_scores(annotation.scores, len(completions))
+        return _dense([-score for score in scores]), scores
+    return _check_order(annotation.order or [], completions), None
+
+
+def _check_ranks(ranks: list[int], num_completions: int) -> list[int]:
+    _check_length("rank", "ranks", len(ranks), num_completions)
+    for index, rank in enumerate(ranks):
+        if rank < 1:
+            raise RecordError(f"expected `int` >= 1 (1 = best), got {rank}", path=f"$.ranks[{index}]")
+    return _dense(ranks)
+
+
+def _check_scores(scores: list[float], num_completions: int) -> list[float]:
+    _check_length("score", "scores", len(scores), num_completions)
+    for index, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise RecordError(f"expected a finite number, got {score}", path=f"$.scores[{index}]")
+    return scores
+
+
+def _check_length(what: str, field: str, length: int, num_completions: int) -> None:
+    if length != num_completions:
+        raise RecordError(
+            f"expected one {what} a completion, got {length} for {num_completions} completions", path=f"$.{field}"
+        )
+
+
+def _check_order(order: list[str | list[str]], completions: list[Completion]) -> list[int]:
+    known = {completion.id for completion in completions}
+    ranks: dict[str, int] = {}
+    for index, entry in enumerate(order):
+        tied = [entry] if isinstance(entry, str) else entry
+        for name in tied:
+            if name not in known:
+                raise RecordError(f"expected the id of a completion, got `{name}`", path=f"$.order[{index}]")
+            if name in ranks:
+                raise RecordError(f"expected each completion once, got `{name}` again", path=f"$.order[{index}]")
+            ranks[name] = index
+    unranked = [str(completion.id) for completion in completions if completion.id not in ranks]
+    if unranked:
+        names = ", ".join(f"`{name}`" for name in unranked)
+        raise RecordError(f"expected every completion's id, got none of {names}", path="$.order")
+    return _dense([ranks[str(completion.id)] for completion in completions])
+
+
+def _dense(values: Sequence[float]) -> list[int]:
+    """Return ranks without gaps: the smallest value gets 1, equal values the same rank."""
+    place = {value: rank for rank, value in enumerate(sorted(set(values)), start=1)}
+    return [place[value] for value in values]
+
+
+def _check_time(created_at: str | None) -> datetime | None:
+    if created_at is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(created_at)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        example = "ISO 8601 such as 2026-11-20T14:05:00Z (UTC where no offset is given)"
+        raise RecordError(f"expected {example}, got `{created_at[:40]}`", path="$.created_at") from None
+
+
+# ------------------------------------------------------------------------------------------------ identity
+
+
+def prompt_id(messages: Sequence[Message]) -> str:
+    """Return the hash of a prompt, 32 hex digits: the same for spellings that differ in white space or in NFC."""
+    digest = hashlib.blake2b(digest_size=16)
+    for message in messages:
+        _add(digest, message.role)
+        _add(digest, _normalised(message.content))
+    return digest.hexdigest()
+
+
+def group_id(prompt_hash: str, texts: Sequence[str]) -> str:
+    """Return the hash of a prompt and its completion texts in any order (exact, repeats counted), 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    _add(digest, prompt_hash)
+    for text in sorted(texts):
+        _add(digest, text)
+    return digest.hexdigest()
+
+
+def _normalised(text: str) -> str:
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
+
+
+def _add(digest: Any, text: str) -> None:
+    """Hash a string after its length, so that no two lists of strings run into the same bytes."""
+    data = text.encode()
+    digest.update(len(data).to_bytes(8, "little"))
+    digest.update(data)

@@ -247,7 +247,12 @@ def load_config(kind: type[ConfigT], path: str | None, overrides: Sequence[str] 
 
 def config_digest(config: Section) -> str:
     """Return the SHA-256 of a resolved configuration, 64 hex digits; equal configurations, equal digests."""
-    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return digest_of(config.model_dump(mode="json"))
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a JSON-able value, 64 hex digits, whatever the order of its keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

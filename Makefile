@@ -1,0 +1,49 @@
+# Everything a person or CI runs. Each target sets up what it needs; a second run reuses it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test test-slow check format schemas clean
+
+help:
+	@echo "make demo       set up, then synthetic rankings -> reward model -> report, in minutes"
+	@echo "make test       set up, then the tests (under 15 minutes on 2 cores)"
+	@echo "make test-slow  the suites that take longer"
+	@echo "make check      ruff, format, pyright, import-linter"
+	@echo "make format     let ruff write what it can"
+	@echo "make schemas    write schemas/ from the code"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@command -v g++ >/dev/null || { echo "g++ is needed: DeepSpeed compiles a small extension at first use (apt-get install g++)"; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python jobs/demo.py
+
+test: $(READY)
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(BIN)/pytest -m "slow"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+	@test ! -e platform/__init__.py || { echo "platform/__init__.py would hide Python's own platform module; remove it"; exit 1; }
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schemas: $(READY)
+	$(BIN)/pairwright schemas
+
+clean:
+	rm -rf demo

@@ -1,0 +1,256 @@
+"""The console script ``pairwright``: one verb a stage.
+
+Each verb parses its arguments, calls one function and prints what it returned; heavy libraries are imported inside, so
+that ``pairwright --help`` answers at once. A mistake of the user's ends as one message and exit status 1, never as a
+traceback; exit status 2 means the command line itself was wrong.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pairwright import __version__
+from pairwright.errors import PairwrightError
+
+app = typer.Typer(
+    name="pairwright",
+    help="From ranked annotations to reward models, on a laptop or on a Ray cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")]
+Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Split = Literal["train", "validation"]
+
+
+def _print_version(requested: bool) -> None:  # noqa: FBT001 - click calls it by position
+    if requested:
+        print(f"pairwright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """From ranked annotations to reward models, on a laptop or on a Ray cluster."""
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[str], typer.Argument(help="Files, folders or globs of JSON Lines (plain, .gz, .zst); s3:// too.")],
+    into: Annotated[str, typer.Option(help="URL of the annotations table; made if it is not there.")],
+    config: Annotated[str | None, typer.Option(help="TOML file: [fields] for foreign records, limits.")] = None,
+    settings: Settings = [],  # noqa: B006 - typer copies it
+    as_json: AsJson = False,
+) -> None:
+    """Read annotations, refuse what is not one, and append the rest to a table."""
+    from pairwright.cluster.ingest import ingest as run
+    from pairwright.config import IngestConfig, load_config
+
+    summary = run(sources, into, load_config(IngestConfig, config, settings))
+    print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def expand(
+    annotations: Annotated[str, typer.Argument(help="URL of an annotations table.")],
+    into: Annotated[str, typer.Option(help="URL of the pairs table; made if it is not there.")],
+    config: Annotated[str | None, typer.Option(help="TOML file: pair_weight, ties, margin, validation_fraction.")] = None,
+    settings: Settings = [],  # noqa: B006
+    version: Version = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the rankings of each group into weighted pairs and split the groups by prompt."""
+    from pairwright.cluster.expand import expand as run
+    from pairwright.config import ExpandConfig, load_config
+    from pairwright.data.describe import describe, format_description
+
+    manifest = run(annotations, into, load_config(ExpandConfig, config, settings), version=version)
+    description = describe(into, version=manifest.version, num_sample=0)
+    print(json.dumps(description, indent=2) if as_json else format_description(description))
+
+
+@app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(help="URL of a table.")],
+    version: Version = None,
+    sample: Annotated[int, typer.Option(min=0, help="Groups or annotations to show.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show a table's versions, totals, lineage and a sample."""
+    from pairwright.data.describe import describe, format_description
+
+    description = describe(url, version=version, num_sample=sample)
+    print(json.dumps(description, indent=2, ensure_ascii=False) if as_json else format_description(description))
+
+
+@app.command("export-pairs")
+def export_pairs(
+    pairs: Annotated[str, typer.Argument(help="URL of a pairs table.")],
+    output: Annotated[str, typer.Argument(help="File to write: .parquet or .jsonl.")],
+    version: Version = None,
+    split: Annotated[Split | None, typer.Option(help="One split; both if not given.")] = None,
+) -> None:
+    """Write flat rows (prompt, chosen, rejected, weight, margin) that TRL and `datasets` load."""
+    from pairwright.data.flat import export_pairs as run
+    from pairwright.errors import ConfigError
+
+    layouts: dict[str, Literal["parquet", "jsonl"]] = {".parquet": "parquet", ".jsonl": "jsonl"}
+    if (layout := layouts.get(Path(output).suffix)) is None:
+        raise ConfigError(f"{output}: expected a name that ends in .parquet or .jsonl")
+    num_rows = run(pairs, output, version=version, split=split, layout=layout)
+    print(f"wrote {num_rows:,} pairs to {output}")
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="TOML file; recipes to start from are in jobs/recipes/.")],
+    settings: Settings = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the size, then stop.")] = False,
+) -> None:
+    """Train a reward model, or go on with the run that the output already holds."""
+    from pairwright.cluster.train import dry_run as describe_run
+    from pairwright.cluster.train import train as run
+    from pairwright.config import TrainConfig, load_config
+
+    loaded = load_config(TrainConfig, config, settings)
+    if dry_run:
+        print(json.dumps(describe_run(loaded), indent=2))
+        return
+    summary = run(loaded)
+    if summary.already_finished:
+        print(f"run {loaded.output} is already finished; nothing to do")
+    print(f"model   {summary.model}\nsummary {loaded.output.rstrip('/')}/training.json")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model directory of a training run.")],
+    pairs: Annotated[str, typer.Option(help="URL of a pairs table.")],
+    version: Version = None,
+    split: Annotated[Split, typer.Option(help="Which split.")] = "validation",
+    output: Annotated[str | None, typer.Option(help="File for the report, JSON; report.json beside the model by default.")] = None,
+    num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
+    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each a GPU.")] = False,
+    micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one forward.")] = 16384,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a reward model on held-out pairs: accuracy, log loss, by subset and by K, and the length baseline."""
+    from pairwright.cluster.evaluate import evaluate as run
+    from pairwright.evaluation.report import format_report
+
+    report = run(
+        model,
+        pairs,
+        version=version,
+        split=split,
+        output=output,
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        micro_batch_tokens=micro_batch_tokens,
+    )
+    print(json.dumps(report, indent=2) if as_json else format_report(report))
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="Model directory of a training run.")],
+    input: Annotated[str, typer.Argument(help="JSON Lines of prompts and completions, or the URL of a table.")],  # noqa: A002
+    output: Annotated[str, typer.Option(help="Folder or URL for the rewards, Parquet.")],
+    num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
+    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each a GPU.")] = False,
+    micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one forward.")] = 16384,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")] = False,
+) -> None:
+    """Compute the reward of each completion."""
+    from pairwright.cluster.score import score as run
+
+    summary = run(
+        model,
+        input,
+        output,
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        micro_batch_tokens=micro_batch_tokens,
+        overwrite=overwrite,
+    )
+    print(summary.text())
+
+
+@app.command()
+def synthesize(
+    output: Annotated[str, typer.Argument(help="File for the rankings, JSON Lines.")],
+    num_groups: Annotated[int, typer.Option(min=1, help="Groups to make.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal files.")] = 0,
+) -> None:
+    """Make rankings from a known Bradley-Terry truth, to try everything without data of one's own."""
+    from pairwright.data.synthetic import write_rankings
+
+    num_annotations = write_rankings(Path(output), num_groups=num_groups, seed=seed)
+    print(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}")
+
+
+@app.command("new-model")
+def new_model(
+    directory: Annotated[str, typer.Argument(help="Directory to write.")],
+    texts: Annotated[str, typer.Option(help="File whose lines the tokenizer is trained on.")],
+    architecture: Annotated[str, typer.Option(help="llama, qwen2, qwen3, mistral, gpt2, bert, ...")] = "llama",
+    hidden_size: Annotated[int, typer.Option(min=8)] = 64,
+    num_layers: Annotated[int, typer.Option(min=1)] = 2,
+    num_heads: Annotated[int, typer.Option(min=1)] = 4,
+    vocab_size: Annotated[int, typer.Option(min=300)] = 1024,
+    max_positions: Annotated[int, typer.Option(min=16)] = 2048,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Make a small untrained model with a tokenizer of its own, to try everything without a download."""
+    from pairwright.model.small import new_small_model
+
+    lines = Path(texts).read_text(encoding="utf-8").splitlines()
+    new_small_model(
+        Path(directory),
+        architecture=architecture,
+        texts=lines,
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        max_positions=max_positions,
+        seed=seed,
+    )
+    print(f"wrote a new {architecture} model to {directory}")
+
+
+@app.command()
+def schemas(
+    directory: Annotated[str, typer.Argument(help="Directory to write.")] = "schemas",
+) -> None:
+    """Write the data contracts as JSON files."""
+    from pairwright.data.schemas import write_schemas
+
+    for path in write_schemas(Path(directory)):
+        print(path)
+
+
+def main() -> None:
+    """Run a verb; a ``PairwrightError`` ends as its message and exit status 1."""
+    try:
+        app()
+    except PairwrightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

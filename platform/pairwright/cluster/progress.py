@@ -1,0 +1,149 @@
+"""What the workers do -> what a person sees: records travel from rank 0 to the driver through one small actor.
+
+The driver writes them to TensorBoard and to ``metrics-*.jsonl``, draws a bar in a terminal and prints lines
+elsewhere, so that a job's log reads well and no worker's prefix stands before every line.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+POLL_SECONDS = 0.5
+PUBLISH_SECONDS = 60.0
+NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch"})
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the records that the driver has not taken yet."""
+
+    def __init__(self) -> None:
+        self._records: list[dict[str, Any]] = []
+
+    def put(self, record: dict[str, Any]) -> None:
+        self._records.append(record)
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self._records = self._records, []
+        return taken
+
+
+class Watcher:
+    """Shows a run's records while the driver waits for it; a context manager around ``trainer.fit()``.
+
+    Args:
+        directory: local folder for the event files; the run's own where that is local.
+        log_every_steps: steps between two printed lines.
+        publish: called every minute and at the end, to copy the folder to where the run's output lives.
+    """
+
+    def __init__(self, directory: Path, *, log_every_steps: int, publish: Callable[[], None]) -> None:
+        self.board = Board.remote()
+        self.num_resumes = 0
+        self.last_step = 0
+        self._log_every_steps = log_every_steps
+        self._publish = publish
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="pairwright-progress", daemon=True)
+        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        directory.mkdir(parents=True, exist_ok=True)
+        self._metrics = (directory / f"metrics-{started}.jsonl").open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(directory / "tensorboard"))
+        self._console = Console()
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("training", total=None, note="starting workers")
+
+    def __enter__(self) -> "Watcher":
+        if self._console.is_terminal:
+            self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=60)
+        if self._console.is_terminal:
+            self._bar.stop()
+        self._metrics.close()
+        self._writer.close()
+        self._publish()
+
+    def _watch(self) -> None:
+        published = time.monotonic()
+        while True:
+            stopping = self._stop.wait(POLL_SECONDS)
+            for record in self._taken():
+                self._show(record)
+            if stopping:
+                return
+            if time.monotonic() - published > PUBLISH_SECONDS:
+                self._writer.flush()
+                self._metrics.flush()
+                self._publish()
+                published = time.monotonic()
+
+    def _taken(self) -> list[dict[str, Any]]:
+        try:
+            return ray.get(self.board.take.remote(), timeout=30)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            # The cluster is going down; training says why, and the figures shown so far are already written.
+            return []
+
+    def _show(self, record: dict[str, Any]) -> None:
+        self._metrics.write(json.dumps(record) + "\n")
+        kind, step = record["kind"], record["step"]
+        if kind == "resumed":
+            self.num_resumes += 1
+            self._print(f"resumed from the checkpoint of step {step} of {record['num_steps']}")
+            return
+        prefix = "train" if kind == "step" else "validation"
+        for name, value in record.items():
+            if name not in NOT_FIGURES and value is not None:
+                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+        if kind == "evaluation":
+            self._print(f"validation after step {step}: {format_figures(record)}")
+            return
+        self.last_step = step
+        if self._console.is_terminal:
+            self._bar.update(
+                self._task, completed=step, total=record["num_steps"], note=f"loss {record['loss']:.4f}", refresh=True
+            )
+        if step == 1 or step % self._log_every_steps == 0 or step == record["num_steps"]:
+            self._print(f"step {step}/{record['num_steps']}: {format_figures(record)}")
+
+    def _print(self, line: str) -> None:
+        text = f"{datetime.now(UTC):%H:%M:%S} {line}"
+        if self._console.is_terminal:
+            self._console.print(text, highlight=False)
+        else:
+            print(text, flush=True)
+
+
+def format_figures(record: dict[str, Any]) -> str:
+    """Return a record's figures as one line, in the order in which they matter."""
+    formats = {
+        "loss": "loss {:.4f}",
+        "log_loss": "log loss {:.4f}",
+        "accuracy": "accuracy {:.3f}",
+        "reward_margin": "reward margin {:+.3f}",
+        "grad_norm": "grad norm {:.3g}",
+        "learning_rate": "lr {:.3g}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    return "  ".join(text.format(record[name]) for name, text in formats.items() if record.get(name) is not None)

@@ -1,0 +1,155 @@
+"""A run's output folder: what it is a run of, what it left, and whether it is already finished.
+
+``run.json`` is written before the first step and says what decides the result; starting the same command again finds
+it and goes on. ``training.json`` is written last: a run has ended well if and only if it is there.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import obstore
+from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.store import ObjectStore
+
+from pairwright.config import TrainConfig
+from pairwright.data.store import open_store
+from pairwright.errors import ConfigError
+
+RUN_NAME = "run.json"
+SUMMARY_NAME = "training.json"
+MODEL_NAME = "model"
+CHECKPOINTS_NAME = "checkpoints"
+
+
+class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides a run's result; ``run.json``."""
+
+    digest: str
+    config: dict[str, Any]
+    """The part of the configuration that changes the result."""
+    pairs_url: str
+    pairs_version: int
+    tokens_digest: str
+    model_digest: str
+
+
+class RunFolder:
+    """Where a run's outputs go: a local directory, or a URL on object storage with a local copy of small files."""
+
+    def __init__(self, url: str) -> None:
+        self.is_local = "://" not in url or url.startswith("file://")
+        self.url = str(Path(url.removeprefix("file://")).resolve()) if self.is_local else url.rstrip("/")
+        self._store = open_store(self.url)
+        self.local_directory = Path(self.url) if self.is_local else Path(tempfile.mkdtemp(prefix="pairwright-run-"))
+        self._published: dict[Path, tuple[int, int]] = {}
+
+    def path(self, name: str) -> str:
+        """Return the path or URL of something in the folder."""
+        return f"{self.url}/{name}"
+
+    def identity(self) -> RunIdentity | None:
+        """Return what this folder is a run of, or None if nothing ran here yet."""
+        content = read_object(self._store, RUN_NAME)
+        if content is None:
+            return None
+        try:
+            return msgspec.json.decode(content, type=RunIdentity)
+        except msgspec.DecodeError as error:
+            raise ConfigError(
+                f"{self.path(RUN_NAME)}: cannot be read ({error}); if no run of yours is here, remove it or choose another output"
+            ) from None
+
+    def claim(self, identity: RunIdentity) -> None:
+        """Make this the folder of a run, or go on with the run that it already holds.
+
+        Raises:
+            ConfigError: if another run is here, naming what differs.
+        """
+        try:
+            obstore.put(self._store, RUN_NAME, _pretty(identity), mode="create")
+        except AlreadyExistsError:
+            found = self.identity()
+            if found is not None and found.digest != identity.digest:
+                raise ConfigError(
+                    f"output {self.url} holds another run ({_difference(found, identity)}); choose another output, or remove it to "
+                    "start over"
+                ) from None
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return ``training.json`` of a finished run, or None."""
+        content = read_object(self._store, SUMMARY_NAME)
+        return None if content is None else msgspec.json.decode(content)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Declare the run ended well."""
+        obstore.put(self._store, SUMMARY_NAME, _pretty(summary))
+
+    def publish(self) -> None:
+        """Copy new and changed small files to a remote folder; nothing to do for a local one."""
+        if self.is_local:
+            return
+        for path in sorted(self.local_directory.rglob("*")):
+            state = (path.stat().st_size, path.stat().st_mtime_ns)
+            if path.is_file() and self._published.get(path) != state:
+                obstore.put(self._store, path.relative_to(self.local_directory).as_posix(), path)
+                self._published[path] = state
+
+
+def store_model(source: Path, run_url: str) -> None:
+    """Put an exported model directory into a run's folder, whole or not at all where the folder is local."""
+    if "://" in run_url:
+        store = open_store(f"{run_url}/{MODEL_NAME}")
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                obstore.put(store, path.relative_to(source).as_posix(), path)
+        return
+    target = Path(run_url) / MODEL_NAME
+    partial = target.with_name(f"{MODEL_NAME}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def identity_config(config: TrainConfig) -> dict[str, Any]:
+    """Return the part of a configuration that changes the result of a run."""
+    free_to_change = {
+        "output": True,
+        "data": True,
+        "tokens": {"cache"},
+        "batches": {"micro_batch_tokens"},
+        "training": {"log_every_steps", "evaluate_every_steps", "checkpoint_every_steps", "keep_checkpoints"},
+        "workers": True,
+    }
+    return config.model_dump(mode="json", exclude=free_to_change)
+
+
+def read_object(store: ObjectStore, name: str) -> bytes | None:
+    """Return an object's content, or None where there is none."""
+    try:
+        return bytes(obstore.get(store, name).bytes())
+    except (NotFoundError, FileNotFoundError):
+        return None
+
+
+def _pretty(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2)
+
+
+def _difference(found: RunIdentity, wanted: RunIdentity) -> str:
+    for field in ("pairs_url", "pairs_version", "model_digest", "tokens_digest"):
+        if getattr(found, field) != getattr(wanted, field):
+            return f"{field} is {getattr(found, field)} there and {getattr(wanted, field)} here"
+    before, now = _flat(found.config), _flat(wanted.config)
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in changed[:3])
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat

@@ -1,0 +1,267 @@
+"""A configuration -> a run folder with a model: Ray Train starts the ranks, replaces lost ones, keeps checkpoints.
+
+The driver prepares (data version, tokens, identity), waits, and writes ``training.json`` last. Starting the same
+command again after any death of the driver finds the run's own records and goes on from its newest checkpoint.
+"""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pairwright import __version__
+from pairwright.cluster.progress import Watcher
+from pairwright.cluster.run_folder import CHECKPOINTS_NAME, MODEL_NAME, RunFolder, RunIdentity, identity_config
+from pairwright.cluster.session import ray_session
+from pairwright.cluster.tokenize import ensure_tokens
+from pairwright.cluster.worker import WorkerTask, train_worker
+from pairwright.config import TrainConfig, config_digest, digest_of
+from pairwright.data.store import Manifest, Table
+from pairwright.data.tokens import TokenTable, load_tokenizer, local_token_paths
+from pairwright.errors import ConfigError, TrainingError
+from pairwright.evaluation.exported import model_digest
+from pairwright.model.batches import check_budget
+from pairwright.model.reward_model import read_config
+from pairwright.training.loop import Schedule, schedule_of
+
+PACKAGES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """How a training command ended."""
+
+    training: dict[str, Any]
+    """Content of ``training.json``."""
+    model: str
+    """Path or URL of the model directory."""
+    already_finished: bool
+    """Whether an earlier command had finished this run."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver worked out before it starts workers."""
+
+    tokens_url: str
+    tokens_manifest: Manifest
+    schedule: Schedule
+    identity: RunIdentity
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """Return the resolved configuration and the size of the run, having checked what can be checked without a cluster.
+
+    Raises:
+        ConfigError, StoreError, ModelError: as ``train`` would, for what it finds wrong.
+    """
+    manifest = Table.open(config.data.pairs, "pairs").manifest(config.data.version)
+    load_tokenizer(config.model.path)
+    read_config(config.model.path)
+    num_groups = int(manifest.totals["groups_train"])
+    schedule = schedule_of(num_groups, config)
+    return {
+        "config": config.model_dump(mode="json"),
+        "pairs_version": manifest.version,
+        "groups": num_groups,
+        "steps": schedule.num_steps,
+        "steps_per_epoch": schedule.steps_per_epoch,
+    }
+
+
+def train(config: TrainConfig) -> TrainSummary:
+    """Run a training to its end, or go on with the one that ``config.output`` already holds.
+
+    Raises:
+        ConfigError: if the output holds another run, or the batch cannot be planned.
+        StoreError, ModelError: if the pairs table or the model cannot be used.
+        TrainingError: if the run stopped for good; what it left is still there to go on from.
+    """
+    folder = RunFolder(config.output)
+    pairs = Table.open(config.data.pairs, "pairs")
+    manifest = pairs.manifest(_version_of(config, folder))
+    started = time.time()
+    with ray_session():
+        _check_resources(config)
+        prepared = _prepare(config, folder, pairs, manifest)
+        folder.claim(prepared.identity)
+        if (summary := folder.summary()) is not None:
+            return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
+        _announce(config, prepared, folder)
+        with Watcher(
+            folder.local_directory, log_every_steps=config.training.log_every_steps, publish=folder.publish
+        ) as watcher:
+            outcome = _fit(config, prepared, folder, watcher)
+    summary = _summary(config, prepared, manifest, outcome, watcher.num_resumes, time.time() - started)
+    folder.finish(summary)
+    return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
+
+
+def _version_of(config: TrainConfig, folder: RunFolder) -> int | None:
+    """Return the data version of a run: as configured, else as the run in this folder recorded, else the newest."""
+    if config.data.version is not None:
+        return config.data.version
+    identity = folder.identity()
+    return None if identity is None or identity.pairs_url != config.data.pairs else identity.pairs_version
+
+
+def _check_resources(config: TrainConfig) -> None:
+    """Refuse at once what a cluster started for this command can never give; a real cluster may still grow."""
+    if "RAY_ADDRESS" in os.environ:
+        return
+    workers, resources = config.workers, ray.cluster_resources()
+    num_cpus, num_gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    if workers.num_workers * workers.cpus_per_worker > num_cpus:
+        raise ConfigError(
+            f"workers.num_workers={workers.num_workers} with workers.cpus_per_worker={workers.cpus_per_worker} needs "
+            f"{workers.num_workers * workers.cpus_per_worker} CPUs; this machine has {num_cpus:.0f}. Lower them, or submit to a cluster"
+        )
+    if workers.use_gpu and workers.num_workers > num_gpus:
+        raise ConfigError(
+            f"workers.use_gpu with workers.num_workers={workers.num_workers} needs as many GPUs; this machine has {num_gpus:.0f}. "
+            "Set workers.use_gpu=false, or submit to a cluster"
+        )
+
+
+def _prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Manifest) -> Prepared:
+    tokens_url, tokens_manifest = ensure_tokens(
+        config.data.pairs,
+        version=manifest.version,
+        tokenizer_path=config.model.path,
+        config=config.tokens,
+        into=config.tokens.cache or f"{folder.url.rsplit('/', 1)[0]}/tokens",
+    )
+    table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
+    rows = table.rows_of_split("train")
+    schedule = schedule_of(len(rows), config)
+    # An impossible budget is said before any worker starts.
+    check_budget(
+        table.num_completions_G,
+        table.longest_row_tokens_G,
+        micro_batch_tokens=config.batches.micro_batch_tokens,
+        name_group=table.group_id,
+    )
+    parts = {
+        "config": identity_config(config),
+        "pairs_url": pairs.url,
+        "pairs_version": manifest.version,
+        "tokens_digest": tokens_manifest.digest,
+        "model_digest": _starting_weights(config.model.path),
+    }
+    identity = RunIdentity(digest=digest_of({k: v for k, v in parts.items() if k != "pairs_url"}), **parts)
+    return Prepared(tokens_url=tokens_url, tokens_manifest=tokens_manifest, schedule=schedule, identity=identity)
+
+
+def _starting_weights(path: str) -> str:
+    """Return the digest of a local model directory; a hub name stands for itself."""
+    return model_digest(Path(path)) if Path(path).is_dir() else f"hub:{path}"
+
+
+def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> None:
+    totals, workers = prepared.tokens_manifest.totals, config.workers
+    print(
+        f"run {folder.url}\n"
+        f"  data    {config.data.pairs} version {prepared.identity.pairs_version}: {prepared.schedule.num_groups} groups to train on; "
+        f"{totals['tokens']:,.0f} tokens; dropped: {totals['completions_dropped']:.0f} over-long completions, "
+        f"{totals['pairs_identical']:.0f} pairs that truncation made identical, {totals['groups_dropped']:.0f} groups\n"
+        f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups\n"
+        f"  workers {workers.num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
+        f"{config.engine.precision}",
+        flush=True,
+    )
+
+
+def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    task = WorkerTask(
+        config=config,
+        run_digest=prepared.identity.digest,
+        run_url=folder.url,
+        tokens_url=prepared.tokens_url,
+        tokens_manifest=prepared.tokens_manifest,
+        board=watcher.board,
+    )
+    workers = config.workers
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.num_workers,
+            use_gpu=workers.use_gpu,
+            resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS_NAME,
+            storage_path=folder.url,
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(_explain(error, folder, workers.max_failures)) from None
+    if outcome is None:
+        raise TrainingError(f"run {folder.url}: the workers ended without a result; see the Ray logs of this session")
+    if "error" in outcome:
+        raise TrainingError(f"run {folder.url}: {outcome['error']}")
+    return outcome
+
+
+def _explain(error: Exception, folder: RunFolder, max_failures: int) -> str:
+    failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
+    causes = [f"rank {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items())] or [_last_line(error)]
+    return (
+        f"run {folder.url}: gave up after {max_failures} restarts (workers.max_failures). Last causes:\n  "
+        + "\n  ".join(causes)
+        + "\nCheckpoints are kept: the same command goes on from the newest one"
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _summary(
+    config: TrainConfig,
+    prepared: Prepared,
+    manifest: Manifest,
+    outcome: dict[str, Any],
+    num_resumes: int,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "format_version": 1,
+        "config": config.model_dump(mode="json"),
+        "config_digest": config_digest(config),
+        "run_digest": prepared.identity.digest,
+        "data": {
+            "pairs": config.data.pairs,
+            "version": manifest.version,
+            "digest": manifest.digest,
+            "inputs": [{"url": i.url, "version": i.version, "digest": i.digest} for i in manifest.inputs],
+            "tokens": prepared.tokens_url,
+            "tokens_digest": prepared.tokens_manifest.digest,
+            "tokens_totals": prepared.tokens_manifest.totals,
+        },
+        "model_digest": prepared.identity.model_digest,
+        "steps": prepared.schedule.num_steps,
+        "resumes": num_resumes,
+        "seconds": round(seconds, 1),
+        "validation": outcome["validation"],
+        "versions": {
+            "pairwright": __version__,
+            "python": platform.python_version(),
+            **{name: package_version(name) for name in PACKAGES},
+        },
+    }
+
+

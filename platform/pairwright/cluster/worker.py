@@ -1,0 +1,150 @@
+"""One rank of a training run, as Ray Train starts it: joins the process group, trains, and exports on rank 0.
+
+An error that every rank raises alike comes back as a value: raised, Ray would take it for a lost worker and try the
+same mistake again. Anything that can strike one rank alone is raised, so that the whole group is replaced.
+"""
+
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch.distributed as dist
+from ray.actor import ActorHandle
+from ray.train import CheckpointUploadMode
+from transformers import PreTrainedTokenizerFast
+
+from pairwright.cluster.run_folder import store_model
+from pairwright.config import TrainConfig
+from pairwright.data.store import Manifest
+from pairwright.data.tokens import TokenTable, load_tokenizer, local_token_paths, resolve_template
+from pairwright.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from pairwright.evaluation.exported import write_rules
+from pairwright.model.export import choose_pad_token, save_reward_model
+from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.training.engine import DTYPES, Engine, join_process_group
+from pairwright.training.loop import Run, train
+
+UPLOAD_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What every rank is told."""
+
+    config: TrainConfig
+    run_digest: str
+    run_url: str
+    tokens_url: str
+    tokens_manifest: Manifest
+    board: ActorHandle
+
+
+class RayTrainHost:
+    """This rank's place in the run, as Ray Train sees it; the loop's ``Host``."""
+
+    def __init__(self, board: ActorHandle) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.attempt = _agreed_token()
+        self._board = board
+        self._uploading: Path | None = None
+
+    @contextmanager
+    def restored_checkpoint(self) -> Iterator[Path | None]:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as directory:
+            yield Path(directory)
+
+    def wait_for_upload(self) -> None:
+        # Ray deletes the folder once it is uploaded; its own queue has no bound.
+        while self._uploading is not None and self._uploading.exists():
+            time.sleep(UPLOAD_POLL_SECONDS)
+
+    def save_checkpoint(self, metrics: dict[str, Any], directory: Path, name: str) -> None:
+        self._uploading = directory
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(directory),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def progress(self, record: dict[str, Any]) -> None:
+        self._board.put.remote(record)
+
+
+def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
+    """Train on this rank; returns the final evaluation, or ``{"error": message}`` for what all ranks found wrong."""
+    task: WorkerTask = loop_config["task"]
+    join_process_group()
+    try:
+        return _train(task)
+    except (CheckpointError, ConfigError, ModelError, TrainingError) as error:
+        return {"error": str(error)}
+
+
+def _train(task: WorkerTask) -> dict[str, Any]:
+    config = task.config
+    tokenizer = load_tokenizer(config.model.path)
+    template = resolve_template(tokenizer, config.tokens)
+    pad_token_id = choose_pad_token(tokenizer)
+    host = RayTrainHost(task.board)
+    model = load_reward_model(
+        config.model.path,
+        dtype=DTYPES[config.engine.precision],
+        seed=config.training.seed,
+        dropout=config.model.dropout,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        pad_token_id=pad_token_id,
+        vocab_size=len(tokenizer),
+    )
+    run = Run(
+        config=config,
+        run_digest=task.run_digest,
+        tokens=TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest)),
+        pad_token_id=pad_token_id,
+    )
+    engine, validation = train(run, model, host)
+    _export(engine, model, tokenizer, template, task)
+    host.wait_for_upload()
+    return {"validation": validation}
+
+
+def _export(
+    engine: Engine, model: RewardModel, tokenizer: PreTrainedTokenizerFast, template: str, task: WorkerTask
+) -> None:
+    """Write the plain Hugging Face model directory from rank 0; gathering the weights takes every rank."""
+    state = engine.full_state_dict()
+    if state is not None:
+        with tempfile.TemporaryDirectory(prefix="pairwright-export-") as directory:
+            save_reward_model(
+                state,
+                model,
+                tokenizer,
+                directory,
+                chat_template=template,
+                dtype=DTYPES[task.config.engine.precision],
+            )
+            write_rules(Path(directory), task.config.tokens)
+            store_model(Path(directory), task.run_url)
+    dist.barrier()
+
+
+def _agreed_token() -> str:
+    """Return a token that rank 0 drew, the same on every rank."""
+    tokens = [secrets.token_hex(3)]
+    dist.broadcast_object_list(tokens, src=0)
+    return tokens[0]

@@ -1,0 +1,124 @@
+"""Micro-batches -> one optimizer step, over DeepSpeed ZeRO 0-3: the only file that imports deepspeed.
+
+DeepSpeed averages gradients over ranks, divides by an accumulation count of its own and clips at 1.0 unless told
+otherwise (TRAPS.md 21). Here the loss already has the global batch's divisor, so each of the three is set by hand:
+the loss is multiplied by the world size once, ``scale_wrt_gas`` is off, and clipping comes from our configuration.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor, nn
+
+from pairwright.config import EngineConfig, OptimizerConfig
+from pairwright.model.batches import MicroBatch
+from pairwright.model.reward_model import RewardModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def join_process_group() -> None:
+    """Let DeepSpeed adopt the process group that this worker is in, and keep its chatter out of the log."""
+    # 17 lines a step otherwise; what DeepSpeed warns of stays.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    deepspeed_logger.setLevel(logging.WARNING)
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+
+
+def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of a run."""
+    return {
+        # Batches are planned by token budget (model/batches.py); these two only satisfy DeepSpeed's arithmetic.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": engine.zero_stage},
+        "bf16": {"enabled": engine.precision == "bf16"},
+        "gradient_clipping": optimizer.max_gradient_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """A reward model under DeepSpeed on this rank; every method but ``learning_rate`` is a collective."""
+
+    def __init__(self, model: RewardModel, *, engine: EngineConfig, optimizer: OptimizerConfig) -> None:
+        self.zero_stage = engine.zero_stage
+        self.world_size = dist.get_world_size()
+        # A client optimizer: a configured "AdamW" silently picks a fused kernel that takes 65 s to compile on CPU.
+        client = torch.optim.AdamW(
+            parameter_groups(model, optimizer.weight_decay),
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+        )
+        self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=client, config=deepspeed_config(engine, optimizer), dist_init_required=False
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._deepspeed.device
+
+    @property
+    def module(self) -> nn.Module:
+        """The model to call: ZeRO's hooks sit on the wrapper, never on the bare backbone."""
+        return self._deepspeed
+
+    def rewards(self, batch: MicroBatch) -> Tensor:
+        """Return the reward of each completion of a micro-batch, float32, shape (N,)."""
+        return self._deepspeed(batch.input_ids_NT, batch.attention_mask_NT, batch.last_N)
+
+    def accumulate(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add the gradient of this micro-batch's share of the global loss; the last one of a step says so."""
+        self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        self._deepspeed.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float:
+        """Update the weights and return the global gradient norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._deepspeed.set_gradient_accumulation_boundary(True)
+        self._deepspeed.step()
+        norm = self._deepspeed.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def train(self, *, training: bool) -> None:
+        """Switch dropout on or off."""
+        self._deepspeed.train(training)
+
+    def save(self, directory: Path, tag: str) -> None:
+        """Write this rank's shards below ``directory``; each rank has a directory of its own."""
+        (directory / tag).mkdir(parents=True, exist_ok=True)
+        self._deepspeed.save_checkpoint(str(directory), tag=tag, save_latest=False)
+
+    def load(self, directory: Path, tag: str) -> None:
+        """Read back weights and optimizer state that as many ranks had saved."""
+        self._deepspeed.load_checkpoint(str(directory), tag=tag, load_lr_scheduler_states=False)
+
+    def full_state_dict(self) -> dict[str, Tensor] | None:
+        """Return all weights on the CPU on rank 0, None elsewhere; under ZeRO-3 they are gathered layer by layer."""
+        if self.zero_stage == 3:
+            state = self._deepspeed._zero3_consolidated_16bit_state_dict()
+        else:
+            state = self._deepspeed.module.state_dict()
+        if dist.get_rank() != 0:
+            return None
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: matrices decay, biases and norms do not; a group that would be empty is left out."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

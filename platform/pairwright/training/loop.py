@@ -1,0 +1,340 @@
+"""Token groups -> a trained reward model, on one rank of many.
+
+The loop knows no Ray: a ``Host`` tells it its place and takes what it reports. Everything that decides the result is
+a pure function of (data, seed, step), so a resume is ``for step in range(restored, num_steps)`` and nothing more.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pairwright import __version__
+from pairwright.config import TrainConfig
+from pairwright.data.tokens import TokenGroup, TokenTable
+from pairwright.errors import CheckpointError, ConfigError, TrainingError
+from pairwright.model.batches import MicroBatch, collate, plan_micro_batches
+from pairwright.model.loss import pairwise_loss
+from pairwright.model.metrics import EvaluationSums, merged
+from pairwright.model.reward_model import RewardModel
+from pairwright.training.checkpoint import (
+    TAG,
+    CheckpointManifest,
+    check_belongs,
+    read_manifest,
+    verify,
+    write_manifests,
+)
+from pairwright.training.engine import Engine
+from pairwright.training.order import group_indices, steps_per_epoch
+from pairwright.training.schedule import learning_rate_at
+
+CHECKPOINT_FORMAT_VERSION = 1
+
+
+class Host(Protocol):
+    """What the loop needs from whoever started it."""
+
+    rank: int
+    world_size: int
+    attempt: str
+    """Names this start of the run, the same on every rank: a checkpoint's folder must never be used twice."""
+
+    def restored_checkpoint(self) -> AbstractContextManager[Path | None]:
+        """The newest committed checkpoint, as a local folder, or None at the start of a run."""
+        ...
+
+    def wait_for_upload(self) -> None:
+        """Return once the checkpoint before has left this rank's disk, so that at most one is on its way."""
+        ...
+
+    def save_checkpoint(self, metrics: dict[str, Any], directory: Path, name: str) -> None:
+        """Upload a finished folder in the background and commit it together with the other ranks'."""
+        ...
+
+    def progress(self, record: dict[str, Any]) -> None:
+        """Show one step's, or one evaluation's, figures; called on rank 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one rank needs to know to train."""
+
+    config: TrainConfig
+    run_digest: str
+    tokens: TokenTable
+    pad_token_id: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is."""
+
+    num_groups: int
+    steps_per_epoch: int
+    num_steps: int
+
+
+def schedule_of(num_groups: int, config: TrainConfig) -> Schedule:
+    """Return how many steps a run takes.
+
+    Raises:
+        ConfigError: if there is no group to train on, or fewer than one step's worth.
+    """
+    groups_per_step = config.batches.groups_per_step
+    if num_groups < groups_per_step:
+        raise ConfigError(
+            f"batches.groups_per_step is {groups_per_step}, but {config.data.pairs} has only {num_groups} groups to train on; "
+            "lower it, or add data"
+        )
+    per_epoch = steps_per_epoch(num_groups, groups_per_step)
+    num_steps = per_epoch * config.training.epochs
+    if config.training.max_steps is not None:
+        num_steps = min(num_steps, config.training.max_steps)
+    return Schedule(num_groups=num_groups, steps_per_epoch=per_epoch, num_steps=num_steps)
+
+
+def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, dict[str, Any]]:
+    """Train to the last step and return the engine and the final evaluation on the validation split.
+
+    Raises:
+        TrainingError: if a loss or a gradient is not finite; raised on every rank, before the update is kept.
+    """
+    config = run.config
+    rows = run.tokens.rows_of_split("train")
+    schedule = schedule_of(len(rows), config)
+    engine = Engine(model, engine=config.engine, optimizer=config.optimizer)
+    first_step = _restore(engine, run, host)
+    for step in range(first_step, schedule.num_steps):
+        started = time.perf_counter()
+        indices = group_indices(
+            schedule.num_groups,
+            seed=config.training.seed,
+            epoch=step // schedule.steps_per_epoch,
+            step=step % schedule.steps_per_epoch,
+            groups_per_step=config.batches.groups_per_step,
+        )
+        rate = learning_rate_at(step, schedule.num_steps, config.optimizer)
+        figures = train_step(engine, run, rows[indices], rate, step=step)
+        if host.rank == 0:
+            seconds = time.perf_counter() - started
+            host.progress(_step_record(step + 1, schedule, figures, rate, seconds))
+        _after_step(engine, run, host, schedule, step + 1, figures)
+    final = evaluate_split(engine, run, "validation")
+    if host.rank == 0 and final:
+        host.progress({"kind": "evaluation", "step": schedule.num_steps, **final["overall"]})
+    return engine, final
+
+
+def _after_step(
+    engine: Engine, run: Run, host: Host, schedule: Schedule, steps_taken: int, figures: dict[str, float]
+) -> None:
+    training = run.config.training
+    is_last = steps_taken == schedule.num_steps
+    if training.checkpoint_every_steps and (is_last or steps_taken % training.checkpoint_every_steps == 0):
+        _save(engine, run, host, schedule, steps_taken, figures)
+    if training.evaluate_every_steps and not is_last and steps_taken % training.evaluate_every_steps == 0:
+        report = evaluate_split(engine, run, "validation")
+        if host.rank == 0 and report:
+            host.progress({"kind": "evaluation", "step": steps_taken, **report["overall"]})
+
+
+# --------------------------------------------------------------------------------------------------- steps
+
+
+def train_step(engine: Engine, run: Run, rows: np.ndarray, learning_rate: float, *, step: int) -> dict[str, float]:
+    """Take one optimizer step on the groups of a global batch and return its figures, equal on every rank."""
+    config = run.config
+    torch.manual_seed(_dropout_seed(config.training.seed, step, dist.get_rank()))
+    # Also without dropout, whose rates are then 0: gradient checkpointing is silently off in evaluation mode.
+    engine.train(training=True)
+    global_weight = float(run.tokens.weight_G[rows].sum())
+    mine = _plan(run, rows)[dist.get_rank()]
+    sums = torch.zeros(5, dtype=torch.float64)
+    non_finite: list[str] = []
+    for index, positions in enumerate(mine):
+        batch = collate([run.tokens.group(int(rows[p])) for p in positions], run.pad_token_id).to(engine.device)
+        reward_N = engine.rewards(batch)
+        loss = pairwise_loss(
+            reward_N,
+            batch.chosen_P,
+            batch.rejected_P,
+            batch.weight_P,
+            margin_P=batch.margin_P if config.loss.use_margin else None,
+            label_smoothing=config.loss.label_smoothing,
+            global_weight=torch.tensor(global_weight, dtype=torch.float32, device=engine.device),
+        )
+        if not math.isfinite(loss.item()):
+            non_finite.extend(batch.group_ids)
+        engine.accumulate(loss, is_last=index == len(mine) - 1)
+        sums += _sums_of(batch, reward_N.detach(), loss.detach())
+    _stop_if_not_finite(step, non_finite)
+    grad_norm = engine.step(learning_rate)
+    if not math.isfinite(grad_norm):
+        raise TrainingError(
+            f"step {step + 1}: the gradient's norm is {grad_norm} though the loss is finite; lower optimizer.learning_rate, "
+            f'or try engine.precision = "fp32". Groups of this step: {", ".join(run.tokens.group_id(int(row)) for row in rows[:8])}, ...'
+        )
+    dist.all_reduce(sums := sums.to(engine.device, torch.float64))
+    loss_sum, weight, correct, margin, num_tokens = sums.tolist()
+    return {
+        "loss": loss_sum,
+        "accuracy": correct / weight,
+        "reward_margin": margin / weight,
+        "grad_norm": grad_norm,
+        "num_tokens": num_tokens,
+    }
+
+
+def _plan(run: Run, rows: np.ndarray) -> list[list[list[int]]]:
+    return plan_micro_batches(
+        run.tokens.num_completions_G[rows],
+        run.tokens.longest_row_tokens_G[rows],
+        world_size=dist.get_world_size(),
+        micro_batch_tokens=run.config.batches.micro_batch_tokens,
+    )
+
+
+def _sums_of(batch: MicroBatch, reward_N: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    difference_P = (reward_N[batch.chosen_P] - reward_N[batch.rejected_P]).double()
+    weight_P = batch.weight_P.double()
+    correct_P = (difference_P > 0).double() + 0.5 * (difference_P == 0).double()
+    return torch.stack(
+        [
+            loss.double(),
+            weight_P.sum(),
+            (weight_P * correct_P).sum(),
+            (weight_P * difference_P).sum(),
+            batch.attention_mask_NT.sum().double(),
+        ]
+    ).cpu()
+
+
+def _stop_if_not_finite(step: int, group_ids: Sequence[str]) -> None:
+    """Raise on every rank, before the update, if a loss was not finite on any."""
+    flag = torch.tensor(float(len(group_ids)))
+    backend_device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    flag = flag.to(backend_device)
+    dist.all_reduce(flag)
+    if flag.item() == 0:
+        return
+    gathered: list[list[str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, list(group_ids))
+    named = [group_id for ids in gathered if ids for group_id in ids]
+    raise TrainingError(
+        f"step {step + 1}: the loss is not finite in the micro-batch of groups {', '.join(named[:16])}; the weights were not "
+        "updated. Look at these groups with `pairwright inspect`, or lower optimizer.learning_rate"
+    )
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _step_record(
+    steps_taken: int, schedule: Schedule, figures: dict[str, float], rate: float, seconds: float
+) -> dict[str, Any]:
+    return {
+        "kind": "step",
+        "step": steps_taken,
+        "num_steps": schedule.num_steps,
+        "epoch": steps_taken / schedule.steps_per_epoch,
+        "learning_rate": rate,
+        "seconds": seconds,
+        "tokens_per_second": figures["num_tokens"] / seconds,
+        **figures,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+
+@torch.no_grad()
+def evaluate_split(engine: Engine, run: Run, split: str) -> dict[str, Any]:
+    """Return the figures on a split, equal on every rank and exact on any number; empty where the split is."""
+    rows = run.tokens.rows_of_split(split)
+    if len(rows) == 0:
+        return {}
+    engine.train(training=False)
+    sums = EvaluationSums()
+    size = run.config.batches.groups_per_step
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        for positions in _plan(run, part)[dist.get_rank()]:
+            groups = [run.tokens.group(int(part[p])) for p in positions]
+            batch = collate(groups, run.pad_token_id).to(engine.device)
+            _count(sums, groups, engine.rewards(batch).float().cpu().numpy())
+    gathered: list[EvaluationSums] = [sums] * dist.get_world_size()
+    dist.all_gather_object(gathered, sums)
+    return merged(gathered).report()
+
+
+def _count(sums: EvaluationSums, groups: Sequence[TokenGroup], reward_N: np.ndarray) -> None:
+    first = 0
+    for group in groups:
+        last = first + len(group.completion_ids)
+        sums.add(reward_N[first:last], group)
+        first = last
+
+
+# --------------------------------------------------------------------------------------------- checkpoints
+
+
+def _save(
+    engine: Engine, run: Run, host: Host, schedule: Schedule, steps_taken: int, figures: dict[str, float]
+) -> None:
+    host.wait_for_upload()
+    directory = Path(tempfile.mkdtemp(prefix=f"pairwright-step-{steps_taken}-rank-{host.rank}-"))
+    engine.save(directory, TAG)
+    manifest = CheckpointManifest(
+        format_version=CHECKPOINT_FORMAT_VERSION,
+        step=steps_taken,
+        num_steps=schedule.num_steps,
+        world_size=host.world_size,
+        zero_stage=run.config.engine.zero_stage,
+        precision=run.config.engine.precision,
+        run_digest=run.run_digest,
+        code_version=__version__,
+    )
+    write_manifests(directory, manifest, rank=host.rank)
+    host.save_checkpoint({"step": steps_taken, **figures}, directory, f"step-{steps_taken:08d}-{host.attempt}")
+
+
+def _restore(engine: Engine, run: Run, host: Host) -> int:
+    with host.restored_checkpoint() as directory:
+        if directory is None:
+            return 0
+        manifest = _checked_manifest(directory, run, host)
+        engine.load(directory, TAG)
+        # No rank may leave, and drop its copy of the folder, while another still reads.
+        dist.barrier()
+    if host.rank == 0:
+        host.progress({"kind": "resumed", "step": manifest.step, "num_steps": manifest.num_steps})
+    return manifest.step
+
+
+def _checked_manifest(directory: Path, run: Run, host: Host) -> CheckpointManifest:
+    """Return the manifest of a checkpoint that every rank found whole; if one did not, raise on every rank."""
+    error: CheckpointError | None = None
+    manifest: CheckpointManifest | None = None
+    try:
+        manifest = read_manifest(directory)
+        check_belongs(manifest, directory, run_digest=run.run_digest, world_size=host.world_size)
+        verify(directory, manifest, rank=host.rank)
+    except CheckpointError as found:
+        error = found
+    gathered: list[str | None] = [None] * host.world_size
+    dist.all_gather_object(gathered, None if error is None else str(error))
+    messages = [message for message in gathered if message is not None]
+    if messages or manifest is None:
+        raise CheckpointError(messages[0])
+    return manifest

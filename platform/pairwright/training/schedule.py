@@ -1,0 +1,28 @@
+"""Which learning rate when: (step, steps in all) -> rate; pure, so that a resume needs no state."""
+
+import math
+
+from pairwright.config import OptimizerConfig
+
+
+def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
+    """Return the learning rate of one optimizer step.
+
+    ``num_steps`` is the number of steps of the whole run, epochs multiplied in once: the last step's rate is exactly
+    ``final_fraction`` of the peak (TRAPS.md 11: a length multiplied twice never gets there).
+
+    Args:
+        step: the step about to be taken, from 0.
+        num_steps: steps of the whole run.
+        config: peak, warm-up and final fraction.
+
+    Source: cosine to 10 % (Ouyang et al. 2022, arXiv:2203.02155, appendix C.2); 3 % linear warm-up (Touvron et al.
+        2023, arXiv:2307.09288, section 3.2.2).
+    """
+    num_warmup_steps = math.ceil(config.warmup_fraction * num_steps)
+    if step < num_warmup_steps:
+        return config.learning_rate * (step + 1) / num_warmup_steps
+    num_decay_steps = max(1, num_steps - 1 - num_warmup_steps)
+    progress = min(1.0, (step - num_warmup_steps) / num_decay_steps)
+    fraction = config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.learning_rate * fraction

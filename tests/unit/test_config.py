@@ -1,0 +1,60 @@
+"""Configuration: what a person writes wrongly is refused in words that say where, what and what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from pairwright.config import IngestConfig, TrainConfig, config_digest, load_config
+from pairwright.errors import ConfigError
+
+MINIMAL = 'output = "o"\n[model]\npath = "m"\n[data]\npairs = "p"\n'
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_overrides_win_over_the_file_and_read_toml_values(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "[training]\nseed = 1\n")
+    config = load_config(TrainConfig, path, ["training.seed=7", "optimizer.betas=[0.8, 0.9]", "model.path=runs/x"])
+    assert (config.training.seed, config.optimizer.betas, config.model.path) == (7, (0.8, 0.9), "runs/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "parts"),
+    [
+        (MINIMAL + "[engine]\nzero = 2\n", [], ["run.toml", "engine.zero", "unknown key", "zero_stage"]),
+        (MINIMAL, ["engine.zero_stage=4"], ["engine.zero_stage", "4"]),
+        (MINIMAL, ["training.epochs=many"], ["training.epochs", "many"]),
+        (MINIMAL, ["training"], ["--set training", "section.key=value"]),
+        ('output = "o"\n[model]\npath = "m"\n', [], ["data", "missing", "--set data"]),
+        (MINIMAL, ["batches.micro_batch_tokens=100"], ["batches.micro_batch_tokens (100)", "tokens.max_length (2048)", "raise"]),
+        ("output = [", [], ["run.toml", "not a TOML file"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_remedy(
+    tmp_path: Path, text: str, overrides: list[str], parts: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(TrainConfig, write(tmp_path, text), overrides)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_a_missing_file_is_named_and_recipes_are_pointed_at() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such configuration file.*jobs/recipes"):
+        load_config(TrainConfig, "nowhere.toml")
+
+
+def test_field_paths_need_exactly_one_judgement(tmp_path: Path) -> None:
+    text = '[fields]\nprompt = "p"\ncompletions = "c"\nrank = "r"\nscore = "s"\n'
+    with pytest.raises(ConfigError, match="exactly one of rank, score, ranks and scores.*found rank and score"):
+        load_config(IngestConfig, write(tmp_path, text))
+
+
+def test_equal_configurations_have_equal_digests_whatever_the_order_of_keys(tmp_path: Path) -> None:
+    one = load_config(TrainConfig, write(tmp_path, MINIMAL + "[training]\nseed = 1\nepochs = 2\n"))
+    two = load_config(TrainConfig, write(tmp_path, MINIMAL + "[training]\nepochs = 2\nseed = 1\n"))
+    other = load_config(TrainConfig, write(tmp_path, MINIMAL + "[training]\nepochs = 2\nseed = 2\n"))
+    assert config_digest(one) == config_digest(two) != config_digest(other)

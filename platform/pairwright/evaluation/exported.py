@@ -7,22 +7,26 @@ a node; the directory's digest costs one read of the weights and ties every repo
 
 import hashlib
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import msgspec
 import obstore
-import obstore.store
+import torch
 from filelock import FileLock
+from transformers import PreTrainedTokenizerFast
 
 from pairwright.config import TokensConfig
-from pairwright.data.store import open_store
+from pairwright.data.locations import ObjectStore, local_root, open_store
+from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
+from pairwright.model.export import RULES_FILE, choose_pad_token
+from pairwright.model.reward_model import RewardModel, load_reward_model
 
-RULES_FILE = "pairwright.json"
 _CHUNK_BYTES = 1 << 24
+# Half precision of the other kind is computed in float32: it overflows where a model was not trained in it.
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _REMEDY = (
     "pass the `model` directory of a training run; a reward model from elsewhere needs a file pairwright.json beside "
     'its config.json, such as {"format_version": 1, "max_length": 2048, "overlong": "drop"}'
@@ -44,10 +48,54 @@ class InputRules(msgspec.Struct, frozen=True, kw_only=True):
 
 class _HubConfig(msgspec.Struct):
     architectures: list[str] = []
+    dtype: str | None = None
+    torch_dtype: str | None = None
 
 
-def open_exported(path: str) -> tuple[Path, InputRules]:
-    """Return the local directory of an exported model, downloaded if it is remote, and its input rules.
+class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Which model it was, and how its input was cut."""
+
+    path: str
+    digest: Annotated[str, msgspec.Meta(description="SHA-256 over the names and contents of the directory's files")]
+    dtype: Annotated[str, msgspec.Meta(description="of weights and activations; rewards are float32")]
+    max_length: Annotated[int, msgspec.Meta(description="longest prompt and completion together, tokens")]
+    overlong: Annotated[Literal["drop", "truncate"], msgspec.Meta(description="what became of longer ones")]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedModel:
+    """An exported model that can be used on this machine."""
+
+    path: str
+    """As the user named it."""
+    directory: Path
+    rules: InputRules
+    dtype: torch.dtype
+    """Of its weights as saved, and so of its activations; rewards are float32 whatever it is."""
+
+    def identity(self) -> "ModelIdentity":
+        """Return what a report says of the model; reads all of its files once."""
+        return ModelIdentity(
+            path=self.path,
+            digest=model_digest(self.directory),
+            dtype=str(self.dtype).removeprefix("torch."),
+            max_length=self.rules.max_length,
+            overlong=self.rules.overlong,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A reward model and its tokenizer, in memory."""
+
+    model: RewardModel
+    tokenizer: PreTrainedTokenizerFast
+    pad_token_id: int
+    device: torch.device
+
+
+def open_exported(path: str) -> ExportedModel:
+    """Return what an exported model says of itself; a remote one is downloaded first.
 
     Raises:
         ModelError: if nothing is there, if it has no reward head, or if it does not say how its input is cut.
@@ -65,7 +113,33 @@ def open_exported(path: str) -> tuple[Path, InputRules]:
             f"{path}: the model has no reward head (architectures: {found}; expected one ending in "
             f"ForSequenceClassification); train one from it with `pairwright train`"
         )
-    return directory, _decode(directory / RULES_FILE, InputRules, "how the model's input is cut")
+    return ExportedModel(
+        path=path,
+        directory=directory,
+        rules=_decode(directory / RULES_FILE, InputRules, "how the model's input is cut"),
+        dtype=_DTYPES.get(config.dtype or config.torch_dtype or "float32", torch.float32),
+    )
+
+
+def load_exported(exported: ExportedModel, device: torch.device) -> LoadedModel:
+    """Return the model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ModelError: if its weights or its tokenizer cannot be used.
+    """
+    path = str(exported.directory)
+    tokenizer = load_tokenizer(path)
+    pad_token_id = choose_pad_token(tokenizer)
+    model = load_reward_model(
+        path,
+        dtype=exported.dtype,
+        seed=0,
+        dropout=False,
+        gradient_checkpointing=False,
+        pad_token_id=pad_token_id,
+        vocab_size=len(tokenizer),
+    )
+    return LoadedModel(model.eval().to(device), tokenizer, pad_token_id, device)
 
 
 def model_digest(directory: Path) -> str:
@@ -91,12 +165,8 @@ def _decode(file: Path, kind: type[StructT], what: str) -> StructT:
 
 
 def _local_directory(path: str) -> Path:
-    parts = urlsplit(path)
-    if "://" not in path:
-        return Path(path)
-    if parts.scheme == "file":
-        return Path(url2pathname(parts.path))
-    return _download(path)
+    root = local_root(path)
+    return _download(path) if root is None else root
 
 
 def _download(url: str) -> Path:
@@ -118,7 +188,7 @@ def _download(url: str) -> Path:
     return directory
 
 
-def _download_file(store: obstore.store.ObjectStore, path: str, into: Path) -> None:
+def _download_file(store: ObjectStore, path: str, into: Path) -> None:
     into.parent.mkdir(parents=True, exist_ok=True)
     with into.open("wb") as content:
         for chunk in obstore.get(store, path).stream(min_chunk_size=_CHUNK_BYTES):

@@ -1,0 +1,164 @@
+"""An exported model and a split of a pairs table -> a report, on a pool of workers.
+
+The split is cut into parts by the data alone; a part's sums are exact integers, so 1, 2 or 50 workers write the same
+report to the last digit. Tokens are made with the model's own tokenizer, template and limits, and cached.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import obstore
+import ray.data
+import torch
+
+from pairwright.cluster.model_pool import Row, Worker, check_workers, run_on_models
+from pairwright.cluster.session import ray_session
+from pairwright.cluster.tokenize import ensure_tokens
+from pairwright.data.locations import absolute_url, open_store, store_errors
+from pairwright.data.store import Manifest, Table
+from pairwright.data.tokens import TokenTable, local_token_paths
+from pairwright.errors import ConfigError, DataError
+from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
+from pairwright.evaluation.exported import ExportedModel, load_exported, open_exported
+from pairwright.evaluation.report import DataIdentity, build_report, report_json
+
+SPLITS = ("train", "validation")
+REPORT_NAME = "report.json"
+_CACHE = "~/.cache/pairwright/tokens"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every worker is told; each makes the same plan from it."""
+
+    model: str
+    tokens_url: str
+    tokens_manifest: Manifest
+    split: str
+    micro_batch_tokens: int
+
+    def plan(self) -> tuple[TokenTable, EvaluationPlan]:
+        tokens = TokenTable(local_token_paths(self.tokens_url, self.tokens_manifest))
+        return tokens, EvaluationPlan.of(tokens, self.split, micro_batch_tokens=self.micro_batch_tokens)
+
+    def load(self, device: torch.device) -> Worker[Evaluation]:
+        """Return what evaluates one part of the plan on a device."""
+        loaded = load_exported(open_exported(self.model), device)
+        tokens, plan = self.plan()
+
+        def evaluate_part(row: Row) -> Evaluation:
+            return merged(
+                [
+                    evaluate_groups(
+                        loaded.model,
+                        [tokens.group(i) for i in rows],
+                        pad_token_id=loaded.pad_token_id,
+                        micro_batch_tokens=self.micro_batch_tokens,
+                        device=loaded.device,
+                    )
+                    for rows in plan.parts[row["id"]]
+                ]
+            )
+
+        return evaluate_part
+
+
+def evaluate(
+    model: str,
+    pairs: str,
+    *,
+    version: int | None,
+    split: str,
+    output: str | None,
+    num_workers: int,
+    use_gpu: bool,
+    micro_batch_tokens: int,
+    cache: str | None = None,
+) -> dict[str, Any]:
+    """Return the report of a model on a split, in the shape of ``schemas/report.v1.json``.
+
+    Args:
+        model: directory or URL of an exported model.
+        pairs: URL of a pairs table.
+        version: of it; the newest if None.
+        split: train or validation.
+        output: where to write the report: a URL that ends in .json, or of a directory that gets a ``report.json``.
+        num_workers: models that work side by side; changes nothing in the report.
+        use_gpu: give each a GPU.
+        micro_batch_tokens: most tokens of one forward, padding included.
+        cache: URL of the token cache; ``tokens/`` beside the output if None, or in ~/.cache/pairwright without one. On
+            a cluster of several nodes it has to be one that all of them see.
+
+    Raises:
+        ModelError: if the model cannot be used.
+        StoreError: if there is no such table or version, or it does not hold pairs.
+        DataError: if no pair of the split is left to evaluate on.
+        ConfigError: if there is no such split, or too few workers or tokens to work with.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split {split} is none of {' and '.join(SPLITS)}")
+    exported = open_exported(model)
+    manifest = Table.open(pairs, "pairs").manifest(version)
+    with ray_session():
+        check_workers(num_workers, use_gpu=use_gpu)
+        tokens_url, tokens_manifest = ensure_tokens(
+            pairs,
+            version=manifest.version,
+            tokenizer_path=str(exported.directory),
+            config=exported.rules.tokens_config(),
+            into=cache or _default_cache(output),
+        )
+        task = _Task(absolute_model(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
+        num_parts = len(task.plan()[1].parts)
+        if num_parts == 0:
+            raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
+        rows = ray.data.range(num_parts, override_num_blocks=num_parts)
+        parts = run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu)
+        evaluation = merged(list(parts))
+    report = build_report(
+        evaluation,
+        model=exported.identity(),
+        pairs=DataIdentity(
+            url=pairs,
+            version=manifest.version,
+            digest=manifest.digest,
+            split=split,
+            tokens=tokens_manifest.totals,
+        ),
+    )
+    if output is not None:
+        _write(report_json(report), output)
+    return report
+
+
+def absolute_model(model: str) -> str:
+    """Return a model's path as it is named in any process."""
+    return absolute_url(model)
+
+
+def report_url(output: str) -> str:
+    """Return where ``evaluate`` writes its report."""
+    return output if output.endswith(".json") else f"{output.rstrip('/')}/{REPORT_NAME}"
+
+
+def _write(content: bytes, output: str) -> None:
+    folder, _, name = absolute_url(report_url(output)).rpartition("/")
+    with store_errors(f"{folder}/{name}"):
+        obstore.put(open_store(folder), name, content)
+
+
+def _default_cache(output: str | None) -> str:
+    if output is None:
+        return str(Path(_CACHE).expanduser())
+    return f"{absolute_url(output).rpartition('/')[0]}/tokens"
+
+
+def _nothing_left(pairs: str, manifest: Manifest, split: str, tokens: Manifest, exported: ExportedModel) -> str:
+    totals = tokens.totals
+    return (
+        f"{pairs} version {manifest.version}: no pairs in split {split} to evaluate on; of all splits' "
+        f"{totals['groups']:,} groups and {totals['pairs']:,} pairs, {totals['groups_dropped']:,} groups and "
+        f"{totals['pairs_dropped']:,} pairs were dropped under the model's max_length of {exported.rules.max_length}; "
+        "expand with a larger validation_fraction, or evaluate another split or version"
+    )

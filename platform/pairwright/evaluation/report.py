@@ -1,0 +1,184 @@
+"""Sums of an evaluation -> ``report.json`` (schemas/report.v1.json), and a table of it in plain text.
+
+The baseline that knows nothing but length stands in every row, because accuracy alone does not say whether a model
+learned more than "longer is better"; the last block splits the pairs by which completion was the longer one.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from io import StringIO
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from pairwright import __version__
+from pairwright.evaluation.evaluate import Evaluation
+from pairwright.evaluation.exported import ModelIdentity
+from pairwright.model.metrics import Figures, PairSums
+
+FORMAT_VERSION = 1
+TABLE_COLUMNS = 100
+_UNKNOWN = "-"
+
+KeyT = TypeVar("KeyT", str, int)
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class ReportFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of some pairs; means are weighted over the pairs, and null where there is no weight."""
+
+    groups: Annotated[Count, msgspec.Meta(description="groups with such pairs")]
+    pairs: Annotated[Count, msgspec.Meta(description="pairs")]
+    weight: Annotated[float, msgspec.Meta(description="sum of the pairs' weights")]
+    accuracy: Annotated[Share | None, msgspec.Meta(description="share with the chosen's reward higher; equal is half")]
+    log_loss: Annotated[float | None, msgspec.Meta(description="-log sigmoid(reward difference), no margins, nats")]
+    reward_margin: Annotated[float | None, msgspec.Meta(description="reward of the chosen less that of the rejected")]
+    longer_wins: Annotated[
+        Share | None,
+        msgspec.Meta(description="accuracy of the baseline: longer text (characters) wins, equal length is half"),
+    ]
+
+
+class ByLength(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's figures by which completion of a pair has the longer text."""
+
+    chosen_longer: ReportFigures
+    chosen_shorter: ReportFigures
+    equal_length: ReportFigures
+
+
+class DataIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """What it was evaluated on."""
+
+    url: str
+    version: int
+    digest: str
+    split: str
+    tokens: Annotated[
+        dict[str, int | float],
+        msgspec.Meta(description="totals of the whole tokens table, all splits: what was kept, truncated and dropped"),
+    ]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model makes of the pairs of a split."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    created_at: str
+    code_version: str
+    model: ModelIdentity
+    pairs: DataIdentity
+    overall: ReportFigures
+    by_subset: dict[str, ReportFigures]
+    by_num_completions: dict[str, ReportFigures]
+    by_length: ByLength
+
+
+def build_report(evaluation: Evaluation, *, model: ModelIdentity, pairs: DataIdentity) -> dict[str, Any]:
+    """Return the report as JSON-able values, in the shape of ``schemas/report.v1.json``."""
+    figures, baseline = evaluation.model, evaluation.longer_wins
+    report = Report(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        code_version=__version__,
+        model=model,
+        pairs=pairs,
+        overall=_figures(figures.overall.figures(), baseline.overall.figures().get("accuracy")),
+        by_subset=_beside(figures.by_subset, baseline.by_subset),
+        by_num_completions=_beside(figures.by_num_completions, baseline.by_num_completions),
+        by_length=ByLength(
+            chosen_longer=_figures(evaluation.chosen_longer.figures(), 1.0),
+            chosen_shorter=_figures(evaluation.chosen_shorter.figures(), 0.0),
+            equal_length=_figures(evaluation.equal_length.figures(), 0.5),
+        ),
+    )
+    return msgspec.to_builtins(report)
+
+
+def report_json(report: dict[str, Any]) -> bytes:
+    """Return the content of ``report.json``, indented."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def _beside(ours: Mapping[KeyT, PairSums], theirs: Mapping[KeyT, PairSums]) -> dict[str, ReportFigures]:
+    return {str(key): _figures(ours[key].figures(), theirs[key].figures().get("accuracy")) for key in sorted(ours)}
+
+
+def _figures(figures: Figures, longer_wins: float | None) -> ReportFigures:
+    known = "accuracy" in figures
+    return ReportFigures(
+        groups=int(figures["groups"]),
+        pairs=int(figures["pairs"]),
+        weight=figures["weight"],
+        accuracy=figures.get("accuracy"),
+        log_loss=figures.get("log_loss"),
+        reward_margin=figures.get("reward_margin"),
+        longer_wins=longer_wins if known else None,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- table
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Return the report as a table in plain text of 100 columns, without colours: the same anywhere."""
+    found = msgspec.convert(report, Report)
+    model, pairs = found.model, found.pairs
+    table = Table(box=None, pad_edge=False, header_style="", show_edge=False)
+    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=32)
+    for heading in ("groups", "pairs", "accuracy", "longer wins", "log loss", "reward margin"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    _add_row(table, "all", found.overall)
+    _add_block(table, "by subset", found.by_subset)
+    _add_block(table, "by number of completions", found.by_num_completions)
+    _add_block(table, "by length", msgspec.structs.asdict(found.by_length))
+    console = Console(file=(text := StringIO()), width=TABLE_COLUMNS, color_system=None, force_terminal=False)
+    console.print(table)
+    lines = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    return (
+        f"model  {model.path}  ({model.dtype}, {model.digest[:12]})\n"
+        f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}\n"
+        f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}\n\n"
+        f"{lines}\n\n"
+        "accuracy: weighted, equal rewards count half. longer wins: what the longer text alone would get.\n"
+    )
+
+
+def _dropped(totals: dict[str, int | float]) -> str:
+    parts = [
+        f"{totals[key]:,.0f} {what}"
+        for key, what in (
+            ("completions_dropped", "completions over it dropped"),
+            ("completions_truncated", "truncated"),
+            ("pairs_identical", "pairs dropped as identical after that"),
+            ("groups_dropped", "groups dropped"),
+        )
+        if totals.get(key)
+    ]
+    return f"in all splits {', '.join(parts)}" if parts else "nothing was over it"
+
+
+def _add_block(table: Table, heading: str, rows: dict[str, ReportFigures]) -> None:
+    table.add_row()
+    table.add_row(heading)
+    for name, figures in rows.items():
+        _add_row(table, f"  {name.replace('_', ' ') if heading == 'by length' else name}", figures)
+
+
+def _add_row(table: Table, name: str, figures: ReportFigures) -> None:
+    table.add_row(
+        name,
+        f"{figures.groups:,}",
+        f"{figures.pairs:,}",
+        _percent(figures.accuracy),
+        _percent(figures.longer_wins),
+        _UNKNOWN if figures.log_loss is None else f"{figures.log_loss:.4f}",
+        _UNKNOWN if figures.reward_margin is None else f"{figures.reward_margin:+.3f}",
+    )
+
+
+def _percent(share: float | None) -> str:
+    return _UNKNOWN if share is None else f"{100 * share:.1f} %"

@@ -7,6 +7,7 @@ merged; a mean of means could not promise that at any precision (TRAPS.md 6 and 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,14 @@ from pairwright.errors import ModelError
 UNITS_PER_ONE = 2.0**80
 NO_SUBSET = "(none)"
 Figures = dict[str, float | int]
+
+
+class Report(TypedDict):
+    """What an evaluation says, in all and by part."""
+
+    overall: Figures
+    by_subset: dict[str, Figures]
+    by_num_completions: dict[str, Figures]
 
 
 @dataclass(slots=True)
@@ -81,7 +90,7 @@ class EvaluationSums:
         for num_completions, sums in other.by_num_completions.items():
             self.by_num_completions.setdefault(num_completions, PairSums()).add(sums)
 
-    def report(self) -> dict[str, Figures | dict[str, Figures]]:
+    def report(self) -> Report:
         """Return the figures: ``overall``, ``by_subset`` and ``by_num_completions``, JSON-able, keys sorted.
 
         Each has groups, pairs and weight; and, weighted over pairs, accuracy (equal rewards count half), log_loss
@@ -116,8 +125,8 @@ def _sums_of_group(reward_N: NDArray[np.float64], group: TokenGroup) -> PairSums
         )
     if not np.isfinite(reward_N).all():
         raise ModelError(
-            f"group {group.group_id}: the model's rewards are {reward_N.tolist()}, expected finite numbers; its weights "
-            "may hold NaN (a run that diverged), or its dtype may overflow"
+            f"group {group.group_id}: the model's rewards are {reward_N.tolist()}, expected finite numbers; its "
+            "weights may hold NaN (a run that diverged), or its dtype may overflow"
         )
     difference_P = reward_N[group.chosen_P] - reward_N[group.rejected_P]
     weight_P = group.weight_P.astype(np.float64)

@@ -1,0 +1,163 @@
+"""A global batch becomes the same number of micro-batches on every rank, within the budget, and nothing is lost."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pairwright.data.tokens import TokenGroup
+from pairwright.errors import ConfigError
+from pairwright.model.batches import (
+    MICRO_BATCH_OVERHEAD_TOKENS,
+    check_budget,
+    collate,
+    plan_micro_batches,
+)
+
+MakeGroup = Callable[..., TokenGroup]
+BUDGET = 4096
+SHAPES = st.lists(st.tuples(st.integers(2, 9), st.integers(2, BUDGET // 9)), min_size=0, max_size=80)
+
+
+def _plan(shapes: list[tuple[int, int]], world_size: int, budget: int = BUDGET) -> list[list[list[int]]]:
+    rows, tokens = [k for k, _ in shapes], [t for _, t in shapes]
+    return plan_micro_batches(rows, tokens, world_size=world_size, micro_batch_tokens=budget)
+
+
+def _padded_tokens(micro_batch: list[int], shapes: list[tuple[int, int]]) -> int:
+    if not micro_batch:
+        return 0
+    return sum(shapes[g][0] for g in micro_batch) * max(shapes[g][1] for g in micro_batch)
+
+
+@settings(deadline=None)
+@given(shapes=SHAPES, world_size=st.integers(1, 12))
+def test_every_group_is_in_exactly_one_micro_batch_under_the_budget(shapes, world_size):
+    plan = _plan(shapes, world_size)
+    positions = sorted(g for rank in plan for micro_batch in rank for g in micro_batch)
+    assert positions == list(range(len(shapes)))
+    assert all(_padded_tokens(micro_batch, shapes) <= BUDGET for rank in plan for micro_batch in rank)
+
+
+@settings(deadline=None)
+@given(shapes=SHAPES, world_size=st.integers(1, 12))
+def test_every_rank_has_the_same_number_of_micro_batches(shapes, world_size):
+    plan = _plan(shapes, world_size)
+    assert len(plan) == world_size
+    assert len({len(rank) for rank in plan}) == 1
+
+
+def test_ranks_without_groups_still_run():
+    plan = _plan([(4, 100)], world_size=3)
+    assert plan == [[[0]], [[]], [[]]]
+
+
+@settings(deadline=None)
+@given(shapes=SHAPES.filter(len), world_size=st.integers(1, 12))
+def test_no_rank_is_dealt_more_than_a_greedy_deal_can_give(shapes, world_size):
+    costs = [rows * tokens for rows, tokens in shapes]
+    loads = [sum(costs[g] for micro_batch in rank for g in micro_batch) for rank in _plan(shapes, world_size)]
+    # Graham 1966: what any deal to the least loaded rank stays under.
+    assert max(loads) <= sum(costs) / world_size + (1 - 1 / world_size) * max(costs) + 1e-6
+
+
+@settings(deadline=None)
+@given(shapes=st.lists(st.tuples(st.integers(2, 9), st.integers(2, 400)), min_size=1, max_size=8))
+def test_one_rank_computes_the_least_of_all_cuts_in_order_of_length(shapes):
+    by_length = sorted(shapes, key=lambda shape: -shape[1])
+    costs = []
+    for num_cuts in range(len(shapes)):
+        for cuts in itertools.combinations(range(1, len(shapes)), num_cuts):
+            parts = [by_length[a:b] for a, b in itertools.pairwise([0, *cuts, len(shapes)])]
+            tokens = [sum(rows for rows, _ in part) * max(width for _, width in part) for part in parts]
+            if max(tokens) <= BUDGET:
+                costs.append(sum(tokens) + MICRO_BATCH_OVERHEAD_TOKENS * len(parts))
+    (planned,) = _plan(shapes, world_size=1)
+    cost = sum(_padded_tokens(part, shapes) + MICRO_BATCH_OVERHEAD_TOKENS for part in planned)
+    assert cost == min(costs)
+
+
+def test_micro_batches_that_run_side_by_side_are_of_like_cost():
+    rng = np.random.default_rng(0)
+    shapes = [(int(rng.integers(4, 10)), int(rng.integers(20, 400))) for _ in range(64)]
+    for rank in _plan(shapes, world_size=4):
+        costs = [_padded_tokens(micro_batch, shapes) for micro_batch in rank]
+        assert costs == sorted(costs, reverse=True)
+
+
+def test_the_plan_is_a_function_of_its_arguments():
+    shapes = [(4, 100)] * 10 + [(9, 50)] * 10
+    assert _plan(shapes, 3) == _plan(shapes, 3)
+
+
+def test_a_group_over_the_budget_is_named_with_its_tokens_and_the_remedy():
+    with pytest.raises(
+        ConfigError, match=r"group 1 of the global batch takes 9 completions x 1000 tokens = 9000 tokens"
+    ):
+        _plan([(4, 10), (9, 1000)], world_size=2)
+    with pytest.raises(ConfigError, match=r"micro_batch_tokens is 4096 \(2 of 3 groups .*at least 9000.*max_length"):
+        check_budget([4, 9, 9], [10, 1000, 900], micro_batch_tokens=BUDGET, name_group=str)
+
+
+# ------------------------------------------------------------------------------------------------ collate
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32), sizes=st.lists(st.integers(2, 9), min_size=1, max_size=6))
+def test_rows_hold_prompt_and_completion_and_pairs_point_at_their_rows(random_group: MakeGroup, seed, sizes):
+    rng = np.random.default_rng(seed)
+    groups = [random_group(rng, num_completions=k, num_annotators=int(rng.integers(1, 4))) for k in sizes]
+    batch = collate(groups, pad_token_id=3)
+
+    texts = [[*g.prompt_ids.tolist(), *ids.tolist()] for g in groups for ids in g.completion_ids]
+    rows = zip(batch.input_ids_NT.tolist(), batch.attention_mask_NT.tolist(), batch.last_N.tolist(), strict=True)
+    for text, (ids, mask, last) in zip(texts, rows, strict=True):
+        assert ids == text + [3] * (len(ids) - len(text))
+        assert mask == [1] * len(text) + [0] * (len(ids) - len(text))
+        assert last == len(text) - 1
+    assert batch.input_ids_NT.shape[1] == max(map(len, texts))
+
+    pairs = zip(batch.chosen_P.tolist(), batch.rejected_P.tolist(), batch.weight_P.tolist(), strict=True)
+    named = [(texts[c], texts[r], weight) for c, r, weight in pairs]
+    expected = [
+        (
+            [*g.prompt_ids.tolist(), *g.completion_ids[c].tolist()],
+            [*g.prompt_ids.tolist(), *g.completion_ids[r].tolist()],
+            w,
+        )
+        for g in groups
+        for c, r, w in zip(g.chosen_P, g.rejected_P, g.weight_P.tolist(), strict=True)
+    ]
+    assert named == expected
+    assert batch.group_ids == tuple(g.group_id for g in groups)
+
+
+def test_a_margin_on_some_pairs_only_is_kept_where_it_is_and_zero_elsewhere(random_group: MakeGroup):
+    rng = np.random.default_rng(0)
+    groups = [random_group(rng, num_completions=5) for _ in range(4)]
+    groups[0].margin_P[:] = np.nan  # what a look at the first group alone would take for "no margins"
+    expected = [0.0 if np.isnan(m) else m for g in groups for m in g.margin_P.tolist()]
+    assert any(expected)
+    assert collate(groups, pad_token_id=3).margin_P.tolist() == expected
+
+
+def test_the_empty_micro_batch_has_one_row_and_no_pairs():
+    batch = collate([], pad_token_id=3)
+    assert batch.input_ids_NT.tolist() == [[3]]
+    assert batch.attention_mask_NT.tolist() == [[1]]
+    assert batch.last_N.tolist() == [0]
+    assert batch.chosen_P.numel() == batch.rejected_P.numel() == batch.weight_P.numel() == batch.margin_P.numel() == 0
+    assert batch.group_ids == ()
+
+
+@pytest.mark.parametrize("num_groups", [0, 2])
+def test_dtypes_are_those_that_models_and_loss_expect(random_group: MakeGroup, num_groups: int):
+    rng = np.random.default_rng(0)
+    batch = collate([random_group(rng, num_completions=3) for _ in range(num_groups)], pad_token_id=3).to("cpu")
+    integers = (batch.input_ids_NT, batch.attention_mask_NT, batch.last_N, batch.chosen_P, batch.rejected_P)
+    assert {tensor.dtype for tensor in integers} == {torch.int64}
+    assert {batch.weight_P.dtype, batch.margin_P.dtype} == {torch.float32}

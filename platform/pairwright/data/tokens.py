@@ -1,219 +1,259 @@
-"""Tokenised groups: a table of them, memory-mapped -> `TokenGroup`, what micro-batches are made of.
+"""Pairs and a tokenizer -> tokenised groups: the prompt's tokens once, then each completion's.
 
-A group's prompt is stored once and each completion after it: ``prompt_ids + completion_ids[k]`` is the plain
-tokenisation of prompt and completion k. Files are uncompressed Arrow, so that a random group is a few numpy views
-into the page cache and nothing is read that no batch asks for; the price is disk, about three times zstd.
+The prompt is the longest common prefix of the full tokenisations and not the tokenisation of the prompt's text, since a
+token may span the boundary; so prompt + completion always equals plain tokenisation. A completion over the length limit
+is dropped or cut, and everything that goes is counted.
 """
 
-# ruff: noqa: N815 - shape suffixes: K completions, T tokens, P pairs, G groups
-
-import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pairwright.errors import StoreError
-from pairwright.records import TOKENS_SCHEMA
+from pairwright.config import TokensConfig
+from pairwright.data.templates import Conversation, encode, plain_template, resolve_template
+from pairwright.data.token_files import local_token_paths
+from pairwright.data.token_table import TokenGroup, TokenTable, groups_to_table
+from pairwright.data.tokenizers import load_tokenizer, tokenizer_digest
+from pairwright.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    "TokenGroup",
+    "TokenSpec",
+    "TokenTable",
+    "TokenizedCompletions",
+    "add_totals",
+    "common_prefix_length",
+    "groups_to_table",
+    "load_tokenizer",
+    "local_token_paths",
+    "plain_template",
+    "resolve_template",
+    "tokenize_completions",
+    "tokenize_groups",
+    "tokenizer_digest",
+]
+
+FORMAT_VERSION = 1
+TOTALS: tuple[str, ...] = (
+    "groups",
+    "groups_dropped",
+    "completions",
+    "completions_dropped",
+    "completions_truncated",
+    "completions_unpaired",
+    "pairs",
+    "pairs_dropped",
+    "pairs_identical",
+    "tokens",
+    "longest",
+)
+_GROUPS_AT_ONCE = 256
 
 Int32s = NDArray[np.int32]
-Int64s = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class TokenGroup:
-    """One group, tokenised. Arrays may be read-only views into a memory-mapped file.
+class TokenSpec:
+    """All that decides a group's tokens, apart from its text."""
 
-    Attributes:
-        group_id: of the pairs table.
-        subset: part of the data that is reported on its own, if any.
-        prompt_ids: tokens that all completions begin with, int32, shape (T,); may be empty.
-        completion_ids: what follows them, one int32 array of at least one token for each of the K kept completions.
-        num_characters: length of each completion's text, int32, shape (K,).
-        completion_index: index of each kept completion in the pairs table's group, int16, shape (K,).
-        chosen_P: index into ``completion_ids`` of each pair's preferred completion, int64, shape (P,).
-        rejected_P: index of the other one, int64, shape (P,).
-        weight_P: how much each pair counts, float32, shape (P,).
-        margin_P: wanted reward difference, float32, shape (P,); NaN where the pair has none.
-    """
-
-    group_id: str
-    subset: str | None
-    prompt_ids: Int32s
-    completion_ids: list[Int32s]
-    num_characters: Int32s
-    completion_index: NDArray[np.int16]
-    chosen_P: Int64s
-    rejected_P: Int64s
-    weight_P: NDArray[np.float32]
-    margin_P: NDArray[np.float32]
-
-
-class _Views(NamedTuple):
-    """Numpy views of one record batch; offsets index into values, as Arrow lays lists out."""
-
-    group_id: pa.Array
-    subset: pa.Array
-    prompt_offsets: Int32s
-    prompt_ids: Int32s
-    completion_offsets: Int32s
-    token_offsets: Int32s
-    completion_ids: Int32s
-    num_characters: Int32s
-    completion_index: NDArray[np.int16]
-    pair_offsets: Int32s
-    chosen: Int64s
-    rejected: Int64s
-    weight: NDArray[np.float32]
-    margin: NDArray[np.float32]
+    tokenizer_digest: str
+    chat_template: str
+    max_length: int
+    overlong: Literal["drop", "truncate"]
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch) -> "_Views":
-        prompts, completions = batch.column("prompt_ids"), batch.column("completion_ids")
-        pairs = batch.column("pairs")
-        chosen, rejected, weight, margin = pairs.values.flatten()
-        return cls(
-            group_id=batch.column("group_id"),
-            subset=batch.column("subset"),
-            prompt_offsets=prompts.offsets.to_numpy(),
-            prompt_ids=prompts.values.to_numpy(),
-            completion_offsets=completions.offsets.to_numpy(),
-            token_offsets=completions.values.offsets.to_numpy(),
-            completion_ids=completions.values.values.to_numpy(),
-            num_characters=batch.column("num_characters").values.to_numpy(),
-            completion_index=batch.column("completion_index").values.to_numpy(),
-            pair_offsets=pairs.offsets.to_numpy(),
-            chosen=chosen.to_numpy().astype(np.int64),
-            rejected=rejected.to_numpy().astype(np.int64),
-            weight=weight.to_numpy(),
-            margin=margin.to_numpy(zero_copy_only=False),
-        )
+    def of(cls, tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> "TokenSpec":
+        """Return what this tokenizer does under this configuration; errors are those of ``resolve_template``."""
+        return cls(tokenizer_digest(tokenizer), resolve_template(tokenizer, config), config.max_length, config.overlong)
 
-    def group(self, row: int) -> TokenGroup:
-        prompt = slice(self.prompt_offsets[row], self.prompt_offsets[row + 1])
-        first, last = self.completion_offsets[row], self.completion_offsets[row + 1]
-        bounds = self.token_offsets[first : last + 1].tolist()
-        pairs = slice(self.pair_offsets[row], self.pair_offsets[row + 1])
-        return TokenGroup(
-            group_id=self.group_id[row].as_py(),
-            subset=self.subset[row].as_py(),
-            prompt_ids=self.prompt_ids[prompt],
-            completion_ids=[self.completion_ids[a:b] for a, b in itertools.pairwise(bounds)],
-            num_characters=self.num_characters[first:last],
-            completion_index=self.completion_index[first:last],
-            chosen_P=self.chosen[pairs],
-            rejected_P=self.rejected[pairs],
-            weight_P=self.weight[pairs],
-            margin_P=self.margin[pairs],
-        )
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, for a manifest."""
+        return {"format_version": FORMAT_VERSION} | asdict(self)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, 64 hex digits; equal specifications, equal tokens."""
+        canonical = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-class TokenTable:
-    """Groups of a tokens table by row number, in the order of its files; pickles as its paths.
+@dataclass(frozen=True, slots=True)
+class TokenizedCompletions:
+    """The completions of one prompt under the length limit.
 
-    Raises:
-        StoreError: if a file is missing or is not one that ``tokenize_groups`` made.
+    Attributes:
+        row_ids: tokens of prompt and completion together, int32; None where the completion is dropped.
+        num_truncated: how many of them lost their end.
+        longest: tokens of the longest before the limit.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = tuple(paths)
-        self._readers = [_open(path) for path in self._paths]
-        self._batches = [(reader, number) for reader in self._readers for number in range(reader.num_record_batches)]
-        rows = [reader.get_batch(number).num_rows for reader, number in self._batches]
-        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._views: list[_Views | None] = [None] * len(self._batches)
-
-    def __reduce__(self) -> tuple[type["TokenTable"], tuple[tuple[Path, ...]]]:
-        return TokenTable, (self._paths,)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def group(self, i: int) -> TokenGroup:
-        """Return group ``i``; its arrays are views and stay valid as long as they are held."""
-        views, row = self._locate(i)
-        return views.group(row)
-
-    def group_id(self, i: int) -> str:
-        views, row = self._locate(i)
-        return views.group_id[row].as_py()
-
-    def subset(self, i: int) -> str | None:
-        views, row = self._locate(i)
-        return views.subset[row].as_py()
-
-    def rows_of_split(self, split: str) -> Int64s:
-        """Return the row numbers of a split (train, validation), ascending, int64; none if no group is in it."""
-        batches = (reader.get_batch(number).column("split") for reader, number in self._batches)
-        found = [np.flatnonzero(column.to_numpy(zero_copy_only=False) == split) for column in batches]
-        return np.concatenate([np.empty(0, np.int64), *(f + s for f, s in zip(found, self._starts, strict=False))])
-
-    @cached_property
-    def num_completions_G(self) -> Int64s:
-        """Kept completions of each group, int64, shape (G,)."""
-        return self._column(lambda views: np.diff(views.completion_offsets))
-
-    @cached_property
-    def num_pairs_G(self) -> Int64s:
-        """Pairs of each group, int64, shape (G,)."""
-        return self._column(lambda views: np.diff(views.pair_offsets))
-
-    @cached_property
-    def longest_row_tokens_G(self) -> Int64s:
-        """Tokens of each group's prompt and longest completion together, int64, shape (G,)."""
-        return self._column(_longest_row_tokens)
-
-    @cached_property
-    def weight_G(self) -> NDArray[np.float64]:
-        """Sum of each group's pair weights, float64, shape (G,): a global batch's weight without reading its tokens."""
-        sums = [_weights(self._views_of(number)) for number in range(len(self._batches))]
-        return np.concatenate([np.empty(0), *sums])
-
-    def _column(self, values: Callable[[_Views], NDArray[np.integer]]) -> Int64s:
-        columns = [values(self._views_of(number)) for number in range(len(self._batches))]
-        return np.concatenate([np.empty(0, np.int64), *columns]).astype(np.int64)
-
-    def _locate(self, i: int) -> tuple[_Views, int]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"group {i} of a tokens table of {len(self)} groups")
-        number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return self._views_of(number), i - int(self._starts[number])
-
-    def _views_of(self, number: int) -> _Views:
-        views = self._views[number]
-        if views is None:
-            reader, batch = self._batches[number]
-            views = self._views[number] = _Views.of(reader.get_batch(batch))
-        return views
+    row_ids: list[Int32s | None]
+    num_truncated: int
+    longest: int
 
 
-def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
+def tokenize_completions(
+    prompts: Sequence[Conversation],
+    texts: Sequence[Sequence[str]],
+    tokenizer: "PreTrainedTokenizerFast",
+    spec: TokenSpec,
+) -> list[TokenizedCompletions]:
+    """Tokenise each prompt with each of its completions, as the assistant's turn behind it.
+
+    Raises:
+        DataError: if the chat template refuses a prompt, with the template's own reason.
+    """
+    conversations = [
+        [*prompt, {"role": "assistant", "content": text}]
+        for prompt, completions in zip(prompts, texts, strict=True)
+        for text in completions
+    ]
+    rows = iter(encode(tokenizer, spec.chat_template, conversations) if conversations else [])
+    return [_limit([next(rows) for _ in completions], spec) for completions in texts]
+
+
+def common_prefix_length(row_ids: Sequence[Int32s]) -> int:
+    """Return how many tokens all rows begin with, at most one less than the shortest has; 0 where there are no rows.
+
+    The cap leaves a token to every completion, also where one row is the beginning of another.
+    """
+    if not row_ids:
+        return 0
+    cap = min(map(len, row_ids)) - 1
+    same = np.ones(cap, dtype=bool)
+    for row in row_ids[1:]:
+        same &= row[:cap] == row_ids[0][:cap]
+    return cap if same.all() else int(np.argmin(same))
+
+
+def tokenize_groups(
+    pairs: pa.Table, tokenizer: "PreTrainedTokenizerFast", spec: TokenSpec
+) -> tuple[pa.Table, dict[str, int]]:
+    """Return the groups of a pairs table in TOKENS_SCHEMA, in their order, and what became of them.
+
+    A pair goes where a completion of it was dropped (``pairs_dropped``), or where both have the same tokens, be it cut
+    to the same beginning or made equal by the template (``pairs_identical``): its loss would be ln 2 whatever the model
+    does. Then completions without a pair (``completions_unpaired``) and groups without a pair (``groups_dropped``) go.
+    Weights of the pairs that stay are as they were: a group that lost pairs counts for less, it is not scaled up again.
+
+    Args:
+        pairs: rows in PAIRS_SCHEMA.
+        tokenizer: the one that ``spec`` was made of.
+        spec: template and length limit.
+
+    Returns:
+        The table, and totals over ``pairs`` by name; all add up over calls (``add_totals``) but ``longest``, the
+        longest row in tokens before the limit, of which the larger is taken. ``tokens`` counts what is stored.
+
+    Raises:
+        DataError: if the chat template refuses a group's prompt; names the group.
+    """
+    totals = Counter(dict.fromkeys(TOTALS, 0))
+    groups: list[TokenGroup] = []
+    splits: list[str] = []
+    for batch in pairs.combine_chunks().to_batches(max_chunksize=_GROUPS_AT_ONCE):
+        for row, tokenized in enumerate(_tokenize_batch(batch, tokenizer, spec)):
+            group = _keep_what_pairs(batch, row, tokenized, totals)
+            if group is not None:
+                groups.append(group)
+                splits.append(batch.column("split")[row].as_py())
+    return groups_to_table(groups, splits), dict(totals)
+
+
+def add_totals(*parts: dict[str, int]) -> dict[str, int]:
+    """Return the totals of several calls of ``tokenize_groups`` together; zeros for none."""
+    total = {name: sum(part[name] for part in parts) for name in TOTALS}
+    return total | {"longest": max((part["longest"] for part in parts), default=0)}
+
+
+def _tokenize_batch(
+    batch: pa.RecordBatch, tokenizer: "PreTrainedTokenizerFast", spec: TokenSpec
+) -> list[TokenizedCompletions]:
+    prompts = batch.column("prompt").to_pylist()
+    texts = [[completion["text"] for completion in group] for group in batch.column("completions").to_pylist()]
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except FileNotFoundError:
-        raise StoreError(
-            f"{path}: this file of the tokens table is gone; delete the table's directory to make it anew"
-        ) from None
-    except pa.ArrowInvalid as error:
-        raise StoreError(f"{path}: not an Arrow file ({error}); delete the whole table to make it anew") from None
-    if not reader.schema.equals(TOKENS_SCHEMA):
-        raise StoreError(f"{path}: not a file of a tokens table: its columns are {', '.join(reader.schema.names)}")
-    return reader
+        return tokenize_completions(prompts, texts, tokenizer, spec)
+    except DataError:
+        # Once more, one by one, to name the group.
+        for group_id, prompt, completions in zip(batch.column("group_id"), prompts, texts, strict=True):
+            try:
+                tokenize_completions([prompt], [completions], tokenizer, spec)
+            except DataError as error:
+                roles = ", ".join(message["role"] for message in prompt)
+                raise DataError(
+                    f"group {group_id}: {error} (roles of its prompt: {roles}); leave such prompts out, or set "
+                    "tokens.chat_template to one that takes them"
+                ) from None
+        raise
 
 
-def _weights(views: _Views) -> NDArray[np.float64]:
-    weight = np.zeros(len(views.group_id), dtype=np.float64)
-    np.add.at(weight, np.repeat(np.arange(len(weight)), np.diff(views.pair_offsets)), views.weight)
-    return weight
+def _keep_what_pairs(
+    batch: pa.RecordBatch, row: int, tokenized: TokenizedCompletions, totals: Counter[str]
+) -> TokenGroup | None:
+    """Return one group with the pairs that still mean something, or None if there are none; count the rest."""
+    chosen, rejected, weight, margin = batch.column("pairs")[row].values.flatten()
+    chosen_P, rejected_P = chosen.to_numpy(), rejected.to_numpy()
+    same_K = _same_rows(tokenized.row_ids)
+    dropped_P = (same_K[chosen_P] < 0) | (same_K[rejected_P] < 0)
+    identical_P = ~dropped_P & (same_K[chosen_P] == same_K[rejected_P])
+    kept_P = ~(dropped_P | identical_P)
+    used = np.unique(np.concatenate([chosen_P[kept_P], rejected_P[kept_P]]))
+    rows = [ids for k in used if (ids := tokenized.row_ids[k]) is not None]
+    prefix = common_prefix_length(rows)
+    num_left = int((same_K >= 0).sum())
+    totals.update(
+        groups=1,
+        groups_dropped=int(not rows),
+        completions=len(same_K),
+        completions_dropped=len(same_K) - num_left,
+        completions_truncated=tokenized.num_truncated,
+        completions_unpaired=num_left - len(rows),
+        pairs=len(kept_P),
+        pairs_dropped=int(dropped_P.sum()),
+        pairs_identical=int(identical_P.sum()),
+        tokens=sum(map(len, rows)) - prefix * max(0, len(rows) - 1),
+    )
+    totals["longest"] = max(totals["longest"], tokenized.longest)
+    if not rows:
+        return None
+    completions = batch.column("completions")[row].as_py()
+    return TokenGroup(
+        group_id=batch.column("group_id")[row].as_py(),
+        subset=batch.column("subset")[row].as_py(),
+        prompt_ids=rows[0][:prefix],
+        completion_ids=[ids[prefix:] for ids in rows],
+        num_characters=np.array([len(completions[k]["text"]) for k in used], dtype=np.int32),
+        completion_index=used.astype(np.int16),
+        chosen_P=np.searchsorted(used, chosen_P[kept_P]),
+        rejected_P=np.searchsorted(used, rejected_P[kept_P]),
+        weight_P=weight.to_numpy()[kept_P],
+        margin_P=margin.to_numpy(zero_copy_only=False)[kept_P],
+    )
 
 
-def _longest_row_tokens(views: _Views) -> Int32s:
-    longest = np.zeros(len(views.group_id), dtype=np.int32)
-    rows = np.repeat(np.arange(len(longest)), np.diff(views.completion_offsets))
-    np.maximum.at(longest, rows, np.diff(views.token_offsets))
-    return longest + np.diff(views.prompt_offsets)
+def _same_rows(row_ids: Sequence[Int32s | None]) -> NDArray[np.int64]:
+    """Return for each row the index of the first one with the same tokens; -1 where there is no row."""
+    first: dict[bytes, int] = {}
+    same = (-1 if ids is None else first.setdefault(ids.tobytes(), k) for k, ids in enumerate(row_ids))
+    return np.fromiter(same, dtype=np.int64, count=len(row_ids))
+
+
+def _limit(row_ids: Sequence[Int32s], spec: TokenSpec) -> TokenizedCompletions:
+    """Apply the rule for rows over the limit; a row without a single token cannot be read and is dropped too."""
+    longest = max(map(len, row_ids), default=0)
+    too_long = [len(ids) > spec.max_length for ids in row_ids]
+    if spec.overlong == "truncate":
+        limited = [ids[: spec.max_length] if len(ids) else None for ids in row_ids]
+        return TokenizedCompletions(limited, sum(too_long), longest)
+    limited = [None if over or not len(ids) else ids for ids, over in zip(row_ids, too_long, strict=True)]
+    return TokenizedCompletions(limited, 0, longest)

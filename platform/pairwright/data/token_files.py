@@ -1,0 +1,57 @@
+"""A tokens table anywhere -> its files on this machine's disks, where they can be memory-mapped."""
+
+import hashlib
+from pathlib import Path
+
+import obstore
+from filelock import FileLock
+
+from pairwright.data.locations import open_store, store_errors
+from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.errors import StoreError
+
+_CHUNK_BYTES = 1 << 24
+
+
+def local_token_paths(url: str, manifest: Manifest) -> list[Path]:
+    """Return paths on this machine of a tokens table's files, in order, to open with ``TokenTable``.
+
+    A local table's own files; those of a remote one are downloaded once a machine to ``~/.cache/pairwright/tokens`` and
+    checked against the manifest, so that a file that is there is whole. Safe to call from several processes at once.
+
+    Raises:
+        StoreError: if a file is missing or is not the one that the manifest names.
+    """
+    table = Table(url, "tokens")
+    local = [(file, table.local_path(file)) for file in manifest.files]
+    return [_download(table, file) if path is None else _checked(path, file) for file, path in local]
+
+
+def _checked(path: Path, file: DataFile) -> Path:
+    found = path.stat().st_size if path.exists() else None
+    if found != file.bytes:
+        state = "is gone" if found is None else f"has {found} bytes, expected {file.bytes}"
+        raise StoreError(f"{path}: this file of a tokens table {state}; delete the whole table to make it anew")
+    return path
+
+
+def _download(table: Table, file: DataFile) -> Path:
+    # Named by content: a second table, or a second run, that holds the same file finds it here.
+    path = Path.home() / ".cache" / "pairwright" / "tokens" / f"{file.sha256}.arrow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            _fetch(table, file, unfinished)
+            unfinished.replace(path)
+    return _checked(path, file)
+
+
+def _fetch(table: Table, file: DataFile, into: Path) -> None:
+    digest = hashlib.sha256()
+    with store_errors(f"{table.url}/{file.path}"), into.open("wb") as content:
+        for chunk in obstore.get(open_store(table.url), file.path).stream(min_chunk_size=_CHUNK_BYTES):
+            content.write(chunk)
+            digest.update(chunk)
+    if digest.hexdigest() != file.sha256:
+        raise StoreError(f"{table.url}/{file.path}: damaged; delete the whole table to make it anew")

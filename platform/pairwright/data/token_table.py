@@ -1,0 +1,259 @@
+"""Tokenised groups: a table of them, memory-mapped -> `TokenGroup`, what micro-batches are made of.
+
+A group's prompt is stored once and each completion after it: ``prompt_ids + completion_ids[k]`` is the plain
+tokenisation of prompt and completion k. Files are uncompressed Arrow, so that a random group is a few numpy views
+into the page cache and nothing is read that no batch asks for; the price is disk, about three times zstd.
+"""
+
+# ruff: noqa: N815 - shape suffixes: K completions, T tokens, P pairs, G groups
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pairwright.errors import StoreError
+from pairwright.records import TOKENS_SCHEMA
+
+Int32s = NDArray[np.int32]
+Int64s = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """One group, tokenised. Arrays may be read-only views into a memory-mapped file.
+
+    Attributes:
+        group_id: of the pairs table.
+        subset: part of the data that is reported on its own, if any.
+        prompt_ids: tokens that all completions begin with, int32, shape (T,); may be empty.
+        completion_ids: what follows them, one int32 array of at least one token for each of the K kept completions.
+        num_characters: length of each completion's text, int32, shape (K,).
+        completion_index: index of each kept completion in the pairs table's group, int16, shape (K,).
+        chosen_P: index into ``completion_ids`` of each pair's preferred completion, int64, shape (P,).
+        rejected_P: index of the other one, int64, shape (P,).
+        weight_P: how much each pair counts, float32, shape (P,).
+        margin_P: wanted reward difference, float32, shape (P,); NaN where the pair has none.
+    """
+
+    group_id: str
+    subset: str | None
+    prompt_ids: Int32s
+    completion_ids: list[Int32s]
+    num_characters: Int32s
+    completion_index: NDArray[np.int16]
+    chosen_P: Int64s
+    rejected_P: Int64s
+    weight_P: NDArray[np.float32]
+    margin_P: NDArray[np.float32]
+
+
+class _Views(NamedTuple):
+    """Numpy views of one record batch; offsets index into values, as Arrow lays lists out."""
+
+    group_id: pa.Array
+    subset: pa.Array
+    prompt_offsets: Int32s
+    prompt_ids: Int32s
+    completion_offsets: Int32s
+    token_offsets: Int32s
+    completion_ids: Int32s
+    num_characters: Int32s
+    completion_index: NDArray[np.int16]
+    pair_offsets: Int32s
+    chosen: Int64s
+    rejected: Int64s
+    weight: NDArray[np.float32]
+    margin: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> "_Views":
+        prompts, completions = batch.column("prompt_ids"), batch.column("completion_ids")
+        pairs = batch.column("pairs")
+        chosen, rejected, weight, margin = pairs.values.flatten()
+        return cls(
+            group_id=batch.column("group_id"),
+            subset=batch.column("subset"),
+            prompt_offsets=prompts.offsets.to_numpy(),
+            prompt_ids=prompts.values.to_numpy(),
+            completion_offsets=completions.offsets.to_numpy(),
+            token_offsets=completions.values.offsets.to_numpy(),
+            completion_ids=completions.values.values.to_numpy(),
+            num_characters=batch.column("num_characters").values.to_numpy(),
+            completion_index=batch.column("completion_index").values.to_numpy(),
+            pair_offsets=pairs.offsets.to_numpy(),
+            chosen=chosen.to_numpy().astype(np.int64),
+            rejected=rejected.to_numpy().astype(np.int64),
+            weight=weight.to_numpy(),
+            margin=margin.to_numpy(zero_copy_only=False),
+        )
+
+    def group(self, row: int) -> TokenGroup:
+        prompt = slice(self.prompt_offsets[row], self.prompt_offsets[row + 1])
+        first, last = self.completion_offsets[row], self.completion_offsets[row + 1]
+        bounds = self.token_offsets[first : last + 1].tolist()
+        pairs = slice(self.pair_offsets[row], self.pair_offsets[row + 1])
+        return TokenGroup(
+            group_id=self.group_id[row].as_py(),
+            subset=self.subset[row].as_py(),
+            prompt_ids=self.prompt_ids[prompt],
+            completion_ids=[self.completion_ids[a:b] for a, b in itertools.pairwise(bounds)],
+            num_characters=self.num_characters[first:last],
+            completion_index=self.completion_index[first:last],
+            chosen_P=self.chosen[pairs],
+            rejected_P=self.rejected[pairs],
+            weight_P=self.weight[pairs],
+            margin_P=self.margin[pairs],
+        )
+
+
+def groups_to_table(groups: Sequence[TokenGroup], splits: Sequence[str]) -> pa.Table:
+    """Return groups, each with its split, as a table in TOKENS_SCHEMA; what ``TokenTable`` gives back."""
+    completions = _lists([ids for group in groups for ids in group.completion_ids])
+    of_completions = _offsets([len(group.completion_ids) for group in groups])
+    pairs = pa.StructArray.from_arrays(
+        [
+            pa.array(_joined([group.chosen_P for group in groups], np.int16)),
+            pa.array(_joined([group.rejected_P for group in groups], np.int16)),
+            pa.array(_joined([group.weight_P for group in groups], np.float32)),
+            pa.array(_joined([group.margin_P for group in groups], np.float32), from_pandas=True),
+        ],
+        fields=list(TOKENS_SCHEMA.field("pairs").type.value_type),
+    )
+    indices = _joined([group.completion_index for group in groups], np.int16)
+    num_characters = _joined([group.num_characters for group in groups], np.int32)
+    columns = [
+        pa.array([group.group_id for group in groups], pa.string()),
+        pa.array(splits, pa.string()),
+        pa.array([group.subset for group in groups], pa.string()),
+        _lists([group.prompt_ids for group in groups]),
+        pa.ListArray.from_arrays(of_completions, completions),
+        pa.ListArray.from_arrays(of_completions, pa.array(indices)),
+        pa.ListArray.from_arrays(of_completions, pa.array(num_characters)),
+        pa.ListArray.from_arrays(_offsets([len(group.chosen_P) for group in groups]), pairs),
+    ]
+    return pa.Table.from_arrays(columns, schema=TOKENS_SCHEMA)
+
+
+class TokenTable:
+    """Groups of a tokens table by row number, in the order of its files; pickles as its paths.
+
+    Raises:
+        StoreError: if a file is missing or is not one that ``tokenize_groups`` made.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+        self._readers = [_open(path) for path in self._paths]
+        self._batches = [(reader, number) for reader in self._readers for number in range(reader.num_record_batches)]
+        rows = [reader.get_batch(number).num_rows for reader, number in self._batches]
+        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._views: list[_Views | None] = [None] * len(self._batches)
+
+    def __reduce__(self) -> tuple[type["TokenTable"], tuple[tuple[Path, ...]]]:
+        return TokenTable, (self._paths,)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def group(self, i: int) -> TokenGroup:
+        """Return group ``i``; its arrays are views and stay valid as long as they are held."""
+        views, row = self._locate(i)
+        return views.group(row)
+
+    def group_id(self, i: int) -> str:
+        views, row = self._locate(i)
+        return views.group_id[row].as_py()
+
+    def subset(self, i: int) -> str | None:
+        views, row = self._locate(i)
+        return views.subset[row].as_py()
+
+    def rows_of_split(self, split: str) -> Int64s:
+        """Return the row numbers of a split (train, validation), ascending, int64; none if no group is in it."""
+        batches = (reader.get_batch(number).column("split") for reader, number in self._batches)
+        found = [np.flatnonzero(column.to_numpy(zero_copy_only=False) == split) for column in batches]
+        return np.concatenate([np.empty(0, np.int64), *(f + s for f, s in zip(found, self._starts, strict=False))])
+
+    @cached_property
+    def num_completions_G(self) -> Int64s:
+        """Kept completions of each group, int64, shape (G,)."""
+        return self._column(lambda views: np.diff(views.completion_offsets))
+
+    @cached_property
+    def num_pairs_G(self) -> Int64s:
+        """Pairs of each group, int64, shape (G,)."""
+        return self._column(lambda views: np.diff(views.pair_offsets))
+
+    @cached_property
+    def longest_row_tokens_G(self) -> Int64s:
+        """Tokens of each group's prompt and longest completion together, int64, shape (G,)."""
+        return self._column(_longest_row_tokens)
+
+    @cached_property
+    def weight_G(self) -> NDArray[np.float64]:
+        """Sum of each group's pair weights, float64, shape (G,): a global batch's weight without reading its tokens."""
+        sums = [_weights(self._views_of(number)) for number in range(len(self._batches))]
+        return np.concatenate([np.empty(0), *sums])
+
+    def _column(self, values: Callable[[_Views], NDArray[np.integer]]) -> Int64s:
+        columns = [values(self._views_of(number)) for number in range(len(self._batches))]
+        return np.concatenate([np.empty(0, np.int64), *columns]).astype(np.int64)
+
+    def _locate(self, i: int) -> tuple[_Views, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"group {i} of a tokens table of {len(self)} groups")
+        number = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self._views_of(number), i - int(self._starts[number])
+
+    def _views_of(self, number: int) -> _Views:
+        views = self._views[number]
+        if views is None:
+            reader, batch = self._batches[number]
+            views = self._views[number] = _Views.of(reader.get_batch(batch))
+        return views
+
+
+def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path}: this file of the tokens table is gone; delete the table's directory to make it anew"
+        ) from None
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"{path}: not an Arrow file ({error}); delete the whole table to make it anew") from None
+    if not reader.schema.equals(TOKENS_SCHEMA):
+        raise StoreError(f"{path}: not a file of a tokens table: its columns are {', '.join(reader.schema.names)}")
+    return reader
+
+
+def _weights(views: _Views) -> NDArray[np.float64]:
+    weight = np.zeros(len(views.group_id), dtype=np.float64)
+    np.add.at(weight, np.repeat(np.arange(len(weight)), np.diff(views.pair_offsets)), views.weight)
+    return weight
+
+
+def _longest_row_tokens(views: _Views) -> Int32s:
+    longest = np.zeros(len(views.group_id), dtype=np.int32)
+    rows = np.repeat(np.arange(len(longest)), np.diff(views.completion_offsets))
+    np.maximum.at(longest, rows, np.diff(views.token_offsets))
+    return longest + np.diff(views.prompt_offsets)
+
+
+def _lists(rows: Sequence[Int32s]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(_offsets([len(row) for row in rows]), pa.array(_joined(rows, np.int32)))
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    return pa.array(np.cumsum([0, *lengths], dtype=np.int32))
+
+
+def _joined(rows: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *rows], dtype=dtype, casting="same_kind")

@@ -69,7 +69,9 @@ class FieldPaths(Section):
         given = [name for name in ("rank", "score", "ranks", "scores") if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none of them"
-            raise ValueError(f"exactly one of rank, score, ranks and scores says how completions were judged; found {found}")
+            raise ValueError(
+                f"exactly one of rank, score, ranks and scores says how completions were judged; found {found}"
+            )
         return self
 
 
@@ -161,8 +163,8 @@ class OptimizerConfig(Section):
     """Share of the steps in which the rate climbs linearly; Llama 2: 3 %."""
     final_fraction: Fraction = 0.1
     """Rate at the last step as a share of the peak, reached by a cosine; InstructGPT: 10 %."""
-    max_gradient_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Clip the global gradient norm to this; 0 does not clip."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Clip the global gradient norm to this; a huge value never clips."""
 
 
 class EngineConfig(Section):

@@ -24,7 +24,8 @@ from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.cluster.worker import WorkerTask, train_worker
 from pairwright.config import TrainConfig, config_digest, digest_of
 from pairwright.data.store import Manifest, Table
-from pairwright.data.tokens import TokenTable, load_tokenizer, local_token_paths
+from pairwright.data.tokenizers import load_tokenizer
+from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ConfigError, TrainingError
 from pairwright.evaluation.exported import model_digest
 from pairwright.model.batches import check_budget
@@ -217,7 +218,9 @@ def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wa
 
 def _explain(error: Exception, folder: RunFolder, max_failures: int) -> str:
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-    causes = [f"rank {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items())] or [_last_line(error)]
+    causes = [f"rank {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items())] or [
+        _last_line(error)
+    ]
     return (
         f"run {folder.url}: gave up after {max_failures} restarts (workers.max_failures). Last causes:\n  "
         + "\n  ".join(causes)
@@ -263,5 +266,3 @@ def _summary(
             **{name: package_version(name) for name in PACKAGES},
         },
     }
-
-

@@ -24,7 +24,9 @@ from transformers import PreTrainedTokenizerFast
 from pairwright.cluster.run_folder import store_model
 from pairwright.config import TrainConfig
 from pairwright.data.store import Manifest
-from pairwright.data.tokens import TokenTable, load_tokenizer, local_token_paths, resolve_template
+from pairwright.data.templates import resolve_template
+from pairwright.data.tokenizers import load_tokenizer
+from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from pairwright.evaluation.exported import write_rules
 from pairwright.model.export import choose_pad_token, save_reward_model

@@ -154,7 +154,7 @@ def load_reward_model(
         ModelError: if there is no model, if it cannot give one reward a row, if weights are missing, or if the pad
             token does not fit it.
     """
-    config = _read_config(path)
+    config = read_config(path)
     export_config = copy.deepcopy(config)
     if not dropout:
         _drop_nothing(config)
@@ -173,7 +173,7 @@ def load_reward_model(
     return reward_model
 
 
-def _read_config(path: str) -> PreTrainedConfig:
+def read_config(path: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -104,7 +104,9 @@ def _check(directory: Path, expected: ShardFile) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing from its checkpoint")
     if path.stat().st_size != expected.bytes:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, expected {expected.bytes}; it was cut short or changed")
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes, expected {expected.bytes}; it was cut short or changed"
+        )
     if _sha256(path) != expected.sha256:
         raise CheckpointError(f"{path}: content differs from what was written (SHA-256); the file is damaged")
 

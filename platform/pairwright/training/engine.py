@@ -39,7 +39,7 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig) -> dict[s
         "gradient_accumulation_steps": 1,
         "zero_optimization": {"stage": engine.zero_stage},
         "bf16": {"enabled": engine.precision == "bf16"},
-        "gradient_clipping": optimizer.max_gradient_norm,
+        "gradient_clipping": 0.0 if _clips_here(engine) else optimizer.max_gradient_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
@@ -51,6 +51,7 @@ class Engine:
 
     def __init__(self, model: RewardModel, *, engine: EngineConfig, optimizer: OptimizerConfig) -> None:
         self.zero_stage = engine.zero_stage
+        self._max_norm_here = optimizer.max_gradient_norm if _clips_here(engine) else None
         self.world_size = dist.get_world_size()
         # A client optimizer: a configured "AdamW" silently picks a fused kernel that takes 65 s to compile on CPU.
         client = torch.optim.AdamW(
@@ -86,9 +87,12 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._deepspeed.set_gradient_accumulation_boundary(True)
+        if self._max_norm_here is not None:
+            norm = nn.utils.clip_grad_norm_(self._deepspeed.module.parameters(), self._max_norm_here)
+            self._deepspeed.step()
+            return float(norm)
         self._deepspeed.step()
-        norm = self._deepspeed.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return float(self._deepspeed.get_global_grad_norm())
 
     def train(self, *, training: bool) -> None:
         """Switch dropout on or off."""
@@ -112,6 +116,11 @@ class Engine:
         if dist.get_rank() != 0:
             return None
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def _clips_here(engine: EngineConfig) -> bool:
+    """Whether gradients are plain tensors that DeepSpeed would clip without telling their norm."""
+    return engine.zero_stage == 0 and engine.precision == "fp32"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

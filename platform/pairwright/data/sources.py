@@ -106,6 +106,23 @@ def content_tag(source: SourceRef) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def file_state(source: SourceRef) -> tuple[int, ...]:
+    """Return what a file system says of a local source, to notice a change while it is read; nothing for a remote one.
+
+    Remote reads are tied to the etag instead.
+
+    Raises:
+        SourceError: if it is gone.
+    """
+    if not source.is_local:
+        return ()
+    try:
+        state = Path(source.uri).stat()
+    except OSError as error:
+        raise SourceError(f"{source.uri}: cannot be read: {error.strerror}") from None
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
 def with_etag(source: SourceRef, etag: str) -> SourceRef:
     """Return the source with the tag of its content."""
     return replace(source, etag=etag)

@@ -1,0 +1,75 @@
+"""One function over many items, as one Ray Data pass: items in -> results out, streamed, in no order.
+
+Items should be few and tiny (ranges, files); what is large goes through the store. Small items share a task, since a
+task costs about 20 ms whatever it does. What a ``PairwrightError`` explains crosses as data: Ray would wrap it and
+print a traceback of its own first.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import ray.data
+
+from pairwright import errors
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+TASK_BYTES = 64 * 1024 * 1024
+MIN_TASK_BYTES = 1024 * 1024
+NUM_TASKS = 64
+"""Tasks to aim at where there is less than 64 MB for each: enough for any laptop."""
+
+_KINDS = {
+    kind.__name__: kind
+    for kind in (errors.PairwrightError, errors.ConfigError, errors.DataError, errors.SourceError, errors.StoreError)
+}
+
+
+def run_pass(
+    work: Callable[[ItemT], Iterable[ResultT]], items: Sequence[ItemT], sizes: Sequence[int], result: type[ResultT]
+) -> Iterator[ResultT]:
+    """Yield what ``work`` yields for each item, as tasks go on.
+
+    Args:
+        work: called in a task, must pickle; may be a generator.
+        items: what there is to do.
+        sizes: bytes that each item has to go through, by which they are dealt to tasks.
+        result: type of the results, for msgpack.
+
+    Raises:
+        PairwrightError: the first one that ``work`` raised anywhere.
+    """
+    if not items:
+        return
+
+    def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        try:
+            for index in row["items"]:
+                for value in work(items[index]):
+                    yield {"kind": "", "payload": msgspec.msgpack.encode(value)}
+        except errors.PairwrightError as error:
+            kind = type(error).__name__
+            yield {"kind": kind if kind in _KINDS else "PairwrightError", "payload": str(error).encode()}
+
+    tasks = [{"items": indices} for indices in deal(sizes)]
+    rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(run)
+    for row in rows.iter_rows():
+        if row["kind"]:
+            raise _KINDS[row["kind"]](row["payload"].decode())
+        yield msgspec.msgpack.decode(row["payload"], type=result)
+
+
+def deal(sizes: Sequence[int]) -> list[list[int]]:
+    """Return indices of the items of each task: neighbours together until they are worth a task."""
+    enough = min(TASK_BYTES, max(MIN_TASK_BYTES, sum(sizes) // NUM_TASKS))
+    tasks: list[list[int]] = []
+    filled = enough
+    for index, size in enumerate(sizes):
+        if filled >= enough:
+            tasks.append([])
+            filled = 0
+        tasks[-1].append(index)
+        filled += size
+    return tasks

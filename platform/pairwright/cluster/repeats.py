@@ -1,0 +1,74 @@
+"""The passes of an ingestion that refuse repeated ids. Parts in -> parts without the records that repeat one.
+
+Reads the ids of the table's files once (an ingestion that adds little to a large table pays for that), of its own files
+only where hashes met, and writes only files that hold a repeat.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+import ray
+
+from pairwright.cluster.passes import run_pass
+from pairwright.data.lines import LineRange
+from pairwright.data.parts import Part, hash_ids
+from pairwright.data.repeats import Place, holds_any, places_of, repeated_hashes, repeats, without_repeats
+from pairwright.data.store import DataFile, Table
+
+
+class _Found(msgspec.Struct, frozen=True):
+    item: int
+    places: list[Place]
+
+
+def refuse_repeats(
+    parts: Sequence[Part], units: Sequence[LineRange], files: Sequence[DataFile], table: Table
+) -> list[Part]:
+    """Return the parts without the records whose id stands in ``files`` of the table, or earlier in the parts.
+
+    Args:
+        parts: in the order in which the earlier record wins.
+        units: the ranges that the parts came from, by ``part.unit``.
+        files: files of the table that the parts were not checked against before.
+        table: where all of them are.
+
+    Raises:
+        SourceError: if a source that holds a repeat is gone or has changed.
+        StoreError: if a file cannot be read or written.
+    """
+    hashes = [part.hashes for part in parts]
+    own = np.unique(np.concatenate([np.empty(0, "<u8"), *hashes]))
+    first = {place.id: place for places in _places(files, own, table) for place in places}
+    wanted = np.union1d(repeated_hashes(hashes), hash_ids(first))
+    affected = [part for part in parts if part.data is not None and holds_any(part, wanted)]
+    places = _places([part.data for part in affected if part.data is not None], wanted, table)
+    earlier = [repeats(found, first) for found in places]
+    smaller = _rewritten([(part, rows) for part, rows in zip(affected, earlier, strict=True) if rows], units, table)
+    return [smaller.get((part.unit, part.index), part) for part in parts]
+
+
+def _places(files: Sequence[DataFile], hashes: np.ndarray, table: Table) -> list[list[Place]]:
+    """Return, for each file, where ids with these hashes (sorted, uint64) stand in it."""
+    places: list[list[Place]] = [[] for _ in files]
+    if not files or not len(hashes):
+        return places
+    shared = ray.put(hashes)
+
+    def work(index: int) -> Iterator[_Found]:
+        yield _Found(index, places_of(table, files[index], ray.get(shared)))
+
+    for found in run_pass(work, range(len(files)), [file.bytes for file in files], _Found):
+        places[found.item] = found.places
+    return places
+
+
+def _rewritten(
+    todo: Sequence[tuple[Part, dict[int, Place]]], units: Sequence[LineRange], table: Table
+) -> dict[tuple[int, int], Part]:
+    def work(index: int) -> Iterator[Part]:
+        part, earlier = todo[index]
+        yield without_repeats(part, units[part.unit], earlier, table)
+
+    sizes = [units[part.unit].end - units[part.unit].start for part, _ in todo]
+    return {(part.unit, part.index): part for part in run_pass(work, range(len(todo)), sizes, Part)}

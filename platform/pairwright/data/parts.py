@@ -1,0 +1,136 @@
+"""One range of a source -> ``Part``s: files written into a table, not yet named by any version, and their counts.
+
+This is the whole work of one ingestion task, without Ray. A part holds about ``range_bytes`` of text, so memory stays
+flat on a stream of any length; nothing of it can be read before a commit names its files, so the files of a stream that
+turns out to be truncated are simply left out, and deleted.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from pairwright.config import IngestConfig
+from pairwright.data.annotations import annotations_to_arrow, parse_lines, reason_key, rejection
+from pairwright.data.formats import Parse, RecordError, parser_for
+from pairwright.data.lines import MAX_LINE_BYTES, Chunk, LineRange, read_chunks
+from pairwright.data.store import DataFile, Table
+from pairwright.errors import SourceError
+from pairwright.records import Rejection
+
+NUM_SHOWN = 5
+"""Rejections that a part carries along for the summary; all of them are in its refused file."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What one stretch of a source became."""
+
+    unit: int
+    """Index of the range among all ranges of the ingestion, in the order of the sources."""
+    index: int
+    """Index of the part in its range."""
+    lines: int
+    accepted: int
+    refused: int
+    completions: int
+    data: DataFile | None
+    refused_files: list[DataFile]
+    reasons: dict[str, int]
+    shown: list[Rejection]
+    id_hashes: bytes
+    """64-bit hash of each accepted record's id, in row order: uint64, little-endian."""
+    error: str | None = None
+    """Why the source could not be read to its end; the part before it is then worth nothing either."""
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """The ids' hashes, uint64, shape (accepted,)."""
+        return np.frombuffer(self.id_hashes, dtype="<u8")
+
+    @property
+    def files(self) -> list[DataFile]:
+        """Every file that was written for it."""
+        return [*([self.data] if self.data else []), *self.refused_files]
+
+
+def hash_ids(ids: Iterable[str]) -> np.ndarray:
+    """Return the 64-bit hash of each id, uint64; equal hashes only hint at equal ids."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig) -> Iterator[Part]:
+    """Parse a range and write it into the table; yields at least one part, the last one with ``error`` on failure.
+
+    Raises:
+        StoreError: if the table cannot be written.
+    """
+    parse = parser_for(config.fields)
+    draft = _Draft(unit, 0)
+    try:
+        for chunk in read_chunks(lines):
+            draft.add(chunk, lines.source.uri, parse, config)
+            if draft.num_bytes >= config.range_bytes:
+                yield draft.write(table, None)
+                draft = _Draft(unit, draft.index + 1)
+    except SourceError as error:
+        yield draft.write(table, str(error))
+        return
+    if draft.num_bytes or draft.index == 0:
+        yield draft.write(table, None)
+
+
+class _Draft:
+    """A part while its lines come in."""
+
+    def __init__(self, unit: int, index: int) -> None:
+        self.unit = unit
+        self.index = index
+        self.num_bytes = 0
+        self._num_lines = 0
+        self._tables: list[pa.Table] = []
+        self._rejections: list[Rejection] = []
+
+    def add(self, chunk: Chunk, source: str, parse: Parse, config: IngestConfig) -> None:
+        self.num_bytes += len(chunk.text)
+        self._num_lines += chunk.num_lines
+        if chunk.overlong_bytes:
+            reason = f"expected a line of at most {MAX_LINE_BYTES:,} bytes, got {chunk.overlong_bytes:,}"
+            self._rejections.append(rejection(RecordError(reason), chunk.text, source, chunk.first_line))
+            return
+        annotations, rejections = parse_lines(chunk.text, chunk.first_line, source, parse, config)
+        self._rejections += rejections
+        if annotations:
+            self._tables.append(annotations_to_arrow(annotations))
+
+    def write(self, table: Table, error: str | None) -> Part:
+        """Write the files, unless the source failed: then nothing of it will be kept."""
+        rows = pa.concat_tables(self._tables) if self._tables and error is None else None
+        refused = self._rejections if error is None else []
+        return Part(
+            unit=self.unit,
+            index=self.index,
+            lines=self._num_lines,
+            accepted=0 if rows is None else rows.num_rows,
+            refused=len(refused),
+            completions=0 if rows is None else num_completions(rows),
+            data=None if rows is None else table.write_data(rows),
+            refused_files=[table.write_refused(refused)] if refused else [],
+            reasons=dict(Counter(map(reason_key, refused))),
+            shown=refused[:NUM_SHOWN],
+            id_hashes=b"" if rows is None else hash_ids(rows.column("id").to_pylist()).tobytes(),
+            error=error,
+        )
+
+
+def num_completions(rows: pa.Table) -> int:
+    """Return how many completions the rows hold together."""
+    return sum(len(chunk.flatten()) for chunk in rows.column("completions").chunks)
+
+
+def all_files(parts: Iterable[Part]) -> list[DataFile]:
+    """Return every file that was written for the parts."""
+    return [file for part in parts for file in part.files]

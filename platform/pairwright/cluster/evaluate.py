@@ -5,7 +5,6 @@ report to the last digit. Tokens are made with the model's own tokenizer, templa
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import obstore
@@ -25,7 +24,6 @@ from pairwright.evaluation.report import DataIdentity, build_report, report_json
 
 SPLITS = ("train", "validation")
 REPORT_NAME = "report.json"
-_CACHE = "~/.cache/pairwright/tokens"
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,13 @@ def evaluate(
         pairs: URL of a pairs table.
         version: of it; the newest if None.
         split: train or validation.
-        output: where to write the report: a URL that ends in .json, or of a directory that gets a ``report.json``.
+        output: where to write the report: a URL that ends in .json, or of a directory that gets a ``report.json``;
+            beside the model if None.
         num_workers: models that work side by side; changes nothing in the report.
         use_gpu: give each a GPU.
         micro_batch_tokens: most tokens of one forward, padding included.
-        cache: URL of the token cache; ``tokens/`` beside the output if None, or in ~/.cache/pairwright without one. On
-            a cluster of several nodes it has to be one that all of them see.
+        cache: URL of the token cache; ``tokens/`` beside the output if None, or where neither is given, beside the run
+            that the model is from. On a cluster of several nodes it has to be one that all of them see.
 
     Raises:
         ModelError: if the model cannot be used.
@@ -107,9 +106,9 @@ def evaluate(
             version=manifest.version,
             tokenizer_path=str(exported.directory),
             config=exported.rules.tokens_config(),
-            into=cache or _default_cache(output),
+            into=cache or _default_cache(model, output),
         )
-        task = _Task(absolute_model(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
+        task = _Task(absolute_url(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
         num_parts = len(task.plan()[1].parts)
         if num_parts == 0:
             raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
@@ -127,31 +126,29 @@ def evaluate(
             tokens=tokens_manifest.totals,
         ),
     )
-    if output is not None:
-        _write(report_json(report), output)
+    _write(report_json(report), report_url(model, output))
     return report
 
 
-def absolute_model(model: str) -> str:
-    """Return a model's path as it is named in any process."""
-    return absolute_url(model)
-
-
-def report_url(output: str) -> str:
+def report_url(model: str, output: str | None) -> str:
     """Return where ``evaluate`` writes its report."""
-    return output if output.endswith(".json") else f"{output.rstrip('/')}/{REPORT_NAME}"
+    if output is None:
+        return f"{_parent(model)}/{REPORT_NAME}"
+    return absolute_url(output) if output.endswith(".json") else f"{absolute_url(output)}/{REPORT_NAME}"
 
 
-def _write(content: bytes, output: str) -> None:
-    folder, _, name = absolute_url(report_url(output)).rpartition("/")
-    with store_errors(f"{folder}/{name}"):
+def _write(content: bytes, url: str) -> None:
+    folder, _, name = url.rpartition("/")
+    with store_errors(url):
         obstore.put(open_store(folder), name, content)
 
 
-def _default_cache(output: str | None) -> str:
-    if output is None:
-        return str(Path(_CACHE).expanduser())
-    return f"{absolute_url(output).rpartition('/')[0]}/tokens"
+def _default_cache(model: str, output: str | None) -> str:
+    return f"{_parent(output) if output is not None else _parent(_parent(model))}/tokens"
+
+
+def _parent(url: str) -> str:
+    return absolute_url(url).rpartition("/")[0]
 
 
 def _nothing_left(pairs: str, manifest: Manifest, split: str, tokens: Manifest, exported: ExportedModel) -> str:

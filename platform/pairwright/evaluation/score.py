@@ -1,0 +1,193 @@
+"""Requests and a loaded model -> a reward a completion in SCORES_SCHEMA, and what was refused, counted.
+
+Tokens are made by the path of training (data/tokens.py), under the model's own template and length rule. Each row is
+scored once, beside rows of like length; which rows share a forward is decided by the requests alone.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pairwright.data.annotations import MAX_RECORD_CHARACTERS
+from pairwright.data.templates import encode
+from pairwright.data.tokens import TokenGroup, TokenizedCompletions, TokenSpec, tokenize_completions
+from pairwright.errors import DataError, ModelError
+from pairwright.evaluation.exported import LoadedModel
+from pairwright.evaluation.requests import ScoreRequest
+from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
+from pairwright.records import SCORES_SCHEMA, Rejection
+
+_OVER = "expected at most {} tokens with the prompt, got more; the model's pairwright.json says to drop such"
+_PROMPT_ALONE = "expected a prompt of fewer than {} tokens, got one that leaves nothing of the completion"
+
+Int32s = NDArray[np.int32]
+TOTALS: tuple[str, ...] = (
+    "records",
+    "records_refused",
+    "completions",
+    "completions_refused",
+    "completions_truncated",
+    "tokens",
+)
+"""records: read, blank lines aside; completions: scored; tokens: of these, with their prompts."""
+
+
+@dataclass(slots=True)
+class Scored:
+    """What became of some input."""
+
+    scores: pa.Table
+    rejections: list[Rejection]
+    totals: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Completions that will be scored, as parallel lists."""
+
+    ids: list[str] = field(default_factory=list)
+    completion_ids: list[str] = field(default_factory=list)
+    token_ids: list[Int32s] = field(default_factory=list)
+
+
+def score_requests(
+    loaded: LoadedModel,
+    spec: TokenSpec,
+    requests: Sequence[ScoreRequest],
+    refused: Sequence[Rejection],
+    *,
+    micro_batch_tokens: int,
+) -> Scored:
+    """Return the rewards of all requests' completions, in the order of the requests.
+
+    A completion without text, or over the limit where the model drops such, is refused by itself; a request whose
+    prompt the chat template refuses, as a whole.
+
+    Args:
+        loaded: model and tokenizer.
+        spec: template and length limit.
+        requests: what to score; few enough for their tokens to fit in memory.
+        refused: records of the same input that did not become requests; counted and handed on.
+        micro_batch_tokens: most tokens of one forward, padding included.
+
+    Raises:
+        ConfigError: if the budget is below the longest row, or the device's memory is too small for it.
+        ModelError: if a reward is not finite, naming the record.
+    """
+    rows, rejections, totals = _Rows(), list(refused), Counter(dict.fromkeys(TOTALS, 0))
+    totals.update(records=len(requests) + len(refused), records_refused=len(refused))
+    filled = [_without_empty(request, rejections) for request in requests]
+    for request, tokenized in zip(filled, _tokenize(filled, loaded, spec), strict=True):
+        if isinstance(tokenized, DataError):
+            totals["records_refused"] += 1
+            rejections.append(_refuse(request, str(tokenized), "$.prompt", request.prompt[-1]["content"]))
+            continue
+        totals["completions_truncated"] += tokenized.num_truncated
+        for index, token_ids in enumerate(tokenized.row_ids):
+            if token_ids is None:
+                rejections.append(_refuse_completion(request, index, _OVER.format(spec.max_length)))
+            elif _is_prompt_alone(request, token_ids, loaded, spec):
+                totals["completions_truncated"] -= 1
+                rejections.append(_refuse_completion(request, index, _PROMPT_ALONE.format(spec.max_length)))
+            else:
+                rows.ids.append(request.id)
+                rows.completion_ids.append(request.completion_ids[index])
+                rows.token_ids.append(token_ids)
+    totals["completions"] = len(rows.ids)
+    totals["completions_refused"] = len(rejections) - totals["records_refused"]
+    totals["tokens"] = sum(map(len, rows.token_ids))
+    return Scored(_scores(rows, loaded, micro_batch_tokens), rejections, dict(totals))
+
+
+def _without_empty(request: ScoreRequest, rejections: list[Rejection]) -> ScoreRequest:
+    """Return the request without completions that have no text; they are added to ``rejections``."""
+    kept = [index for index, text in enumerate(request.texts) if text.strip()]
+    if len(kept) == len(request.texts):
+        return request
+    empty = [index for index in range(len(request.texts)) if index not in kept]
+    rejections += [_refuse_completion(request, index, "expected text, got an empty completion") for index in empty]
+    return replace(
+        request,
+        completion_ids=[request.completion_ids[index] for index in kept],
+        texts=[request.texts[index] for index in kept],
+        paths=[request.paths[index] for index in kept],
+    )
+
+
+def _tokenize(
+    requests: Sequence[ScoreRequest], loaded: LoadedModel, spec: TokenSpec
+) -> list[TokenizedCompletions | DataError]:
+    """Tokenise all at once; where the template refuses a prompt, one by one to find out which."""
+    prompts, texts = [request.prompt for request in requests], [request.texts for request in requests]
+    try:
+        return list(tokenize_completions(prompts, texts, loaded.tokenizer, spec))
+    except DataError as error:
+        if len(requests) == 1:
+            return [error]
+    return [result for request in requests for result in _tokenize([request], loaded, spec)]
+
+
+def _is_prompt_alone(request: ScoreRequest, token_ids: Int32s, loaded: LoadedModel, spec: TokenSpec) -> bool:
+    """Return whether a row was cut so early that nothing of its completion is left."""
+    if len(token_ids) < spec.max_length:
+        return False
+    empty = [*request.prompt, {"role": "assistant", "content": ""}]
+    alone = encode(loaded.tokenizer, spec.chat_template, [empty])[0]
+    return np.array_equal(alone[: spec.max_length], token_ids)
+
+
+def _refuse_completion(request: ScoreRequest, index: int, reason: str) -> Rejection:
+    return _refuse(request, reason, request.paths[index], request.texts[index])
+
+
+def _refuse(request: ScoreRequest, reason: str, path: str, text: str) -> Rejection:
+    return Rejection(
+        source=request.source, line=request.line, path=path, reason=reason, record=text[:MAX_RECORD_CHARACTERS]
+    )
+
+
+def _scores(rows: _Rows, loaded: LoadedModel, micro_batch_tokens: int) -> pa.Table:
+    length_N = np.array([len(token_ids) for token_ids in rows.token_ids], np.int32)
+    reward_N = np.empty(len(length_N), np.float32)
+    plan = plan_by_length(np.ones_like(length_N), length_N, micro_batch_tokens=micro_batch_tokens)
+    for positions in plan:
+        groups = [_group_of_one(rows.ids[position], rows.token_ids[position]) for position in positions]
+        reward_N[positions] = np.concatenate(
+            rewards_of_groups(
+                loaded.model,
+                groups,
+                pad_token_id=loaded.pad_token_id,
+                micro_batch_tokens=micro_batch_tokens,
+                device=loaded.device,
+            )
+        )
+    if not np.isfinite(reward_N).all():
+        bad = int(np.flatnonzero(~np.isfinite(reward_N))[0])
+        raise ModelError(
+            f"record {rows.ids[bad]}, completion {rows.completion_ids[bad]}: the model's reward is {reward_N[bad]}, "
+            "expected a finite number; its weights may hold NaN (a run that diverged), or its dtype may overflow"
+        )
+    columns = [rows.ids, rows.completion_ids, reward_N, length_N]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCORES_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SCORES_SCHEMA)
+
+
+def _group_of_one(name: str, token_ids: Int32s) -> TokenGroup:
+    """Return a completion as a group without pairs, so that it goes the way of every other row."""
+    no_pairs, no_weights = np.empty(0, np.int64), np.empty(0, np.float32)
+    return TokenGroup(
+        group_id=name,
+        subset=None,
+        prompt_ids=token_ids[:0],
+        completion_ids=[token_ids],
+        num_characters=np.zeros(1, np.int32),
+        completion_index=np.zeros(1, np.int16),
+        chosen_P=no_pairs,
+        rejected_P=no_pairs,
+        weight_P=no_weights,
+        margin_P=no_weights,
+    )

@@ -1,0 +1,279 @@
+"""Scored parts, in the order of the input -> ``scores/*.parquet``, ``refused/*.jsonl`` and, last, ``scores.json``.
+
+An output is complete if and only if ``scores.json`` is there, and it names every file. One process writes: a row is
+some 60 bytes, so even a thousand GPUs do not keep it busy, and the files are few, large and in the order of the input.
+What a source that turns out to be unreadable has left is taken back, as in an ingestion.
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Generic, Literal, TypeVar
+
+import msgspec
+import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
+from obstore.exceptions import AlreadyExistsError
+
+from pairwright import __version__
+from pairwright.data.locations import absolute_url, open_store, store_errors
+from pairwright.data.manifest import DataFile, Input
+from pairwright.errors import StoreError
+from pairwright.evaluation.exported import ModelIdentity
+from pairwright.evaluation.score import TOTALS, Scored
+from pairwright.records import Rejection
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "scores.json"
+ROWS_PER_FILE = 1_000_000
+REJECTIONS_PER_FILE = 10_000
+_OURS = re.compile(r"^(scores/[0-9a-f]{12}-\d{5}\.parquet|refused/[0-9a-f]{12}-\d{5}\.jsonl)$")
+
+ItemT = TypeVar("ItemT")
+
+
+class ScoredSource(msgspec.Struct, frozen=True):
+    """A source that was read to its end."""
+
+    uri: str
+    size: int
+    etag: str | None
+
+
+class FailedSource(msgspec.Struct, frozen=True):
+    """A source that could not be read to its end: none of its records are in the output."""
+
+    uri: str
+    reason: str
+
+
+class ScoresManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What an output holds: which rewards, of what, by which model."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    created_at: str
+    code_version: str
+    model: ModelIdentity
+    inputs: Annotated[list[Input], msgspec.Meta(description="the version of the table that was scored, if it was one")]
+    sources: Annotated[list[ScoredSource], msgspec.Meta(description="the JSON Lines that were scored, if any")]
+    failed: Annotated[list[FailedSource], msgspec.Meta(description="sources without a record in this output")]
+    files: Annotated[list[DataFile], msgspec.Meta(description="Parquet, in the order of the input")]
+    refused_files: Annotated[list[DataFile], msgspec.Meta(description="JSON Lines of what was refused, and why")]
+    totals: Annotated[
+        dict[str, int],
+        msgspec.Meta(
+            description="records read and refused; completions scored, refused and truncated; tokens of the scored"
+        ),
+    ]
+
+
+@dataclass(slots=True)
+class _Rolling(Generic[ItemT]):
+    """Items of finished sources and of the one being read -> files of about ``limit`` items, in order."""
+
+    write: Callable[[Sequence[ItemT]], DataFile]
+    size: Callable[[ItemT], int]
+    limit: int
+    files: list[DataFile] = field(default_factory=list)
+    finished: list[ItemT] = field(default_factory=list)
+    current: list[ItemT] = field(default_factory=list)
+    current_files: list[DataFile] = field(default_factory=list)
+    num_finished: int = 0
+    num_current: int = 0
+
+    def add(self, item: ItemT) -> None:
+        size = self.size(item)
+        if not size:
+            return
+        self.current.append(item)
+        self.num_current += size
+        if self.num_current >= self.limit:
+            self._flush_finished()
+            self.current_files.append(self.write(self.current))
+            self.current, self.num_current = [], 0
+
+    def finish_source(self) -> None:
+        self.files += self.current_files
+        self.finished += self.current
+        self.num_finished += self.num_current
+        self.current, self.current_files, self.num_current = [], [], 0
+        if self.num_finished >= self.limit:
+            self._flush_finished()
+
+    def drop_source(self) -> list[DataFile]:
+        """Forget the current source; return the files that it had filled."""
+        dropped, self.current, self.current_files, self.num_current = self.current_files, [], [], 0
+        return dropped
+
+    def close(self) -> list[DataFile]:
+        self._flush_finished()
+        return self.files
+
+    def _flush_finished(self) -> None:
+        if self.finished:
+            self.files.append(self.write(self.finished))
+            self.finished, self.num_finished = [], 0
+
+
+class ScoreFiles:
+    """An output while it is being written. Use: ``add`` parts, end each source, ``commit``.
+
+    Args:
+        url: directory or URL of the output.
+        overwrite: whether to remove the scores that it holds. They are gone from then on, also if this run fails.
+
+    Raises:
+        StoreError: if it holds scores and ``overwrite`` is False, or if it holds a table.
+    """
+
+    def __init__(self, url: str, *, overwrite: bool) -> None:
+        self.url = absolute_url(url)
+        self._store = open_store(self.url)
+        self._run = uuid.uuid4().hex[:12]
+        self._scores = _Rolling(self._write_scores, lambda table: table.num_rows, ROWS_PER_FILE)
+        self._refused = _Rolling(self._write_refused, lambda _: 1, REJECTIONS_PER_FILE)
+        self.totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
+        self._current_totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
+        self._claim(overwrite=overwrite)
+
+    def add(self, scored: Scored) -> None:
+        """Take the next part of the current source."""
+        self._scores.add(scored.scores)
+        for rejected in scored.rejections:
+            self._refused.add(rejected)
+        for name in TOTALS:
+            self._current_totals[name] += scored.totals[name]
+
+    def finish_source(self) -> None:
+        """Keep the current source's parts."""
+        self._scores.finish_source()
+        self._refused.finish_source()
+        for name in TOTALS:
+            self.totals[name] += self._current_totals[name]
+        self._current_totals = dict.fromkeys(TOTALS, 0)
+
+    def drop_source(self) -> None:
+        """Take the current source's parts back."""
+        self._delete([file.path for file in (*self._scores.drop_source(), *self._refused.drop_source())])
+        self._current_totals = dict.fromkeys(TOTALS, 0)
+
+    def abandon(self) -> None:
+        """Remove everything that this run has written, after a failure."""
+        self._delete([path for path in self._listed() if self._run in path])
+
+    def commit(
+        self,
+        *,
+        model: ModelIdentity,
+        inputs: Sequence[Input],
+        sources: Sequence[ScoredSource],
+        failed: Sequence[FailedSource],
+    ) -> ScoresManifest:
+        """Write the manifest, with which the output is complete.
+
+        Raises:
+            StoreError: if another run wrote to this output meanwhile.
+        """
+        manifest = ScoresManifest(
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            code_version=__version__,
+            model=model,
+            inputs=list(inputs),
+            sources=list(sources),
+            failed=list(failed),
+            files=self._scores.close(),
+            refused_files=self._refused.close(),
+            totals=self.totals,
+        )
+        listed, ours = self._listed(), {file.path for file in (*manifest.files, *manifest.refused_files)}
+        if not ours <= set(listed):
+            raise StoreError(self._other_run("removed this run's files"))
+        content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+        try:
+            with store_errors(f"{self.url}/{MANIFEST_NAME}"):
+                obstore.put(self._store, MANIFEST_NAME, content, mode="create")
+        except AlreadyExistsError:
+            raise StoreError(self._other_run("was finished first")) from None
+        self._delete([path for path in listed if path not in ours])
+        return manifest
+
+    def _claim(self, *, overwrite: bool) -> None:
+        with store_errors(self.url):
+            if next(iter(obstore.list(self._store, prefix="versions", chunk_size=1)), None):
+                raise StoreError(f"{self.url}: holds a table; give the scores a folder of their own")
+            try:
+                obstore.head(self._store, MANIFEST_NAME)
+            except FileNotFoundError:
+                is_complete = False
+            else:
+                is_complete = True
+        if is_complete and not overwrite:
+            raise StoreError(
+                f"{self.url}: holds the scores of an earlier run already; replace them with --overwrite, or choose "
+                "another output"
+            )
+        # The manifest goes first, so that no moment shows an output that looks complete and is not.
+        self._delete([*([MANIFEST_NAME] if is_complete else []), *self._listed()])
+
+    def _listed(self) -> list[str]:
+        """Return the files of this output that a scoring run has written, this one or another."""
+        with store_errors(self.url):
+            found = [
+                entry["path"]
+                for folder in ("scores", "refused")
+                for page in obstore.list(self._store, prefix=folder)
+                for entry in page
+            ]
+        return [path for path in found if _OURS.match(path)]
+
+    def _write_scores(self, tables: Sequence[pa.Table]) -> DataFile:
+        sink = pa.BufferOutputStream()
+        whole = pa.concat_tables(tables).combine_chunks()
+        pq.write_table(whole, sink, compression="zstd")
+        number = len(self._scores.files) + len(self._scores.current_files)
+        return self._put(f"scores/{self._run}-{number:05d}.parquet", memoryview(sink.getvalue()), whole.num_rows)
+
+    def _write_refused(self, rejections: Sequence[Rejection]) -> DataFile:
+        number = len(self._refused.files) + len(self._refused.current_files)
+        content = memoryview(msgspec.json.Encoder().encode_lines(rejections))
+        return self._put(f"refused/{self._run}-{number:05d}.jsonl", content, len(rejections))
+
+    def _put(self, path: str, content: memoryview, rows: int) -> DataFile:
+        with store_errors(f"{self.url}/{path}"):
+            obstore.put(self._store, path, content.cast("B"))
+        return DataFile(path=path, rows=rows, bytes=content.nbytes, sha256=hashlib.sha256(content).hexdigest())
+
+    def _delete(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            try:
+                with store_errors(f"{self.url}/{path}"):
+                    obstore.delete(self._store, path)
+            except FileNotFoundError:
+                continue
+
+    def _other_run(self, what: str) -> str:
+        return (
+            f"{self.url}: another run writes here too and {what}; nothing of this one was kept; choose another output"
+        )
+
+
+def read_scores_manifest(url: str) -> ScoresManifest:
+    """Return what a finished scoring run says of its output.
+
+    Raises:
+        StoreError: if no finished run is there.
+    """
+    where = f"{absolute_url(url)}/{MANIFEST_NAME}"
+    try:
+        with store_errors(where):
+            content = obstore.get(open_store(url), MANIFEST_NAME).bytes()
+    except FileNotFoundError:
+        raise StoreError(f"{where}: no such file, so no finished scores are here; run `pairwright score`") from None
+    try:
+        return msgspec.json.decode(content, type=ScoresManifest)
+    except msgspec.DecodeError as error:
+        raise StoreError(f"{where}: not a scores manifest: {error}; run `pairwright score --overwrite`") from None

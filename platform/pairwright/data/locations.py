@@ -79,4 +79,5 @@ def store_errors(where: str) -> Iterator[None]:
     except (AlreadyExistsError, FileNotFoundError):
         raise
     except (BaseError, OSError) as error:
-        raise StoreError(f"{where}: {_first_line(error)}") from None
+        advice = "; check the address and the store's settings (AWS_*, GOOGLE_*, AZURE_*)" if "://" in where else ""
+        raise StoreError(f"{where}: {_first_line(error)}{advice}") from None

@@ -1,0 +1,42 @@
+"""A real S3 server on a loopback port, in a process of its own: prints its port, serves until it is killed.
+
+One request at a time: moto checks If-None-Match and stores the object in two steps, so that with a thread a request
+two creators of one key can both be told that they were first. A real store does both as one.
+
+Of every key under ``lost-answers/`` the first PUT is carried out and answered with an error, as when a gateway fails.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+
+class LosesAnswers:
+    """Wraps a WSGI application."""
+
+    def __init__(self, application: Any) -> None:
+        self.application = application
+        self.lost: set[str] = set()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        key = environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] != "PUT" or "lost-answers/" not in key or key in self.lost:
+            return self.application(environ, start_response)
+        self.lost.add(key)
+        for _ in self.application(environ, lambda *_: None):
+            pass
+        start_response("500 Internal Server Error", [("Content-Length", "0")])
+        return [b""]
+
+
+def main() -> None:
+    application = LosesAnswers(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, application, threaded=False)
+    print(server.port, flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -69,8 +69,9 @@ def _without_repeats(rows: pa.Table) -> tuple[pa.Table, int]:
     kept = np.ones(rows.num_rows, dtype=bool)
     content = rows.select(["annotator", "completions", "ranks", "scores"])
     seen: list[dict] = []
-    for row in alike.tolist():
-        if row - 1 not in alike:
+    follows = set(alike.tolist())
+    for row in sorted(follows):
+        if row - 1 not in follows:
             seen = content.slice(row - 1, 1).to_pylist()
         this = content.slice(row, 1).to_pylist()[0]
         kept[row] = this not in seen

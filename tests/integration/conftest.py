@@ -1,8 +1,12 @@
-"""One local Ray cluster for every integration test that needs one."""
+"""One local Ray cluster, and S3 servers, for every integration test that needs one."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
+import boto3
 import pytest
 
 
@@ -17,3 +21,27 @@ def ray_cluster() -> Iterator[None]:
     with ray_session():
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
+
+
+@pytest.fixture(scope="module")
+def s3_bucket() -> Iterator[str]:
+    """Start an S3 server with one empty bucket, point the environment at it, and return the bucket's URL."""
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).parent / "s3_server.py"], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    settings = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, value)
+        boto3.client("s3", region_name="us-east-1", endpoint_url=url).create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    server.kill()
+    server.wait()

@@ -286,7 +286,9 @@ def test_a_table_inside_a_source_directory_does_not_feed_on_itself(tmp_path: Pat
     ingest([str(tmp_path)], str(tmp_path / "table"), CONFIG)
     summary = ingest([str(tmp_path)], str(tmp_path / "table"), CONFIG)
     assert (summary.manifest, summary.failed) == (None, [])
-    assert [Path(name).suffix for name in summary.ignored] == [".arrow", ".json", ".jsonl"] or summary.ignored
+    assert summary.skipped == [str(tmp_path / "a.jsonl")]
+    inside = {*(tmp_path / "table/refused").glob("*"), *(tmp_path / "table/versions").glob("*")}
+    assert {Path(name) for name in summary.ignored} == inside | set((tmp_path / "table/data").glob("*"))
 
 
 def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(

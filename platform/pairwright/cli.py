@@ -24,7 +24,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Settings = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")
+]
 Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Split = Literal["train", "validation"]
@@ -47,7 +49,9 @@ def _root(
 
 @app.command()
 def ingest(
-    sources: Annotated[list[str], typer.Argument(help="Files, folders or globs of JSON Lines (plain, .gz, .zst); s3:// too.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Files, folders or globs of JSON Lines (plain, .gz, .zst); s3:// too.")
+    ],
     into: Annotated[str, typer.Option(help="URL of the annotations table; made if it is not there.")],
     config: Annotated[str | None, typer.Option(help="TOML file: [fields] for foreign records, limits.")] = None,
     settings: Settings = [],  # noqa: B006 - typer copies it
@@ -67,7 +71,9 @@ def ingest(
 def expand(
     annotations: Annotated[str, typer.Argument(help="URL of an annotations table.")],
     into: Annotated[str, typer.Option(help="URL of the pairs table; made if it is not there.")],
-    config: Annotated[str | None, typer.Option(help="TOML file: pair_weight, ties, margin, validation_fraction.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="TOML file: pair_weight, ties, margin, validation_fraction.")
+    ] = None,
     settings: Settings = [],  # noqa: B006
     version: Version = None,
     as_json: AsJson = False,
@@ -118,7 +124,9 @@ def export_pairs(
 def train(
     config: Annotated[str, typer.Argument(help="TOML file; recipes to start from are in jobs/recipes/.")],
     settings: Settings = [],  # noqa: B006
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the size, then stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and the size, then stop.")
+    ] = False,
 ) -> None:
     """Train a reward model, or go on with the run that the output already holds."""
     from pairwright.cluster.train import dry_run as describe_run
@@ -141,7 +149,9 @@ def evaluate(
     pairs: Annotated[str, typer.Option(help="URL of a pairs table.")],
     version: Version = None,
     split: Annotated[Split, typer.Option(help="Which split.")] = "validation",
-    output: Annotated[str | None, typer.Option(help="File for the report, JSON; report.json beside the model by default.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="File for the report, JSON; report.json beside the model by default.")
+    ] = None,
     num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
     use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each a GPU.")] = False,
     micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one forward.")] = 16384,

@@ -110,6 +110,8 @@ class ExpandConfig(Section):
 
 
 class ModelConfig(Section):
+    """What training starts from."""
+
     path: str
     """Directory (or hub name) of a Hugging Face causal or sequence-classification model with its tokenizer."""
     gradient_checkpointing: bool = False
@@ -119,6 +121,8 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
+    """What it trains on."""
+
     pairs: str
     """URL of a pairs table."""
     version: PositiveInt | None = None
@@ -126,6 +130,8 @@ class DataConfig(Section):
 
 
 class TokensConfig(Section):
+    """How groups become tokens."""
+
     max_length: Annotated[int, Field(ge=8)] = 2048
     """Longest prompt and completion together, in tokens."""
     overlong: Literal["drop", "truncate"] = "drop"
@@ -137,6 +143,8 @@ class TokensConfig(Section):
 
 
 class BatchesConfig(Section):
+    """How much goes into a step, and into a forward."""
+
     groups_per_step: PositiveInt = 64
     """Groups (prompts) in a global batch; InstructGPT: 64."""
     micro_batch_tokens: PositiveInt = 16384
@@ -144,6 +152,8 @@ class BatchesConfig(Section):
 
 
 class LossConfig(Section):
+    """The Bradley-Terry loss."""
+
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """Probability that a label is wrong (conservative Bradley-Terry)."""
     use_margin: bool = True
@@ -151,6 +161,8 @@ class LossConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """AdamW and the schedule of its learning rate."""
+
     learning_rate: Annotated[float, Field(gt=0)] = 9e-6
     """Peak learning rate; InstructGPT's 6B reward model: 9e-6."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -168,6 +180,8 @@ class OptimizerConfig(Section):
 
 
 class EngineConfig(Section):
+    """DeepSpeed."""
+
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -175,6 +189,8 @@ class EngineConfig(Section):
 
 
 class TrainingConfig(Section):
+    """How long, and what is kept on the way."""
+
     epochs: PositiveInt = 1
     """Passes over the groups; reward models overfit from the second on (Ouyang et al. 2022)."""
     max_steps: PositiveInt | None = None
@@ -192,6 +208,8 @@ class TrainingConfig(Section):
 
 
 class WorkersConfig(Section):
+    """The processes that train."""
+
     num_workers: PositiveInt = 1
     """Ranks: processes that train, one GPU each where GPUs are used."""
     use_gpu: bool = False
@@ -222,7 +240,8 @@ class TrainConfig(Section):
         if self.batches.micro_batch_tokens < self.tokens.max_length:
             raise ValueError(
                 f"batches.micro_batch_tokens ({self.batches.micro_batch_tokens}) is smaller than tokens.max_length "
-                f"({self.tokens.max_length}), so the longest completion fits no micro-batch; raise the first or lower the second"
+                f"({self.tokens.max_length}), so the longest completion fits no micro-batch; raise the first or lower "
+                "the second"
             )
         return self
 

@@ -39,7 +39,7 @@ class StoreError(PairwrightError):
     """A table that is missing, of another kind, or damaged."""
 
 
-class CommitConflict(StoreError):
+class CommitConflict(StoreError):  # noqa: N818 - what it is, not that it is one more error
     """Another writer created this version first."""
 
 

@@ -32,7 +32,7 @@ class RecordingEngine(Engine):
         self.gradients: list[dict[str, np.ndarray]] = []
 
     def step(self, learning_rate: float) -> float:
-        found = {name: safe_get_full_grad(p) for name, p in self._deepspeed.module.named_parameters()}
+        found = {name: safe_get_full_grad(p) for name, p in self._model.named_parameters()}
         self.gradients.append({name: g.float().cpu().numpy().copy() for name, g in found.items() if g is not None})
         return super().step(learning_rate)
 

@@ -30,7 +30,11 @@ def test_overrides_win_over_the_file_and_read_toml_values(tmp_path: Path) -> Non
         (MINIMAL, ["training.epochs=many"], ["training.epochs", "many"]),
         (MINIMAL, ["training"], ["--set training", "section.key=value"]),
         ('output = "o"\n[model]\npath = "m"\n', [], ["data", "missing", "--set data"]),
-        (MINIMAL, ["batches.micro_batch_tokens=100"], ["batches.micro_batch_tokens (100)", "tokens.max_length (2048)", "raise"]),
+        (
+            MINIMAL,
+            ["batches.micro_batch_tokens=100"],
+            ["batches.micro_batch_tokens (100)", "max_length (2048)", "raise"],
+        ),
         ("output = [", [], ["run.toml", "not a TOML file"]),
     ],
 )
@@ -49,7 +53,7 @@ def test_a_missing_file_is_named_and_recipes_are_pointed_at() -> None:
 
 def test_field_paths_need_exactly_one_judgement(tmp_path: Path) -> None:
     text = '[fields]\nprompt = "p"\ncompletions = "c"\nrank = "r"\nscore = "s"\n'
-    with pytest.raises(ConfigError, match="exactly one of rank, score, ranks and scores.*found rank and score"):
+    with pytest.raises(ConfigError, match=r"exactly one of rank, score, ranks and scores.*found rank and score"):
         load_config(IngestConfig, write(tmp_path, text))
 
 

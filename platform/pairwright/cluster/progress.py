@@ -5,36 +5,61 @@ elsewhere, so that a job's log reads well and no worker's prefix stands before e
 """
 
 import json
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
+from ray.actor import ActorProxy
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.train import UserCallback
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch.utils.tensorboard import SummaryWriter
 
 POLL_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
+SILENCE_SECONDS = 60.0
+LINE_SECONDS = 10.0
+ItemT = TypeVar("ItemT")
 NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch"})
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Holds the records that the driver has not taken yet."""
 
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
 
+    @ray.method
     def put(self, record: dict[str, Any]) -> None:
         self._records.append(record)
 
+    @ray.method
     def take(self) -> list[dict[str, Any]]:
         taken, self._records = self._records, []
         return taken
+
+
+class RestartNotice(UserCallback):
+    """Tells the driver of lost workers; Ray Train calls it on its controller."""
+
+    def __init__(self, board: "ActorProxy[Board]") -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        causes = [f"rank {rank}: {last_line(error)}" for rank, error in sorted(worker_exceptions.items())]
+        self._board.put.remote({"kind": "restart", "step": 0, "causes": causes})
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an exception's text: the cause, where Ray puts a remote traceback before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 class Watcher:
@@ -47,7 +72,8 @@ class Watcher:
     """
 
     def __init__(self, directory: Path, *, log_every_steps: int, publish: Callable[[], None]) -> None:
-        self.board = Board.remote()
+        self.board = ray.remote(num_cpus=0)(Board).remote()
+        self.num_restarts = 0
         self.num_resumes = 0
         self.last_step = 0
         self._log_every_steps = log_every_steps
@@ -85,11 +111,17 @@ class Watcher:
         self._publish()
 
     def _watch(self) -> None:
-        published = time.monotonic()
+        published = heard = time.monotonic()
         while True:
             stopping = self._stop.wait(POLL_SECONDS)
-            for record in self._taken():
+            records = self._taken()
+            for record in records:
                 self._show(record)
+            if records:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > SILENCE_SECONDS:
+                self._print(f"no step for {SILENCE_SECONDS:.0f} s; the cluster has {_free_resources()}")
+                heard = time.monotonic()
             if stopping:
                 return
             if time.monotonic() - published > PUBLISH_SECONDS:
@@ -101,7 +133,7 @@ class Watcher:
     def _taken(self) -> list[dict[str, Any]]:
         try:
             return ray.get(self.board.take.remote(), timeout=30)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        except (RayActorError, GetTimeoutError):
             # The cluster is going down; training says why, and the figures shown so far are already written.
             return []
 
@@ -111,6 +143,10 @@ class Watcher:
         if kind == "resumed":
             self.num_resumes += 1
             self._print(f"resumed from the checkpoint of step {step} of {record['num_steps']}")
+            return
+        if kind == "restart":
+            self.num_restarts += 1
+            self._print(f"lost workers ({'; '.join(record['causes'])}); starting new ones")
             return
         prefix = "train" if kind == "step" else "validation"
         for name, value in record.items():
@@ -135,6 +171,12 @@ class Watcher:
             print(text, flush=True)
 
 
+def _free_resources() -> str:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
+    return f"{', '.join(parts)} on {len(ray.nodes())} nodes"
+
+
 def format_figures(record: dict[str, Any]) -> str:
     """Return a record's figures as one line, in the order in which they matter."""
     formats = {
@@ -147,3 +189,18 @@ def format_figures(record: dict[str, Any]) -> str:
         "tokens_per_second": "{:,.0f} tokens/s",
     }
     return "  ".join(text.format(record[name]) for name, text in formats.items() if record.get(name) is not None)
+
+
+def counted(items: Iterable[ItemT], *, what: str, total: int | None) -> Iterator[ItemT]:
+    """Pass items on, and show how many have come: a bar in a terminal, a line every ten seconds elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(items, description=what, total=total, console=console, transient=True)
+        return
+    shown = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - shown > LINE_SECONDS:
+            of_total = "" if total is None else f" of {total:,}"
+            print(f"{datetime.now(UTC):%H:%M:%S} {number:,}{of_total} {what}", file=sys.stderr, flush=True)
+            shown = time.monotonic()

@@ -59,7 +59,8 @@ class RunFolder:
             return msgspec.json.decode(content, type=RunIdentity)
         except msgspec.DecodeError as error:
             raise ConfigError(
-                f"{self.path(RUN_NAME)}: cannot be read ({error}); if no run of yours is here, remove it or choose another output"
+                f"{self.path(RUN_NAME)}: cannot be read ({error}); if no run of yours is here, remove it or choose "
+                "another output"
             ) from None
 
     def claim(self, identity: RunIdentity) -> None:
@@ -74,8 +75,8 @@ class RunFolder:
             found = self.identity()
             if found is not None and found.digest != identity.digest:
                 raise ConfigError(
-                    f"output {self.url} holds another run ({_difference(found, identity)}); choose another output, or remove it to "
-                    "start over"
+                    f"output {self.url} holds another run ({_difference(found, identity)}); choose another output, or "
+                    "remove it to start over"
                 ) from None
 
     def summary(self) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import ray.data
 
 
 @contextmanager
@@ -18,18 +19,16 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Says at every start that authentication is on, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # Ray Data's own log has eight lines a dataset before the first of progress; cluster/progress.py counts instead.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What workers print stays in Ray's log files: what a person should read comes to the driver as a record. The
+    # dashboard stays on: without it Ray 2.60 floods the log with failed exports.
     address = os.environ.get("RAY_ADDRESS", "local")
-    # The dashboard stays on: without it Ray 2.60 floods the log with failed exports.
-    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
-    _quiet_data_progress()
+    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _quiet_data_progress() -> None:
-    """Keep Ray Data to one line of progress every ten seconds where no terminal shows a bar."""
-    context = ray.data.DataContext.get_current()
-    context.enable_operator_progress_bars = False
-    context.print_on_execution_start = False

@@ -14,14 +14,15 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pairwright import __version__
-from pairwright.cluster.progress import Watcher
+from pairwright.cluster.progress import RestartNotice, Watcher, last_line
 from pairwright.cluster.run_folder import CHECKPOINTS_NAME, MODEL_NAME, RunFolder, RunIdentity, identity_config
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.tokenize import ensure_tokens
-from pairwright.cluster.worker import WorkerTask, train_worker
+from pairwright.cluster.worker_task import WorkerTask, start_worker
 from pairwright.config import TrainConfig, config_digest, digest_of
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
@@ -30,7 +31,7 @@ from pairwright.errors import ConfigError, TrainingError
 from pairwright.evaluation.exported import model_digest
 from pairwright.model.batches import check_budget
 from pairwright.model.reward_model import read_config
-from pairwright.training.loop import Schedule, schedule_of
+from pairwright.training.schedule import Schedule, schedule_of
 
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy")
 
@@ -66,7 +67,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     manifest = Table.open(config.data.pairs, "pairs").manifest(config.data.version)
     load_tokenizer(config.model.path)
     read_config(config.model.path)
-    num_groups = int(manifest.totals["groups_train"])
+    num_groups = int(manifest.totals["groups"] - manifest.totals["groups_validation"])
     schedule = schedule_of(num_groups, config)
     return {
         "config": config.model_dump(mode="json"),
@@ -100,7 +101,7 @@ def train(config: TrainConfig) -> TrainSummary:
             folder.local_directory, log_every_steps=config.training.log_every_steps, publish=folder.publish
         ) as watcher:
             outcome = _fit(config, prepared, folder, watcher)
-    summary = _summary(config, prepared, manifest, outcome, watcher.num_resumes, time.time() - started)
+    summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
     folder.finish(summary)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
 
@@ -122,12 +123,13 @@ def _check_resources(config: TrainConfig) -> None:
     if workers.num_workers * workers.cpus_per_worker > num_cpus:
         raise ConfigError(
             f"workers.num_workers={workers.num_workers} with workers.cpus_per_worker={workers.cpus_per_worker} needs "
-            f"{workers.num_workers * workers.cpus_per_worker} CPUs; this machine has {num_cpus:.0f}. Lower them, or submit to a cluster"
+            f"{workers.num_workers * workers.cpus_per_worker} CPUs; this machine has {num_cpus:.0f}. Lower them, or "
+            "submit to a cluster"
         )
     if workers.use_gpu and workers.num_workers > num_gpus:
         raise ConfigError(
-            f"workers.use_gpu with workers.num_workers={workers.num_workers} needs as many GPUs; this machine has {num_gpus:.0f}. "
-            "Set workers.use_gpu=false, or submit to a cluster"
+            f"workers.use_gpu with workers.num_workers={workers.num_workers} needs as many GPUs; this machine has "
+            f"{num_gpus:.0f}. Set workers.use_gpu=false, or submit to a cluster"
         )
 
 
@@ -166,12 +168,13 @@ def _starting_weights(path: str) -> str:
 
 
 def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> None:
-    totals, workers = prepared.tokens_manifest.totals, config.workers
+    totals, workers, data = prepared.tokens_manifest.totals, config.workers, config.data
     print(
         f"run {folder.url}\n"
-        f"  data    {config.data.pairs} version {prepared.identity.pairs_version}: {prepared.schedule.num_groups} groups to train on; "
-        f"{totals['tokens']:,.0f} tokens; dropped: {totals['completions_dropped']:.0f} over-long completions, "
-        f"{totals['pairs_identical']:.0f} pairs that truncation made identical, {totals['groups_dropped']:.0f} groups\n"
+        f"  data    {data.pairs} version {prepared.identity.pairs_version}: {prepared.schedule.num_groups:,} groups to "
+        f"train on, {totals['tokens']:,.0f} tokens with the held-out ones\n"
+        f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
+        f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups without pairs\n"
         f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups\n"
         f"  workers {workers.num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
         f"{config.engine.precision}",
@@ -189,8 +192,9 @@ def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wa
         board=watcher.board,
     )
     workers = config.workers
+    callbacks: list[UserCallback] = [RestartNotice(watcher.board)]
     trainer = TorchTrainer(
-        train_worker,
+        start_worker,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -203,6 +207,7 @@ def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wa
             storage_path=folder.url,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
+            callbacks=callbacks,
         ),
     )
     try:
@@ -218,9 +223,7 @@ def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wa
 
 def _explain(error: Exception, folder: RunFolder, max_failures: int) -> str:
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-    causes = [f"rank {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items())] or [
-        _last_line(error)
-    ]
+    causes = [f"rank {rank}: {last_line(failure)}" for rank, failure in sorted(failures.items())] or [last_line(error)]
     return (
         f"run {folder.url}: gave up after {max_failures} restarts (workers.max_failures). Last causes:\n  "
         + "\n  ".join(causes)
@@ -228,17 +231,12 @@ def _explain(error: Exception, folder: RunFolder, max_failures: int) -> str:
     )
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
 def _summary(
     config: TrainConfig,
     prepared: Prepared,
     manifest: Manifest,
     outcome: dict[str, Any],
-    num_resumes: int,
+    watcher: Watcher,
     seconds: float,
 ) -> dict[str, Any]:
     return {
@@ -257,7 +255,8 @@ def _summary(
         },
         "model_digest": prepared.identity.model_digest,
         "steps": prepared.schedule.num_steps,
-        "resumes": num_resumes,
+        "resumes": watcher.num_resumes,
+        "restarts": watcher.num_restarts,
         "seconds": round(seconds, 1),
         "validation": outcome["validation"],
         "versions": {

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,18 @@ import ray
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
-from ray.actor import ActorHandle
+from ray.actor import ActorProxy
 from ray.train import CheckpointUploadMode
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
+from pairwright.cluster.progress import Board
 from pairwright.cluster.run_folder import store_model
-from pairwright.config import TrainConfig
-from pairwright.data.store import Manifest
+from pairwright.cluster.worker_task import WorkerTask
 from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import CheckpointError, ConfigError, ModelError, TrainingError
-from pairwright.evaluation.exported import write_rules
 from pairwright.model.export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.training.engine import DTYPES, Engine, join_process_group
@@ -37,22 +36,10 @@ from pairwright.training.loop import Run, train
 UPLOAD_POLL_SECONDS = 0.05
 
 
-@dataclass(frozen=True)
-class WorkerTask:
-    """What every rank is told."""
-
-    config: TrainConfig
-    run_digest: str
-    run_url: str
-    tokens_url: str
-    tokens_manifest: Manifest
-    board: ActorHandle
-
-
 class RayTrainHost:
     """This rank's place in the run, as Ray Train sees it; the loop's ``Host``."""
 
-    def __init__(self, board: ActorHandle) -> None:
+    def __init__(self, board: ActorProxy[Board]) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
@@ -88,9 +75,9 @@ class RayTrainHost:
         self._board.put.remote(record)
 
 
-def train_worker(loop_config: dict[str, Any]) -> dict[str, Any]:
+def train_worker(task: WorkerTask) -> dict[str, Any]:
     """Train on this rank; returns the final evaluation, or ``{"error": message}`` for what all ranks found wrong."""
-    task: WorkerTask = loop_config["task"]
+    disable_progress_bar()
     join_process_group()
     try:
         return _train(task)
@@ -139,8 +126,8 @@ def _export(
                 directory,
                 chat_template=template,
                 dtype=DTYPES[task.config.engine.precision],
+                tokens=task.config.tokens,
             )
-            write_rules(Path(directory), task.config.tokens)
             store_model(Path(directory), task.run_url)
     dist.barrier()
 

@@ -60,6 +60,9 @@ class Engine:
             betas=optimizer.betas,
             eps=optimizer.eps,
         )
+        self._model = model
+        self._deepspeed: Any
+        self._optimizer: Any
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=client, config=deepspeed_config(engine, optimizer), dist_init_required=False
         )
@@ -68,13 +71,9 @@ class Engine:
     def device(self) -> torch.device:
         return self._deepspeed.device
 
-    @property
-    def module(self) -> nn.Module:
-        """The model to call: ZeRO's hooks sit on the wrapper, never on the bare backbone."""
-        return self._deepspeed
-
     def rewards(self, batch: MicroBatch) -> Tensor:
         """Return the reward of each completion of a micro-batch, float32, shape (N,)."""
+        # Through the engine: ZeRO's hooks sit on the wrapper, never on the bare backbone.
         return self._deepspeed(batch.input_ids_NT, batch.attention_mask_NT, batch.last_N)
 
     def accumulate(self, loss: Tensor, *, is_last: bool) -> None:
@@ -88,7 +87,7 @@ class Engine:
             group["lr"] = learning_rate
         self._deepspeed.set_gradient_accumulation_boundary(True)
         if self._max_norm_here is not None:
-            norm = nn.utils.clip_grad_norm_(self._deepspeed.module.parameters(), self._max_norm_here)
+            norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm_here)
             self._deepspeed.step()
             return float(norm)
         self._deepspeed.step()
@@ -112,7 +111,7 @@ class Engine:
         if self.zero_stage == 3:
             state = self._deepspeed._zero3_consolidated_16bit_state_dict()
         else:
-            state = self._deepspeed.module.state_dict()
+            state = self._model.state_dict()
         if dist.get_rank() != 0:
             return None
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
@@ -124,7 +123,7 @@ def _clips_here(engine: EngineConfig) -> bool:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: matrices decay, biases and norms do not; a group that would be empty is left out."""
+    """Return AdamW's parameter groups: matrices decay, biases and norms do not; an empty group is left out."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},

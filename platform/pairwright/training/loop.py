@@ -7,7 +7,7 @@ a pure function of (data, seed, step), so a resume is ``for step in range(restor
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pairwright import __version__
 from pairwright.config import TrainConfig
 from pairwright.data.tokens import TokenGroup, TokenTable
-from pairwright.errors import CheckpointError, ConfigError, TrainingError
+from pairwright.errors import CheckpointError, TrainingError
 from pairwright.model.batches import MicroBatch, collate, plan_micro_batches
 from pairwright.model.loss import pairwise_loss
 from pairwright.model.metrics import EvaluationSums, merged
@@ -34,8 +34,8 @@ from pairwright.training.checkpoint import (
     write_manifests,
 )
 from pairwright.training.engine import Engine
-from pairwright.training.order import group_indices, steps_per_epoch
-from pairwright.training.schedule import learning_rate_at
+from pairwright.training.order import group_indices
+from pairwright.training.schedule import Schedule, learning_rate_at, schedule_of
 
 CHECKPOINT_FORMAT_VERSION = 1
 
@@ -75,35 +75,7 @@ class Run:
     pad_token_id: int
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How long a run is."""
-
-    num_groups: int
-    steps_per_epoch: int
-    num_steps: int
-
-
-def schedule_of(num_groups: int, config: TrainConfig) -> Schedule:
-    """Return how many steps a run takes.
-
-    Raises:
-        ConfigError: if there is no group to train on, or fewer than one step's worth.
-    """
-    groups_per_step = config.batches.groups_per_step
-    if num_groups < groups_per_step:
-        raise ConfigError(
-            f"batches.groups_per_step is {groups_per_step}, but {config.data.pairs} has only {num_groups} groups to train on; "
-            "lower it, or add data"
-        )
-    per_epoch = steps_per_epoch(num_groups, groups_per_step)
-    num_steps = per_epoch * config.training.epochs
-    if config.training.max_steps is not None:
-        num_steps = min(num_steps, config.training.max_steps)
-    return Schedule(num_groups=num_groups, steps_per_epoch=per_epoch, num_steps=num_steps)
-
-
-def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, dict[str, Any]]:
+def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, Mapping[str, Any]]:
     """Train to the last step and return the engine and the final evaluation on the validation split.
 
     Raises:
@@ -181,8 +153,9 @@ def train_step(engine: Engine, run: Run, rows: np.ndarray, learning_rate: float,
     grad_norm = engine.step(learning_rate)
     if not math.isfinite(grad_norm):
         raise TrainingError(
-            f"step {step + 1}: the gradient's norm is {grad_norm} though the loss is finite; lower optimizer.learning_rate, "
-            f'or try engine.precision = "fp32". Groups of this step: {", ".join(run.tokens.group_id(int(row)) for row in rows[:8])}, ...'
+            f"step {step + 1}: the gradient's norm is {grad_norm} though the loss is finite; lower "
+            'optimizer.learning_rate, or try engine.precision = "fp32". First groups of this step: '
+            + ", ".join(run.tokens.group_id(int(row)) for row in rows[:8])
         )
     dist.all_reduce(sums := sums.to(engine.device, torch.float64))
     loss_sum, weight, correct, margin, num_tokens = sums.tolist()
@@ -231,8 +204,8 @@ def _stop_if_not_finite(step: int, group_ids: Sequence[str]) -> None:
     dist.all_gather_object(gathered, list(group_ids))
     named = [group_id for ids in gathered if ids for group_id in ids]
     raise TrainingError(
-        f"step {step + 1}: the loss is not finite in the micro-batch of groups {', '.join(named[:16])}; the weights were not "
-        "updated. Look at these groups with `pairwright inspect`, or lower optimizer.learning_rate"
+        f"step {step + 1}: the loss is not finite in the micro-batch of groups {', '.join(named[:16])}; the weights "
+        "were not updated. Look at these groups with `pairwright inspect`, or lower optimizer.learning_rate"
     )
 
 
@@ -259,7 +232,7 @@ def _step_record(
 
 
 @torch.no_grad()
-def evaluate_split(engine: Engine, run: Run, split: str) -> dict[str, Any]:
+def evaluate_split(engine: Engine, run: Run, split: str) -> Mapping[str, Any]:
     """Return the figures on a split, equal on every rank and exact on any number; empty where the split is."""
     rows = run.tokens.rows_of_split(split)
     if len(rows) == 0:

@@ -1,8 +1,11 @@
-"""Which learning rate when: (step, steps in all) -> rate; pure, so that a resume needs no state."""
+"""How long a run is, and which learning rate when: (step, steps in all) -> rate; pure, so a resume needs no state."""
 
 import math
+from dataclasses import dataclass
 
-from pairwright.config import OptimizerConfig
+from pairwright.config import OptimizerConfig, TrainConfig
+from pairwright.errors import ConfigError
+from pairwright.training.order import steps_per_epoch
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
@@ -26,3 +29,31 @@ def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> floa
     progress = min(1.0, (step - num_warmup_steps) / num_decay_steps)
     fraction = config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.learning_rate * fraction
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is."""
+
+    num_groups: int
+    steps_per_epoch: int
+    num_steps: int
+
+
+def schedule_of(num_groups: int, config: TrainConfig) -> Schedule:
+    """Return how many steps a run takes.
+
+    Raises:
+        ConfigError: if there is no group to train on, or fewer than one step's worth.
+    """
+    groups_per_step = config.batches.groups_per_step
+    if num_groups < groups_per_step:
+        raise ConfigError(
+            f"batches.groups_per_step is {groups_per_step}, but {config.data.pairs} has only {num_groups} groups to "
+            "train on; lower it, or add data"
+        )
+    per_epoch = steps_per_epoch(num_groups, groups_per_step)
+    num_steps = per_epoch * config.training.epochs
+    if config.training.max_steps is not None:
+        num_steps = min(num_steps, config.training.max_steps)
+    return Schedule(num_groups=num_groups, steps_per_epoch=per_epoch, num_steps=num_steps)

@@ -1,0 +1,191 @@
+"""Training on real Ray clusters with real DeepSpeed: the result, the second run, and accidents that change nothing."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pairwright.cluster.run_folder import RunFolder
+from pairwright.cluster.train import dry_run, train
+from pairwright.config import TrainConfig
+from pairwright.data.store import Table
+from pairwright.errors import ConfigError, ModelError, StoreError, TrainingError
+from training_runs import (
+    committed_steps,
+    make_model,
+    make_pairs,
+    run_config,
+    same_bits,
+    start_command,
+    steps_logged,
+    training_workers,
+    wait_until,
+    weights,
+)
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training")
+    make_pairs(folder / "pairs", num_groups=150)
+    make_model(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, ray_cluster: None) -> TrainConfig:
+    config = run_config(folder, "undisturbed")
+    summary = train(config)
+    assert not summary.already_finished
+    return config
+
+
+def test_a_run_leaves_a_model_a_summary_checkpoints_and_event_files(undisturbed: TrainConfig) -> None:
+    output = Path(undisturbed.output)
+    summary = json.loads((output / "training.json").read_text())
+    assert summary["steps"] == 12
+    assert summary["config"] == undisturbed.model_dump(mode="json")
+    assert (summary["data"]["version"], summary["restarts"], summary["resumes"]) == (1, 0, 0)
+    assert {"torch", "ray", "deepspeed", "transformers"} <= summary["versions"].keys()
+    assert summary["validation"]["overall"]["pairs"] > 0
+    assert steps_logged(output) == list(range(1, 13))
+    assert committed_steps(output) == [9, 12]
+    assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_plain_transformers_loads_the_model_with_the_rewards_of_the_final_evaluation(undisturbed: TrainConfig) -> None:
+    """TRAPS.md 1, 2, 24: nothing of ours is needed to use the model, alone or in a batch, and the head is there."""
+    output = Path(undisturbed.output)
+    model = AutoModelForSequenceClassification.from_pretrained(output / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    table = Table.open(undisturbed.data.pairs, "pairs")
+    right = total = 0.0
+    for rows in table.read(table.manifest()):
+        for group in rows.to_pylist():
+            if group["split"] != "validation" or not group["pairs"]:
+                continue
+            texts = [
+                tokenizer.apply_chat_template(
+                    [*group["prompt"], {"role": "assistant", "content": completion["text"]}], tokenize=False
+                )
+                for completion in group["completions"]
+            ]
+            with torch.no_grad():
+                batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+                together = model(**batch).logits[:, 0]
+                alone = [
+                    model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0]
+                    for text in texts
+                ]
+            assert torch.allclose(together, torch.stack(alone), atol=1e-5)
+            for pair in group["pairs"]:
+                difference = float(together[pair["chosen"]] - together[pair["rejected"]])
+                right += pair["weight"] * (0.5 if difference == 0 else float(difference > 0))
+                total += pair["weight"]
+    reported = json.loads((output / "training.json").read_text())["validation"]["overall"]
+    assert right / total == pytest.approx(reported["accuracy"], abs=1e-6)
+
+
+def test_the_same_command_again_finds_the_run_finished(undisturbed: TrainConfig) -> None:
+    before = (Path(undisturbed.output) / "training.json").read_bytes()
+    assert train(undisturbed).already_finished
+    assert (Path(undisturbed.output) / "training.json").read_bytes() == before
+
+
+def test_another_run_into_the_same_output_is_refused_and_the_difference_named(undisturbed: TrainConfig) -> None:
+    other = undisturbed.model_copy(update={"training": undisturbed.training.model_copy(update={"seed": 5})})
+    with pytest.raises(ConfigError, match=r"holds another run \(training\.seed is 0 there and 5 here\)"):
+        train(other)
+
+
+def kill_a_worker_after(step: int, output: Path, killed: list[int]) -> None:
+    wait_until(lambda: step in steps_logged(output), timeout_seconds=200, what=f"step {step}")
+    victim = training_workers(psutil.Process())[-1]
+    victim.kill()
+    killed.append(victim.pid)
+
+
+def test_a_worker_killed_in_mid_run_changes_nothing_in_the_weights(
+    undisturbed: TrainConfig, folder: Path, ray_cluster: None
+) -> None:
+    config = run_config(folder, "killed-worker", training={"max_steps": 12, "checkpoint_every_steps": 3})
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker_after, args=(5, Path(config.output), killed))
+    killer.start()
+    summary = train(config).training
+    killer.join()
+    assert killed
+    assert summary["restarts"] == 1
+    assert same_bits(weights(Path(config.output)), weights(Path(undisturbed.output)))
+
+
+def test_a_killed_driver_started_again_ends_in_the_same_weights(undisturbed: TrainConfig, folder: Path) -> None:
+    config = run_config(folder, "killed-driver")
+    output = Path(config.output)
+    driver = start_command(config, folder / "killed-driver.toml")
+    wait_until(
+        lambda: bool(committed_steps(output)) or driver.poll() is not None, timeout_seconds=240, what="a checkpoint"
+    )
+    cluster = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate(timeout=60)
+    psutil.wait_procs(cluster, timeout=60)
+    assert not (output / "training.json").exists(), "the run was over before it could be killed"
+    again = start_command(config, folder / "killed-driver.toml")
+    log, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, log
+    assert "resumed from the checkpoint of step" in log
+    assert same_bits(weights(output), weights(Path(undisturbed.output)))
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "message"),
+    [
+        ({"data": {"pairs": "nowhere"}}, StoreError, "nowhere"),
+        ({"data": {"version": 7}}, StoreError, "7"),
+        ({"model": {"path": "nowhere"}}, ModelError, "nowhere"),
+        ({"batches": {"groups_per_step": 5000}}, ConfigError, "groups_per_step is 5000.*has only .* groups"),
+        ({"batches": {"micro_batch_tokens": 130}}, ConfigError, "raise it to at least"),
+        ({"workers": {"num_workers": 99}}, ConfigError, "needs 99 CPUs"),
+        ({"workers": {"use_gpu": True}}, ConfigError, "workers.use_gpu=false"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_worker_starts(
+    folder: Path, ray_cluster: None, sections: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    config = run_config(folder, "impossible", **sections)
+    with pytest.raises(error, match=message):
+        train(config)
+    assert RunFolder(config.output).identity() is None
+
+
+def test_a_model_directory_without_a_tokenizer_is_refused(folder: Path, ray_cluster: None) -> None:
+    bare = make_model(folder / "bare")
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        train(run_config(folder, "impossible", model={"path": str(bare)}))
+
+
+def test_a_diverging_run_stops_every_rank_names_groups_and_does_not_retry(folder: Path, ray_cluster: None) -> None:
+    config = run_config(folder, "diverging", optimizer={"learning_rate": 1e30, "warmup_fraction": 0.0})
+    with pytest.raises(TrainingError, match=r"step \d+: .*not finite|gradient's norm is"):
+        train(config)
+    assert not (Path(config.output) / "training.json").exists()
+    assert len(steps_logged(Path(config.output))) < 12
+
+
+def test_dry_run_says_how_long_the_run_is_and_starts_nothing(folder: Path) -> None:
+    described = dry_run(run_config(folder, "dry"))
+    assert described["steps"] == 12
+    assert described["config"]["optimizer"]["learning_rate"] == 3e-3
+    assert not (folder / "dry").exists()

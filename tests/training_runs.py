@@ -1,0 +1,142 @@
+"""Small training runs for tests: data from the synthetic truth, a model from nothing, and commands to start them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from safetensors.numpy import load_file
+
+from pairwright.config import ExpandConfig, IngestConfig, TrainConfig
+from pairwright.data.annotations import annotations_to_arrow, parse_lines
+from pairwright.data.formats import parser_for
+from pairwright.data.pairs import expand_groups
+from pairwright.data.store import Input, Manifest, Table
+from pairwright.data.synthetic import make_rankings
+from pairwright.model.small import new_small_model
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_pairs(url: Path, *, num_groups: int, seed: int = 0) -> pa.Table:
+    """Commit a pairs table of synthetic rankings and return its rows."""
+    lines = "\n".join(json.dumps(record) for record in make_rankings(num_groups, seed=seed))
+    accepted, refused = parse_lines(lines.encode(), 1, "synthetic", parser_for(None), IngestConfig())
+    assert not refused, refused[:3]
+    rows, totals = expand_groups(annotations_to_arrow(accepted), ExpandConfig())
+    table = Table(str(url), "pairs")
+    file = table.write_data(rows)
+    manifest = Manifest(
+        kind="pairs",
+        operation="expand",
+        files=[file],
+        refused_files=[],
+        totals=totals,
+        sources=[],
+        inputs=[Input(url="synthetic", version=1, digest=str(seed))],
+        config={},
+        config_digest="",
+    )
+    assert table.commit(lambda newest: manifest if newest is None else None)
+    return rows
+
+
+def make_model(directory: Path, *, hidden_size: int = 32, architecture: str = "llama") -> Path:
+    """Write a small untrained model whose tokenizer knows the synthetic words."""
+    texts = [c["text"] for record in make_rankings(50, seed=99) for c in record["completions"]]
+    return new_small_model(
+        directory,
+        architecture=architecture,
+        texts=texts,
+        vocab_size=600,
+        hidden_size=hidden_size,
+        num_layers=2,
+        num_heads=4,
+        max_positions=256,
+        seed=0,
+    )
+
+
+def run_config(folder: Path, name: str, **sections: dict[str, Any]) -> TrainConfig:
+    """Return a run of a few steps over ``folder/pairs`` and ``folder/model``."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {"path": str(folder / "model")},
+        "data": {"pairs": str(folder / "pairs")},
+        "tokens": {"max_length": 128},
+        "batches": {"groups_per_step": 8, "micro_batch_tokens": 2048},
+        "optimizer": {"learning_rate": 3e-3},
+        "training": {"max_steps": 12, "checkpoint_every_steps": 3, "log_every_steps": 1},
+        "workers": {"num_workers": 2},
+    }
+    merged = {key: values.get(key, {}) | sections.get(key, {}) for key in values | sections}
+    return TrainConfig.model_validate({"output": str(folder / name)} | merged)
+
+
+def start_command(config: TrainConfig, file: Path) -> subprocess.Popen[str]:
+    """Start ``pairwright train`` as a user would, in a process and a Ray cluster of its own."""
+    file.write_text(_as_toml(config.model_dump(mode="json")))
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pairwright.cli", "train", str(file)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def steps_logged(output: Path) -> list[int]:
+    """Return the steps that a run's metrics files hold, in the order of writing."""
+    lines = [line for file in sorted(output.glob("metrics-*.jsonl")) for line in file.read_text().splitlines()]
+    return [record["step"] for record in map(json.loads, lines) if record["kind"] == "step"]
+
+
+def committed_steps(output: Path) -> list[int]:
+    """Return the steps whose checkpoints Ray's snapshot names: what a restart will find."""
+    snapshot = output / "checkpoints" / "checkpoint_manager_snapshot.json"
+    if not snapshot.is_file():
+        return []
+    try:
+        found = json.loads(snapshot.read_text())
+    except json.JSONDecodeError:  # just being written
+        return []
+    names = [result["checkpoint_dir_name"] for result in found["checkpoint_results"]]
+    return [int(name.split("-")[1]) for name in names]
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_seconds: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_seconds} s for {what}"
+        time.sleep(0.05)
+
+
+def training_workers(of: psutil.Process) -> list[psutil.Process]:
+    """Return the processes of a run's ranks, found below the process that started its cluster."""
+    living = [child for child in of.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if "RayTrainWorker" in " ".join(child.cmdline()[:1])]
+
+
+def weights(output: Path) -> dict[str, np.ndarray]:
+    return load_file(output / "model" / "model.safetensors")
+
+
+def same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def _as_toml(values: dict[str, Any]) -> str:
+    top = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if not isinstance(value, dict))
+    for section, items in values.items():
+        if isinstance(items, dict):
+            lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in items.items() if value is not None)
+            top += f"\n[{section}]\n{lines}"
+    return top

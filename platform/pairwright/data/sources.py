@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import obstore
@@ -50,7 +50,7 @@ class SourceRef:
     @property
     def compression(self) -> Compression | None:
         """The compression that the name says, or None."""
-        return COMPRESSIONS.get(os.path.splitext(self.uri)[1].lower())  # noqa: PTH122 (a URL is no Path)
+        return COMPRESSIONS.get(PurePosixPath(self.uri).suffix.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,22 +158,22 @@ def _is_local(name: str) -> bool:
 
 
 def _find_local(name: str) -> Listing:
-    path = absolute_url(name)
-    if os.path.isdir(path):  # noqa: PTH112
+    path = Path(absolute_url(name))
+    if path.is_dir():
         return _checked(name, "directory", _walk(path), _local_source)
-    if not os.path.lexists(path) and _WILDCARD.search(name):
-        matches = sorted(match for match in glob.iglob(path, recursive=True) if os.path.isfile(match))  # noqa: PTH113, PTH207
-        return _checked(name, "pattern", matches, _local_source)
-    if not os.path.exists(path):  # noqa: PTH110
-        raise SourceError(f"{name}: no such file or directory")
+    if not path.exists():
+        if not _WILDCARD.search(name):
+            raise SourceError(f"{name}: no such file or directory")
+        found = glob.iglob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        return _checked(name, "pattern", sorted(match for match in found if Path(match).is_file()), _local_source)
     _check_name(name)
-    return Listing([_local_source(path)], [])
+    return Listing([_local_source(str(path))], [])
 
 
-def _walk(directory: str) -> Iterator[str]:
+def _walk(directory: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(directory):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
-        yield from (os.path.join(folder, name) for name in sorted(files) if not name.startswith((".", "_")))  # noqa: PTH118
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        yield from (str(Path(folder) / name) for name in sorted(files) if not _is_hidden(name))
 
 
 def _local_source(path: str) -> SourceRef:
@@ -212,7 +212,7 @@ def _list_remote(url: str) -> Listing:
         try:
             head = obstore.head(store, key)
         except FileNotFoundError:
-            if not wildcard and os.path.splitext(key)[1]:  # noqa: PTH122
+            if not wildcard and PurePosixPath(key).suffix:
                 raise SourceError(f"{url}: no such object") from None
         else:
             _check_name(url)
@@ -256,8 +256,8 @@ def _is_hidden(key: str) -> bool:
 
 
 def _looks_like_lines(name: str) -> bool:
-    stem, ending = os.path.splitext(name.lower())  # noqa: PTH122
-    return (os.path.splitext(stem)[1] if ending in COMPRESSIONS else ending) in LINE_ENDINGS  # noqa: PTH122
+    path = PurePosixPath(name.lower())
+    return (PurePosixPath(path.stem) if path.suffix in COMPRESSIONS else path).suffix in LINE_ENDINGS
 
 
 def _check_name(name: str) -> None:

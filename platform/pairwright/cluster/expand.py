@@ -24,7 +24,7 @@ from pairwright.records import ANNOTATIONS_SCHEMA
 ANNOTATIONS_PER_PARTITION = 1024
 MAX_SHUFFLE_PARTITIONS = 128
 MAX_SORTED_PARTITIONS = 64
-"""Up to here Ray sorts by partition (20,000 groups on 2 cores: 2 s); its hash shuffle has to start actors first (5 s)."""
+"""Up to here Ray sorts by partition (20,000 groups on 2 cores: 2 s); its hash shuffle starts actors first (5 s)."""
 
 _SHUFFLED = pa.schema([*ANNOTATIONS_SCHEMA, pa.field("partition", pa.int32()), pa.field("failure", pa.binary())])
 

@@ -112,7 +112,7 @@ def evaluate(
         num_parts = len(task.plan()[1].parts)
         if num_parts == 0:
             raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
-        rows = ray.data.range(num_parts, override_num_blocks=num_parts)
+        rows = ray.data.from_items([{"id": part} for part in range(num_parts)], override_num_blocks=num_parts)
         parts = run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu)
         evaluation = merged(list(parts))
     report = build_report(
@@ -123,6 +123,7 @@ def evaluate(
             version=manifest.version,
             digest=manifest.digest,
             split=split,
+            pairs=_pairs_of_split(manifest, split),
             tokens=tokens_manifest.totals,
         ),
     )
@@ -149,6 +150,11 @@ def _default_cache(model: str, output: str | None) -> str:
 
 def _parent(url: str) -> str:
     return absolute_url(url).rpartition("/")[0]
+
+
+def _pairs_of_split(manifest: Manifest, split: str) -> int:
+    held_out = int(manifest.totals["pairs_validation"])
+    return held_out if split == "validation" else int(manifest.totals["pairs"]) - held_out
 
 
 def _nothing_left(pairs: str, manifest: Manifest, split: str, tokens: Manifest, exported: ExportedModel) -> str:

@@ -16,6 +16,7 @@ import obstore
 import torch
 from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from pairwright.config import TokensConfig
 from pairwright.data.locations import ObjectStore, local_root, open_store
@@ -24,6 +25,7 @@ from pairwright.errors import ModelError
 from pairwright.model.export import RULES_FILE, choose_pad_token
 from pairwright.model.reward_model import RewardModel, load_reward_model
 
+MIN_MAX_LENGTH = 8
 _CHUNK_BYTES = 1 << 24
 # Half precision of the other kind is computed in float32: it overflows where a model was not trained in it.
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,7 +39,7 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 class InputRules(msgspec.Struct, frozen=True, kw_only=True):
     """What ``pairwright.json`` in a model directory says of the model's input."""
 
-    max_length: Annotated[int, msgspec.Meta(ge=8)]
+    max_length: Annotated[int, msgspec.Meta(ge=MIN_MAX_LENGTH)]
     overlong: Literal["drop", "truncate"]
     format_version: Literal[1]
 
@@ -128,6 +130,8 @@ def load_exported(exported: ExportedModel, device: torch.device) -> LoadedModel:
         ModelError: if its weights or its tokenizer cannot be used.
     """
     path = str(exported.directory)
+    # A bar for each actor's weights would be the only thing that its log shows.
+    disable_progress_bar()
     tokenizer = load_tokenizer(path)
     pad_token_id = choose_pad_token(tokenizer)
     model = load_reward_model(

@@ -58,6 +58,7 @@ class DataIdentity(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     digest: str
     split: str
+    pairs: Annotated[Count, msgspec.Meta(description="of the split in the table; those evaluated are in `overall`")]
     tokens: Annotated[
         dict[str, int | float],
         msgspec.Meta(description="totals of the whole tokens table, all splits: what was kept, truncated and dropped"),
@@ -140,7 +141,8 @@ def format_report(report: dict[str, Any]) -> str:
     lines = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
     return (
         f"model  {model.path}  ({model.dtype}, {model.digest[:12]})\n"
-        f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}\n"
+        f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}: "
+        f"{found.overall.pairs:,} of {pairs.pairs:,} pairs\n"
         f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}\n\n"
         f"{lines}\n\n"
         "accuracy: weighted, equal rewards count half. longer wins: what the longer text alone would get.\n"
@@ -154,6 +156,7 @@ def _dropped(totals: dict[str, int | float]) -> str:
             ("completions_dropped", "completions over it dropped"),
             ("completions_truncated", "truncated"),
             ("pairs_identical", "pairs dropped as identical after that"),
+            ("pairs_dropped", "pairs dropped with them"),
             ("groups_dropped", "groups dropped"),
         )
         if totals.get(key)

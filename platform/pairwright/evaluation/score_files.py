@@ -8,6 +8,7 @@ What a source that turns out to be unreadable has left is taken back, as in an i
 import hashlib
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError
 
 from pairwright import __version__
+from pairwright.data.annotations import reason_key
 from pairwright.data.locations import absolute_url, open_store, store_errors
 from pairwright.data.manifest import DataFile, Input
 from pairwright.errors import StoreError
@@ -69,6 +71,7 @@ class ScoresManifest(msgspec.Struct, frozen=True, kw_only=True):
             description="records read and refused; completions scored, refused and truncated; tokens of the scored"
         ),
     ]
+    reasons: Annotated[dict[str, int], msgspec.Meta(description="how many were refused for what, most frequent first")]
 
 
 @dataclass(slots=True)
@@ -138,6 +141,8 @@ class ScoreFiles:
         self._refused = _Rolling(self._write_refused, lambda _: 1, REJECTIONS_PER_FILE)
         self.totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
         self._current_totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
+        self.reasons: Counter[str] = Counter()
+        self._current_reasons: Counter[str] = Counter()
         self._claim(overwrite=overwrite)
 
     def add(self, scored: Scored) -> None:
@@ -145,6 +150,7 @@ class ScoreFiles:
         self._scores.add(scored.scores)
         for rejected in scored.rejections:
             self._refused.add(rejected)
+            self._current_reasons[reason_key(rejected)] += 1
         for name in TOTALS:
             self._current_totals[name] += scored.totals[name]
 
@@ -154,12 +160,13 @@ class ScoreFiles:
         self._refused.finish_source()
         for name in TOTALS:
             self.totals[name] += self._current_totals[name]
-        self._current_totals = dict.fromkeys(TOTALS, 0)
+        self.reasons.update(self._current_reasons)
+        self._forget_counts()
 
     def drop_source(self) -> None:
         """Take the current source's parts back."""
         self._delete([file.path for file in (*self._scores.drop_source(), *self._refused.drop_source())])
-        self._current_totals = dict.fromkeys(TOTALS, 0)
+        self._forget_counts()
 
     def abandon(self) -> None:
         """Remove everything that this run has written, after a failure."""
@@ -188,6 +195,7 @@ class ScoreFiles:
             files=self._scores.close(),
             refused_files=self._refused.close(),
             totals=self.totals,
+            reasons=dict(self.reasons.most_common()),
         )
         listed, ours = self._listed(), {file.path for file in (*manifest.files, *manifest.refused_files)}
         if not ours <= set(listed):
@@ -200,6 +208,10 @@ class ScoreFiles:
             raise StoreError(self._other_run("was finished first")) from None
         self._delete([path for path in listed if path not in ours])
         return manifest
+
+    def _forget_counts(self) -> None:
+        self._current_totals = dict.fromkeys(TOTALS, 0)
+        self._current_reasons = Counter()
 
     def _claim(self, *, overwrite: bool) -> None:
         with store_errors(self.url):

@@ -19,7 +19,7 @@ from typing import Literal
 import obstore
 from obstore.exceptions import BaseError
 
-from pairwright.data.store import absolute_url, open_store
+from pairwright.data.locations import absolute_url, open_store
 from pairwright.errors import SourceError, StoreError
 
 Compression = Literal["gzip", "zstd"]

@@ -23,6 +23,8 @@ from pairwright.data.synthetic import make_rankings
 from pairwright.model.small import new_small_model
 
 ROOT = Path(__file__).parents[1]
+NUM_STEPS = 32
+"""Long enough, at about 0.3 s a step, for an accident to happen on the way."""
 
 
 def make_pairs(url: Path, *, num_groups: int, seed: int = 0) -> pa.Table:
@@ -48,7 +50,7 @@ def make_pairs(url: Path, *, num_groups: int, seed: int = 0) -> pa.Table:
     return rows
 
 
-def make_model(directory: Path, *, hidden_size: int = 32, architecture: str = "llama") -> Path:
+def make_model(directory: Path, *, hidden_size: int = 96, architecture: str = "llama") -> Path:
     """Write a small untrained model whose tokenizer knows the synthetic words."""
     texts = [c["text"] for record in make_rankings(50, seed=99) for c in record["completions"]]
     return new_small_model(
@@ -70,9 +72,9 @@ def run_config(folder: Path, name: str, **sections: dict[str, Any]) -> TrainConf
         "model": {"path": str(folder / "model")},
         "data": {"pairs": str(folder / "pairs")},
         "tokens": {"max_length": 128},
-        "batches": {"groups_per_step": 8, "micro_batch_tokens": 2048},
+        "batches": {"groups_per_step": 16, "micro_batch_tokens": 1024},
         "optimizer": {"learning_rate": 3e-3},
-        "training": {"max_steps": 12, "checkpoint_every_steps": 3, "log_every_steps": 1},
+        "training": {"epochs": 4, "max_steps": NUM_STEPS, "checkpoint_every_steps": 8, "log_every_steps": 1},
         "workers": {"num_workers": 2},
     }
     merged = {key: values.get(key, {}) | sections.get(key, {}) for key in values | sections}

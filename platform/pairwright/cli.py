@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from pairwright import __version__
-from pairwright.errors import PairwrightError
+from pairwright.errors import DataError, PairwrightError
 
 app = typer.Typer(
     name="pairwright",
@@ -206,16 +206,19 @@ def synthesize(
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal files.")] = 0,
 ) -> None:
     """Make rankings from a known Bradley-Terry truth, to try everything without data of one's own."""
-    from pairwright.data.synthetic import write_rankings
+    from pairwright.data.synthetic import make_rankings
 
-    num_annotations = write_rankings(Path(output), num_groups=num_groups, seed=seed)
-    print(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}")
+    lines = [json.dumps(record) + "\n" for record in make_rankings(num_groups, seed=seed)]
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
+    print(f"wrote {len(lines):,} annotations of {num_groups:,} groups to {output}")
 
 
 @app.command("new-model")
 def new_model(
     directory: Annotated[str, typer.Argument(help="Directory to write.")],
-    texts: Annotated[str, typer.Option(help="File whose lines the tokenizer is trained on.")],
+    texts: Annotated[str, typer.Option(help="What the tokenizer learns from: lines of text, or native annotations (.jsonl).")],
     architecture: Annotated[str, typer.Option(help="llama, qwen2, qwen3, mistral, gpt2, bert, ...")] = "llama",
     hidden_size: Annotated[int, typer.Option(min=8)] = 64,
     num_layers: Annotated[int, typer.Option(min=1)] = 2,
@@ -227,11 +230,10 @@ def new_model(
     """Make a small untrained model with a tokenizer of its own, to try everything without a download."""
     from pairwright.model.small import new_small_model
 
-    lines = Path(texts).read_text(encoding="utf-8").splitlines()
     new_small_model(
         Path(directory),
         architecture=architecture,
-        texts=lines,
+        texts=_texts_in(Path(texts)),
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_layers=num_layers,
@@ -251,6 +253,20 @@ def schemas(
 
     for path in write_schemas(Path(directory)):
         print(path)
+
+
+def _texts_in(path: Path) -> list[str]:
+    """Return the lines of a text file, or the completions of native annotations."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from None
+    if path.suffix != ".jsonl":
+        return lines
+    try:
+        return [completion["text"] for line in lines for completion in json.loads(line)["completions"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected native annotations, one JSON object a line ({error})") from None
 
 
 def main() -> None:

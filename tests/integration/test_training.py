@@ -18,6 +18,7 @@ from pairwright.config import TrainConfig
 from pairwright.data.store import Table
 from pairwright.errors import ConfigError, ModelError, StoreError, TrainingError
 from training_runs import (
+    NUM_STEPS,
     committed_steps,
     make_model,
     make_pairs,
@@ -52,13 +53,13 @@ def undisturbed(folder: Path, ray_cluster: None) -> TrainConfig:
 def test_a_run_leaves_a_model_a_summary_checkpoints_and_event_files(undisturbed: TrainConfig) -> None:
     output = Path(undisturbed.output)
     summary = json.loads((output / "training.json").read_text())
-    assert summary["steps"] == 12
+    assert summary["steps"] == NUM_STEPS
     assert summary["config"] == undisturbed.model_dump(mode="json")
     assert (summary["data"]["version"], summary["restarts"], summary["resumes"]) == (1, 0, 0)
     assert {"torch", "ray", "deepspeed", "transformers"} <= summary["versions"].keys()
     assert summary["validation"]["overall"]["pairs"] > 0
-    assert steps_logged(output) == list(range(1, 13))
-    assert committed_steps(output) == [9, 12]
+    assert steps_logged(output) == list(range(1, NUM_STEPS + 1))
+    assert committed_steps(output) == [24, 32]
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
 
 
@@ -117,9 +118,9 @@ def kill_a_worker_after(step: int, output: Path, killed: list[int]) -> None:
 def test_a_worker_killed_in_mid_run_changes_nothing_in_the_weights(
     undisturbed: TrainConfig, folder: Path, ray_cluster: None
 ) -> None:
-    config = run_config(folder, "killed-worker", training={"max_steps": 12, "checkpoint_every_steps": 3})
+    config = run_config(folder, "killed-worker")
     killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker_after, args=(5, Path(config.output), killed))
+    killer = threading.Thread(target=kill_a_worker_after, args=(10, Path(config.output), killed))
     killer.start()
     summary = train(config).training
     killer.join()
@@ -181,11 +182,11 @@ def test_a_diverging_run_stops_every_rank_names_groups_and_does_not_retry(folder
     with pytest.raises(TrainingError, match=r"step \d+: .*not finite|gradient's norm is"):
         train(config)
     assert not (Path(config.output) / "training.json").exists()
-    assert len(steps_logged(Path(config.output))) < 12
+    assert len(steps_logged(Path(config.output))) < NUM_STEPS
 
 
 def test_dry_run_says_how_long_the_run_is_and_starts_nothing(folder: Path) -> None:
     described = dry_run(run_config(folder, "dry"))
-    assert described["steps"] == 12
+    assert described["steps"] == NUM_STEPS
     assert described["config"]["optimizer"]["learning_rate"] == 3e-3
     assert not (folder / "dry").exists()

@@ -118,6 +118,7 @@ class Watcher:
             for record in records:
                 self._show(record)
             if records:
+                self._metrics.flush()
                 heard = time.monotonic()
             elif time.monotonic() - heard > SILENCE_SECONDS:
                 self._print(f"no step for {SILENCE_SECONDS:.0f} s; the cluster has {_free_resources()}")
@@ -126,7 +127,6 @@ class Watcher:
                 return
             if time.monotonic() - published > PUBLISH_SECONDS:
                 self._writer.flush()
-                self._metrics.flush()
                 self._publish()
                 published = time.monotonic()
 

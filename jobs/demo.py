@@ -1,0 +1,51 @@
+"""The whole road in one script: synthetic rankings -> annotations -> pairs -> reward model -> report -> rewards.
+
+`make demo` runs it. Every line it prints after a `$` is a command that does the same from a shell; a second run finds
+what the first one made and only checks it.
+"""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from pairwright.cli import app
+from pairwright.cluster.session import ray_session
+from pairwright.errors import PairwrightError
+
+DEMO = Path("demo")
+ROAD = (
+    ("Rankings from a known truth", "synthesize demo/rankings.jsonl --num-groups 2000"),
+    ("A small model from nothing", "new-model demo/model --texts demo/rankings.jsonl"),
+    ("Annotations, each line accounted for", "ingest demo/rankings.jsonl --into demo/annotations"),
+    ("Weighted pairs, split by prompt", "expand demo/annotations --into demo/pairs"),
+    ("A reward model: 2 workers, ZeRO-2, CPU", "train jobs/recipes/cpu_smoke.toml"),
+    ("What it learned, on held-out prompts", "evaluate demo/run/model --pairs demo/pairs --output demo/report.json"),
+    ("Rewards", "score demo/run/model demo/rankings.jsonl --output demo/rewards --overwrite"),
+)
+
+
+def main() -> None:
+    """Walk the road and end by naming what to open."""
+    started = time.monotonic()
+    with ray_session():
+        for title, command in ROAD:
+            print(f"\n== {title}\n$ pairwright {command}", flush=True)
+            app(shlex.split(command), standalone_mode=False)
+    print(
+        f"\nDone in {time.monotonic() - started:.0f} s. To open:\n"
+        f"  {DEMO}/report.json           the figures above\n"
+        f"  {DEMO}/run/model             a Hugging Face model: AutoModelForSequenceClassification loads it\n"
+        f"  {DEMO}/run/training.json     what the run was made from\n"
+        f"  {DEMO}/rewards               the reward of every completion, Parquet\n"
+        f"  .venv/bin/tensorboard --logdir {DEMO}/run/tensorboard\n"
+        f"  .venv/bin/pairwright inspect {DEMO}/pairs"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PairwrightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

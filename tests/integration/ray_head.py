@@ -1,0 +1,136 @@
+"""A real Ray head with Ray's own autoscaler, on loopback, whose worker nodes are processes on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+START_TIMEOUT_SECONDS = 120.0
+
+
+class RayHead:
+    """A running head: its address for jobs, and what its dashboard says."""
+
+    def __init__(self, dashboard_port: int, environment: dict[str, str]) -> None:
+        self.address = f"http://127.0.0.1:{dashboard_port}"
+        self.environment = environment
+
+    def living_nodes(self) -> list[dict[str, Any]]:
+        """Return the nodes that are alive now, the head among them."""
+        request = urllib.request.Request(f"{self.address}/api/v0/nodes?limit=100")
+        token = Path.home() / ".ray" / "auth_token"
+        if token.is_file():
+            request.add_header("Authorization", f"Bearer {token.read_text().strip()}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
+        return [node for node in nodes if node["state"] == "ALIVE"]
+
+    def submit(self, root: Path, *arguments: str, timeout_seconds: float = 600) -> subprocess.CompletedProcess[str]:
+        """Run ``ray job submit`` as the manual says and wait for the job's end."""
+        command = ["ray", "job", "submit", "--address", self.address, "--working-dir", "."]
+        runtime_env = json.dumps({"py_modules": ["platform/pairwright"]})
+        return subprocess.run(
+            [*command, "--runtime-env-json", runtime_env, "--", "python", *arguments],
+            cwd=root,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+
+
+@contextmanager
+def autoscaling_head(folder: Path, *, head_cpus: int, worker_cpus: int, max_workers: int) -> Iterator[RayHead]:
+    """Start a head that grows by nodes of ``worker_cpus`` CPUs when work waits, and end it with all it started."""
+    gcs_port, dashboard_port = _free_port(), _free_port()
+    config = folder / "autoscaling.json"
+    config.write_text(json.dumps(_autoscaling_config(gcs_port, head_cpus, worker_cpus, max_workers)))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_AUTH_MODE": "token",
+    }
+    command = ["ray", "start", "--head", "--block", f"--port={gcs_port}", f"--dashboard-port={dashboard_port}"]
+    command += ["--node-ip-address=127.0.0.1", f"--num-cpus={head_cpus}", f"--autoscaling-config={config}"]
+    log = (folder / "head.log").open("w")
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    head = RayHead(dashboard_port, environment)
+    try:
+        _wait_for(head, process, folder / "head.log")
+        yield head
+    finally:
+        _end(process)
+        log.close()
+
+
+def _autoscaling_config(gcs_port: int, head_cpus: int, worker_cpus: int, max_workers: int) -> dict[str, Any]:
+    return {
+        "cluster_name": "pairwright-test",
+        "max_workers": max_workers,
+        "upscaling_speed": 10.0,
+        "idle_timeout_minutes": 0.2,
+        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{gcs_port}"},
+        "auth": {},
+        "available_node_types": {
+            "head": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
+            "worker": {
+                "resources": {"CPU": worker_cpus},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": max_workers,
+            },
+        },
+        "head_node_type": "head",
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+
+
+def _wait_for(head: RayHead, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while True:
+        try:
+            if head.living_nodes():
+                return
+        except OSError:
+            pass
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.5)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the head and every process below it, by pid."""
+    started = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(started, timeout=20)
+    for child in alive:
+        child.kill()
+    process.wait(timeout=30)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -24,9 +24,8 @@ logger = logging.getLogger(__name__)
 
 RULES_FILE = "pairwright.json"
 RULES_FORMAT_VERSION = 1
-# Padding tokens that published vocabularies hold, used where the tokenizer names none of its own; the first is added
-# where there is none at all.
-PAD_CANDIDATES = (
+# Padding tokens that published vocabularies hold, used where the tokenizer names none of its own; else one is added.
+KNOWN_PAD_TOKENS = (
     "<|pad|>",
     "<pad>",
     "[PAD]",
@@ -35,6 +34,7 @@ PAD_CANDIDATES = (
     "<|fim_pad|>",
     "<|vision_pad|>",
 )
+NEW_PAD_TOKENS = ("<|pad|>", "<|reward_pad|>")
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -46,8 +46,9 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerFast) -> int:
     own = tokenizer.pad_token
     if not isinstance(own, str) or _has_other_role(tokenizer, own):
         vocabulary = tokenizer.get_vocab()
-        known = [token for token in PAD_CANDIDATES if token in vocabulary and not _has_other_role(tokenizer, token)]
-        tokenizer.add_special_tokens({"pad_token": known[0] if known else PAD_CANDIDATES[0]})
+        known = [token for token in KNOWN_PAD_TOKENS if token in vocabulary and not _has_other_role(tokenizer, token)]
+        new = [token for token in NEW_PAD_TOKENS if token not in vocabulary]
+        tokenizer.add_special_tokens({"pad_token": (known + new)[0]})
         logger.info(
             "the tokenizer's pad token (%s) cannot tell padding from text: %s is it now", own, tokenizer.pad_token
         )

@@ -174,6 +174,11 @@ def load_reward_model(
 
 
 def read_config(path: str) -> PreTrainedConfig:
+    """Return a checkpoint's configuration, set to one label; needs no weights, so a bad path fails at once.
+
+    Raises:
+        ModelError: if there is no model, or if it has a head with another number of labels.
+    """
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

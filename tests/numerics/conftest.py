@@ -1,0 +1,91 @@
+"""Small models of every supported architecture, in their real code, with random weights."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.model.small import new_small_model
+
+TEXTS = ["the quick brown fox jumps over the lazy dog", "to be or not to be that is the question"] * 4
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from an architecture to the directory of a small model of it, made once."""
+
+    @cache
+    def make(architecture: str) -> Path:
+        directory = tmp_path_factory.mktemp(architecture)
+        if architecture == "modernbert":
+            _modernbert(directory, make("bert"))
+        else:
+            new_small_model(
+                directory,
+                architecture=architecture,
+                texts=TEXTS,
+                vocab_size=300,
+                hidden_size=32,
+                num_layers=2,
+                num_heads=4,
+                max_positions=96,
+                seed=0,
+            )
+        _spread_rewards(directory)
+        return directory
+
+    return make
+
+
+def _spread_rewards(directory: Path) -> None:
+    """Enlarge the weights: at their random start all texts get nearly one reward, and no test could see a wrong one."""
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: w * 5 if w.ndim > 1 else w for name, w in weights.items()}, file, metadata={"format": "pt"})
+
+
+def _modernbert(directory: Path, bert: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    config = AutoConfig.for_model(
+        "modernbert",
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=96,
+        local_attention=8,
+        pad_token_id=tokenizer.pad_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForMaskedLM.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def load(small_model: Callable[[str], Path]) -> Callable[..., RewardModel]:
+    """Return a function that loads a small model, in eval mode; keywords as of ``load_reward_model``."""
+
+    def load_small(architecture: str, **keywords: Any) -> RewardModel:
+        settings: dict[str, Any] = {
+            "dtype": torch.float32,
+            "seed": 0,
+            "dropout": False,
+            "gradient_checkpointing": False,
+            "pad_token_id": None,
+            "vocab_size": None,
+        }
+        return load_reward_model(str(small_model(architecture)), **(settings | keywords)).eval()
+
+    return load_small

@@ -1,0 +1,188 @@
+"""Where a reward model's weights come from: the checkpoint where it has them, the seed where it has not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from pairwright.errors import ModelError
+from pairwright.model.loss import pairwise_loss
+from pairwright.model.reward_model import RewardModel, find_head, load_reward_model
+
+Load = Callable[..., RewardModel]
+SmallModel = Callable[[str], Path]
+ARCHITECTURES = ["llama", "gpt2", "opt", "bert", "roberta", "modernbert", "deberta-v2"]
+
+
+def _load(path: Path, **keywords: Any) -> RewardModel:
+    settings: dict[str, Any] = {
+        "dtype": torch.float32,
+        "seed": 0,
+        "dropout": False,
+        "gradient_checkpointing": False,
+        "pad_token_id": None,
+        "vocab_size": None,
+    }
+    return load_reward_model(str(path), **(settings | keywords))
+
+
+def _edit_weights(
+    source: Path, target: Path, edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+) -> Path:
+    shutil.copytree(source, target)
+    save_file(edit(load_file(target / "model.safetensors")), target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_new_weights_depend_on_the_seed_and_on_nothing_else(load: Load, architecture):
+    torch.manual_seed(1)
+    first = load(architecture, seed=5).state_dict()
+    torch.manual_seed(2)
+    again = load(architecture, seed=5).state_dict()
+    other = load(architecture, seed=6).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loading_leaves_the_random_numbers_of_the_process_alone(load: Load, architecture):
+    torch.manual_seed(1)
+    load(architecture)
+    found = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(found, torch.rand(1))
+
+
+def test_the_new_head_is_normal_with_the_papers_deviation(tmp_path: Path):
+    config = AutoConfig.for_model(
+        "gpt2",
+        vocab_size=50,
+        n_embd=2048,
+        n_layer=1,
+        n_head=2,
+        n_positions=8,
+        n_inner=8,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    weight = _load(tmp_path).state_dict()["model.score.weight"]
+    assert weight.std().item() == pytest.approx(2049**-0.5, rel=0.07)
+    assert weight.mean().abs().item() < 4 * 2049**-0.5 / 2048**0.5
+
+
+def test_the_new_head_is_the_same_in_every_dtype_up_to_rounding(load: Load):
+    wide, narrow = (load("llama", dtype=d).state_dict()["model.score.weight"] for d in (torch.float32, torch.bfloat16))
+    assert torch.equal(wide.bfloat16(), narrow)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_backbone_is_the_checkpoint_s(load: Load, small_model: SmallModel, architecture):
+    stored = load_file(small_model(architecture) / "model.safetensors")
+    found = {name.removeprefix("model."): weight for name, weight in load(architecture).state_dict().items()}
+    kept = stored.keys() & found.keys()
+    assert len(kept) >= 0.7 * len(found)
+    assert all(torch.equal(stored[name], found[name]) for name in kept)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_head_of_a_classification_checkpoint_is_kept(small_model: SmallModel, tmp_path: Path, architecture):
+    plain = AutoModelForSequenceClassification.from_pretrained(small_model(architecture), num_labels=1)
+    name, head = find_head(plain)
+    with torch.no_grad():
+        head.weight.fill_(0.125)
+    plain.save_pretrained(tmp_path)
+    loaded = _load(tmp_path, seed=9).state_dict()
+    assert (loaded[f"model.{name}.weight"] == 0.125).all()
+    assert all(torch.equal(loaded[f"model.{key}"], value) for key, value in plain.state_dict().items())
+
+
+def test_a_classification_checkpoint_that_lost_its_head_is_refused(small_model: SmallModel, tmp_path: Path):
+    AutoModelForSequenceClassification.from_pretrained(small_model("llama"), num_labels=1).save_pretrained(
+        tmp_path / "a"
+    )
+    lost = _edit_weights(
+        tmp_path / "a", tmp_path / "b", lambda weights: {n: w for n, w in weights.items() if n != "score.weight"}
+    )
+    with pytest.raises(ModelError, match=r"no score\.weight: it was lost"):
+        _load(lost)
+
+
+def test_a_head_with_several_labels_is_refused(small_model: SmallModel, tmp_path: Path):
+    AutoModelForSequenceClassification.from_pretrained(small_model("bert"), num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="3 labels, expected 1"):
+        _load(tmp_path)
+
+
+def test_a_checkpoint_without_part_of_its_backbone_is_refused(small_model: SmallModel, tmp_path: Path):
+    damaged = _edit_weights(
+        small_model("llama"), tmp_path / "x", lambda w: {name: v for name, v in w.items() if "layers.1.mlp" not in name}
+    )
+    with pytest.raises(
+        ModelError, match=r"3 weights of the backbone are missing, the first being model\.layers\.1\.mlp"
+    ):
+        _load(damaged)
+
+
+def test_a_path_without_a_model_is_named(tmp_path: Path):
+    with pytest.raises(ModelError, match=f"{tmp_path}: no Hugging Face model here"):
+        _load(tmp_path)
+
+
+def test_a_configuration_without_weights_is_named(small_model: SmallModel, tmp_path: Path):
+    shutil.copy(small_model("llama") / "config.json", tmp_path)
+    with pytest.raises(ModelError, match=f"{tmp_path}: cannot be loaded"):
+        _load(tmp_path)
+
+
+def test_an_architecture_that_cannot_classify_sequences_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ModelError, match="cannot be loaded as a sequence-classification model"):
+        _load(tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------- pad token
+
+
+def test_a_pad_token_beyond_the_vocabulary_is_refused(small_model: SmallModel):
+    with pytest.raises(ModelError, match="pad token has id 10000"):
+        _load(small_model("llama"), pad_token_id=10000)
+
+
+def test_another_pad_token_than_an_encoder_s_own_is_refused(small_model: SmallModel):
+    with pytest.raises(ModelError, match=r"config\.json says 1, and encoders count positions by it"):
+        _load(small_model("roberta"), pad_token_id=5)
+
+
+def test_the_embedding_grows_to_the_tokenizer_and_never_shrinks(load: Load, small_model: SmallModel):
+    size = AutoConfig.from_pretrained(small_model("llama")).vocab_size
+    grown = load("llama", vocab_size=size + 1, pad_token_id=size)
+    assert grown.state_dict()["model.model.embed_tokens.weight"].shape[0] == size + 1
+    assert load("llama", vocab_size=size - 1).state_dict()["model.model.embed_tokens.weight"].shape[0] == size
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "opt"])
+def test_the_embedding_of_eos_learns_where_the_checkpoint_padded_with_it(
+    small_model: SmallModel, tmp_path: Path, architecture
+):
+    """transformers gives the pad token's embedding no gradient; a checkpoint with pad == eos would never learn eos."""
+    shutil.copytree(small_model(architecture), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    eos = config["pad_token_id"] = config["eos_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = _load(tmp_path, pad_token_id=0)
+    ids = torch.tensor([[20, 30, eos], [40, 50, eos]])
+    rewards = model(ids, torch.ones_like(ids), torch.tensor([2, 2]))
+    pairwise_loss(
+        rewards, torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]), global_weight=torch.tensor(1.0)
+    ).backward()
+    gradient = model.model.get_input_embeddings().weight.grad
+    assert isinstance(gradient, torch.Tensor)
+    assert gradient[eos].any()

@@ -9,6 +9,9 @@ the check of ids run again, against what it added.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from pairwright.cluster.read import Failures, hash_sources, plan_units, write_units
 from pairwright.cluster.repeats import refuse_repeats
@@ -44,6 +47,36 @@ class IngestSummary:
     """How many records were refused for what, the most frequent first."""
     rejections: list[Rejection]
     """The first of them."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same for programs, JSON-able."""
+        return {
+            "version": None if self.manifest is None else self.manifest.version,
+            "totals": None if self.manifest is None else self.manifest.totals,
+            "sources": msgspec.to_builtins(self.sources),
+            "skipped": self.skipped,
+            "failed": dict(self.failed),
+            "ignored": self.ignored,
+            "reasons": self.reasons,
+            "rejections": msgspec.to_builtins(self.rejections),
+        }
+
+    def text(self) -> str:
+        """Return the same for people: what went in, what did not, and why."""
+        accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
+        lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
+        lines += [f"  {source.uri} is empty" for source in self.sources if source.lines == 0]
+        lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
+        lines += [f"    {rejected}" for rejected in self.rejections]
+        if refused > len(self.rejections):
+            lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")
+        lines += [f"skipped {uri}: it is in the table already" for uri in self.skipped]
+        lines += [f"ignored {uri}: not JSON Lines by its name, or part of the table" for uri in self.ignored]
+        lines += [f"failed {uri}: {reason}" for uri, reason in self.failed]
+        if self.manifest is None:
+            return "\n".join([*lines, "nothing to add: the table is as it was"])
+        total = self.manifest.totals["annotations"]
+        return "\n".join([*lines, f"version {self.manifest.version} of the table holds {total:,} annotations"])
 
 
 def ingest(sources: Sequence[str], into: str, config: IngestConfig) -> IngestSummary:

@@ -1,0 +1,140 @@
+"""The records of this package -> the data contracts under ``schemas/``, for readers in any language.
+
+JSON Schema where the data are JSON, a list of fields where they are Arrow. A test holds the files equal to what stands
+here; a released file is never edited: a change of contract is a v2 beside the v1.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from pairwright.data.manifest import Manifest
+from pairwright.records import (
+    ANNOTATIONS_SCHEMA,
+    PAIRS_SCHEMA,
+    SCORES_SCHEMA,
+    TOKENS_SCHEMA,
+    Annotation,
+    Rejection,
+)
+
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_JUDGEMENTS = ("ranks", "scores", "order")
+_NATIVE = "One line of native input (JSON Lines, UTF-8): one annotator's judgement of one group."
+_TABLE = "Rows of data/*.arrow (Arrow IPC file format) in {} table."
+
+
+def write_schemas(directory: Path) -> list[Path]:
+    """Write every data contract of the tables as ``<name>.v1.json``, and return the paths in order of name."""
+    return write_documents(directory, table_contracts())
+
+
+def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]]) -> list[Path]:
+    """Write documents as ``<name>.v1.json``, and return the paths in order of name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, document in sorted(documents.items()):
+        path = directory / f"{name}.v1.json"
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def table_contracts() -> dict[str, dict[str, Any]]:
+    """Return the contracts by name: the input record, the tables, their manifest, and refused records."""
+    return {
+        "annotation": _annotation_contract(),
+        "annotations": arrow_contract("annotations", ANNOTATIONS_SCHEMA, _TABLE.format("an annotations")),
+        "pairs": arrow_contract("pairs", PAIRS_SCHEMA, _TABLE.format("a pairs")),
+        "tokens": arrow_contract("tokens", TOKENS_SCHEMA, _TABLE.format("a tokens")),
+        "scores": arrow_contract("scores", SCORES_SCHEMA, "Rows that `pairwright score` writes."),
+        "manifest": _manifest_contract(),
+        "rejection": _json_contract(Rejection, "rejection", "One refused record: a line of refused/*.jsonl."),
+    }
+
+
+def arrow_contract(name: str, schema: pa.Schema, description: str) -> dict[str, Any]:
+    """Return an Arrow schema as JSON: name, type, nullable, unit and meaning of each field, and nested fields."""
+    return {
+        "name": name,
+        "version": 1,
+        "description": description,
+        "fields": [_arrow_field(field) for field in schema],
+    }
+
+
+def _arrow_field(field: pa.Field) -> dict[str, Any]:
+    told = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+    children = [_arrow_field(child) for child in _children(field.type)]
+    return {
+        "name": field.name,
+        "type": _type_name(field.type),
+        "nullable": field.nullable,
+        **{key: told[key] for key in ("unit", "meaning") if key in told},
+        **({"children": children} if children else {}),
+    }
+
+
+def _children(type_: pa.DataType) -> list[pa.Field]:
+    match type_:
+        case pa.MapType():
+            return [type_.key_field, type_.item_field]
+        case pa.ListType():
+            return [type_.value_field]
+        case pa.StructType():
+            return list(type_)
+        case _:
+            return []
+
+
+def _type_name(type_: pa.DataType) -> str:
+    match type_:
+        case pa.MapType():
+            return "map"
+        case pa.ListType():
+            return "list"
+        case pa.StructType():
+            return "struct"
+        case _:
+            return str(type_)
+
+
+def _json_contract(kind: type[msgspec.Struct], name: str, description: str) -> dict[str, Any]:
+    schema = msgspec.json.schema(kind)
+    for definition in schema["$defs"].values():
+        definition["description"] = inspect.cleandoc(definition["description"]).partition("\n")[0]
+    return {"$schema": _DRAFT, "$id": f"{name}.v1.json", "title": name, "description": description, **schema}
+
+
+def _manifest_contract() -> dict[str, Any]:
+    contract = _json_contract(Manifest, "manifest", "One version of a table: versions/<version, 8 digits>.json.")
+    definition = contract["$defs"]["Manifest"]
+    for field in definition["properties"].values():
+        field.pop("default", None)  # a manifest is written whole
+    definition["required"] = list(definition["properties"])
+    return contract
+
+
+def _annotation_contract() -> dict[str, Any]:
+    """Return the contract of an input line: the types, and the rules that a schema can say."""
+    contract = _json_contract(Annotation, "annotation", _NATIVE)
+    definitions = contract["$defs"]
+    definitions["Completion"]["properties"]["text"] |= {"pattern": r"\S"}
+    properties = definitions["Annotation"]["properties"]
+    properties["id"] |= {"pattern": r"\S"}
+    properties["completions"] |= {"minItems": 2}
+    for choice in properties["ranks"]["anyOf"]:
+        if choice["type"] == "array":
+            choice["items"] |= {"minimum": 1}
+    definitions["Annotation"]["oneOf"] = [_only(name) for name in _JUDGEMENTS]
+    return contract
+
+
+def _only(name: str) -> dict[str, Any]:
+    others = {other: {"type": "null"} for other in _JUDGEMENTS if other != name}
+    return {"required": [name], "properties": {name: {"type": "array"}, **others}}

@@ -1,0 +1,120 @@
+"""The files under schemas/ say what the code does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pyarrow as pa
+import pytest
+
+from annotation_tables import manifest
+from pairwright.config import IngestConfig
+from pairwright.data.annotations import parse_lines
+from pairwright.data.formats import parser_for
+from pairwright.data.schemas import table_contracts, write_schemas
+from pairwright.data.store import SCHEMAS, Table
+from pairwright.records import Rejection
+
+DIRECTORY = Path(__file__).parents[2] / "schemas"
+
+GOOD = {"id": "1", "prompt": "Why?", "completions": [{"text": "a"}, {"text": "b"}]}
+ACCEPTED = {
+    "ranks": GOOD | {"ranks": [1, 2]},
+    "tied ranks": GOOD | {"ranks": [1, 1]},
+    "scores": GOOD | {"scores": [0.5, 2]},
+    "order": GOOD | {"order": ["1", "0"]},
+    "a tie in the order": GOOD | {"order": [["1", "0"]]},
+    "null judgements beside the one": GOOD | {"ranks": [1, 2], "scores": None, "order": None},
+    "turns": GOOD | {"ranks": [1, 2], "prompt": [{"role": "user", "content": "Why?"}]},
+    "everything": GOOD
+    | {
+        "completions": [{"text": "a", "id": "x", "model": "m"}, {"text": "b", "id": "y"}],
+        "order": ["x", "y"],
+        "annotator": "ann",
+        "created_at": "2026-11-20T12:00:00Z",
+        "subset": "s",
+        "metadata": {"k": "v"},
+    },
+}
+REFUSED = {
+    "no judgement": GOOD,
+    "two judgements": GOOD | {"ranks": [1, 2], "scores": [2, 1]},
+    "only null judgements": GOOD | {"ranks": None},
+    "an unknown field": GOOD | {"ranks": [1, 2], "rank": 1},
+    "an unknown field of a completion": GOOD | {"ranks": [1, 2], "completions": [{"text": "a", "x": 1}, {"text": "b"}]},
+    "a rank of zero": GOOD | {"ranks": [0, 1]},
+    "a fractional rank": GOOD | {"ranks": [1, 1.5]},
+    "a score that is text": GOOD | {"scores": ["1", "2"]},
+    "one completion": GOOD | {"ranks": [1], "completions": [{"text": "a"}]},
+    "an empty completion": GOOD | {"ranks": [1, 2], "completions": [{"text": " "}, {"text": "b"}]},
+    "no prompt": {key: value for key, value in GOOD.items() if key != "prompt"} | {"ranks": [1, 2]},
+    "an empty id": GOOD | {"ranks": [1, 2], "id": " "},
+    "a number as id": GOOD | {"ranks": [1, 2], "id": 1},
+    "metadata that are no text": GOOD | {"ranks": [1, 2], "metadata": {"k": 1}},
+}
+
+
+def test_files_are_what_the_code_writes(tmp_path: Path) -> None:
+    for path in write_schemas(tmp_path):
+        committed = DIRECTORY / path.name
+        assert committed.exists(), f"{path.name} is missing: run `pairwright schemas`"
+        assert committed.read_text() == path.read_text(), (
+            f"{path.name} is not what the code says: run `pairwright schemas`"
+        )
+
+
+@pytest.mark.parametrize("path", sorted(DIRECTORY.glob("*.json")), ids=lambda path: path.name)
+def test_every_file_is_json_with_a_version_in_its_name(path: Path) -> None:
+    json.loads(path.read_text())
+    assert path.name.split(".")[1] == "v1"
+
+
+@pytest.mark.parametrize("record", ACCEPTED.values(), ids=[*ACCEPTED])
+def test_the_annotation_schema_accepts_what_ingestion_accepts(record: dict[str, Any]) -> None:
+    jsonschema.validate(record, table_contracts()["annotation"], jsonschema.Draft202012Validator)
+    assert ingested(record) == (1, 0)
+
+
+@pytest.mark.parametrize("record", REFUSED.values(), ids=[*REFUSED])
+def test_the_annotation_schema_refuses_what_ingestion_refuses(record: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(record, table_contracts()["annotation"], jsonschema.Draft202012Validator)
+    assert ingested(record) == (0, 1)
+
+
+def ingested(record: dict[str, Any]) -> tuple[int, int]:
+    config = IngestConfig()
+    accepted, refused = parse_lines(json.dumps(record).encode(), 1, "file.jsonl", parser_for(config.fields), config)
+    return len(accepted), len(refused)
+
+
+def test_a_written_manifest_keeps_its_contract(tmp_path: Path) -> None:
+    table = Table(str(tmp_path / "table"), "pairs")
+    table.commit(lambda newest: manifest(files=[table.write_data(SCHEMAS["pairs"].empty_table())]))
+    written = json.loads((tmp_path / "table/versions/00000001.json").read_text())
+    jsonschema.validate(written, table_contracts()["manifest"], jsonschema.Draft202012Validator)
+    del written["files"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(written, table_contracts()["manifest"], jsonschema.Draft202012Validator)
+
+
+def test_a_written_rejection_keeps_its_contract(tmp_path: Path) -> None:
+    table = Table(str(tmp_path / "table"), "annotations")
+    file = table.write_refused([Rejection(source="a", line=1, path="$", reason="not JSON", record="{")])
+    written = json.loads((Path(table.url) / file.path).read_text())
+    jsonschema.validate(written, table_contracts()["rejection"], jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize("kind", ["annotations", "pairs", "tokens"])
+def test_a_written_table_has_the_fields_of_its_contract(tmp_path: Path, kind: str) -> None:
+    table = Table(str(tmp_path / "table"), kind)
+    file = table.write_data(SCHEMAS[kind].empty_table())
+    fields = json.loads((DIRECTORY / f"{kind}.v1.json").read_text())["fields"]
+    schema = pa.ipc.open_file(tmp_path / "table" / file.path).schema
+    assert [field["name"] for field in fields] == schema.names
+    for field in fields:
+        stored = schema.field(field["name"])
+        assert field["nullable"] == stored.nullable
+        assert field["meaning"] == stored.metadata[b"meaning"].decode()
+        assert str(stored.type).startswith(field["type"])

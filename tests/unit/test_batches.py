@@ -58,11 +58,12 @@ def test_ranks_without_groups_still_run():
 
 @settings(deadline=None)
 @given(shapes=SHAPES.filter(len), world_size=st.integers(1, 12))
-def test_no_rank_is_dealt_more_than_a_greedy_deal_can_give(shapes, world_size):
-    costs = [rows * tokens for rows, tokens in shapes]
-    loads = [sum(costs[g] for micro_batch in rank for g in micro_batch) for rank in _plan(shapes, world_size)]
-    # Graham 1966: what any deal to the least loaded rank stays under.
-    assert max(loads) <= sum(costs) / world_size + (1 - 1 / world_size) * max(costs) + 1e-6
+def test_no_rank_is_dealt_more_of_a_round_than_a_greedy_deal_can_give(shapes, world_size):
+    for in_round in zip(*_plan(shapes, world_size), strict=True):
+        costs = [[shapes[g][0] * shapes[g][1] for g in micro_batch] for micro_batch in in_round]
+        total, largest = sum(map(sum, costs)), max(max(part) for part in costs if part)
+        # Graham 1966: what any deal to the least loaded rank stays under.
+        assert max(map(sum, costs)) <= total / world_size + (1 - 1 / world_size) * largest + 1e-6
 
 
 @settings(deadline=None)
@@ -81,12 +82,20 @@ def test_one_rank_computes_the_least_of_all_cuts_in_order_of_length(shapes):
     assert cost == min(costs)
 
 
-def test_micro_batches_that_run_side_by_side_are_of_like_cost():
-    rng = np.random.default_rng(0)
-    shapes = [(int(rng.integers(4, 10)), int(rng.integers(20, 400))) for _ in range(64)]
-    for rank in _plan(shapes, world_size=4):
-        costs = [_padded_tokens(micro_batch, shapes) for micro_batch in rank]
-        assert costs == sorted(costs, reverse=True)
+@pytest.mark.parametrize(("world_size", "most_idle", "most_waiting"), [(2, 0.01, 0.05), (8, 0.05, 0.20)])
+def test_ranks_end_together_and_hardly_wait_in_between(world_size, most_idle, most_waiting):
+    """InstructGPT's 64 prompts a step, lognormal lengths; shares of the time of all ranks, means over 20 steps."""
+    idle, waiting = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        tokens = np.clip(rng.lognormal(np.log(350), 0.5, 64), 16, 1800).astype(int)
+        shapes = list(zip(rng.integers(4, 10, 64).tolist(), tokens.tolist(), strict=True))
+        plan = _plan(shapes, world_size, budget=16384)
+        costs = np.array([[_padded_tokens(micro_batch, shapes) for micro_batch in rank] for rank in plan])
+        idle.append(1 - costs.sum(1).mean() / costs.sum(1).max())
+        waiting.append(1 - costs.mean(0).sum() / costs.max(0).sum())
+    assert np.mean(idle) < most_idle
+    assert np.mean(waiting) < most_waiting
 
 
 def test_the_plan_is_a_function_of_its_arguments():

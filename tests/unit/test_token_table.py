@@ -1,0 +1,129 @@
+"""Groups come back from a memory-mapped tokens table as they went in, without copies."""
+
+import pickle
+from dataclasses import fields
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pairwright.data.store import Manifest, Table
+from pairwright.data.tokens import TokenGroup, TokenTable, groups_to_table, local_token_paths
+from pairwright.errors import StoreError
+from pairwright.records import PAIRS_SCHEMA
+
+NAMES_OF_ARRAYS = [field.name for field in fields(TokenGroup) if field.name not in ("group_id", "subset")]
+
+
+def random_groups(num_groups: int, seed: int) -> list[TokenGroup]:
+    random = np.random.default_rng(seed)
+    groups = []
+    for i in range(num_groups):
+        num_completions, num_pairs = random.integers(2, 10), random.integers(1, 12)
+        groups.append(
+            TokenGroup(
+                group_id=f"g{i}",
+                subset=None if i % 3 else "koala",
+                prompt_ids=random.integers(0, 99, random.integers(0, 20), dtype=np.int32),
+                completion_ids=[
+                    random.integers(0, 99, random.integers(1, 30), dtype=np.int32) for _ in range(num_completions)
+                ],
+                num_characters=random.integers(1, 99, num_completions, dtype=np.int32),
+                completion_index=np.arange(num_completions, dtype=np.int16),
+                chosen_P=random.integers(0, num_completions, num_pairs),
+                rejected_P=random.integers(0, num_completions, num_pairs),
+                weight_P=random.random(num_pairs, dtype=np.float32),
+                margin_P=np.where(random.random(num_pairs) < 0.5, np.nan, 1.5).astype(np.float32),
+            )
+        )
+    return groups
+
+
+def write(table: Table, groups: list[TokenGroup], splits: list[str]) -> Manifest:
+    half = len(groups) // 2
+    parts = [(groups[:half], splits[:half]), (groups[half:], splits[half:])]
+    files = [table.write_data(groups_to_table(*part), compress=False) for part in parts]
+    manifest = Manifest(
+        kind="tokens",
+        operation="tokenize",
+        files=files,
+        refused_files=[],
+        totals={},
+        sources=[],
+        inputs=[],
+        config={},
+        config_digest="",
+    )
+    committed = table.commit(lambda newest: manifest)
+    assert committed is not None
+    return committed
+
+
+def assert_same_group(found: TokenGroup, expected: TokenGroup) -> None:
+    assert (found.group_id, found.subset) == (expected.group_id, expected.subset)
+    for name in NAMES_OF_ARRAYS:
+        values, wanted = getattr(found, name), getattr(expected, name)
+        lists = (values, wanted) if name == "completion_ids" else ([values], [wanted])
+        for value, want in zip(*lists, strict=True):
+            assert value.dtype == want.dtype, name
+            np.testing.assert_array_equal(value, want, err_msg=name)
+
+
+def test_groups_come_back_as_they_went_in(tmp_path):
+    groups, splits = random_groups(700, seed=0), ["train", "validation", "train"] * 233 + ["train"]
+    manifest = write(Table(str(tmp_path), "tokens"), groups, splits)
+    table = TokenTable(local_token_paths(str(tmp_path), manifest))
+    for copy in (table, pickle.loads(pickle.dumps(table))):
+        assert len(copy) == 700
+        for i in np.random.default_rng(1).permutation(700).tolist():
+            assert_same_group(copy.group(i), groups[i])
+            assert (copy.group_id(i), copy.subset(i)) == (groups[i].group_id, groups[i].subset)
+    validation = [i for i, split in enumerate(splits) if split == "validation"]
+    assert table.rows_of_split("validation").tolist() == validation
+    assert table.rows_of_split("validation").dtype == np.int64
+    assert table.rows_of_split("test").tolist() == []
+    with pytest.raises(IndexError, match="group 700 of a tokens table of 700 groups"):
+        table.group(700)
+
+
+def test_columns_for_planning_agree_with_the_groups(tmp_path):
+    groups = random_groups(600, seed=2)
+    manifest = write(Table(str(tmp_path), "tokens"), groups, ["train"] * 600)
+    table = TokenTable(local_token_paths(str(tmp_path), manifest))
+    longest = [len(group.prompt_ids) + max(map(len, group.completion_ids)) for group in groups]
+    assert table.longest_row_tokens_G.tolist() == longest
+    assert table.num_completions_G.tolist() == [len(group.completion_ids) for group in groups]
+    assert table.num_pairs_G.tolist() == [len(group.chosen_P) for group in groups]
+    weights = [group.weight_P.astype(np.float64).sum() for group in groups]
+    np.testing.assert_allclose(table.weight_G, weights, rtol=1e-12)
+    assert table.longest_row_tokens_G.dtype == table.num_completions_G.dtype == np.int64
+
+
+def test_tokens_are_views_into_the_memory_mapped_file(tmp_path):
+    manifest = write(Table(str(tmp_path), "tokens"), random_groups(20, seed=0), ["train"] * 20)
+    before = pa.total_allocated_bytes()
+    table = TokenTable(local_token_paths(str(tmp_path), manifest))
+    first, again = table.group(3), table.group(3)
+    assert pa.total_allocated_bytes() - before < 1000
+    for one, other in zip(first.completion_ids, again.completion_ids, strict=True):
+        assert np.shares_memory(one, other)
+        assert not one.flags.writeable
+    del table
+    assert_same_group(first, random_groups(20, seed=0)[3])
+
+
+def test_a_file_that_is_gone_or_cut_short_is_named(tmp_path):
+    manifest = write(Table(str(tmp_path), "tokens"), random_groups(20, seed=0), ["train"] * 20)
+    paths = local_token_paths(str(tmp_path), manifest)
+    paths[0].write_bytes(paths[0].read_bytes()[:-100])
+    with pytest.raises(StoreError, match=rf"{paths[0].name}: this file of a tokens table has \d+ bytes, expected"):
+        local_token_paths(str(tmp_path), manifest)
+    with pytest.raises(StoreError, match=rf"{paths[0].name}: not an Arrow file"):
+        TokenTable(paths)
+    paths[0].unlink()
+    with pytest.raises(StoreError, match=rf"{paths[0].name}: this file of a tokens table is gone"):
+        local_token_paths(str(tmp_path), manifest)
+    with pa.OSFile(str(paths[0]), "wb") as sink, pa.ipc.new_file(sink, PAIRS_SCHEMA):
+        pass
+    with pytest.raises(StoreError, match="not a file of a tokens table: its columns are group_id, prompt_id"):
+        TokenTable(paths)

@@ -7,7 +7,7 @@ it and goes on. ``training.json`` is written last: a run has ended well if and o
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import obstore
@@ -15,7 +15,7 @@ from obstore.exceptions import AlreadyExistsError, NotFoundError
 from obstore.store import ObjectStore
 
 from pairwright.config import TrainConfig
-from pairwright.data.store import open_store
+from pairwright.data.store import Input, open_store
 from pairwright.errors import ConfigError
 
 RUN_NAME = "run.json"
@@ -34,6 +34,37 @@ class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
     pairs_version: int
     tokens_digest: str
     model_digest: str
+
+
+class TrainedOn(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run was trained on, back to the annotations."""
+
+    pairs: str
+    version: int
+    digest: str
+    inputs: list[Input]
+    tokens: str
+    tokens_digest: str
+    tokens_totals: dict[str, int | float]
+
+
+class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended and what it was made from; ``training.json``."""
+
+    format_version: Literal[1] = 1
+    config: dict[str, Any]
+    config_digest: str
+    run_digest: str
+    data: TrainedOn
+    model_digest: str
+    steps: int
+    resumes: int
+    restarts: int
+    seconds: float
+    """Of the command that finished it, tokenising included; not of those that died before."""
+    validation: dict[str, Any]
+    """Figures on the validation split, empty where it holds no pair."""
+    versions: dict[str, str]
 
 
 class RunFolder:
@@ -79,12 +110,12 @@ class RunFolder:
                     "remove it to start over"
                 ) from None
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> TrainingSummary | None:
         """Return ``training.json`` of a finished run, or None."""
         content = read_object(self._store, SUMMARY_NAME)
-        return None if content is None else msgspec.json.decode(content)
+        return None if content is None else msgspec.json.decode(content, type=TrainingSummary)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: TrainingSummary) -> None:
         """Declare the run ended well."""
         obstore.put(self._store, SUMMARY_NAME, _pretty(summary))
 

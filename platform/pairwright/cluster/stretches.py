@@ -2,19 +2,18 @@
 
 A stretch is a function of the input alone, so that what is computed from it does not depend on who computes it. Text
 goes through Ray's object store here, unlike in an ingestion: a compressed source is one stream, and it has to feed all
-the actors.
+the actors. Nothing here imports torch, which would cost every reading task seconds.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import pyarrow as pa
 import ray.data
 from ray.data import Dataset
 
-from pairwright.cluster.model_pool import Row
 from pairwright.cluster.read import plan_units
 from pairwright.data.annotations import rejection
 from pairwright.data.formats import RecordError
@@ -28,6 +27,7 @@ BYTES_AT_ONCE = 256 * 1024
 RANGE_BYTES = 64 * 1024 * 1024
 MAX_TASKS = 4096
 
+Row: TypeAlias = dict[str, Any]
 Unit: TypeAlias = LineRange | DataFile
 
 

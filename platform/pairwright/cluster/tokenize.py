@@ -1,23 +1,27 @@
 """Pairs table and tokenizer -> tokens table, made with Ray Data the first time and found again afterwards.
 
 A tokens table lies under the digest of all that decides its content (pairs, tokenizer, template, length rule), so a
-stale one is never used (TRAPS 23) and a half-written one has no version. One task tokenises one file of the pairs
-table; rows keep their order, because the order of training is a function of row numbers.
+stale one is never used (TRAPS 23) and a half-written one has no version. The order of training is a function of row
+numbers, so rows stand in an order of their own content, never of who was ready first.
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
-import ray.data
 
+from pairwright.cluster.passes import run_pass
 from pairwright.cluster.session import ray_session
 from pairwright.config import TokensConfig
 from pairwright.data.store import DataFile, Input, Manifest, Table
-from pairwright.data.tokens import TokenSpec, add_totals, load_tokenizer, tokenize_groups
-from pairwright.errors import DataError, PairwrightError
+from pairwright.data.tokenizers import load_tokenizer
+from pairwright.data.tokens import TokenSpec, add_totals, tokenize_groups
+from pairwright.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _DIGITS = 32
 
@@ -48,61 +52,69 @@ def ensure_tokens(
     known = table.latest()
     if known is not None:
         return table.url, known
-    files, totals = _tokenize_files(source, manifest, table, tokenizer, spec)
-    made = Manifest(
+    tokenized = _tokenize_on_ray(source, manifest, table, tokenizer, spec)
+    made_from = Input(url=source.url, version=manifest.version, digest=manifest.digest)
+    return table.url, _commit(table, tokenized, made_from, spec)
+
+
+class _Tokenized(msgspec.Struct):
+    """What became of one file of the pairs table; no file where no pair was left."""
+
+    number: int
+    file: DataFile | None
+    totals: dict[str, int]
+
+
+def _tokenize_on_ray(
+    source: Table, read: Manifest, target: Table, tokenizer: "PreTrainedTokenizerFast", spec: TokenSpec
+) -> list[_Tokenized]:
+    """Return what became of each file, in the order of the rows to be.
+
+    The order is by content, as the version's digest is: equal digests, equal rows, whatever the files are called.
+    """
+    files = sorted(read.files, key=lambda file: file.sha256)
+    work = partial(_tokenize_file, source=source, target=target, tokenizer=tokenizer, spec=spec)
+    with ray_session():
+        results = run_pass(work, list(enumerate(files)), [file.bytes for file in files], _Tokenized)
+        return sorted(results, key=lambda result: result.number)
+
+
+def _tokenize_file(
+    item: tuple[int, DataFile], *, source: Table, target: Table, tokenizer: "PreTrainedTokenizerFast", spec: TokenSpec
+) -> Iterator[_Tokenized]:
+    number, file = item
+    tokens, totals = tokenize_groups(source.read_file(file), tokenizer, spec)
+    written = target.write_data(tokens, compress=False) if tokens.num_rows else None
+    yield _Tokenized(number, written, totals)
+
+
+def _commit(target: Table, tokenized: Sequence[_Tokenized], made_from: Input, spec: TokenSpec) -> Manifest:
+    files = [result.file for result in tokenized if result.file is not None]
+    manifest = Manifest(
         kind="tokens",
         operation="tokenize",
         files=files,
         refused_files=[],
-        totals=dict(totals),
+        totals=dict(add_totals(*(result.totals for result in tokenized))),
         sources=[],
-        inputs=[Input(url=source.url, version=manifest.version, digest=manifest.digest)],
+        inputs=[made_from],
         config=spec.as_dict(),
         config_digest=spec.digest,
     )
-    committed = table.commit(lambda newest: made if newest is None else None)
-    if committed is None:
-        # Another job made the same tokens meanwhile.
-        table.delete(files)
-        committed = table.manifest()
-    return table.url, committed
+    if not files:
+        raise DataError(_nothing_left(made_from, manifest.totals, spec))
+    committed = target.commit(lambda newest: manifest if newest is None else None)
+    if committed is not None:
+        return committed
+    # Another job made the same tokens meanwhile.
+    target.delete(files)
+    return target.manifest()
 
 
-def _tokenize_files(
-    source: Table, manifest: Manifest, into: Table, tokenizer: Any, spec: TokenSpec
-) -> tuple[list[DataFile], dict[str, int]]:
-    items = [{"number": number, "file": msgspec.to_builtins(file)} for number, file in enumerate(manifest.files)]
-    with ray_session():
-        dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
-        tokenize = partial(_tokenize_file, source=source, into=into, tokenizer=tokenizer, spec=spec)
-        results = sorted(dataset.map(tokenize).take_all(), key=itemgetter("number"))
-    files = [msgspec.json.decode(result["file"], type=DataFile) for result in results if result["file"]]
-    errors = [result["error"] for result in results if result["error"]]
-    totals = add_totals(*(msgspec.json.decode(result["totals"]) for result in results if result["totals"]))
-    if errors or not files:
-        into.delete(files)
-        raise DataError(errors[0] if errors else _nothing_left(source, totals, spec))
-    return files, totals
-
-
-def _tokenize_file(
-    item: dict[str, Any], *, source: Table, into: Table, tokenizer: Any, spec: TokenSpec
-) -> dict[str, Any]:
-    """Tokenise one file of a pairs table; a mistake comes back as its message, so that a user sees no traceback."""
-    result = {"number": item["number"], "file": "", "totals": "", "error": ""}
-    try:
-        pairs = source.read_file(msgspec.convert(item["file"], DataFile))
-        tokens, totals = tokenize_groups(pairs, tokenizer, spec)
-        written = into.write_data(tokens, compress=False) if tokens.num_rows else None
-    except PairwrightError as error:
-        return result | {"error": str(error)}
-    file = "" if written is None else msgspec.json.encode(written).decode()
-    return result | {"file": file, "totals": msgspec.json.encode(totals).decode()}
-
-
-def _nothing_left(source: Table, totals: dict[str, int], spec: TokenSpec) -> str:
+def _nothing_left(pairs: Input, totals: Mapping[str, int | float], spec: TokenSpec) -> str:
     return (
-        f"{source.url}: no pair is left to train on: of {totals['pairs']} pairs in {totals['groups']} groups "
+        f"{pairs.url}: no pair is left to train on: of {totals['pairs']} pairs in {totals['groups']} groups "
         f"{totals['pairs_dropped']} had a completion over tokens.max_length={spec.max_length} and "
-        f"{totals['pairs_identical']} had equal tokens on both sides; the longest completion needs {totals['longest']}"
+        f"{totals['pairs_identical']} had equal tokens on both sides; the longest completion, with its prompt, needs "
+        f"{totals['longest']} tokens. Raise tokens.max_length, or set tokens.overlong to truncate"
     )

@@ -19,7 +19,15 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pairwright import __version__
 from pairwright.cluster.progress import RestartNotice, Watcher, last_line
-from pairwright.cluster.run_folder import CHECKPOINTS_NAME, MODEL_NAME, RunFolder, RunIdentity, identity_config
+from pairwright.cluster.run_folder import (
+    CHECKPOINTS_NAME,
+    MODEL_NAME,
+    RunFolder,
+    RunIdentity,
+    TrainedOn,
+    TrainingSummary,
+    identity_config,
+)
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.cluster.worker_task import WorkerTask, start_worker
@@ -40,7 +48,7 @@ PACKAGES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow"
 class TrainSummary:
     """How a training command ended."""
 
-    training: dict[str, Any]
+    training: TrainingSummary
     """Content of ``training.json``."""
     model: str
     """Path or URL of the model directory."""
@@ -238,30 +246,26 @@ def _summary(
     outcome: dict[str, Any],
     watcher: Watcher,
     seconds: float,
-) -> dict[str, Any]:
-    return {
-        "format_version": 1,
-        "config": config.model_dump(mode="json"),
-        "config_digest": config_digest(config),
-        "run_digest": prepared.identity.digest,
-        "data": {
-            "pairs": config.data.pairs,
-            "version": manifest.version,
-            "digest": manifest.digest,
-            "inputs": [{"url": i.url, "version": i.version, "digest": i.digest} for i in manifest.inputs],
-            "tokens": prepared.tokens_url,
-            "tokens_digest": prepared.tokens_manifest.digest,
-            "tokens_totals": prepared.tokens_manifest.totals,
-        },
-        "model_digest": prepared.identity.model_digest,
-        "steps": prepared.schedule.num_steps,
-        "resumes": watcher.num_resumes,
-        "restarts": watcher.num_restarts,
-        "seconds": round(seconds, 1),
-        "validation": outcome["validation"],
-        "versions": {
-            "pairwright": __version__,
-            "python": platform.python_version(),
-            **{name: package_version(name) for name in PACKAGES},
-        },
-    }
+) -> TrainingSummary:
+    return TrainingSummary(
+        config=config.model_dump(mode="json"),
+        config_digest=config_digest(config),
+        run_digest=prepared.identity.digest,
+        data=TrainedOn(
+            pairs=config.data.pairs,
+            version=manifest.version,
+            digest=manifest.digest,
+            inputs=manifest.inputs,
+            tokens=prepared.tokens_url,
+            tokens_digest=prepared.tokens_manifest.digest,
+            tokens_totals=prepared.tokens_manifest.totals,
+        ),
+        model_digest=prepared.identity.model_digest,
+        steps=prepared.schedule.num_steps,
+        resumes=watcher.num_resumes,
+        restarts=watcher.num_restarts,
+        seconds=round(seconds, 1),
+        validation=outcome["validation"],
+        versions={"pairwright": __version__, "python": platform.python_version()}
+        | {name: package_version(name) for name in PACKAGES},
+    )

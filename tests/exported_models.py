@@ -1,0 +1,78 @@
+"""A small exported reward model for tests, and its rewards by plain transformers: nothing of ours in between."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pairwright.config import TokensConfig
+from pairwright.data.templates import resolve_template
+from pairwright.data.tokenizers import load_tokenizer
+from pairwright.model.export import choose_pad_token, save_reward_model
+from pairwright.model.reward_model import load_reward_model
+from pairwright.model.small import new_small_model
+
+TEXTS = ["Why is the sky blue?", "Because of scattering.", "It is not; it is green, at least in my town."] * 4
+
+
+def export_small_model(
+    directory: Path,
+    *,
+    max_length: int = 128,
+    overlong: str = "drop",
+    architecture: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    chat_template: str | None = None,
+) -> Path:
+    """Write a random reward model as a training run would export it, and return its directory."""
+    base = new_small_model(
+        directory / "base",
+        architecture=architecture,
+        texts=TEXTS,
+        vocab_size=300,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        max_positions=512,
+        seed=1,
+        chat_template=chat_template,
+    )
+    tokens = TokensConfig.model_validate({"max_length": max_length, "overlong": overlong})
+    tokenizer = load_tokenizer(str(base))
+    model = load_reward_model(
+        str(base),
+        dtype=dtype,
+        seed=2,
+        dropout=False,
+        gradient_checkpointing=False,
+        pad_token_id=choose_pad_token(tokenizer),
+        vocab_size=len(tokenizer),
+    )
+    save_reward_model(
+        model.state_dict(),
+        model,
+        tokenizer,
+        directory / "model",
+        chat_template=resolve_template(tokenizer, tokens),
+        dtype=dtype,
+        tokens=tokens,
+    )
+    return directory / "model"
+
+
+def plain_rewards(model: Path, prompt: Sequence[dict[str, str]], texts: Sequence[str]) -> list[float]:
+    """Return the reward of each completion, one at a time, by what anybody who loads the export would write."""
+    network, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(model).eval(),
+        AutoTokenizer.from_pretrained(model),
+    )
+    rewards = []
+    for text in texts:
+        conversation = [*prompt, {"role": "assistant", "content": text}]
+        shown = tokenizer.apply_chat_template(conversation, tokenize=False)
+        with torch.no_grad():
+            rewards.append(
+                network(**tokenizer(shown, add_special_tokens=False, return_tensors="pt")).logits[0, 0].item()
+            )
+    return rewards

@@ -1,0 +1,261 @@
+"""Evaluation: exact figures, the length baseline, and nothing that depends on how the work was split."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exported_models import export_small_model
+from pairwright.data.tokens import TokenGroup, TokenTable, groups_to_table
+from pairwright.errors import ConfigError, ModelError
+from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
+from pairwright.evaluation.exported import LoadedModel, load_exported, open_exported
+from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
+from pairwright.model.metrics import PairSums
+
+Draw = Callable[..., TokenGroup]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    path = export_small_model(tmp_path_factory.mktemp("exported"))
+    return load_exported(open_exported(str(path)), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def groups(random_group: Draw) -> list[TokenGroup]:
+    rng = np.random.default_rng(5)
+    return [
+        random_group(rng, num_completions=2 + i % 8, num_annotators=1 + i % 3, subset=["facts", None, "style"][i % 3])
+        for i in range(60)
+    ]
+
+
+def write_tokens(path: Path, groups: list[TokenGroup], split_of: Callable[[int], str]) -> TokenTable:
+    import pyarrow as pa
+
+    table = groups_to_table(groups, [split_of(i) for i in range(len(groups))])
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=16)
+    return TokenTable([path])
+
+
+def evaluate_alike(loaded: LoadedModel, groups: list[TokenGroup], micro_batch_tokens: int) -> Evaluation:
+    return evaluate_groups(
+        loaded.model,
+        groups,
+        pad_token_id=loaded.pad_token_id,
+        micro_batch_tokens=micro_batch_tokens,
+        device=loaded.device,
+    )
+
+
+# ------------------------------------------------------------------------------- figures, by plain loops
+
+
+def pairs_of(groups: list[TokenGroup], rewards: list[np.ndarray]) -> Iterator[tuple[TokenGroup, float, float, int]]:
+    for group, reward_K in zip(groups, rewards, strict=True):
+        for chosen, rejected, weight in zip(
+            group.chosen_P.tolist(), group.rejected_P.tolist(), group.weight_P.tolist(), strict=True
+        ):
+            longer_by = int(group.num_characters[chosen]) - int(group.num_characters[rejected])
+            yield group, weight, float(reward_K[chosen]) - float(reward_K[rejected]), longer_by
+
+
+def reference(cases: list[tuple[float, float]]) -> dict[str, float]:
+    """Return the figures of (weight, difference) pairs, added one after another."""
+    weight = math.fsum(w for w, _ in cases)
+    right = math.fsum(w * (0.5 if d == 0 else float(d > 0)) for w, d in cases)
+    log_loss = math.fsum(w * (math.log1p(math.exp(-abs(d))) + max(-d, 0.0)) for w, d in cases)
+    margin = math.fsum(w * d for w, d in cases)
+    return {
+        "pairs": len(cases),
+        "weight": weight,
+        "accuracy": right / weight,
+        "log_loss": log_loss / weight,
+        "reward_margin": margin / weight,
+    }
+
+
+def assert_equals(sums: PairSums, cases: list[tuple[float, float]]) -> None:
+    figures = sums.figures()
+    for name, value in reference(cases).items():
+        assert figures[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_figures_equal_a_loop_over_pairs_overall_by_subset_by_k_and_by_length(groups: list[TokenGroup]) -> None:
+    rng = np.random.default_rng(6)
+    # Few distinct values: many pairs have equal rewards, which count half.
+    rewards = [rng.integers(0, 4, len(group.completion_ids)).astype(np.float32) * 30 for group in groups]
+    evaluation = Evaluation()
+    for group, reward_K in zip(groups, rewards, strict=True):
+        evaluation.add(reward_K, group)
+    parts: dict[object, list[tuple[float, float]]] = defaultdict(list)
+    for group, weight, difference, longer_by in pairs_of(groups, rewards):
+        for part in (
+            "overall",
+            ("subset", group.subset),
+            ("k", len(group.completion_ids)),
+            ("sign", np.sign(longer_by)),
+        ):
+            parts[part].append((weight, difference))
+        parts["longer"].append((weight, float(np.sign(longer_by))))
+    assert_equals(evaluation.model.overall, parts["overall"])
+    for subset, sums in evaluation.model.by_subset.items():
+        assert_equals(sums, parts["subset", None if subset == "(none)" else subset])
+    for num_completions, sums in evaluation.model.by_num_completions.items():
+        assert_equals(sums, parts["k", num_completions])
+    assert_equals(evaluation.chosen_longer, parts["sign", 1])
+    assert_equals(evaluation.chosen_shorter, parts["sign", -1])
+    assert_equals(evaluation.equal_length, parts["sign", 0])
+    baseline = evaluation.longer_wins.overall.figures()
+    assert baseline["accuracy"] == pytest.approx(reference(parts["longer"])["accuracy"], abs=1e-12)
+
+
+def test_the_three_length_classes_hold_every_pair_once(loaded: LoadedModel, groups: list[TokenGroup]) -> None:
+    evaluation = evaluate_alike(loaded, groups, 512)
+    classes = (evaluation.chosen_longer, evaluation.chosen_shorter, evaluation.equal_length)
+    assert sum(part.pairs for part in classes) == evaluation.model.overall.pairs
+    assert sum(part.weight for part in classes) == pytest.approx(evaluation.model.overall.weight, rel=1e-12)
+
+
+def test_a_reward_that_is_not_finite_names_its_group(groups: list[TokenGroup]) -> None:
+    reward_K = np.zeros(len(groups[0].completion_ids))
+    reward_K[0] = np.nan
+    with pytest.raises(ModelError, match=groups[0].group_id):
+        Evaluation().add(reward_K, groups[0])
+
+
+# ------------------------------------------------------------------------------------- how it was split
+
+
+def test_one_two_and_three_workers_count_the_same_to_the_last_bit(
+    loaded: LoadedModel, groups: list[TokenGroup], tmp_path: Path
+) -> None:
+    tokens = write_tokens(tmp_path / "tokens.arrow", groups, lambda i: "validation" if i % 5 else "train")
+    plan = EvaluationPlan.of(tokens, "validation", micro_batch_tokens=200)
+    assert len(plan.parts) > 6
+    found = []
+    for num_workers in (1, 2, 3):
+        workers = [Evaluation() for _ in range(num_workers)]
+        for part, micro_batches in reversed(list(enumerate(plan.parts))):
+            for rows in micro_batches:
+                workers[part % num_workers].merge(evaluate_alike(loaded, [tokens.group(i) for i in rows], 200))
+        found.append(merged(workers))
+    assert found[0] == found[1] == found[2]
+    assert found[0].model.overall.groups == sum(1 for i in range(len(groups)) if i % 5)
+
+
+def test_every_group_of_the_split_and_no_other_is_evaluated_once(groups: list[TokenGroup], tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "tokens.arrow", groups, lambda i: "validation" if i % 4 == 0 else "train")
+    plan = EvaluationPlan.of(tokens, "validation", micro_batch_tokens=150)
+    rows = [row for part in plan.parts for micro_batch in part for row in micro_batch]
+    assert sorted(rows) == list(range(0, len(groups), 4))
+
+
+def test_a_split_without_groups_gives_an_empty_plan(groups: list[TokenGroup], tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "tokens.arrow", groups, lambda _: "train")
+    assert EvaluationPlan.of(tokens, "validation", micro_batch_tokens=150).parts == []
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(2, 9), st.integers(1, 50)), min_size=1, max_size=40),
+    micro_batch_tokens=st.integers(50, 400),
+)
+def test_a_plan_has_each_group_once_and_keeps_the_budget(
+    shapes: list[tuple[int, int]], micro_batch_tokens: int
+) -> None:
+    num_completions, num_tokens = zip(*shapes, strict=True)
+    plan = plan_by_length(num_completions, num_tokens, micro_batch_tokens=micro_batch_tokens)
+    assert sorted(position for positions in plan for position in positions) == list(range(len(shapes)))
+    for positions in plan:
+        cost = sum(num_completions[p] for p in positions) * max(num_tokens[p] for p in positions)
+        assert cost <= micro_batch_tokens or len(positions) == 1
+
+
+# ---------------------------------------------------------------------------------------------- rewards
+
+
+def rewards_under(loaded: LoadedModel, groups: list[TokenGroup], micro_batch_tokens: int) -> np.ndarray:
+    rewards = rewards_of_groups(
+        loaded.model,
+        groups,
+        pad_token_id=loaded.pad_token_id,
+        micro_batch_tokens=micro_batch_tokens,
+        device=loaded.device,
+    )
+    return np.concatenate(rewards)
+
+
+def test_a_group_over_the_budget_gets_the_rewards_it_gets_in_one_forward(
+    loaded: LoadedModel, groups: list[TokenGroup]
+) -> None:
+    group = max(groups, key=lambda group: len(group.completion_ids))
+    longest = group.prompt_ids.size + max(ids.size for ids in group.completion_ids)
+    whole, cut = rewards_under(loaded, [group], 10_000), rewards_under(loaded, [group], 2 * longest)
+    np.testing.assert_allclose(cut, whole, atol=1e-5)
+
+
+def test_figures_under_any_budget_agree_to_a_millionth(loaded: LoadedModel, groups: list[TokenGroup]) -> None:
+    wide, narrow = (evaluate_alike(loaded, groups, budget).model.overall.figures() for budget in (10_000, 64))
+    assert narrow == pytest.approx(wide, abs=1e-6)
+
+
+def test_a_completion_over_the_budget_is_refused_by_name(loaded: LoadedModel, groups: list[TokenGroup]) -> None:
+    longest = groups[7].prompt_ids.size + max(ids.size for ids in groups[7].completion_ids)
+    with pytest.raises(ConfigError, match=rf"(?s){groups[7].group_id}.*{longest} tokens.*micro_batch_tokens"):
+        rewards_under(loaded, [groups[7]], longest - 1)
+
+
+def test_rewards_of_a_bfloat16_model_are_not_rounded_to_bfloat16(tmp_path: Path, groups: list[TokenGroup]) -> None:
+    # Rounded, rewards near 10 that differ by 0.02 would tie and count half (TRAPS.md 3).
+    exported = open_exported(str(export_small_model(tmp_path, dtype=torch.bfloat16)))
+    assert exported.dtype == torch.bfloat16
+    loaded = load_exported(exported, torch.device("cpu"))
+    reward_N = rewards_under(loaded, groups[:20], 10_000)
+    assert reward_N.dtype == np.float32
+    assert not np.array_equal(torch.from_numpy(reward_N).bfloat16().float().numpy(), reward_N)
+
+
+# ------------------------------------------------------------------------------------ what is no export
+
+
+def test_a_path_without_a_model_says_where_to_point(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such model directory"):
+        open_exported(str(tmp_path / "nothing"))
+
+
+def test_a_model_without_a_reward_head_is_refused(tmp_path: Path) -> None:
+    export_small_model(tmp_path)
+    with pytest.raises(ModelError, match=r"no reward head \(architectures: LlamaForCausalLM"):
+        open_exported(str(tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [(None, "no such file"), ("{", "malformed|truncated"), ('{"max_length": 4}', "max_length|missing")],
+)
+def test_a_model_that_does_not_say_how_its_input_is_cut_is_refused(
+    tmp_path: Path, rules: str | None, complaint: str
+) -> None:
+    path = export_small_model(tmp_path)
+    (path / "pairwright.json").unlink()
+    if rules is not None:
+        (path / "pairwright.json").write_text(rules)
+    with pytest.raises(ModelError, match=rf"(?s)pairwright.json.*({complaint}).*overlong"):
+        open_exported(str(path))
+
+
+def test_a_models_digest_changes_with_any_byte_of_any_file(tmp_path: Path) -> None:
+    path = export_small_model(tmp_path)
+    before = open_exported(str(path)).identity().digest
+    assert open_exported(str(path)).identity().digest == before
+    config = path / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert open_exported(str(path)).identity().digest != before

@@ -1,0 +1,100 @@
+"""The report: its JSON keeps its contract, and its table can be read in a log file."""
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+
+from pairwright.data.tokens import TokenGroup
+from pairwright.evaluation.evaluate import Evaluation
+from pairwright.evaluation.exported import ModelIdentity
+from pairwright.evaluation.report import DataIdentity, Report, build_report, format_report, report_json
+
+
+def group_of(name: str, subset: str | None, lengths: list[int], pairs: list[tuple[int, int]]) -> TokenGroup:
+    return TokenGroup(
+        group_id=name,
+        subset=subset,
+        prompt_ids=np.zeros(1, np.int32),
+        completion_ids=[np.zeros(1, np.int32) for _ in lengths],
+        num_characters=np.array(lengths, np.int32),
+        completion_index=np.arange(len(lengths), dtype=np.int16),
+        chosen_P=np.array([chosen for chosen, _ in pairs], np.int64),
+        rejected_P=np.array([rejected for _, rejected in pairs], np.int64),
+        weight_P=np.full(len(pairs), 0.5, np.float32),
+        margin_P=np.full(len(pairs), np.nan, np.float32),
+    )
+
+
+@pytest.fixture
+def report() -> dict:
+    evaluation = Evaluation()
+    # Longer wins the first pair, ties the second; the model gets the first right and ties the second.
+    evaluation.add([2.0, 1.0, 1.0], group_of("a", "facts", [9, 5, 5], [(0, 1), (1, 2)]))
+    # The chosen one is shorter; the model is wrong.
+    evaluation.add([0.0, 3.0], group_of("b", None, [3, 8], [(0, 1)]))
+    return build_report(
+        evaluation,
+        model=ModelIdentity(path="runs/a/model", digest="d" * 64, dtype="float32", max_length=64, overlong="drop"),
+        pairs=DataIdentity(
+            url="s3://data/pairs",
+            version=3,
+            digest="e" * 64,
+            split="validation",
+            pairs=4,
+            tokens={"completions_dropped": 2, "pairs_dropped": 1},
+        ),
+    )
+
+
+def test_the_baseline_stands_beside_the_model_in_every_part(report: dict) -> None:
+    assert (report["overall"]["accuracy"], report["overall"]["longer_wins"]) == (0.5, 0.5)
+    assert (report["by_subset"]["facts"]["accuracy"], report["by_subset"]["facts"]["longer_wins"]) == (0.75, 0.75)
+    assert (report["by_subset"]["(none)"]["accuracy"], report["by_subset"]["(none)"]["longer_wins"]) == (0.0, 0.0)
+    assert report["by_num_completions"]["3"]["pairs"] == 2
+
+
+def test_accuracy_is_told_apart_by_which_completion_is_longer(report: dict) -> None:
+    parts = report["by_length"]
+    assert [parts[name]["accuracy"] for name in ("chosen_longer", "equal_length", "chosen_shorter")] == [1.0, 0.5, 0.0]
+    assert [parts[name]["pairs"] for name in ("chosen_longer", "equal_length", "chosen_shorter")] == [1, 1, 1]
+
+
+def test_report_json_reads_back_as_the_report(report: dict) -> None:
+    found = msgspec.json.decode(report_json(report), type=Report, strict=True)
+    assert msgspec.to_builtins(found) == report
+    assert found.format_version == 1
+
+
+def test_figures_of_no_pairs_are_null_and_not_nan() -> None:
+    evaluation = Evaluation()
+    evaluation.add([1.0, 0.0], group_of("a", None, [5, 3], [(0, 1)]))
+    identity = ModelIdentity(path="m", digest="", dtype="float32", max_length=64, overlong="drop")
+    data = DataIdentity(url="p", version=1, digest="", split="train", pairs=1, tokens={})
+    report = build_report(evaluation, model=identity, pairs=data)
+    empty = json.loads(report_json(report))["by_length"]["chosen_shorter"]
+    assert empty["pairs"] == 0
+    assert {empty[name] for name in ("accuracy", "log_loss", "reward_margin", "longer_wins")} == {None}
+    assert " - " in format_report(report)
+
+
+def test_the_table_is_plain_text_of_a_hundred_columns_with_every_figure(
+    report: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    text = format_report(report)
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 100
+    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert lines["all"].split() == ["all", "2", "3", "50.0", "%", "50.0", "%", "1.3517", "-0.667"]
+    assert "facts" in text
+    assert "chosen shorter" in text
+    assert "3 of 4 pairs" in text
+    assert "2 completions over it dropped, 1 pairs dropped" in text
+
+
+def test_a_long_subset_name_keeps_the_columns_in_place(report: dict) -> None:
+    report["by_subset"]["x" * 200] = report["by_subset"].pop("facts")
+    assert max(map(len, format_report(report).splitlines())) <= 100

@@ -1,0 +1,322 @@
+"""Scoring without Ray: what a line may be, what is refused, and an output that is whole or absent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from exported_models import export_small_model, plain_rewards
+from pairwright.data.tokens import TokenSpec
+from pairwright.errors import StoreError
+from pairwright.evaluation import score_files
+from pairwright.evaluation.exported import InputRules, LoadedModel, ModelIdentity, load_exported, open_exported
+from pairwright.evaluation.requests import parse_requests, requests_of_rows
+from pairwright.evaluation.score import TOTALS, Scored, score_requests
+from pairwright.evaluation.score_files import FailedSource, ScoredSource, ScoreFiles, read_scores_manifest
+from pairwright.records import PAIRS_SCHEMA, SCORES_SCHEMA, Rejection
+
+
+def lines_of(*records: Any) -> bytes:
+    return b"\n".join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in records)
+
+
+# ------------------------------------------------------------------------------------------------ lines
+
+
+def test_an_annotation_is_a_request_with_or_without_its_judgement() -> None:
+    bare = {"id": "a", "prompt": "p", "completions": [{"text": "x"}, {"text": "y", "id": "second", "model": "m"}]}
+    judged = bare | {"ranks": [1, 2], "annotator": "ann", "subset": "s", "metadata": {"k": "v"}}
+    requests, refused = parse_requests(lines_of(bare, judged), 1, "f.jsonl")
+    assert refused == []
+    for request in requests:
+        assert (request.id, request.texts, request.completion_ids) == ("a", ["x", "y"], ["0", "second"])
+        assert request.prompt == [{"role": "user", "content": "p"}]
+
+
+def test_a_single_completion_and_plain_strings_are_requests_too() -> None:
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    requests, refused = parse_requests(
+        lines_of({"prompt": messages, "completion": "x"}, {"id": "b", "prompt": "p", "completions": ["x", "y"]}),
+        7,
+        "f.jsonl",
+    )
+    assert refused == []
+    assert (requests[0].id, requests[0].prompt, requests[0].texts) == ("f.jsonl:7", messages, ["x"])
+    assert (requests[1].id, requests[1].texts, requests[1].completion_ids) == ("b", ["x", "y"], ["0", "1"])
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (b"nonsense", "not JSON"),
+        (b'{"prompt": "p\xff", "completion": "x"}', "UTF-8"),
+        ({"completion": "x"}, "missing field `prompt`"),
+        ({"prompt": " ", "completion": "x"}, "empty prompt"),
+        ({"prompt": "p"}, "got neither"),
+        ({"prompt": "p", "completion": "x", "completions": ["x"]}, "got both"),
+        ({"prompt": "p", "completions": []}, "at least one completion"),
+        ({"prompt": "p", "completion": 3}, "expected `str"),
+        ({"prompt": "p", "completions": [{"text": "x", "id": "1"}, {"text": "y"}]}, "ids of their own"),
+        ([1, 2], "expected `object`"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_place_and_reason(record: Any, reason: str) -> None:
+    good = {"prompt": "p", "completion": "x"}
+    requests, refused = parse_requests(lines_of(good, b"", record, good), 10, "dir/f.jsonl")
+    assert [request.line for request in requests] == [10, 13]
+    assert [(r.source, r.line) for r in refused] == [("dir/f.jsonl", 12)]
+    assert reason in refused[0].reason
+
+
+def test_rows_of_a_pairs_table_are_requests_by_group_id() -> None:
+    row = {
+        "group_id": "g",
+        "prompt_id": "p",
+        "prompt": [{"role": "user", "content": "u"}],
+        "completions": [{"id": "0", "text": "x", "model": None}, {"id": "b", "text": "y", "model": "m"}],
+        "pairs": [],
+        "num_annotations": 1,
+        "annotators": [],
+        "split": "train",
+        "subset": None,
+        "metadata": None,
+    }
+    (request,) = requests_of_rows(pa.Table.from_pylist([row], schema=PAIRS_SCHEMA), 5, "t/data/x.arrow")
+    assert (request.id, request.completion_ids, request.texts, request.line) == ("g", ["0", "b"], ["x", "y"], 5)
+
+
+# ---------------------------------------------------------------------------------------------- rewards
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_small_model(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="module")
+def loaded(model: Path) -> LoadedModel:
+    return load_exported(open_exported(str(model)), torch.device("cpu"))
+
+
+def score_all(loaded: LoadedModel, *records: Any, max_length: int = 128, truncate: bool = False) -> Scored:
+    rules = InputRules(max_length=max_length, overlong="truncate" if truncate else "drop", format_version=1)
+    spec = TokenSpec.of(loaded.tokenizer, rules.tokens_config())
+    requests, refused = parse_requests(lines_of(*records), 1, "f.jsonl")
+    return score_requests(loaded, spec, requests, refused, micro_batch_tokens=256)
+
+
+def test_rewards_are_those_of_plain_transformers_one_at_a_time_in_the_order_of_the_input(
+    model: Path, loaded: LoadedModel
+) -> None:
+    texts = [["It is blue.", "No."], ["Because of scattering, mostly. " * 3], ["a b c", "Green!", "Why is the sky"]]
+    records = [{"id": str(i), "prompt": f"Why? {i}", "completions": group} for i, group in enumerate(texts)]
+    scored = score_all(loaded, *records)
+    assert scored.scores.schema.equals(SCORES_SCHEMA)
+    expected = [
+        (record["id"], str(k), reward)
+        for record in records
+        for k, reward in enumerate(
+            plain_rewards(model, [{"role": "user", "content": record["prompt"]}], record["completions"])
+        )
+    ]
+    rows = scored.scores.to_pylist()
+    assert [(row["id"], row["completion_id"]) for row in rows] == [(name, k) for name, k, _ in expected]
+    np.testing.assert_allclose([row["reward"] for row in rows], [reward for *_, reward in expected], atol=1e-5)
+    assert sum(row["num_tokens"] for row in rows) == scored.totals["tokens"]
+
+
+LONG = "Because of scattering, mostly. " * 20
+
+
+def test_a_completion_over_the_limit_is_refused_alone_and_counted_where_the_model_drops_such(
+    loaded: LoadedModel,
+) -> None:
+    scored = score_all(loaded, {"id": "a", "prompt": "Why?", "completions": ["It is.", LONG, "No."]}, max_length=32)
+    assert scored.scores.column("completion_id").to_pylist() == ["0", "2"]
+    assert [(r.path, "32 tokens" in r.reason) for r in scored.rejections] == [("$.completions[1]", True)]
+    assert (scored.totals["completions"], scored.totals["completions_refused"]) == (2, 1)
+    assert scored.totals["records_refused"] == 0
+
+
+def test_a_completion_over_the_limit_is_cut_and_counted_where_the_model_truncates(loaded: LoadedModel) -> None:
+    scored = score_all(
+        loaded, {"id": "a", "prompt": "Why?", "completions": ["It is.", LONG]}, max_length=32, truncate=True
+    )
+    assert scored.rejections == []
+    assert (scored.totals["completions"], scored.totals["completions_truncated"]) == (2, 1)
+    assert scored.scores.column("num_tokens").to_pylist()[1] == 32
+
+
+def test_a_completion_of_which_cutting_leaves_nothing_is_refused(loaded: LoadedModel) -> None:
+    scored = score_all(loaded, {"id": "a", "prompt": LONG, "completion": "It is."}, max_length=32, truncate=True)
+    assert [r.path for r in scored.rejections] == ["$.completion"]
+    assert "leaves nothing of the completion" in scored.rejections[0].reason
+    assert (scored.totals["completions"], scored.totals["completions_truncated"]) == (0, 0)
+
+
+def test_an_empty_completion_is_refused_alone(loaded: LoadedModel) -> None:
+    scored = score_all(loaded, {"id": "a", "prompt": "Why?", "completions": ["", "It is.", " \n"]})
+    assert scored.scores.column("completion_id").to_pylist() == ["1"]
+    assert [r.path for r in scored.rejections] == ["$.completions[0]", "$.completions[2]"]
+
+
+def test_a_prompt_that_the_chat_template_refuses_stops_no_other(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "{{ m.content }}</s>{% endfor %}"
+    )
+    strict = load_exported(
+        open_exported(str(export_small_model(tmp_path, chat_template=template))), torch.device("cpu")
+    )
+    refused = {"id": "b", "prompt": [{"role": "system", "content": "be kind"}], "completion": "x"}
+    scored = score_all(
+        strict, {"id": "a", "prompt": "p", "completion": "x"}, refused, {"prompt": "p", "completion": "y"}
+    )
+    assert scored.scores.column("id").to_pylist() == ["a", "f.jsonl:3"]
+    assert [(r.line, r.path, "no system turns" in r.reason) for r in scored.rejections] == [(2, "$.prompt", True)]
+    assert (scored.totals["records"], scored.totals["records_refused"]) == (3, 1)
+
+
+def test_every_record_and_completion_is_accounted_for(loaded: LoadedModel) -> None:
+    records = [
+        {"prompt": "p", "completions": ["x", "", LONG]},
+        b"nonsense",
+        {"prompt": "p", "completion": "x"},
+        {"prompt": "", "completion": "x"},
+    ]
+    totals = score_all(loaded, *records, max_length=32).totals
+    assert (totals["records"], totals["records_refused"]) == (4, 2)
+    assert (totals["completions"], totals["completions_refused"]) == (2, 2)
+
+
+# ----------------------------------------------------------------------------------------------- output
+
+IDENTITY = ModelIdentity(path="m", digest="d", dtype="float32", max_length=64, overlong="drop")
+
+
+def part(names: list[str], num_refused: int = 0) -> Scored:
+    columns = [names, ["0"] * len(names), np.arange(len(names), dtype=np.float32), [3] * len(names)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCORES_SCHEMA, strict=True)]
+    rejections = [Rejection(source="f", line=i, path="$", reason="bad", record="") for i in range(num_refused)]
+    totals = dict.fromkeys(TOTALS, 0) | {"records": len(names) + num_refused, "completions": len(names)}
+    return Scored(pa.Table.from_arrays(arrays, schema=SCORES_SCHEMA), rejections, totals)
+
+
+def commit(files: ScoreFiles) -> score_files.ScoresManifest:
+    return files.commit(model=IDENTITY, inputs=[], sources=[ScoredSource("f", 1, None)], failed=[])
+
+
+def names_in(output: Path) -> list[str]:
+    return pq.read_table(output / "scores").column("id").to_pylist()
+
+
+def files_in(output: Path) -> set[str]:
+    return {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+
+
+def test_an_output_is_complete_only_once_its_manifest_is_there(tmp_path: Path) -> None:
+    files = ScoreFiles(str(tmp_path), overwrite=False)
+    files.add(part(["a", "b"], num_refused=2))
+    files.finish_source()
+    with pytest.raises(StoreError, match=r"no finished scores are here"):
+        read_scores_manifest(str(tmp_path))
+    manifest = commit(files)
+    assert read_scores_manifest(str(tmp_path)) == manifest
+    assert {file.path for file in (*manifest.files, *manifest.refused_files)} | {"scores.json"} == files_in(tmp_path)
+    assert names_in(tmp_path) == ["a", "b"]
+    assert manifest.reasons == {"bad": 2}
+    assert sum(file.rows for file in manifest.refused_files) == 2
+
+
+def test_a_second_run_into_an_output_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    files = ScoreFiles(str(tmp_path), overwrite=False)
+    files.add(part(["a"]))
+    files.finish_source()
+    commit(files)
+    before = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
+    with pytest.raises(StoreError, match=r"holds the scores of an earlier run already; .*--overwrite"):
+        ScoreFiles(str(tmp_path), overwrite=False)
+    assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == before
+
+
+def test_an_overwritten_output_holds_the_second_run_alone(tmp_path: Path) -> None:
+    for names in (["a", "b", "c"], ["d"]):
+        files = ScoreFiles(str(tmp_path), overwrite=True)
+        files.add(part(names, num_refused=len(names)))
+        files.finish_source()
+        manifest = commit(files)
+    assert names_in(tmp_path) == ["d"]
+    assert {file.path for file in (*manifest.files, *manifest.refused_files)} | {"scores.json"} == files_in(tmp_path)
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score_files, "ROWS_PER_FILE", 2)
+    killed = ScoreFiles(str(tmp_path), overwrite=False)
+    killed.add(part(["old", "old"]))
+    assert len(files_in(tmp_path)) == 1
+    (tmp_path / "notes.txt").write_text("mine")
+    files = ScoreFiles(str(tmp_path), overwrite=False)
+    files.add(part(["new"]))
+    files.finish_source()
+    commit(files)
+    assert names_in(tmp_path) == ["new"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_of_two_runs_into_one_output_at_once_one_is_kept_whole(tmp_path: Path) -> None:
+    first = ScoreFiles(str(tmp_path), overwrite=False)
+    second = ScoreFiles(str(tmp_path), overwrite=False)
+    for files, name in ((first, "first"), (second, "second")):
+        files.add(part([name] * 3))
+        files.finish_source()
+    commit(second)
+    with pytest.raises(StoreError, match="another run writes here too"):
+        commit(first)
+    first.abandon()
+    assert names_in(tmp_path) == ["second"] * 3
+    assert len(files_in(tmp_path)) == 2
+
+
+def test_a_dropped_source_leaves_nothing_and_order_is_kept_over_many_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_files, "ROWS_PER_FILE", 4)
+    files = ScoreFiles(str(tmp_path), overwrite=False)
+    kept = []
+    for source in range(7):
+        names = [f"{source}-{i}" for i in range(1 + 3 * source)]
+        for start in range(0, len(names), 2):
+            files.add(part(names[start : start + 2], num_refused=1))
+        if source % 3 == 1:
+            files.drop_source()
+        else:
+            files.finish_source()
+            kept += names
+    manifest = commit(files)
+    read = [name for file in manifest.files for name in pq.read_table(tmp_path / file.path).column("id").to_pylist()]
+    assert read == kept
+    assert manifest.totals["completions"] == len(kept)
+    assert len(manifest.files) > 5
+    assert {file.path for file in (*manifest.files, *manifest.refused_files)} | {"scores.json"} == files_in(tmp_path)
+
+
+def test_a_folder_that_holds_a_table_takes_no_scores(tmp_path: Path) -> None:
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "versions/00000001.json").write_text("{}")
+    with pytest.raises(StoreError, match="holds a table"):
+        ScoreFiles(str(tmp_path), overwrite=True)
+
+
+def test_a_manifest_names_the_sources_that_failed(tmp_path: Path) -> None:
+    files = ScoreFiles(str(tmp_path), overwrite=False)
+    manifest = files.commit(model=IDENTITY, inputs=[], sources=[], failed=[FailedSource("x.zst", "truncated")])
+    raw = json.loads((tmp_path / "scores.json").read_text())
+    assert raw["failed"] == [{"uri": "x.zst", "reason": "truncated"}]
+    assert raw["format_version"] == 1
+    assert msgspec.convert(raw, score_files.ScoresManifest) == manifest

@@ -11,6 +11,7 @@ from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 
 _CHUNK_BYTES = 1 << 24
+_REMEDY = "{_REMEDY}"
 
 
 def local_token_paths(url: str, manifest: Manifest) -> list[Path]:
@@ -28,11 +29,14 @@ def local_token_paths(url: str, manifest: Manifest) -> list[Path]:
 
 
 def _checked(path: Path, file: DataFile) -> Path:
-    found = path.stat().st_size if path.exists() else None
-    if found != file.bytes:
-        state = "is gone" if found is None else f"has {found} bytes, expected {file.bytes}"
-        raise StoreError(f"{path}: this file of a tokens table {state}; delete the whole table to make it anew")
+    if not _is_whole(path, file):
+        found = f"has {path.stat().st_size} bytes, expected {file.bytes}" if path.exists() else "is gone"
+        raise StoreError(f"{path}: this file of a tokens table {found}; {_REMEDY}")
     return path
+
+
+def _is_whole(path: Path, file: DataFile) -> bool:
+    return path.exists() and path.stat().st_size == file.bytes
 
 
 def _download(table: Table, file: DataFile) -> Path:
@@ -40,18 +44,22 @@ def _download(table: Table, file: DataFile) -> Path:
     path = Path.home() / ".cache" / "pairwright" / "tokens" / f"{file.sha256}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.exists():
+        if not _is_whole(path, file):
             unfinished = path.with_suffix(".unfinished")
             _fetch(table, file, unfinished)
             unfinished.replace(path)
-    return _checked(path, file)
+    return path
 
 
 def _fetch(table: Table, file: DataFile, into: Path) -> None:
+    where = f"{table.url}/{file.path}"
     digest = hashlib.sha256()
-    with store_errors(f"{table.url}/{file.path}"), into.open("wb") as content:
-        for chunk in obstore.get(open_store(table.url), file.path).stream(min_chunk_size=_CHUNK_BYTES):
-            content.write(chunk)
-            digest.update(chunk)
+    try:
+        with store_errors(where), into.open("wb") as content:
+            for chunk in obstore.get(open_store(table.url), file.path).stream(min_chunk_size=_CHUNK_BYTES):
+                content.write(chunk)
+                digest.update(chunk)
+    except FileNotFoundError:
+        raise StoreError(f"{where}: this file of a tokens table is gone; {_REMEDY}") from None
     if digest.hexdigest() != file.sha256:
-        raise StoreError(f"{table.url}/{file.path}: damaged; delete the whole table to make it anew")
+        raise StoreError(f"{where}: damaged; {_REMEDY}")

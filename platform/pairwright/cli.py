@@ -249,7 +249,7 @@ def schemas(
     directory: Annotated[str, typer.Argument(help="Directory to write.")] = "schemas",
 ) -> None:
     """Write the data contracts as JSON files."""
-    from pairwright.data.schemas import write_schemas
+    from pairwright.cluster.contracts import write_schemas
 
     for path in write_schemas(Path(directory)):
         print(path)

@@ -94,7 +94,9 @@ ANNOTATIONS_SCHEMA = pa.schema(
         _PROMPT,
         _COMPLETIONS,
         _field("ranks", pa.list_(pa.int32()), "rank of each completion, 1 = best, equal = tie, without gaps"),
-        _field("scores", pa.list_(pa.float64()), "score of each completion, higher is better, where given", nullable=True),
+        _field(
+            "scores", pa.list_(pa.float64()), "score of each completion, higher is better, where given", nullable=True
+        ),
         _field("annotator", pa.string(), "who ranked", nullable=True),
         _field("created_at", pa.timestamp("us", tz="UTC"), "when", nullable=True),
         _SUBSET,
@@ -110,7 +112,9 @@ PAIRS_SCHEMA = pa.schema(
         _PROMPT_ID,
         _PROMPT,
         _COMPLETIONS,
-        _field("pairs", pa.list_(PAIR), "chosen and rejected as indices into completions; weight; wanted margin if any"),
+        _field(
+            "pairs", pa.list_(PAIR), "chosen and rejected as indices into completions; weight; wanted margin if any"
+        ),
         _field("num_annotations", pa.int32(), "how many annotations of the group went in", unit="annotations"),
         _field("annotators", pa.list_(pa.string()), "who ranked, sorted, without repeats"),
         _SPLIT,
@@ -124,8 +128,15 @@ TOKENS_SCHEMA = pa.schema(
         _GROUP_ID,
         _SPLIT,
         _SUBSET,
-        _field("prompt_ids", pa.list_(pa.int32()), "longest common token prefix of the full tokenisations", unit="tokens"),
-        _field("completion_ids", pa.list_(pa.list_(pa.int32())), "what follows it, one list a kept completion", unit="tokens"),
+        _field(
+            "prompt_ids", pa.list_(pa.int32()), "longest common token prefix of the full tokenisations", unit="tokens"
+        ),
+        _field(
+            "completion_ids",
+            pa.list_(pa.list_(pa.int32())),
+            "what follows it, one list a kept completion",
+            unit="tokens",
+        ),
         _field("completion_index", pa.list_(pa.int16()), "index of each kept completion in the pairs table's group"),
         _field("num_characters", pa.list_(pa.int32()), "length of each kept completion's text", unit="characters"),
         _field("pairs", pa.list_(PAIR), "chosen and rejected as indices into completion_ids"),

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 
 from annotation_tables import manifest
+from pairwright.cluster.contracts import write_schemas
 from pairwright.config import IngestConfig
 from pairwright.data.annotations import parse_lines
 from pairwright.data.formats import parser_for
-from pairwright.data.schemas import table_contracts, write_schemas
+from pairwright.data.schemas import table_contracts
 from pairwright.data.store import SCHEMAS, Table
 from pairwright.records import Rejection
 

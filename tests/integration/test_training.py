@@ -125,7 +125,7 @@ def test_a_worker_killed_in_mid_run_changes_nothing_in_the_weights(
     summary = train(config).training
     killer.join()
     assert killed
-    assert summary["restarts"] == 1
+    assert summary.restarts == 1
     assert same_bits(weights(Path(config.output)), weights(Path(undisturbed.output)))
 
 

@@ -19,7 +19,9 @@ def test_the_last_step_of_the_run_has_exactly_the_final_rate(num_steps: int) -> 
 
 
 def test_warm_up_climbs_linearly_to_the_peak() -> None:
-    assert [learning_rate_at(step, 100, CONFIG) for step in range(10)] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert [learning_rate_at(step, 100, CONFIG) for step in range(10)] == pytest.approx(
+        [0.2 * (i + 1) for i in range(10)]
+    )
     assert learning_rate_at(10, 100, CONFIG) == pytest.approx(2.0)
 
 

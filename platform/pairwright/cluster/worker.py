@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from pairwright.cluster.progress import Board
 from pairwright.cluster.run_folder import store_model
 from pairwright.cluster.worker_task import WorkerTask
+from pairwright.config import TrainConfig
 from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
@@ -100,16 +101,22 @@ def _train(task: WorkerTask) -> dict[str, Any]:
         pad_token_id=pad_token_id,
         vocab_size=len(tokenizer),
     )
-    run = Run(
-        config=config,
-        run_digest=task.run_digest,
-        tokens=TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest)),
-        pad_token_id=pad_token_id,
-    )
+    tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
+    _check_positions(model, tokens, config)
+    run = Run(config=config, run_digest=task.run_digest, tokens=tokens, pad_token_id=pad_token_id)
     engine, validation = train(run, model, host)
     _export(engine, model, tokenizer, template, task)
     host.wait_for_upload()
     return {"validation": validation}
+
+
+def _check_positions(model: RewardModel, tokens: TokenTable, config: TrainConfig) -> None:
+    longest, limit = int(tokens.longest_row_tokens_G.max()), model.max_positions
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"{config.model.path}: knows {limit} positions, but the longest completion takes {longest} tokens with its "
+            f"prompt; set tokens.max_length to {limit} or less"
+        )
 
 
 def _export(

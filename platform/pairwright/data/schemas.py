@@ -29,11 +29,6 @@ _NATIVE = "One line of native input (JSON Lines, UTF-8): one annotator's judgeme
 _TABLE = "Rows of data/*.arrow (Arrow IPC file format) in {} table."
 
 
-def write_schemas(directory: Path) -> list[Path]:
-    """Write every data contract of the tables as ``<name>.v1.json``, and return the paths in order of name."""
-    return write_documents(directory, table_contracts())
-
-
 def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]]) -> list[Path]:
     """Write documents as ``<name>.v1.json``, and return the paths in order of name."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -54,7 +49,7 @@ def table_contracts() -> dict[str, dict[str, Any]]:
         "tokens": arrow_contract("tokens", TOKENS_SCHEMA, _TABLE.format("a tokens")),
         "scores": arrow_contract("scores", SCORES_SCHEMA, "Rows that `pairwright score` writes."),
         "manifest": _manifest_contract(),
-        "rejection": _json_contract(Rejection, "rejection", "One refused record: a line of refused/*.jsonl."),
+        "rejection": json_contract(Rejection, "rejection", "One refused record: a line of refused/*.jsonl."),
     }
 
 
@@ -104,7 +99,8 @@ def _type_name(type_: pa.DataType) -> str:
             return str(type_)
 
 
-def _json_contract(kind: type[msgspec.Struct], name: str, description: str) -> dict[str, Any]:
+def json_contract(kind: type[msgspec.Struct], name: str, description: str) -> dict[str, Any]:
+    """Return a struct as JSON Schema, with the first line of each docstring as its description."""
     schema = msgspec.json.schema(kind)
     for definition in schema["$defs"].values():
         definition["description"] = inspect.cleandoc(definition["description"]).partition("\n")[0]
@@ -112,7 +108,7 @@ def _json_contract(kind: type[msgspec.Struct], name: str, description: str) -> d
 
 
 def _manifest_contract() -> dict[str, Any]:
-    contract = _json_contract(Manifest, "manifest", "One version of a table: versions/<version, 8 digits>.json.")
+    contract = json_contract(Manifest, "manifest", "One version of a table: versions/<version, 8 digits>.json.")
     definition = contract["$defs"]["Manifest"]
     for field in definition["properties"].values():
         field.pop("default", None)  # a manifest is written whole
@@ -122,7 +118,7 @@ def _manifest_contract() -> dict[str, Any]:
 
 def _annotation_contract() -> dict[str, Any]:
     """Return the contract of an input line: the types, and the rules that a schema can say."""
-    contract = _json_contract(Annotation, "annotation", _NATIVE)
+    contract = json_contract(Annotation, "annotation", _NATIVE)
     definitions = contract["$defs"]
     definitions["Completion"]["properties"]["text"] |= {"pattern": r"\S"}
     properties = definitions["Annotation"]["properties"]

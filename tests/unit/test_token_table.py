@@ -116,12 +116,16 @@ def test_a_file_that_is_gone_or_cut_short_is_named(tmp_path):
     manifest = write(Table(str(tmp_path), "tokens"), random_groups(20, seed=0), ["train"] * 20)
     paths = local_token_paths(str(tmp_path), manifest)
     paths[0].write_bytes(paths[0].read_bytes()[:-100])
-    with pytest.raises(StoreError, match=rf"{paths[0].name}: this file of a tokens table has \d+ bytes, expected"):
+    with pytest.raises(
+        StoreError, match=rf"{paths[0].name}: this file of a tokens table has \d+ bytes, expected \d+; delete the whole"
+    ):
         local_token_paths(str(tmp_path), manifest)
     with pytest.raises(StoreError, match=rf"{paths[0].name}: not an Arrow file"):
         TokenTable(paths)
     paths[0].unlink()
-    with pytest.raises(StoreError, match=rf"{paths[0].name}: this file of a tokens table is gone"):
+    with pytest.raises(
+        StoreError, match=rf"{paths[0].name}: this file of a tokens table is gone; delete the whole table"
+    ):
         local_token_paths(str(tmp_path), manifest)
     with pa.OSFile(str(paths[0]), "wb") as sink, pa.ipc.new_file(sink, PAIRS_SCHEMA):
         pass

@@ -11,7 +11,7 @@ from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 
 _CHUNK_BYTES = 1 << 24
-_REMEDY = "{_REMEDY}"
+_REMEDY = "delete the whole table to make it anew"
 
 
 def local_token_paths(url: str, manifest: Manifest) -> list[Path]:

@@ -11,7 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from annotation_tables import annotations_table, real_rows
 from exported_models import export_small_model
+from pairwright.config import ExpandConfig
+from pairwright.data.pairs import expand_groups
 from pairwright.data.tokens import TokenGroup, TokenTable, groups_to_table
 from pairwright.errors import ConfigError, ModelError
 from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
@@ -259,3 +262,27 @@ def test_a_models_digest_changes_with_any_byte_of_any_file(tmp_path: Path) -> No
     config = path / "config.json"
     config.write_text(config.read_text() + " ")
     assert open_exported(str(path)).identity().digest != before
+
+
+def test_longer_wins_on_the_real_rankings_is_what_their_readme_says() -> None:
+    # shared/data/README.md, from the file's author: right on 76.5 % of the 18,099 untied pairs.
+    pairs, _ = expand_groups(annotations_table(real_rows()), ExpandConfig(pair_weight="uniform"))
+    evaluation = Evaluation()
+    for row in pairs.select(["group_id", "completions", "pairs"]).to_pylist():
+        lengths = [len(completion["text"]) for completion in row["completions"]]
+        group = TokenGroup(
+            group_id=row["group_id"],
+            subset=None,
+            prompt_ids=np.zeros(1, np.int32),
+            completion_ids=[np.zeros(1, np.int32) for _ in lengths],
+            num_characters=np.array(lengths, np.int32),
+            completion_index=np.arange(len(lengths), dtype=np.int16),
+            chosen_P=np.array([pair["chosen"] for pair in row["pairs"]], np.int64),
+            rejected_P=np.array([pair["rejected"] for pair in row["pairs"]], np.int64),
+            weight_P=np.array([pair["weight"] for pair in row["pairs"]], np.float32),
+            margin_P=np.full(len(row["pairs"]), np.nan, np.float32),
+        )
+        evaluation.add(np.zeros(len(lengths)), group)
+    figures = evaluation.longer_wins.overall.figures()
+    assert figures["weight"] == pytest.approx(18_099, abs=30)
+    assert figures["accuracy"] == pytest.approx(0.765, abs=0.001)

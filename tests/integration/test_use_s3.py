@@ -1,0 +1,81 @@
+"""A model is used where nothing but object storage is shared: model, pairs, input and outputs on an S3 server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import obstore
+import pyarrow.parquet as pq
+import pytest
+
+from annotation_tables import annotation_row, annotations_table, manifest
+from exported_models import export_small_model
+from pairwright.config import ExpandConfig
+from pairwright.data.pairs import expand_groups
+from pairwright.data.store import Table, open_store
+from pairwright.evaluation.score_files import read_scores_manifest
+
+SCRIPT = """
+import json, sys
+from pairwright.cluster.evaluate import evaluate
+from pairwright.cluster.score import score
+from pairwright.cluster.session import ray_session
+from pairwright.errors import StoreError
+bucket = sys.argv[1]
+options = {"num_workers": 2, "use_gpu": False, "micro_batch_tokens": 1024}
+with ray_session():
+    report = evaluate(
+        f"{bucket}/run/model", f"{bucket}/pairs", version=None, split="validation", output=None, **options
+    )
+    score(f"{bucket}/run/model", f"{bucket}/in.jsonl", f"{bucket}/out", **options)
+    try:
+        score(f"{bucket}/run/model", f"{bucket}/in.jsonl", f"{bucket}/out", **options)
+    except StoreError as error:
+        refused = str(error)
+print(json.dumps([report["overall"], refused]))
+"""
+
+
+def put_everything(bucket: str, directory: Path) -> None:
+    model = export_small_model(directory, max_length=512)
+    store = open_store(bucket)
+    for path in model.rglob("*"):
+        obstore.put(store, f"run/model/{path.relative_to(model).as_posix()}", path)
+    rows = [annotation_row(str(i), [f"a {i}", "b", "c d"], [1, 2, 3], prompt=f"Why {i}?") for i in range(40)]
+    pairs, totals = expand_groups(annotations_table(rows), ExpandConfig(validation_fraction=0.5))
+    table = Table(f"{bucket}/pairs", "pairs")
+    files = [table.write_data(pairs)]
+    table.commit(lambda _: manifest(kind="pairs", files=files, totals=totals))
+    lines = [json.dumps({"id": str(i), "prompt": "Why?", "completion": f"because {i}"}) for i in range(300)]
+    obstore.put(store, "in.jsonl", "\n".join([*lines, "nonsense"]).encode())
+
+
+@pytest.mark.ray
+def test_evaluate_and_score_work_where_everything_is_remote(s3_bucket: str, tmp_path: Path) -> None:
+    put_everything(s3_bucket, tmp_path / "exported")
+    script = tmp_path / "use.py"
+    script.write_text(SCRIPT)
+    # A process of its own: the actors find the server through the environment that their Ray was started in.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, str(script), s3_bucket],
+        env=environment | {"HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=400,
+    )
+    overall, refused = json.loads(done.stdout.splitlines()[-1])
+    store = open_store(s3_bucket)
+    assert json.loads(obstore.get(store, "run/report.json").bytes().to_bytes())["overall"] == overall
+    assert overall["groups"] > 0
+    assert "--overwrite" in refused
+    scores = read_scores_manifest(f"{s3_bucket}/out")
+    assert (scores.totals["completions"], scores.totals["records_refused"]) == (300, 1)
+    (file,) = scores.files
+    (tmp_path / "scores.parquet").write_bytes(obstore.get(store, f"out/{file.path}").bytes().to_bytes())
+    assert pq.read_table(tmp_path / "scores.parquet").column("id").to_pylist() == [str(i) for i in range(300)]
+    # One download, shared by the driver and both actors.
+    models = [path for path in (tmp_path / ".cache/pairwright/models").iterdir() if path.is_dir()]
+    assert len(models) == 1

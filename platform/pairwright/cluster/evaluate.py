@@ -95,8 +95,7 @@ def evaluate(
         DataError: if no pair of the split is left to evaluate on.
         ConfigError: if there is no such split, or too few workers or tokens to work with.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split {split} is none of {' and '.join(SPLITS)}")
+    _check_split(split)
     exported = open_exported(model)
     manifest = Table.open(pairs, "pairs").manifest(version)
     with ray_session():
@@ -109,26 +108,29 @@ def evaluate(
             into=cache or _default_cache(model, output),
         )
         task = _Task(absolute_url(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
-        num_parts = len(task.plan()[1].parts)
-        if num_parts == 0:
-            raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
-        rows = ray.data.from_items([{"id": part} for part in range(num_parts)], override_num_blocks=num_parts)
-        parts = run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu)
-        evaluation = merged(list(parts))
-    report = build_report(
-        evaluation,
-        model=exported.identity(),
-        pairs=DataIdentity(
-            url=pairs,
-            version=manifest.version,
-            digest=manifest.digest,
-            split=split,
-            pairs=_pairs_of_split(manifest, split),
-            tokens=tokens_manifest.totals,
-        ),
+        evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)
+    if evaluation is None:
+        raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
+    data = DataIdentity(
+        url=pairs,
+        version=manifest.version,
+        digest=manifest.digest,
+        split=split,
+        pairs=_pairs_of_split(manifest, split),
+        tokens=tokens_manifest.totals,
     )
+    report = build_report(evaluation, model=exported.identity(), pairs=data)
     _write(report_json(report), report_url(model, output))
     return report
+
+
+def _evaluate(task: _Task, *, num_workers: int, use_gpu: bool) -> Evaluation | None:
+    """Return the sums of all parts, or None where the split has none."""
+    num_parts = len(task.plan()[1].parts)
+    if num_parts == 0:
+        return None
+    rows = ray.data.from_items([{"id": part} for part in range(num_parts)], override_num_blocks=num_parts)
+    return merged(list(run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu)))
 
 
 def report_url(model: str, output: str | None) -> str:
@@ -136,6 +138,11 @@ def report_url(model: str, output: str | None) -> str:
     if output is None:
         return f"{_parent(model)}/{REPORT_NAME}"
     return absolute_url(output) if output.endswith(".json") else f"{absolute_url(output)}/{REPORT_NAME}"
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ConfigError(f"split {split} is none of {' and '.join(SPLITS)}")
 
 
 def _write(content: bytes, url: str) -> None:

@@ -197,6 +197,8 @@ def score(
         overwrite=overwrite,
     )
     print(summary.text())
+    if summary.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -206,19 +208,16 @@ def synthesize(
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal files.")] = 0,
 ) -> None:
     """Make rankings from a known Bradley-Terry truth, to try everything without data of one's own."""
-    from pairwright.data.synthetic import make_rankings
+    from pairwright.data.synthetic import write_rankings
 
-    lines = [json.dumps(record) + "\n" for record in make_rankings(num_groups, seed=seed)]
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines), encoding="utf-8")
-    print(f"wrote {len(lines):,} annotations of {num_groups:,} groups to {output}")
+    num_annotations = write_rankings(Path(output), num_groups, seed=seed)
+    print(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}")
 
 
 @app.command("new-model")
 def new_model(
     directory: Annotated[str, typer.Argument(help="Directory to write.")],
-    texts: Annotated[str, typer.Option(help="What the tokenizer learns from: lines of text, or native annotations (.jsonl).")],
+    texts: Annotated[str, typer.Option(help="What the tokenizer learns from: text, or native annotations (.jsonl).")],
     architecture: Annotated[str, typer.Option(help="llama, qwen2, qwen3, mistral, gpt2, bert, ...")] = "llama",
     hidden_size: Annotated[int, typer.Option(min=8)] = 64,
     num_layers: Annotated[int, typer.Option(min=1)] = 2,

@@ -315,7 +315,8 @@ def _explain(error: ValidationError, kind: type[Section], origin: str) -> str:
             case "missing":
                 lines.append(f"{where}: missing; set it in the file or with --set {where}=...")
             case "value_error":
-                lines.append(f"{where}: {problem['ctx']['error']}" if where else str(problem["ctx"]["error"]))
+                reason = problem["msg"].removeprefix("Value error, ")
+                lines.append(f"{where}: {reason}" if where else reason)
             case _:
                 lines.append(f"{where}: found {problem['input']!r}: {problem['msg']}")
     return "\n".join(f"{origin}: {line}" for line in lines)

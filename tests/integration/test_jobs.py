@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from ray_head import RayHead, autoscaling_head
+
 from training_runs import ROOT, make_model
 
 REAL_RANKINGS = ROOT.parent / "shared/data/rankings_dev.jsonl.zst"

@@ -170,6 +170,16 @@ def _prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Man
     return Prepared(tokens_url=tokens_url, tokens_manifest=tokens_manifest, schedule=schedule, identity=identity)
 
 
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Return the configuration for workers, which Ray Train starts in a folder of their own."""
+    path, template = Path(config.model.path), config.tokens.chat_template
+    model = config.model.model_copy(update={"path": str(path.resolve()) if path.is_dir() else config.model.path})
+    is_file = template is not None and template.endswith(".jinja")
+    resolved = str(Path(template).resolve()) if template is not None and is_file else template
+    tokens = config.tokens.model_copy(update={"chat_template": resolved})
+    return config.model_copy(update={"model": model, "tokens": tokens})
+
+
 def _starting_weights(path: str) -> str:
     """Return the digest of a local model directory; a hub name stands for itself."""
     return model_digest(Path(path)) if Path(path).is_dir() else f"hub:{path}"
@@ -182,7 +192,7 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
         f"  data    {data.pairs} version {prepared.identity.pairs_version}: {prepared.schedule.num_groups:,} groups to "
         f"train on, {totals['tokens']:,.0f} tokens with the held-out ones\n"
         f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
-        f"{totals['pairs_identical']:,.0f} pairs of equal text, {totals['groups_dropped']:,.0f} groups without pairs\n"
+        f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} without pairs\n"
         f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups\n"
         f"  workers {workers.num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
         f"{config.engine.precision}",
@@ -192,7 +202,7 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
 
 def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
     task = WorkerTask(
-        config=config,
+        config=_with_absolute_paths(config),
         run_digest=prepared.identity.digest,
         run_url=folder.url,
         tokens_url=prepared.tokens_url,

@@ -1,4 +1,4 @@
-"""Trained on rankings whose truth is known, a model comes close to that truth, and plain transformers agrees with us."""
+"""Trained on rankings whose truth is known, a model comes close to it, and plain transformers agrees with us."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """One rank of a real DeepSpeed run without Ray: started by test_zero_ranks.py, writes what it computed on rank 0.
 
-Arguments: a JSON file of {rank, world_size, port, model, tokens, output, cases}; a case is
-{zero_stage, precision, micro_batch_tokens, name}.
+Argument: a JSON file of {rank, world_size, port, model, tokens, output, num_steps, label_smoothing, optimizer, cases};
+a case is {zero_stage, precision, micro_batch_tokens, name}.
 """
 
 import json
@@ -20,8 +20,6 @@ from pairwright.data.tokens import TokenTable
 from pairwright.model.reward_model import load_reward_model
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.loop import Run, train_step
-
-NUM_STEPS = 3
 
 
 class RecordingEngine(Engine):
@@ -45,8 +43,8 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
             "data": {"pairs": "unused"},
             "tokens": {"max_length": 8},
             "batches": {"micro_batch_tokens": case["micro_batch_tokens"]},
-            "loss": {"label_smoothing": 0.1},
-            "optimizer": {"learning_rate": 1e-2, "max_gradient_norm": 0.5},
+            "loss": {"label_smoothing": arguments["label_smoothing"]},
+            "optimizer": arguments["optimizer"],
             "engine": {"zero_stage": case["zero_stage"], "precision": case["precision"]},
         }
     )
@@ -63,7 +61,8 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     run = Run(config=config, run_digest="", tokens=tokens, pad_token_id=0)
     engine = RecordingEngine(model, engine=config.engine, optimizer=config.optimizer)
     rows = np.arange(len(tokens))
-    figures = [train_step(engine, run, rows, 1e-2, step=step) for step in range(NUM_STEPS)]
+    rate = config.optimizer.learning_rate
+    figures = [train_step(engine, run, rows, rate, step=step) for step in range(arguments["num_steps"])]
     state = engine.full_state_dict()
     return {
         "figures": figures,

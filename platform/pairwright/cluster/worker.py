@@ -1,7 +1,7 @@
 """One rank of a training run, as Ray Train starts it: joins the process group, trains, and exports on rank 0.
 
-An error that every rank raises alike comes back as a value: raised, Ray would take it for a lost worker and try the
-same mistake again. Anything that can strike one rank alone is raised, so that the whole group is replaced.
+A mistake that the message explains stops every rank alike and comes back as a value: raised, Ray would take it for a
+lost worker and make the same mistake again. Any other exception is raised, so that the whole group is replaced.
 """
 
 import secrets
@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ray.train.torch
 import torch.distributed as dist
 from ray.actor import ActorProxy
 from ray.train import CheckpointUploadMode
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
@@ -28,9 +30,10 @@ from pairwright.config import TrainConfig
 from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
-from pairwright.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from pairwright.errors import ModelError, PairwrightError
 from pairwright.model.export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.training.agreement import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.loop import Run, train
 
@@ -76,22 +79,44 @@ class RayTrainHost:
         self._board.put.remote(record)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What a rank has in hand before it meets the others."""
+
+    run: Run
+    model: RewardModel
+    tokenizer: PreTrainedTokenizerFast
+    template: str
+
+
 def train_worker(task: WorkerTask) -> dict[str, Any]:
     """Train on this rank; returns the final evaluation, or ``{"error": message}`` for what all ranks found wrong."""
     disable_progress_bar()
     join_process_group()
     try:
-        return _train(task)
-    except (CheckpointError, ConfigError, ModelError, TrainingError) as error:
+        return _train(task, _prepare_together(task))
+    except PairwrightError as error:
         return {"error": str(error)}
 
 
-def _train(task: WorkerTask) -> dict[str, Any]:
+def _prepare_together(task: WorkerTask) -> _Prepared:
+    """Return what every rank has ready; what one cannot read, such as a model that is not on its node, stops all."""
+    prepared: _Prepared | None = None
+    error: PairwrightError | None = None
+    try:
+        prepared = _prepare(task)
+    except PairwrightError as found:
+        error = found
+    raise_together(error)
+    assert prepared is not None
+    return prepared
+
+
+def _prepare(task: WorkerTask) -> _Prepared:
     config = task.config
     tokenizer = load_tokenizer(config.model.path)
     template = resolve_template(tokenizer, config.tokens)
     pad_token_id = choose_pad_token(tokenizer)
-    host = RayTrainHost(task.board)
     model = load_reward_model(
         config.model.path,
         dtype=DTYPES[config.engine.precision],
@@ -104,8 +129,13 @@ def _train(task: WorkerTask) -> dict[str, Any]:
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
     _check_positions(model, tokens, config)
     run = Run(config=config, run_digest=task.run_digest, tokens=tokens, pad_token_id=pad_token_id)
-    engine, validation = train(run, model, host)
-    _export(engine, model, tokenizer, template, task)
+    return _Prepared(run=run, model=model, tokenizer=tokenizer, template=template)
+
+
+def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
+    host = RayTrainHost(task.board)
+    engine, validation = train(prepared.run, prepared.model, host)
+    _export(engine, prepared, task)
     host.wait_for_upload()
     return {"validation": validation}
 
@@ -119,24 +149,30 @@ def _check_positions(model: RewardModel, tokens: TokenTable, config: TrainConfig
         )
 
 
-def _export(
-    engine: Engine, model: RewardModel, tokenizer: PreTrainedTokenizerFast, template: str, task: WorkerTask
-) -> None:
+def _export(engine: Engine, prepared: _Prepared, task: WorkerTask) -> None:
     """Write the plain Hugging Face model directory from rank 0; gathering the weights takes every rank."""
     state = engine.full_state_dict()
+    error: PairwrightError | None = None
     if state is not None:
-        with tempfile.TemporaryDirectory(prefix="pairwright-export-") as directory:
-            save_reward_model(
-                state,
-                model,
-                tokenizer,
-                directory,
-                chat_template=template,
-                dtype=DTYPES[task.config.engine.precision],
-                tokens=task.config.tokens,
-            )
-            store_model(Path(directory), task.run_url)
-    dist.barrier()
+        try:
+            _write_model(state, prepared, task)
+        except PairwrightError as found:
+            error = found
+    raise_together(error)
+
+
+def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask) -> None:
+    with tempfile.TemporaryDirectory(prefix="pairwright-export-") as directory:
+        save_reward_model(
+            state,
+            prepared.model,
+            prepared.tokenizer,
+            directory,
+            chat_template=prepared.template,
+            dtype=DTYPES[task.config.engine.precision],
+            tokens=task.config.tokens,
+        )
+        store_model(Path(directory), task.run_url)
 
 
 def _agreed_token() -> str:

@@ -20,11 +20,12 @@ import torch.distributed as dist
 from pairwright import __version__
 from pairwright.config import TrainConfig
 from pairwright.data.tokens import TokenGroup, TokenTable
-from pairwright.errors import CheckpointError, TrainingError
+from pairwright.errors import CheckpointError, ModelError, TrainingError
 from pairwright.model.batches import MicroBatch, collate, plan_micro_batches
 from pairwright.model.loss import pairwise_loss
 from pairwright.model.metrics import EvaluationSums, merged
 from pairwright.model.reward_model import RewardModel
+from pairwright.training.agreement import raise_together
 from pairwright.training.checkpoint import (
     TAG,
     CheckpointManifest,
@@ -79,7 +80,11 @@ def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, Mapping[str
     """Train to the last step and return the engine and the final evaluation on the validation split.
 
     Raises:
-        TrainingError: if a loss or a gradient is not finite; raised on every rank, before the update is kept.
+        TrainingError: if a loss or a gradient is not finite, before the update is kept.
+        ModelError: if a reward of the validation split is not finite.
+        CheckpointError: if the checkpoint to go on from is damaged or another run's.
+
+    All of these are raised on every rank alike.
     """
     config = run.config
     rows = run.tokens.rows_of_split("train")
@@ -129,10 +134,35 @@ def train_step(engine: Engine, run: Run, rows: np.ndarray, learning_rate: float,
     torch.manual_seed(_dropout_seed(config.training.seed, step, dist.get_rank()))
     # Also without dropout, whose rates are then 0: gradient checkpointing is silently off in evaluation mode.
     engine.train(training=True)
-    global_weight = float(run.tokens.weight_G[rows].sum())
+    sums, non_finite = _accumulate(engine, run, rows)
+    _stop_if_not_finite(step, non_finite, engine.device)
+    grad_norm = engine.step(learning_rate)
+    if not math.isfinite(grad_norm):
+        raise TrainingError(
+            f"step {step + 1}: the gradient's norm is {grad_norm} though the loss is finite; lower "
+            'optimizer.learning_rate, or try engine.precision = "fp32". First groups of this step: '
+            + ", ".join(run.tokens.group_id(int(row)) for row in rows[:8])
+        )
+    dist.all_reduce(sums)
+    loss, weight, correct, margin, num_tokens = sums.tolist()
+    return {
+        "loss": loss,
+        "accuracy": correct / weight,
+        "reward_margin": margin / weight,
+        "grad_norm": grad_norm,
+        "num_tokens": num_tokens,
+    }
+
+
+def _accumulate(engine: Engine, run: Run, rows: np.ndarray) -> tuple[torch.Tensor, list[str]]:
+    """Add up this rank's part of the gradient; return its sums and the groups of micro-batches with a bad loss."""
+    config = run.config.loss
+    global_weight = torch.tensor(float(run.tokens.weight_G[rows].sum()), dtype=torch.float32, device=engine.device)
     mine = _plan(run, rows)[dist.get_rank()]
-    sums = torch.zeros(5, dtype=torch.float64)
-    non_finite: list[str] = []
+    # Figures stay on the device until the end: reading one waits for the GPU.
+    sums = torch.zeros(5, dtype=torch.float64, device=engine.device)
+    losses: list[torch.Tensor] = []
+    group_ids: list[tuple[str, ...]] = []
     for index, positions in enumerate(mine):
         batch = collate([run.tokens.group(int(rows[p])) for p in positions], run.pad_token_id).to(engine.device)
         reward_N = engine.rewards(batch)
@@ -141,31 +171,16 @@ def train_step(engine: Engine, run: Run, rows: np.ndarray, learning_rate: float,
             batch.chosen_P,
             batch.rejected_P,
             batch.weight_P,
-            margin_P=batch.margin_P if config.loss.use_margin else None,
-            label_smoothing=config.loss.label_smoothing,
-            global_weight=torch.tensor(global_weight, dtype=torch.float32, device=engine.device),
+            margin_P=batch.margin_P if config.use_margin else None,
+            label_smoothing=config.label_smoothing,
+            global_weight=global_weight,
         )
-        if not math.isfinite(loss.item()):
-            non_finite.extend(batch.group_ids)
         engine.accumulate(loss, is_last=index == len(mine) - 1)
         sums += _sums_of(batch, reward_N.detach(), loss.detach())
-    _stop_if_not_finite(step, non_finite)
-    grad_norm = engine.step(learning_rate)
-    if not math.isfinite(grad_norm):
-        raise TrainingError(
-            f"step {step + 1}: the gradient's norm is {grad_norm} though the loss is finite; lower "
-            'optimizer.learning_rate, or try engine.precision = "fp32". First groups of this step: '
-            + ", ".join(run.tokens.group_id(int(row)) for row in rows[:8])
-        )
-    dist.all_reduce(sums := sums.to(engine.device, torch.float64))
-    loss_sum, weight, correct, margin, num_tokens = sums.tolist()
-    return {
-        "loss": loss_sum,
-        "accuracy": correct / weight,
-        "reward_margin": margin / weight,
-        "grad_norm": grad_norm,
-        "num_tokens": num_tokens,
-    }
+        losses.append(loss.detach())
+        group_ids.append(batch.group_ids)
+    finite = torch.stack(losses).isfinite().tolist()
+    return sums, [name for names, is_finite in zip(group_ids, finite, strict=True) if not is_finite for name in names]
 
 
 def _plan(run: Run, rows: np.ndarray) -> list[list[list[int]]]:
@@ -189,20 +204,18 @@ def _sums_of(batch: MicroBatch, reward_N: torch.Tensor, loss: torch.Tensor) -> t
             (weight_P * difference_P).sum(),
             batch.attention_mask_NT.sum().double(),
         ]
-    ).cpu()
+    )
 
 
-def _stop_if_not_finite(step: int, group_ids: Sequence[str]) -> None:
+def _stop_if_not_finite(step: int, group_ids: Sequence[str], device: torch.device) -> None:
     """Raise on every rank, before the update, if a loss was not finite on any."""
-    flag = torch.tensor(float(len(group_ids)))
-    backend_device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    flag = flag.to(backend_device)
-    dist.all_reduce(flag)
-    if flag.item() == 0:
+    num_bad = torch.tensor(float(len(group_ids)), device=device)
+    dist.all_reduce(num_bad)
+    if num_bad.item() == 0:
         return
-    gathered: list[list[str] | None] = [None] * dist.get_world_size()
+    gathered: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(gathered, list(group_ids))
-    named = [group_id for ids in gathered if ids for group_id in ids]
+    named = [group_id for ids in gathered for group_id in ids]
     raise TrainingError(
         f"step {step + 1}: the loss is not finite in the micro-batch of groups {', '.join(named[:16])}; the weights "
         "were not updated. Look at these groups with `pairwright inspect`, or lower optimizer.learning_rate"
@@ -239,13 +252,20 @@ def evaluate_split(engine: Engine, run: Run, split: str) -> Mapping[str, Any]:
         return {}
     engine.train(training=False)
     sums = EvaluationSums()
+    error: ModelError | None = None
     size = run.config.batches.groups_per_step
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         for positions in _plan(run, part)[dist.get_rank()]:
             groups = [run.tokens.group(int(part[p])) for p in positions]
             batch = collate(groups, run.pad_token_id).to(engine.device)
-            _count(sums, groups, engine.rewards(batch).float().cpu().numpy())
+            reward_N = engine.rewards(batch).float().cpu().numpy()
+            try:
+                _count(sums, groups, reward_N)
+            except ModelError as found:
+                # Go on to the end: the other ranks' forwards need this one's.
+                error = error or found
+    raise_together(error)
     gathered: list[EvaluationSums] = [sums] * dist.get_world_size()
     dist.all_gather_object(gathered, sums)
     return merged(gathered).report()
@@ -305,9 +325,6 @@ def _checked_manifest(directory: Path, run: Run, host: Host) -> CheckpointManife
         verify(directory, manifest, rank=host.rank)
     except CheckpointError as found:
         error = found
-    gathered: list[str | None] = [None] * host.world_size
-    dist.all_gather_object(gathered, None if error is None else str(error))
-    messages = [message for message in gathered if message is not None]
-    if messages or manifest is None:
-        raise CheckpointError(messages[0])
+    raise_together(error)
+    assert manifest is not None
     return manifest

@@ -2,7 +2,8 @@
 
 Each verb parses its arguments, calls one function and prints what it returned; heavy libraries are imported inside, so
 that ``pairwright --help`` answers at once. A mistake of the user's ends as one message and exit status 1, never as a
-traceback; exit status 2 means the command line itself was wrong.
+traceback; exit status 2 means the command line itself was wrong, 130 that somebody stopped it. What nobody foresaw
+keeps its traceback.
 """
 
 import json
@@ -29,6 +30,7 @@ Settings = Annotated[
 ]
 Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+INTERRUPTED = 130
 Split = Literal["train", "validation"]
 
 
@@ -129,11 +131,12 @@ def train(
     ] = False,
 ) -> None:
     """Train a reward model, or go on with the run that the output already holds."""
-    from pairwright.cluster.train import dry_run as describe_run
-    from pairwright.cluster.train import train as run
     from pairwright.config import TrainConfig, load_config
 
     loaded = load_config(TrainConfig, config, settings)
+    from pairwright.cluster.train import dry_run as describe_run  # seconds, which a mistake in the file need not wait
+    from pairwright.cluster.train import train as run
+
     if dry_run:
         print(json.dumps(describe_run(loaded), indent=2))
         return
@@ -269,12 +272,21 @@ def _texts_in(path: Path) -> list[str]:
 
 
 def main() -> None:
-    """Run a verb; a ``PairwrightError`` ends as its message and exit status 1."""
+    """Run a verb; what its message explains ends as that and exit status 1, and Ctrl-C says what it leaves."""
     try:
         app()
     except PairwrightError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("interrupted: nothing half done counts; the same command can be run again", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import obstore
 import ray.data
 import torch
 
+from pairwright.cluster.counting import counting
 from pairwright.cluster.model_pool import Row, Worker, check_workers, run_on_models
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.tokenize import ensure_tokens
@@ -130,7 +131,12 @@ def _evaluate(task: _Task, *, num_workers: int, use_gpu: bool) -> Evaluation | N
     if num_parts == 0:
         return None
     rows = ray.data.from_items([{"id": part} for part in range(num_parts)], override_num_blocks=num_parts)
-    return merged(list(run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu)))
+    evaluations = []
+    with counting("parts of the split evaluated", total=num_parts) as advance:
+        for evaluation in run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu):
+            evaluations.append(evaluation)
+            advance(1)
+    return merged(evaluations)
 
 
 def report_url(model: str, output: str | None) -> str:

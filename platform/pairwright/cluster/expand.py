@@ -14,6 +14,7 @@ import ray
 from ray.data.context import ShuffleStrategy
 
 from pairwright import __version__, errors
+from pairwright.cluster.counting import counting
 from pairwright.cluster.session import ray_session
 from pairwright.config import ExpandConfig, config_digest
 from pairwright.data.pairs import expand_groups
@@ -50,17 +51,15 @@ def expand(annotations: str, into: str, config: ExpandConfig, *, version: int | 
     The newest version of ``into`` is returned as it is where the same annotations, configuration and code made it.
 
     Raises:
-        StoreError: if ``annotations`` is no annotations table, or ``into`` a table of another kind.
+        StoreError: if ``annotations`` is no annotations table, or ``into`` a table of another kind or anything else.
     """
     source = Table.open(annotations, "annotations")
     read = source.manifest(version)
     made_from = Input(url=source.url, version=read.version, digest=read.digest)
-    target = Table(into, "pairs")
+    target = Table.claim(into, "pairs")
     newest = target.latest()
-    if newest is not None:
-        Table.open(into, "pairs")
-        if _is_made_from(newest, made_from, config):
-            return newest
+    if newest is not None and _is_made_from(newest, made_from, config):
+        return newest
     expanded = _expand_on_ray(source, read, target, config)
     return _commit(target, expanded, made_from, config)
 
@@ -127,12 +126,15 @@ def _expand_on_ray(source: Table, read: Manifest, target: Table, config: ExpandC
         )
         if num_partitions <= MAX_SORTED_PARTITIONS:
             rows.context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-        done = (
-            rows.groupby("partition", num_partitions=min(num_partitions, MAX_SHUFFLE_PARTITIONS))
-            .map_groups(partial(_expand_partition, target=target, config=config), batch_format="pyarrow")
-            .take_all()
+        expanded = rows.groupby("partition", num_partitions=min(num_partitions, MAX_SHUFFLE_PARTITIONS)).map_groups(
+            partial(_expand_partition, target=target, config=config), batch_format="pyarrow"
         )
-    return _sorted_parts([msgspec.msgpack.decode(row["result"], type=_Expanded | _Failure) for row in done])
+        results: list[_Expanded | _Failure] = []
+        with counting("parts of the groups expanded", total=num_partitions) as advance:
+            for row in expanded.iter_rows():
+                results.append(msgspec.msgpack.decode(row["result"], type=_Expanded | _Failure))
+                advance(1)
+    return _sorted_parts(results)
 
 
 def _sorted_parts(results: Sequence[_Expanded | _Failure]) -> list[_Expanded]:

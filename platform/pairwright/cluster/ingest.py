@@ -88,13 +88,11 @@ def ingest(sources: Sequence[str], into: str, config: IngestConfig) -> IngestSum
     Raises:
         ConfigError: if a field path cannot be read.
         SourceError: if something named is missing or holds no source; then nothing is read.
-        StoreError: if ``into`` holds another kind of table, or cannot be written.
+        StoreError: if ``into`` holds another kind of table or anything else, or cannot be written.
     """
     parser_for(config.fields)
     listing = find_sources(sources)
-    table = Table(into, "annotations")
-    if table.versions():
-        Table.open(into, "annotations")
+    table = Table.claim(into, "annotations")
     inside = [source.uri for source in listing.sources if source.uri.startswith(f"{table.url}/")]
     with ray_session():
         ingestion = _Ingestion(table, config)

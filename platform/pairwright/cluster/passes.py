@@ -12,6 +12,7 @@ import msgspec
 import ray.data
 
 from pairwright import errors
+from pairwright.cluster.counting import counting
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -21,6 +22,7 @@ MIN_TASK_BYTES = 1024 * 1024
 NUM_TASKS = 64
 """Tasks to aim at where there is less than 64 MB for each: enough for any laptop."""
 
+_DONE = "done"
 _KINDS = {
     kind.__name__: kind
     for kind in (errors.PairwrightError, errors.ConfigError, errors.DataError, errors.SourceError, errors.StoreError)
@@ -28,15 +30,21 @@ _KINDS = {
 
 
 def run_pass(
-    work: Callable[[ItemT], Iterable[ResultT]], items: Sequence[ItemT], sizes: Sequence[int], result: type[ResultT]
+    work: Callable[[ItemT], Iterable[ResultT]],
+    items: Sequence[ItemT],
+    sizes: Sequence[int],
+    result: type[ResultT],
+    *,
+    what: str,
 ) -> Iterator[ResultT]:
-    """Yield what ``work`` yields for each item, as tasks go on.
+    """Yield what ``work`` yields for each item, as tasks go on, and show how many items are done.
 
     Args:
         work: called in a task, must pickle; may be a generator.
         items: what there is to do.
         sizes: bytes that each item has to go through, by which they are dealt to tasks.
         result: type of the results, for msgpack.
+        what: what items are and become, for the person who waits: ``sources hashed``.
 
     Raises:
         PairwrightError: the first one that ``work`` raised anywhere.
@@ -49,16 +57,21 @@ def run_pass(
             for index in row["items"]:
                 for value in work(items[index]):
                     yield {"kind": "", "payload": msgspec.msgpack.encode(value)}
+                yield {"kind": _DONE, "payload": b""}
         except errors.PairwrightError as error:
             kind = type(error).__name__
             yield {"kind": kind if kind in _KINDS else "PairwrightError", "payload": str(error).encode()}
 
     tasks = [{"items": indices} for indices in deal(sizes)]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(run)
-    for row in rows.iter_rows():
-        if row["kind"]:
-            raise _KINDS[row["kind"]](row["payload"].decode())
-        yield msgspec.msgpack.decode(row["payload"], type=result)
+    with counting(what, total=len(items)) as advance:
+        for row in rows.iter_rows():
+            if row["kind"] == _DONE:
+                advance(1)
+            elif row["kind"]:
+                raise _KINDS[row["kind"]](row["payload"].decode())
+            else:
+                yield msgspec.msgpack.decode(row["payload"], type=result)
 
 
 def deal(sizes: Sequence[int]) -> list[list[int]]:

@@ -5,27 +5,24 @@ elsewhere, so that a job's log reads well and no worker's prefix stands before e
 """
 
 import json
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.actor import ActorProxy
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import UserCallback
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 POLL_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 SILENCE_SECONDS = 60.0
-LINE_SECONDS = 10.0
-ItemT = TypeVar("ItemT")
 NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch"})
 
 
@@ -189,18 +186,3 @@ def format_figures(record: dict[str, Any]) -> str:
         "tokens_per_second": "{:,.0f} tokens/s",
     }
     return "  ".join(text.format(record[name]) for name, text in formats.items() if record.get(name) is not None)
-
-
-def counted(items: Iterable[ItemT], *, what: str, total: int | None) -> Iterator[ItemT]:
-    """Pass items on, and show how many have come: a bar in a terminal, a line every ten seconds elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        yield from track(items, description=what, total=total, console=console, transient=True)
-        return
-    shown = time.monotonic()
-    for number, item in enumerate(items, start=1):
-        yield item
-        if time.monotonic() - shown > LINE_SECONDS:
-            of_total = "" if total is None else f" of {total:,}"
-            print(f"{datetime.now(UTC):%H:%M:%S} {number:,}{of_total} {what}", file=sys.stderr, flush=True)
-            shown = time.monotonic()

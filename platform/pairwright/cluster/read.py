@@ -29,7 +29,8 @@ class _Outcome(msgspec.Struct, frozen=True):
 def hash_sources(sources: Sequence[SourceRef]) -> tuple[list[SourceRef], Failures]:
     """Return the sources with tags of their content (a remote one has its etag), without those that failed."""
     local = [source for source in sources if source.is_local]
-    tags, failures = _each(lambda index: content_tag(local[index]), local, [source.size for source in local])
+    sizes = [source.size for source in local]
+    tags, failures = _each(lambda index: content_tag(local[index]), local, sizes, "sources hashed")
     found = {source.uri: with_etag(source, str(tag)) for source, tag in zip(local, tags, strict=True)}
     return [found.get(source.uri, source) for source in sources if source.uri not in failures], failures
 
@@ -42,6 +43,7 @@ def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[Lin
         lambda index: count_newlines(*todo[index]),
         [source for source, *_ in todo],
         [end - start for _, start, end in todo],
+        "ranges counted",
     )
     units, position = [], 0
     for source in sources:
@@ -60,7 +62,8 @@ def write_units(units: Sequence[LineRange], table: Table, config: IngestConfig) 
         return write_parts(index, units[index], table, config)
 
     sizes = [unit.end - unit.start for unit in units]
-    parts = sorted(run_pass(work, range(len(units)), sizes, Part), key=lambda part: (part.unit, part.index))
+    parts = list(run_pass(work, range(len(units)), sizes, Part, what="ranges of sources read"))
+    parts.sort(key=lambda part: (part.unit, part.index))
     failures: Failures = {}
     for part in parts:
         if part.error is not None:
@@ -69,7 +72,7 @@ def write_units(units: Sequence[LineRange], table: Table, config: IngestConfig) 
 
 
 def _each(
-    find: Callable[[int], str | int], owners: Sequence[SourceRef], sizes: Sequence[int]
+    find: Callable[[int], str | int], owners: Sequence[SourceRef], sizes: Sequence[int], what: str
 ) -> tuple[list[str | int], Failures]:
     """Return what ``find`` finds for each index, and why it failed, by the source that owns the item."""
 
@@ -81,7 +84,7 @@ def _each(
 
     found: list[str | int] = [""] * len(owners)
     failures: Failures = {}
-    for outcome in run_pass(work, range(len(owners)), sizes, _Outcome):
+    for outcome in run_pass(work, range(len(owners)), sizes, _Outcome, what=what):
         found[outcome.item] = outcome.found
         if outcome.error is not None:
             failures.setdefault(owners[outcome.item].uri, outcome.error)

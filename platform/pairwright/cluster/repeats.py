@@ -58,7 +58,8 @@ def _places(files: Sequence[DataFile], hashes: np.ndarray, table: Table) -> list
     def work(index: int) -> Iterator[_Found]:
         yield _Found(index, places_of(table, files[index], ray.get(shared)))
 
-    for found in run_pass(work, range(len(files)), [file.bytes for file in files], _Found):
+    sizes = [file.bytes for file in files]
+    for found in run_pass(work, range(len(files)), sizes, _Found, what="files searched for repeated ids"):
         places[found.item] = found.places
     return places
 
@@ -71,4 +72,5 @@ def _rewritten(
         yield without_repeats(part, units[part.unit], earlier, table)
 
     sizes = [units[part.unit].end - units[part.unit].start for part, _ in todo]
-    return {(part.unit, part.index): part for part in run_pass(work, range(len(todo)), sizes, Part)}
+    parts = run_pass(work, range(len(todo)), sizes, Part, what="files written without repeated ids")
+    return {(part.unit, part.index): part for part in parts}

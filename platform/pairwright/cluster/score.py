@@ -4,7 +4,7 @@ Reading tasks cut the input into stretches (cluster/stretches.py); model actors 
 each; the driver writes. The rewards do not depend on the number of workers, to the last digit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from ray.data import DataContext
 
+from pairwright.cluster.counting import counting
 from pairwright.cluster.model_pool import Row, Worker, check_workers, run_on_models
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.stretches import Work, plan_work, read_stretches
@@ -143,7 +144,7 @@ def score(
         try:
             with DataContext.current(_context()):
                 outcomes = run_on_models(read_stretches(work), task.load, num_workers=num_workers, use_gpu=use_gpu)
-                failed, shown = _write(outcomes, files)
+                failed, shown = _write(_counted(outcomes), files)
             return _finish(files, work, exported, rules, failed, shown)
         except BaseException:
             files.abandon()
@@ -155,6 +156,13 @@ def _context() -> DataContext:
     context.execution_options.preserve_order = True
     context.target_max_block_size = _BLOCK_BYTES
     return context
+
+
+def _counted(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    with counting("completions scored", total=None) as advance:
+        for source, outcome in outcomes:
+            yield source, outcome
+            advance(0 if isinstance(outcome, FailedSource) else outcome.totals["completions"])
 
 
 def _write(outcomes: Iterable[Outcome], files: ScoreFiles) -> tuple[dict[int, FailedSource], list[Rejection]]:

@@ -6,29 +6,63 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 import ray.data
+from ray.exceptions import RayError
+
+from pairwright.errors import ClusterError
+
+MAX_TRACEBACK_LINES = 60
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to the job's cluster, or start a local one that ends with the block; nested uses share the outer one."""
+    """Connect to the job's cluster, or start a local one that ends with the block; nested uses share the outer one.
+
+    Raises:
+        ClusterError: if a task fails in a way that nobody foresaw, or Ray gives up; with the task's own traceback,
+            without the many lines of Ray's that lie between it and here.
+    """
     if ray.is_initialized():
-        yield
+        with _explained():
+            yield
         return
     # Says at every start that authentication is on, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # Ray Data's own log has eight lines a dataset before the first of progress; cluster/progress.py counts instead.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray Data's own log has eight lines a dataset before the first of progress; cluster/counting.py counts instead.
+    # What fails it says a second time, and worse, before it raises: see _explained.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # What workers print stays in Ray's log files: what a person should read comes to the driver as a record. The
     # dashboard stays on: without it Ray 2.60 floods the log with failed exports.
     address = os.environ.get("RAY_ADDRESS", "local")
     ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
-        yield
+        with _explained():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RayError as error:
+        lines = _COLOUR.sub("", str(error)).strip().splitlines()
+        cut = [f"... ({len(lines) - MAX_TRACEBACK_LINES} lines)"] if len(lines) > MAX_TRACEBACK_LINES else []
+        raise ClusterError(
+            "\n".join(
+                [
+                    "a task failed in a way that Pairwright did not foresee: a bug, or something about the machines",
+                    *(f"  {line}" for line in [*cut, *lines[-MAX_TRACEBACK_LINES:]]),
+                    "What each process wrote is in Ray's logs, /tmp/ray/session_latest/logs on every node. The command "
+                    "can be run again: nothing half done counts. If it fails again, report the lines above",
+                ]
+            )
+        ) from error

@@ -75,7 +75,8 @@ def _tokenize_on_ray(
     files = sorted(read.files, key=lambda file: file.sha256)
     work = partial(_tokenize_file, source=source, target=target, tokenizer=tokenizer, spec=spec)
     with ray_session():
-        results = run_pass(work, list(enumerate(files)), [file.bytes for file in files], _Tokenized)
+        sizes = [file.bytes for file in files]
+        results = run_pass(work, list(enumerate(files)), sizes, _Tokenized, what="files of pairs tokenised")
         return sorted(results, key=lambda result: result.number)
 
 
@@ -112,6 +113,11 @@ def _commit(target: Table, tokenized: Sequence[_Tokenized], made_from: Input, sp
 
 
 def _nothing_left(pairs: Input, totals: Mapping[str, int | float], spec: TokenSpec) -> str:
+    if not totals["pairs"]:
+        return (
+            f"{pairs.url} version {pairs.version}: holds no pair in {totals['groups']} groups; see what became of the "
+            f"annotations with `pairwright inspect {pairs.url}`, and expand rankings that are not all ties"
+        )
     return (
         f"{pairs.url}: no pair is left to train on: of {totals['pairs']} pairs in {totals['groups']} groups "
         f"{totals['pairs_dropped']} had a completion over tokens.max_length={spec.max_length} and "

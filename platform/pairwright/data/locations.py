@@ -5,6 +5,7 @@ local file takes another way, because it can be memory-mapped.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from pairwright.errors import StoreError
 ObjectStore: TypeAlias = AzureStore | GCSStore | HTTPStore | LocalStore | MemoryStore | S3Store
 
 REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "azure")
+_BACKEND = re.compile(r"^Generic \w+ error: ")
 
 
 def open_store(url: str) -> ObjectStore:
@@ -68,7 +70,8 @@ def local_root(url: str) -> Path | None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    """Return what happened: the first line, without the backend's name before it."""
+    return _BACKEND.sub("", str(error).partition("\n")[0])
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from obstore.exceptions import AlreadyExistsError
 from pairwright import __version__
 from pairwright.data.locations import ObjectStore, absolute_url, local_root, open_store, store_errors
 from pairwright.data.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
+from pairwright.data.places import MAKING, check_free, nothing_here
 from pairwright.errors import CommitConflict, StoreError
 from pairwright.records import ANNOTATIONS_SCHEMA, PAIRS_SCHEMA, TOKENS_SCHEMA, Rejection
 
@@ -34,11 +35,6 @@ SCHEMAS = {"annotations": ANNOTATIONS_SCHEMA, "pairs": PAIRS_SCHEMA, "tokens": T
 ROWS_PER_BATCH = 256
 MAX_COMMIT_ATTEMPTS = 200
 
-_MAKING = {
-    "annotations": "`pairwright ingest SOURCES... --into {url}`",
-    "pairs": "`pairwright expand ANNOTATIONS --into {url}`",
-    "tokens": "`pairwright train`, which makes its token tables itself",
-}
 _REPAIR = "restore it from a copy, or make the table again from its sources"
 _VERSION_PATH = re.compile(r"^versions/(\d{8,})\.json$")
 
@@ -77,11 +73,23 @@ class Table:
         table = cls(url, kind or "annotations")
         manifest = table.latest()
         if manifest is None:
-            making = " or ".join([_MAKING[kind]] if kind else list(_MAKING.values())[:2]).format(url=url)
-            raise StoreError(f"{url}: no table here (nothing under versions/); make one with {making}")
+            raise StoreError(nothing_here(url, kind))
         if kind is not None and manifest.kind != kind:
             raise StoreError(_other_kind(url, manifest.kind, kind))
         return cls(url, manifest.kind)
+
+    @classmethod
+    def claim(cls, url: str, kind: str) -> "Table":
+        """Return the table at a URL, there already or to be created by the first commit; asked before work starts.
+
+        Raises:
+            StoreError: if there is a table of another kind, or anything else that a new table would lie among.
+        """
+        table = cls(url, kind)
+        if table.versions():
+            return cls.open(url, kind)
+        check_free(url, kind)
+        return table
 
     def versions(self) -> list[int]:
         """Return the numbers of all versions, oldest first; empty where there is no table yet."""
@@ -280,7 +288,7 @@ def _stamped(proposed: Manifest, newest: Manifest | None, commit_id: str) -> Man
 
 
 def _other_kind(url: str, found: str, expected: str) -> str:
-    return f"{url}: holds {found}, expected {expected}; make {expected} with {_MAKING[expected].format(url='URL')}"
+    return f"{url}: holds {found}, expected {expected}; make {expected} with {MAKING[expected].format(url='URL')}"
 
 
 def _verify(buffer: pa.Buffer, file: DataFile, where: str) -> None:

@@ -1,0 +1,80 @@
+"""Work that is done -> what a person sees of it: a bar in a terminal, a line every ten seconds elsewhere.
+
+On standard error, so that what a verb returns can be piped. Imports no torch, since every verb comes through here.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+SILENCE_SECONDS = 60.0
+
+
+@contextmanager
+def counting(what: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show how much is done while the block runs; it calls what it gets with how much more is.
+
+    Work that takes no longer than ten seconds leaves no line in a log, and a bar goes when it is done. Where nothing
+    moves for a minute, a line says what the cluster has to work with.
+
+    Args:
+        what: things and what becomes of them, such as ``sources hashed``.
+        total: how many there are; None where nobody knows yet.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        with _lines(what, total) as advance:
+            yield advance
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda number: progress.advance(task, number)
+
+
+@contextmanager
+def _lines(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    done = 0
+    stop = threading.Event()
+
+    def advance(number: int) -> None:
+        nonlocal done
+        done += number
+
+    def watch() -> None:
+        shown, spoke = 0, time.monotonic()
+        while not stop.wait(LINE_SECONDS):
+            if done == shown and time.monotonic() - spoke < SILENCE_SECONDS:
+                continue
+            note = "" if done != shown else f"; nothing new for {SILENCE_SECONDS:.0f} s, the cluster has {_resources()}"
+            shown, spoke = done, time.monotonic()
+            of_total = "" if total is None else f" of {total:,}"
+            print(f"{datetime.now(UTC):%H:%M:%S} {shown:,}{of_total} {what}{note}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=watch, name="pairwright-counting", daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _resources() -> str:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
+    return f"{' and '.join(parts)} on {len(ray.nodes())} nodes"

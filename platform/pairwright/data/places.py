@@ -1,0 +1,80 @@
+"""A URL that holds no table -> what it holds instead, and what to do about it: names in, messages out.
+
+Nobody should have to find out from the inside of a folder why a command would not take it.
+"""
+
+from pathlib import PurePosixPath
+
+import obstore
+
+from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.errors import StoreError
+
+MAKING = {
+    "annotations": "`pairwright ingest SOURCES... --into {url}`",
+    "pairs": "`pairwright expand ANNOTATIONS --into {url}`",
+    "tokens": "`pairwright train`, which makes its token tables itself",
+}
+TABLE_FOLDERS = frozenset({"data", "refused", "versions"})
+_LINE_ENDINGS = (".jsonl", ".ndjson", ".json", ".gz", ".zst")
+_MARKS = {
+    "run.json": "a training run: `pairwright evaluate {url}/model --pairs PAIRS` measures its model",
+    "scores.json": "the rewards of a model: scores/*.parquet, and scores.json says of what",
+    "checkpoint.json": "a checkpoint; `pairwright train` with the run's configuration goes on from it",
+    "pairwright.json": "a reward model; `pairwright evaluate {url} --pairs PAIRS` measures it",
+    "config.json": "a model; set model.path to it and train one with `pairwright train`",
+}
+MAX_NAMES = 3
+
+
+def nothing_here(url: str, kind: str | None) -> str:
+    """Return the message that a URL holds no table: what is there, and which verb makes one.
+
+    Args:
+        url: where there is none, as the user named it.
+        kind: what was expected; None if any.
+    """
+    root = local_root(url)
+    if root is not None and root.is_file():
+        if url.endswith(_LINE_ENDINGS):
+            return f"{url}: a file, not a table; make one from it with `pairwright ingest {url} --into URL`"
+        return f"{url}: a file, not a table; name the folder that holds one"
+    names = names_at(url)
+    for name, meaning in _MARKS.items():
+        if name in names:
+            return f"{url}: no table here but {meaning.format(url=url.rstrip('/'))}"
+    making = " or ".join([MAKING[kind]] if kind else list(MAKING.values())[:2]).format(url=url)
+    return f"{url}: no table here (nothing under versions/); make one with {making}"
+
+
+def check_free(url: str, kind: str) -> None:
+    """Refuse a place where a new table would lie among other things; what a killed writer left is no other thing.
+
+    Raises:
+        StoreError: if it is a file, holds anything that is no part of a table, or cannot be listed.
+    """
+    root = local_root(url)
+    if root is not None and root.exists() and not root.is_dir():
+        raise StoreError(f"{url}: is a file; give the table a folder of its own")
+    foreign = [name for name in names_at(url) if name not in TABLE_FOLDERS and not name.startswith(".")]
+    if foreign:
+        more = f" and {len(foreign) - MAX_NAMES} more" if len(foreign) > MAX_NAMES else ""
+        raise StoreError(
+            f"{url}: holds no table but {', '.join(foreign[:MAX_NAMES])}{more}; give the table a folder of its own, "
+            f"such as {url}/{kind}"
+        )
+
+
+def names_at(url: str) -> list[str]:
+    """Return the names right below a URL, sorted; none where nothing is.
+
+    Raises:
+        StoreError: if it cannot be listed.
+    """
+    root = local_root(url)
+    with store_errors(url):
+        if root is not None:
+            return sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
+        found = obstore.list_with_delimiter(open_store(url))
+    paths = [*(entry["path"] for entry in found["objects"]), *found["common_prefixes"]]
+    return sorted(PurePosixPath(path).name for path in paths)

@@ -39,15 +39,21 @@ class RayHead:
         """Run ``ray job submit`` as the manual says and wait for the job's end."""
         command = ["ray", "job", "submit", "--address", self.address, "--working-dir", "."]
         runtime_env = json.dumps({"py_modules": ["platform/pairwright"]})
-        return subprocess.run(
-            [*command, "--runtime-env-json", runtime_env, "--", "python", *arguments],
-            cwd=root,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while True:
+            job = subprocess.run(
+                [*command, "--runtime-env-json", runtime_env, "--", "python", *arguments],
+                cwd=root,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout_seconds,
+                check=False,
+            )
+            # The head answers before the agent that starts jobs is up.
+            if "No available agent to submit job" not in job.stderr or time.monotonic() > deadline:
+                return job
+            time.sleep(1)
 
 
 @contextmanager

@@ -37,8 +37,8 @@ def main() -> None:
             print(f"\n== {title}\n$ pairwright {command}", flush=True)
             app(shlex.split(command), standalone_mode=False)
     print(
-        f"\nThe truth that made the rankings orders {_truth():.1%} of the held-out pairs as the annotators did; no model "
-        "can be expected to do better.\n"
+        f"\nThe truth that made the rankings orders {_truth():.1%} of the held-out pairs as the annotators did; no "
+        "model can be expected to do better.\n"
         f"\nDone in {time.monotonic() - started:.0f} s. To open:\n"
         f"  {DEMO}/report.json           the figures above\n"
         f"  {DEMO}/run/model             a Hugging Face model: AutoModelForSequenceClassification loads it\n"

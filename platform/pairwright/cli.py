@@ -65,7 +65,9 @@ def ingest(
 
     summary = run(sources, into, load_config(IngestConfig, config, settings))
     print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
-    if summary.failed:
+    refused = sum(source.refused for source in summary.sources)
+    nothing_accepted = refused > 0 and not any(source.accepted for source in summary.sources)
+    if summary.failed or nothing_accepted:
         raise typer.Exit(1)
 
 

@@ -201,7 +201,7 @@ class TrainingConfig(Section):
     """Steps between two lines of the log."""
     evaluate_every_steps: PositiveInt | None = None
     """Steps between two evaluations on the validation split; only at the end if not given."""
-    checkpoint_every_steps: PositiveInt | None = 100
+    checkpoint_every_steps: PositiveInt = 100
     """Steps between two checkpoints."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints are kept."""

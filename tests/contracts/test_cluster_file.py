@@ -46,7 +46,14 @@ def test_the_head_has_no_gpu_and_is_not_spot(cluster: dict[str, Any]) -> None:
 
 def test_every_mounted_file_exists_here(cluster: dict[str, Any]) -> None:
     for local in cluster["file_mounts"].values():
-        assert (ROOT / local).exists(), local
+        assert local == "~/.ray/auth_token" or (ROOT / local).exists(), local
+
+
+def test_token_authentication_is_on_wherever_ray_starts(cluster: dict[str, Any]) -> None:
+    started = [c for c in cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"] if "ray start" in c]
+    assert len(started) == 2
+    assert all(command.startswith("RAY_AUTH_MODE=token ") for command in started)
+    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
 def test_nodes_install_the_pinned_versions(cluster: dict[str, Any]) -> None:

@@ -192,7 +192,7 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
         f"  data    {data.pairs} version {prepared.identity.pairs_version}: {prepared.schedule.num_groups:,} groups to "
         f"train on, {totals['tokens']:,.0f} tokens with the held-out ones\n"
         f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
-        f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} without pairs\n"
+        f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups unpaired\n"
         f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups\n"
         f"  workers {workers.num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
         f"{config.engine.precision}",

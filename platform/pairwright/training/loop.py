@@ -117,7 +117,7 @@ def _after_step(
 ) -> None:
     training = run.config.training
     is_last = steps_taken == schedule.num_steps
-    if training.checkpoint_every_steps and (is_last or steps_taken % training.checkpoint_every_steps == 0):
+    if is_last or steps_taken % training.checkpoint_every_steps == 0:
         _save(engine, run, host, schedule, steps_taken, figures)
     if training.evaluate_every_steps and not is_last and steps_taken % training.evaluate_every_steps == 0:
         report = evaluate_split(engine, run, "validation")
@@ -218,7 +218,8 @@ def _stop_if_not_finite(step: int, group_ids: Sequence[str], device: torch.devic
     named = [group_id for ids in gathered for group_id in ids]
     raise TrainingError(
         f"step {step + 1}: the loss is not finite in the micro-batch of groups {', '.join(named[:16])}; the weights "
-        "were not updated. Look at these groups with `pairwright inspect`, or lower optimizer.learning_rate"
+        "were not updated. Look for odd texts in these rows of the pairs table (by group_id), or lower "
+        "optimizer.learning_rate and give the new run another output"
     )
 
 
@@ -324,7 +325,7 @@ def _checked_manifest(directory: Path, run: Run, host: Host) -> CheckpointManife
         check_belongs(manifest, directory, run_digest=run.run_digest, world_size=host.world_size)
         verify(directory, manifest, rank=host.rank)
     except CheckpointError as found:
-        error = found
+        error = CheckpointError(f"{found}. To start this run again from its first step, remove its checkpoints folder")
     raise_together(error)
     assert manifest is not None
     return manifest

@@ -7,7 +7,7 @@ the check of ids run again, against what it added.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from pairwright.errors import SourceError
 from pairwright.records import Rejection
 
 NUM_SHOWN = 20
-"""Rejections that a summary shows; all of them are under ``refused/``."""
+"""Lines of a kind that a summary shows; every rejection is under ``refused/``, and ``--json`` names every source."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,24 @@ class IngestSummary:
         """Return the same for people: what went in, what did not, and why."""
         accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
         lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
-        lines += [f"  {source.uri} is empty" for source in self.sources if source.lines == 0]
+        lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
         lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
         lines += [f"    {rejected}" for rejected in self.rejections]
         if refused > len(self.rejections):
             lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")
-        lines += [f"skipped {uri}: it is in the table already" for uri in self.skipped]
-        lines += [f"ignored {uri}: not JSON Lines by its name, or part of the table" for uri in self.ignored]
-        lines += [f"failed {uri}: {reason}" for uri, reason in self.failed]
+        lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
+        lines += _first(f"ignored {uri}: not JSON Lines by its name, or part of the table" for uri in self.ignored)
+        lines += _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
         if self.manifest is None:
             return "\n".join([*lines, "nothing to add: the table is as it was"])
         total = self.manifest.totals["annotations"]
         return "\n".join([*lines, f"version {self.manifest.version} of the table holds {total:,} annotations"])
+
+
+def _first(lines: Iterable[str]) -> list[str]:
+    every = list(lines)
+    more = len(every) - NUM_SHOWN
+    return [*every[:NUM_SHOWN], *([f"  and {more:,} more such lines; --json has them all"] if more > 0 else [])]
 
 
 def ingest(sources: Sequence[str], into: str, config: IngestConfig) -> IngestSummary:

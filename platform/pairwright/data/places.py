@@ -36,6 +36,8 @@ def nothing_here(url: str, kind: str | None) -> str:
     """
     root = local_root(url)
     if root is not None and root.is_file():
+        if root.name == "report.json":
+            return f"{url}: a file, not a table; what `pairwright evaluate` wrote, as JSON"
         if url.endswith(_LINE_ENDINGS):
             return f"{url}: a file, not a table; make one from it with `pairwright ingest {url} --into URL`"
         return f"{url}: a file, not a table; name the folder that holds one"
@@ -54,8 +56,9 @@ def check_free(url: str, kind: str) -> None:
         StoreError: if it is a file, holds anything that is no part of a table, or cannot be listed.
     """
     root = local_root(url)
-    if root is not None and root.exists() and not root.is_dir():
-        raise StoreError(f"{url}: is a file; give the table a folder of its own")
+    for place in () if root is None else (root, *root.parents):
+        if place.is_file():
+            raise StoreError(f"{url}: {place.name} is a file; give the table a folder of its own")
     foreign = [name for name in names_at(url) if name not in TABLE_FOLDERS and not name.startswith(".")]
     if foreign:
         more = f" and {len(foreign) - MAX_NAMES} more" if len(foreign) > MAX_NAMES else ""

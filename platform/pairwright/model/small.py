@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from pairwright.errors import ModelError
 
@@ -104,6 +105,8 @@ def new_small_model(
     }
     config = AutoConfig.for_model(architecture, **_config_values(kind, sizes, tokenizer))
     directory.mkdir(parents=True, exist_ok=True)
+    # A bar for one small file would be all that the command's log shows.
+    disable_progress_bar()
     _random_model(kind, config, seed).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

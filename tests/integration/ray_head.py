@@ -1,4 +1,8 @@
-"""A real Ray head with Ray's own autoscaler, on loopback, whose worker nodes are processes on this machine."""
+"""A real Ray head on loopback; on demand with Ray's own autoscaler, whose nodes are processes on this machine.
+
+Such nodes share one folder for what jobs bring along, and each that comes unpacks it anew under the feet of the others
+(real nodes have a folder each). So jobs on a growing head bring nothing along: they run the installed package.
+"""
 
 import json
 import os
@@ -8,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from typing import Any
 import psutil
 
 START_TIMEOUT_SECONDS = 120.0
+JOB_TIMEOUT_SECONDS = 400.0
 
 
 class RayHead:
@@ -35,19 +40,26 @@ class RayHead:
             nodes = json.load(answer)["data"]["result"]["result"]
         return [node for node in nodes if node["state"] == "ALIVE"]
 
-    def submit(self, root: Path, *arguments: str, timeout_seconds: float = 600) -> subprocess.CompletedProcess[str]:
-        """Run ``ray job submit`` as the manual says and wait for the job's end."""
-        command = ["ray", "job", "submit", "--address", self.address, "--working-dir", "."]
+    def submit_packaged(self, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a job as the manual says, with the recipes and the package brought along, and wait for its end."""
         runtime_env = json.dumps({"py_modules": ["platform/pairwright"]})
+        return self._submit(root, ["--working-dir", ".", "--runtime-env-json", runtime_env], arguments)
+
+    def submit_installed(self, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a job with what is installed on the nodes, and wait for its end."""
+        return self._submit(root, [], arguments)
+
+    def _submit(self, root: Path, options: Sequence[str], arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        command = ["ray", "job", "submit", "--address", self.address, *options, "--", "python", *arguments]
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while True:
             job = subprocess.run(
-                [*command, "--runtime-env-json", runtime_env, "--", "python", *arguments],
+                command,
                 cwd=root,
                 env=self.environment,
                 capture_output=True,
                 text=True,
-                timeout=timeout_seconds,
+                timeout=JOB_TIMEOUT_SECONDS,
                 check=False,
             )
             # The head answers before the agent that starts jobs is up.
@@ -57,19 +69,22 @@ class RayHead:
 
 
 @contextmanager
-def autoscaling_head(folder: Path, *, head_cpus: int, worker_cpus: int, max_workers: int) -> Iterator[RayHead]:
-    """Start a head that grows by nodes of ``worker_cpus`` CPUs when work waits, and end it with all it started."""
+def ray_head(folder: Path, *, num_cpus: int, max_nodes: int = 0, cpus_per_node: int = 0) -> Iterator[RayHead]:
+    """Start a head that grows by up to ``max_nodes`` when work waits, and end it with all that it started."""
     gcs_port, dashboard_port = _free_port(), _free_port()
-    config = folder / "autoscaling.json"
-    config.write_text(json.dumps(_autoscaling_config(gcs_port, head_cpus, worker_cpus, max_workers)))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_AUTH_MODE": "token",
     }
+    subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     command = ["ray", "start", "--head", "--block", f"--port={gcs_port}", f"--dashboard-port={dashboard_port}"]
-    command += ["--node-ip-address=127.0.0.1", f"--num-cpus={head_cpus}", f"--autoscaling-config={config}"]
+    command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}"]
+    if max_nodes:
+        config = folder / "autoscaling.json"
+        config.write_text(json.dumps(_autoscaling_config(gcs_port, num_cpus, cpus_per_node, max_nodes)))
+        command.append(f"--autoscaling-config={config}")
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     head = RayHead(dashboard_port, environment)
@@ -130,7 +145,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """End the head and every process below it, by pid."""
     started = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(started, timeout=20)
+    _, alive = psutil.wait_procs(started, timeout=3)
     for child in alive:
         child.kill()
     process.wait(timeout=30)

@@ -35,7 +35,8 @@ def main() -> None:
     with ray_session():
         for title, command in ROAD:
             print(f"\n== {title}\n$ pairwright {command}", flush=True)
-            app(shlex.split(command), standalone_mode=False)
+            if status := app(shlex.split(command), standalone_mode=False):
+                sys.exit(status)
     print(
         f"\nThe truth that made the rankings orders {_truth():.1%} of the held-out pairs as the annotators did; no "
         "model can be expected to do better.\n"

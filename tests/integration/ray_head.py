@@ -102,10 +102,19 @@ def _autoscaling_config(gcs_port: int, head_cpus: int, worker_cpus: int, max_wor
         "max_workers": max_workers,
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": 0.2,
-        "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{gcs_port}"},
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"127.0.0.1:{gcs_port}",
+            # All nodes have this machine's address, so the autoscaler must tell them apart by id.
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "launch_multiple": True,
+        },
         "auth": {},
         "available_node_types": {
-            "head": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
+            # The provider knows its head by this name.
+            "ray.head.default": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
             "worker": {
                 "resources": {"CPU": worker_cpus},
                 "node_config": {},
@@ -113,7 +122,7 @@ def _autoscaling_config(gcs_port: int, head_cpus: int, worker_cpus: int, max_wor
                 "max_workers": max_workers,
             },
         },
-        "head_node_type": "head",
+        "head_node_type": "ray.head.default",
         "file_mounts": {},
         "cluster_synced_files": [],
         "file_mounts_sync_continuously": False,

@@ -80,6 +80,8 @@ def ray_head(folder: Path, *, num_cpus: int, max_nodes: int = 0, cpus_per_node: 
     }
     subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     command = ["ray", "start", "--head", "--block", f"--port={gcs_port}", f"--dashboard-port={dashboard_port}"]
+    # Two more ports that have one default for every cluster of a machine; without its agent a head starts no job.
+    command += [f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}"]
     command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}"]
     if max_nodes:
         config = folder / "autoscaling.json"

@@ -1,13 +1,9 @@
 """The store against a real S3 server on a loopback port."""
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
-import boto3
 import obstore
 import pyarrow as pa
 import pytest
@@ -18,30 +14,6 @@ from pairwright.data.store import DataFile, Manifest, Table, open_store
 from pairwright.errors import StoreError
 
 NUM_WRITERS = 16
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """Start an S3 server with one bucket, point the environment at it, and return the bucket's URL."""
-    server = subprocess.Popen(
-        [sys.executable, Path(__file__).parent / "s3_server.py"], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-    settings = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in settings.items():
-            environment.setenv(name, value)
-        boto3.client("s3", region_name="us-east-1", endpoint_url=url).create_bucket(Bucket="tables")
-        yield "s3://tables"
-    server.kill()
-    server.wait()
 
 
 def rows(*names: str) -> pa.Table:
@@ -67,8 +39,8 @@ def append(url: str, names: list[str]) -> list[int]:
         return list(pool.map(commit, names))
 
 
-def test_the_server_lets_one_of_sixteen_creators_win(bucket: str) -> None:
-    store = open_store(f"{bucket}/creators")
+def test_the_server_lets_one_of_sixteen_creators_win(s3_bucket: str) -> None:
+    store = open_store(f"{s3_bucket}/creators")
 
     def create(writer: int) -> int | None:
         try:
@@ -82,8 +54,8 @@ def test_the_server_lets_one_of_sixteen_creators_win(bucket: str) -> None:
     assert [str(winner).encode() for winner in winners] == [obstore.get(store, "version").bytes().to_bytes()]
 
 
-def test_sixteen_writers_in_two_processes_are_all_kept(bucket: str) -> None:
-    url = f"{bucket}/deep/writers"
+def test_sixteen_writers_in_two_processes_are_all_kept(s3_bucket: str) -> None:
+    url = f"{s3_bucket}/deep/writers"
     names = [[f"process {p} thread {t}" for t in range(NUM_WRITERS // 2)] for p in range(2)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         versions = [version for each in pool.map(append, [url] * 2, names) for version in each]
@@ -93,8 +65,8 @@ def test_sixteen_writers_in_two_processes_are_all_kept(bucket: str) -> None:
     assert sorted(kept) == sorted(name for each in names for name in each)
 
 
-def test_a_file_above_the_multipart_limit_comes_back_as_it_was_written(bucket: str) -> None:
-    table = Table(f"{bucket}/large", "annotations")
+def test_a_file_above_the_multipart_limit_comes_back_as_it_was_written(s3_bucket: str) -> None:
+    table = Table(f"{s3_bucket}/large", "annotations")
     written = annotations_table([annotation_row("one", ["a" * 12_000_000, "b"], [1, 2])])
     file = table.write_data(written, compress=False)
     assert file.bytes > 12_000_000
@@ -102,12 +74,12 @@ def test_a_file_above_the_multipart_limit_comes_back_as_it_was_written(bucket: s
     assert table.local_path(file) is None
 
 
-def test_a_damaged_or_missing_file_is_named(bucket: str) -> None:
-    table = Table(f"{bucket}/damaged", "annotations")
+def test_a_damaged_or_missing_file_is_named(s3_bucket: str) -> None:
+    table = Table(f"{s3_bucket}/damaged", "annotations")
     file = table.write_data(rows("one"))
     whole = obstore.get(open_store(table.url), file.path).bytes().to_bytes()
     obstore.put(open_store(table.url), file.path, whole[:-1] + b"\x00")
-    with pytest.raises(StoreError, match=f"{bucket}/damaged/{file.path}: damaged"):
+    with pytest.raises(StoreError, match=f"{s3_bucket}/damaged/{file.path}: damaged"):
         table.read_file(file)
     table.delete([file])
     with pytest.raises(StoreError, match=f"{file.path}: the file is missing"):
@@ -115,13 +87,13 @@ def test_a_damaged_or_missing_file_is_named(bucket: str) -> None:
     table.delete([file])
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket: str) -> None:
+def test_a_bucket_that_is_not_there_is_named(s3_bucket: str) -> None:
     with pytest.raises(StoreError, match=r"s3://elsewhere/table/versions: .*404.*check the address"):
         Table.open("s3://elsewhere/table")
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(bucket: str) -> None:
-    table = Table(f"{bucket}/lost-answers/table", "annotations")
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(s3_bucket: str) -> None:
+    table = Table(f"{s3_bucket}/lost-answers/table", "annotations")
     file = table.write_data(rows("one"))
     committed = table.commit(adding(file))
     assert committed is not None

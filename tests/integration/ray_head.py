@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(started, timeout=3)
     for child in alive:
-        child.kill()
+        with suppress(psutil.NoSuchProcess):  # some end between the look and the kill
+            child.kill()
     process.wait(timeout=30)
 
 

@@ -19,8 +19,8 @@ from pairwright.data.annotations import (
     prompt_id,
     reason_key,
 )
-from pairwright.data.formats import native
-from pairwright.records import ANNOTATIONS_SCHEMA, Message, Rejection
+from pairwright.data.formats import RecordError, native
+from pairwright.records import ANNOTATIONS_SCHEMA, Annotation, Message, Rejection
 
 CONFIG = IngestConfig(max_completions=9, max_characters=100)
 GOOD: dict[str, Any] = {
@@ -179,6 +179,18 @@ def test_nesting_without_end_is_refused_in_foreign_records() -> None:
     fields = FieldPaths(prompt="p", completions="c", ranks="r")
     _, rejections = parse_lines(b'{"p":' + b"[" * 100_000, 1, "x", parser_for(fields), CONFIG)
     assert rejections[0].reason == "nested too deeply for a record"
+
+
+def test_each_judgement_of_a_record_is_taken_or_refused_by_itself() -> None:
+    def three(line: bytes) -> list[Annotation | RecordError]:
+        (annotation,) = native(line)
+        tied_short = msgspec.structs.replace(annotation, id="a2", ranks=[1, 1])
+        return [annotation, RecordError("skipped by its annotator", path="$.answers[1]"), tied_short]
+
+    annotations, rejections = parse_lines(LINE + b"\n\n{}", 417, "x", three, CONFIG)
+
+    assert [(one.id, one.line) for one in annotations] == [("a1", 417)]
+    assert [(one.line, one.path) for one in rejections] == [(417, "$.answers[1]"), (417, "$.ranks"), (419, "$")]
 
 
 def test_a_refused_record_keeps_the_first_ten_thousand_characters() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pairwright.config import FieldPaths, IngestConfig
 from pairwright.data.annotations import parse_lines
-from pairwright.data.formats import RecordError, compile_path, field_paths, native, parser_for
+from pairwright.data.formats import ForeignRecord, RecordError, compile_path, native, parser_for
 from pairwright.errors import ConfigError
 
 DATA = Path(__file__).parents[2].parent / "shared/data"
@@ -51,7 +51,7 @@ def test_every_record_of_the_real_rankings_is_accepted_by_field_paths_alone() ->
 
 
 def test_a_native_line_keeps_every_field() -> None:
-    annotation = native(
+    (annotation,) = native(
         b'{"id":"a","prompt":[{"role":"user","content":"q"}],"completions":[{"text":"x","id":"1","model":"m"},{"text":"y"}],'
         b'"order":["1",["1"]],"annotator":"ann","created_at":"2026-01-01","subset":"s","metadata":{"k":"v"}}'
     )
@@ -78,7 +78,7 @@ def test_nested_paths_reach_lists_indices_and_keys_with_dots() -> None:
         },
         "meta": {"origin": 7, "tags": ["x"]},
     }
-    annotation = field_paths(encode(record), fields)
+    (annotation,) = ForeignRecord(fields)(encode(record))
     assert annotation.prompt == "last"
     assert [completion.text for completion in annotation.completions] == ["a", "b", "c"]
     assert annotation.scores == [1.0, 2.5, 3.0]
@@ -88,7 +88,7 @@ def test_nested_paths_reach_lists_indices_and_keys_with_dots() -> None:
 def test_completions_may_be_bare_strings_and_a_prompt_may_be_messages() -> None:
     fields = FieldPaths(prompt="p", completions="c", ranks="r")
     record = {"p": [{"role": "user", "content": "q", "extra": 1}], "c": ["a", "b"], "r": [2, 1.0]}
-    annotation = field_paths(encode(record), fields)
+    (annotation,) = ForeignRecord(fields)(encode(record))
     assert [completion.text for completion in annotation.completions] == ["a", "b"]
     assert annotation.ranks == [2, 1]
     assert isinstance(annotation.prompt, list)
@@ -98,8 +98,8 @@ def test_completions_may_be_bare_strings_and_a_prompt_may_be_messages() -> None:
 def test_a_record_without_an_id_is_named_by_its_content() -> None:
     fields = FieldPaths(prompt="p", completions="c", ranks="r")
     line = b'{"p":"q","c":["a","b"],"r":[1,2]}'
-    assert field_paths(line, fields).id == field_paths(line + b"\r", fields).id
-    assert field_paths(line, fields).id != field_paths(line.replace(b"q", b"Q"), fields).id
+    one, same, other = (ForeignRecord(fields)(text)[0].id for text in (line, line + b"\r", line.replace(b"q", b"Q")))
+    assert one == same != other
 
 
 @pytest.mark.parametrize(
@@ -121,14 +121,14 @@ def test_a_foreign_record_that_does_not_fit_says_where_and_what(
 ) -> None:
     record = {"id": 1, "instruction": "q", "answers": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
     with pytest.raises(RecordError) as caught:
-        field_paths(encode(record | change), RANKINGS)
+        ForeignRecord(RANKINGS)(encode(record | change))
     assert caught.value.path == path
     assert caught.value.reason.startswith(reason)
 
 
 def test_a_missing_field_shows_what_the_record_has() -> None:
     with pytest.raises(RecordError, match="missing field `answers`, got an object with `id`, `query`"):
-        field_paths(b'{"id":1,"query":"q"}', RANKINGS)
+        ForeignRecord(RANKINGS)(b'{"id":1,"query":"q"}')
 
 
 def test_a_score_beyond_a_double_is_refused_and_no_crash() -> None:

@@ -191,6 +191,8 @@ class _Ingestion:
                 lines=sum(part.lines for part in parts[source.uri]),
                 accepted=sum(part.accepted for part in parts[source.uri]),
                 refused=sum(part.refused for part in parts[source.uri]),
+                blank=sum(part.blank for part in parts[source.uri]),
+                format=next((part.format for part in parts[source.uri]), ""),
             )
             for source in self._sources
         ]
@@ -262,14 +264,11 @@ def _next_manifest(
 
 
 def _totals(sources: Sequence[Source]) -> dict[str, int]:
-    lines = sum(source.lines for source in sources)
-    accepted = sum(source.accepted for source in sources)
-    refused = sum(source.refused for source in sources)
     return {
-        "annotations": accepted,
-        "refused": refused,
-        "blank": lines - accepted - refused,
-        "lines": lines,
+        "annotations": sum(source.accepted for source in sources),
+        "refused": sum(source.refused for source in sources),
+        "blank": sum(source.blank for source in sources),
+        "lines": sum(source.lines for source in sources),
         "sources": len(sources),
     }
 

@@ -1,6 +1,7 @@
 """Lines of bytes -> checked annotations, or ``Rejection``s that say where, what and what to do; -> Arrow.
 
-A refused record never stops its neighbours. Reasons put what varies after ", got", so that ``reason_key`` can count
+A line may hold several judgements (a task that several people ranked): each is accepted or refused by itself. A refused
+one never stops its neighbours. Reasons put what varies after ", got", so that ``reason_key`` can count
 alike ones together.
 """
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 from pairwright.config import IngestConfig
 from pairwright.data.formats import Parse, RecordError
 from pairwright.data.rules import CheckedAnnotation, check, group_id, prompt_id
-from pairwright.records import ANNOTATIONS_SCHEMA, COMPLETION, MESSAGE, Completion, Message, Rejection
+from pairwright.records import ANNOTATIONS_SCHEMA, COMPLETION, MESSAGE, Annotation, Completion, Message, Rejection
 
 __all__ = [
     "CheckedAnnotation",
@@ -43,7 +44,7 @@ def parse_lines(
 ) -> tuple[list[CheckedAnnotation], list[Rejection]]:
     """Return the annotations and the rejections among the lines of ``chunk``, in order.
 
-    Blank lines are neither, so ``lines - len(annotations) - len(rejections)`` is how many were blank.
+    Every line that is not blank gives at least one or the other, and several where it holds several judgements.
 
     Args:
         chunk: whole lines, split at the newline byte alone: U+2028 and U+0085 are ordinary characters of a JSON string.
@@ -57,13 +58,24 @@ def parse_lines(
     for number, line in enumerate(chunk.split(b"\n"), start=first_line):
         if not line or line.isspace():
             continue
-        try:
-            annotations.append(check(parse(line), config, source, number))
-        except RecordError as error:
-            rejections.append(rejection(error, line, source, number))
-        except _BAD_BYTES as error:
-            rejections.append(rejection(explain(error, line), line, source, number))
+        for judgement in _judgements(line, parse):
+            try:
+                if isinstance(judgement, RecordError):
+                    raise judgement
+                annotations.append(check(judgement, config, source, number))
+            except RecordError as error:
+                rejections.append(rejection(error, line, source, number))
     return annotations, rejections
+
+
+def _judgements(line: bytes, parse: Parse) -> Sequence[Annotation | RecordError]:
+    """Return what a line holds; one error where it is bad as a whole."""
+    try:
+        return parse(line)
+    except RecordError as error:
+        return (error,)
+    except _BAD_BYTES as error:
+        return (explain(error, line),)
 
 
 def rejection(error: RecordError, line: bytes, source: str, number: int) -> Rejection:

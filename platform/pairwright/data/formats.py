@@ -7,7 +7,7 @@ pass (700 MB/s a core); a foreign record is decoded to plain objects first, at a
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -16,8 +16,10 @@ from pairwright.config import FieldPaths
 from pairwright.errors import ConfigError
 from pairwright.records import Annotation, Completion, Message
 
-Parse: TypeAlias = Callable[[bytes], Annotation]
-"""What turns one line into an annotation; raises ``RecordError``, or msgspec's own errors, on a bad line."""
+Parse: TypeAlias = "Callable[[bytes], Sequence[Annotation | RecordError]]"
+"""What turns one record into its judgements, at least one: annotations, and errors of those that are none.
+
+Raises ``RecordError``, or msgspec's own errors, on a record that is bad as a whole."""
 
 JsonPath: TypeAlias = tuple["str | int | None", ...]
 """Steps of a field path: a key, an index, or None for "each item of the list"."""
@@ -50,23 +52,13 @@ def parser_for(fields: FieldPaths | None) -> Parse:
     return native if fields is None else ForeignRecord(fields)
 
 
-def native(line: bytes) -> Annotation:
-    """Return the annotation in a line of the native format; unknown fields are refused.
+def native(line: bytes) -> tuple[Annotation]:
+    """Return the one annotation in a line of the native format; unknown fields are refused.
 
     Raises:
         msgspec.DecodeError, UnicodeDecodeError, RecursionError: if the line is no such record.
     """
-    return _NATIVE.decode(line)
-
-
-def field_paths(line: bytes, fields: FieldPaths) -> Annotation:
-    """Return the annotation in one foreign line; for many lines make a ``ForeignRecord`` once.
-
-    Raises:
-        ConfigError: if a field path cannot be read.
-        RecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: if the line is no such record.
-    """
-    return ForeignRecord(fields)(line)
+    return (_NATIVE.decode(line),)
 
 
 def json_name(value: object) -> str:
@@ -93,14 +85,18 @@ class ForeignRecord:
         self._created_at = _compile_optional("created_at", fields.created_at)
         self._metadata = {name: compile_path(f"metadata.{name}", path) for name, path in fields.metadata.items()}
 
-    def __call__(self, line: bytes) -> Annotation:
-        """Return the annotation in ``line``; raises what ``field_paths`` raises."""
+    def __call__(self, line: bytes) -> tuple[Annotation]:
+        """Return the one annotation in ``line``.
+
+        Raises:
+            RecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: if the line is no such record.
+        """
         record = _ANY.decode(line)
         if not isinstance(record, dict):
             raise RecordError(f"expected `object`, got `{json_name(record)}`")
         items, where = _find(record, self._completions)
         items = _expect_list(items, where)
-        return Annotation(
+        annotation = Annotation(
             id=self._record_id(record, line),
             prompt=self._prompt_of(record),
             completions=[self._completion(item, f"{where}[{index}]") for index, item in enumerate(items)],
@@ -111,6 +107,7 @@ class ForeignRecord:
             subset=_label_at(record, self._subset),
             metadata=self._metadata_of(record),
         )
+        return (annotation,)
 
     def _record_id(self, record: dict[str, Any], line: bytes) -> str:
         if self._id is None:

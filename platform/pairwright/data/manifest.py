@@ -22,7 +22,11 @@ class DataFile(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One input that went into a table, and what became of its lines."""
+    """One input that went into a table, and what became of its lines.
+
+    ``blank`` of its lines hold no record; the others hold ``accepted + refused`` judgements, at least one each, in the
+    layout that ``format`` names.
+    """
 
     uri: str
     size: int
@@ -30,6 +34,8 @@ class Source(msgspec.Struct, frozen=True):
     lines: int
     accepted: int
     refused: int
+    blank: int = 0
+    format: str = ""
 
 
 class Input(msgspec.Struct, frozen=True):

@@ -33,6 +33,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     """Index of the part in its range."""
     lines: int
+    blank: int = 0
+    """Lines without a record; the others hold ``accepted + refused`` judgements, at least one each."""
     accepted: int
     refused: int
     completions: int
@@ -42,6 +44,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     shown: list[Rejection]
     id_hashes: bytes
     """64-bit hash of each accepted record's id, in row order: uint64, little-endian."""
+    format: str = ""
+    """Name of the format that its records are read in."""
     error: str | None = None
     """Why the source could not be read to its end; the part before it is then worth nothing either."""
 
@@ -91,6 +95,7 @@ class _Draft:
         self.index = index
         self.num_bytes = 0
         self._num_lines = 0
+        self._num_blank = 0
         self._tables: list[pa.Table] = []
         self._rejections: list[Rejection] = []
 
@@ -103,6 +108,8 @@ class _Draft:
             return
         annotations, rejections = parse_lines(chunk.text, chunk.first_line, source, parse, config)
         self._rejections += rejections
+        filled = {annotation.line for annotation in annotations} | {refused.line for refused in rejections}
+        self._num_blank += chunk.num_lines - len(filled)
         if annotations:
             self._tables.append(annotations_to_arrow(annotations))
 
@@ -114,6 +121,7 @@ class _Draft:
             unit=self.unit,
             index=self.index,
             lines=self._num_lines,
+            blank=self._num_blank,
             accepted=0 if rows is None else rows.num_rows,
             refused=len(refused),
             completions=0 if rows is None else num_completions(rows),

@@ -25,7 +25,7 @@ class Source(msgspec.Struct, frozen=True):
     """One input that went into a table, and what became of its lines.
 
     ``blank`` of its lines hold no record; the others hold ``accepted + refused`` judgements, at least one each, in the
-    layout that ``format`` names.
+    layout that ``format`` names. ``forgotten`` counts the judgements that were accepted and then taken out by `forget`.
     """
 
     uri: str
@@ -36,6 +36,17 @@ class Source(msgspec.Struct, frozen=True):
     refused: int
     blank: int = 0
     format: str = ""
+    forgotten: int = 0
+
+    @property
+    def identity(self) -> tuple[int, str | None]:
+        """What tells one content under this name from another."""
+        return self.size, self.etag
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether anything of it was ever accepted: then it is not read again, even where `forget` took all of it."""
+        return self.accepted + self.forgotten > 0
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -50,7 +61,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a table.
 
     ``commit`` fills in ``version``, ``parent``, ``created_at``, ``code_version`` and ``commit_id``; who builds a
-    manifest leaves them out.
+    manifest leaves them out. ``content_digest`` is set where a version only holds in other files what an earlier one
+    did: the digest of that one.
     """
 
     version: int = 0
@@ -67,13 +79,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config_digest: str
     code_version: str = ""
     commit_id: str = ""
+    content_digest: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def all_files(self) -> list[DataFile]:
+        """Every file that the version names, of rows and of refused records."""
+        return [*self.files, *self.refused_files]
 
     @property
     def digest(self) -> str:
         """SHA-256 of what the version holds, 64 hex digits.
 
-        Names, order and times of files do not enter: the same content made twice has the same digest.
+        Names, order and times of files do not enter: the same content made twice has the same digest, and so has
+        the same content compacted.
         """
+        if self.content_digest:
+            return self.content_digest
         content = [self.kind, self.config_digest, sorted((file.sha256, file.rows) for file in self.files)]
         return hashlib.sha256(msgspec.json.encode(content)).hexdigest()

@@ -3,6 +3,7 @@
 Nobody should have to find out from the inside of a folder why a command would not take it.
 """
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import obstore
@@ -15,7 +16,7 @@ MAKING = {
     "pairs": "`pairwright expand ANNOTATIONS --into {url}`",
     "tokens": "`pairwright train`, which makes its token tables itself",
 }
-TABLE_FOLDERS = frozenset({"data", "refused", "versions"})
+TABLE_FOLDERS = frozenset({"data", "landing", "refused", "versions"})
 _LINE_ENDINGS = (".jsonl", ".ndjson", ".json", ".gz", ".zst")
 _MARKS = {
     "run.json": "a training run: `pairwright evaluate {url}/model --pairs PAIRS` measures its model",
@@ -47,6 +48,26 @@ def nothing_here(url: str, kind: str | None) -> str:
             return f"{url}: no table here but {meaning.format(url=url.rstrip('/'))}"
     making = " or ".join([MAKING[kind]] if kind else list(MAKING.values())[:2]).format(url=url)
     return f"{url}: no table here (nothing under versions/); make one with {making}"
+
+
+def other_kind(url: str, found: str, expected: str) -> str:
+    """Return the message that a table is of another kind than a command takes."""
+    return f"{url}: holds {found}, expected {expected}; make {expected} with {MAKING[expected].format(url='URL')}"
+
+
+def no_version(url: str, version: int | None, versions: Sequence[int], removed: Sequence[int]) -> str:
+    """Return the message that a table has no such version: those that it has, and whether it was removed."""
+    known = f"there are {_ranges(versions)}" if versions else "there is none yet"
+    if version in removed:
+        return f"{url}: version {version} was removed by `pairwright vacuum`; {known}"
+    wanted = "no version" if version is None else f"no version {version}"
+    return f"{url}: {wanted}; {known}; `pairwright versions {url}` lists them"
+
+
+def _ranges(versions: Sequence[int]) -> str:
+    if len(versions) == versions[-1] - versions[0] + 1 > 2:
+        return f"{versions[0]} to {versions[-1]}"
+    return ", ".join(map(str, versions))
 
 
 def check_free(url: str, kind: str) -> None:

@@ -23,19 +23,17 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError
 
 from pairwright import __version__
+from pairwright.data.arrow_files import REPAIR, SCHEMAS, ipc_bytes, verify
 from pairwright.data.locations import ObjectStore, absolute_url, local_root, open_store, store_errors
 from pairwright.data.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
-from pairwright.data.places import MAKING, check_free, nothing_here
+from pairwright.data.places import check_free, no_version, nothing_here, other_kind
 from pairwright.errors import CommitConflict, StoreError
-from pairwright.records import ANNOTATIONS_SCHEMA, PAIRS_SCHEMA, TOKENS_SCHEMA, Rejection
+from pairwright.records import Rejection
 
-__all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_bytes", "open_store"]
+__all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_bytes", "open_store", "version_path"]
 
-SCHEMAS = {"annotations": ANNOTATIONS_SCHEMA, "pairs": PAIRS_SCHEMA, "tokens": TOKENS_SCHEMA}
-ROWS_PER_BATCH = 256
 MAX_COMMIT_ATTEMPTS = 200
 
-_REPAIR = "restore it from a copy, or make the table again from its sources"
 _VERSION_PATH = re.compile(r"^versions/(\d{8,})\.json$")
 
 
@@ -75,7 +73,7 @@ class Table:
         if manifest is None:
             raise StoreError(nothing_here(url, kind))
         if kind is not None and manifest.kind != kind:
-            raise StoreError(_other_kind(url, manifest.kind, kind))
+            raise StoreError(other_kind(url, manifest.kind, kind))
         return cls(url, manifest.kind)
 
     @classmethod
@@ -92,13 +90,22 @@ class Table:
         return table
 
     def versions(self) -> list[int]:
-        """Return the numbers of all versions, oldest first; empty where there is no table yet."""
+        """Return the numbers of the versions that can be read, oldest first; empty where there is no table yet."""
+        return [number for number, size in self._numbers().items() if size]
+
+    def removed_versions(self) -> list[int]:
+        """Return the numbers of the versions that `vacuum` removed, oldest first."""
+        return [number for number, size in self._numbers().items() if not size]
+
+    def _numbers(self) -> dict[int, int]:
+        """Return the bytes of each version's manifest by number, oldest first; 0 where the version was removed."""
         root = local_root(self.url)
         if root is not None and not root.is_dir():
-            return []
+            return {}
         with store_errors(f"{self.url}/versions"):
-            found = [entry["path"] for chunk in obstore.list(self._store, prefix="versions") for entry in chunk]
-        return sorted(int(match[1]) for match in map(_VERSION_PATH.match, found) if match)
+            found = [entry for chunk in obstore.list(self._store, prefix="versions") for entry in chunk]
+        matches = [(_VERSION_PATH.match(entry["path"]), entry["size"]) for entry in found]
+        return dict(sorted((int(match[1]), size) for match, size in matches if match))
 
     def latest(self) -> Manifest | None:
         """Return the newest version, or None where there is no table yet."""
@@ -113,9 +120,7 @@ class Table:
         """
         versions = self.versions()
         if not versions or (version is not None and version not in versions):
-            known = f"there are {_ranges(versions)}" if versions else "there is none yet"
-            wanted = "no version" if version is None else f"no version {version}"
-            raise StoreError(f"{self.url}: {wanted}; {known}; `pairwright inspect {self.url}` lists them")
+            raise StoreError(no_version(self.url, version, versions, self.removed_versions()))
         return self._read_manifest(versions[-1] if version is None else version)
 
     def commit(self, build: Callable[[Manifest | None], Manifest | None]) -> Manifest | None:
@@ -125,19 +130,20 @@ class Table:
         returns None when there is nothing to do, and then nothing is written.
 
         Raises:
-            StoreError: if the table holds another kind.
+            StoreError: if the table holds another kind, or a file that would be named has been removed meanwhile.
             CommitConflict: if other writers were first 200 times in a row.
         """
         commit_id = uuid.uuid4().hex
         for attempt in range(MAX_COMMIT_ATTEMPTS):
             newest = self.latest()
             if newest is not None and newest.kind != self.kind:
-                raise StoreError(_other_kind(self.url, newest.kind, self.kind))
+                raise StoreError(other_kind(self.url, newest.kind, self.kind))
             proposed = build(newest)
             if proposed is None:
                 return None
             assert proposed.kind == self.kind, proposed.kind
             manifest = _stamped(proposed, newest, commit_id)
+            self._check_written(manifest, newest)
             if self._create_version(manifest):
                 return manifest
             time.sleep(random.uniform(0, min(0.01 * 2**attempt, 1.0)))  # noqa: S311 (a pause, not a secret)
@@ -178,14 +184,14 @@ class Table:
         """
         where = f"{self.url}/{file.path}"
         buffer = self._buffer(file)
-        _verify(buffer, file, where)
+        verify(buffer, file, where)
         try:
             names = pa.ipc.open_file(buffer).schema.names
             kept = None if columns is None else [names.index(name) for name in columns]
             options = pa.ipc.IpcReadOptions(included_fields=kept)
             table = pa.ipc.open_file(buffer, options=options).read_all()
         except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{where}: not an Arrow file: {error}; {_REPAIR}") from None
+            raise StoreError(f"{where}: not an Arrow file: {error}; {REPAIR}") from None
         return table if columns is None else table.select(list(columns))
 
     def read(self, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -200,7 +206,7 @@ class Table:
             StoreError: if the file is missing, or is not the one that was written.
         """
         buffer = self._buffer(file)
-        _verify(buffer, file, f"{self.url}/{file.path}")
+        verify(buffer, file, f"{self.url}/{file.path}")
         return [msgspec.json.decode(line, type=Rejection) for line in buffer.to_pybytes().split(b"\n") if line]
 
     def local_path(self, file: DataFile) -> Path | None:
@@ -215,8 +221,28 @@ class Table:
             obstore.put(self._store, path, view)
         return DataFile(path=path, rows=rows, bytes=view.nbytes, sha256=hashlib.sha256(view).hexdigest())
 
+    def _check_written(self, manifest: Manifest, newest: Manifest | None) -> None:
+        """Refuse to name a file that something (a vacuum that took its writer for dead) removed before the commit."""
+        before = {file.path for file in newest.all_files} if newest else set()
+        added = {file.path for file in manifest.all_files} - before
+        there = added and set(self._existing(added))
+        if gone := sorted(added - there):
+            raise StoreError(
+                f"{self.url}/{gone[0]}: was removed before it was committed, perhaps by `pairwright vacuum` with "
+                "a short --older-than; nothing was committed; run the command again"
+            )
+
+    def _existing(self, paths: set[str]) -> Iterator[str]:
+        root = local_root(self.url)
+        if root is not None:
+            yield from (path for path in paths if (root / path).exists())
+            return
+        for folder in sorted({path.partition("/")[0] for path in paths}):
+            with store_errors(f"{self.url}/{folder}"):
+                yield from (entry["path"] for chunk in obstore.list(self._store, prefix=folder) for entry in chunk)
+
     def _create_version(self, manifest: Manifest) -> bool:
-        path = _version_path(manifest.version)
+        path = version_path(manifest.version)
         payload = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
         try:
             with store_errors(f"{self.url}/{path}"):
@@ -233,7 +259,7 @@ class Table:
         return self._read_manifest(version).commit_id
 
     def _read_manifest(self, version: int) -> Manifest:
-        path = _version_path(version)
+        path = version_path(version)
         where = f"{self.url}/{path}"
         try:
             with store_errors(where):
@@ -259,20 +285,11 @@ class Table:
             with store_errors(f"{self.url}/{file.path}"):
                 return pa.py_buffer(obstore.get(self._store, file.path).bytes())
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{file.path}: the file is missing; {_REPAIR}") from None
+            raise StoreError(f"{self.url}/{file.path}: the file is missing; {REPAIR}") from None
 
 
-def ipc_bytes(table: pa.Table, schema: pa.Schema, *, compress: bool) -> pa.Buffer:
-    """Return a table as an Arrow IPC file: equal rows, equal bytes, however the table was chunked."""
-    whole = table.select(schema.names).cast(schema).combine_chunks()
-    options = pa.ipc.IpcWriteOptions(compression="zstd" if compress else None)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema, options=options) as writer:
-        writer.write_table(whole, max_chunksize=ROWS_PER_BATCH)
-    return sink.getvalue()
-
-
-def _version_path(version: int) -> str:
+def version_path(version: int) -> str:
+    """Return where a version's manifest lies, relative to the table's URL."""
     return f"versions/{version:08d}.json"
 
 
@@ -285,21 +302,3 @@ def _stamped(proposed: Manifest, newest: Manifest | None, commit_id: str) -> Man
         code_version=__version__,
         commit_id=commit_id,
     )
-
-
-def _other_kind(url: str, found: str, expected: str) -> str:
-    return f"{url}: holds {found}, expected {expected}; make {expected} with {MAKING[expected].format(url='URL')}"
-
-
-def _verify(buffer: pa.Buffer, file: DataFile, where: str) -> None:
-    if buffer.size != file.bytes:
-        raise StoreError(f"{where}: damaged: {buffer.size} bytes, expected {file.bytes}; {_REPAIR}")
-    found = hashlib.sha256(memoryview(buffer)).hexdigest()
-    if found != file.sha256:
-        raise StoreError(f"{where}: damaged: sha256 {found[:12]}..., expected {file.sha256[:12]}...; {_REPAIR}")
-
-
-def _ranges(versions: Sequence[int]) -> str:
-    if len(versions) == versions[-1] - versions[0] + 1 > 2:
-        return f"{versions[0]} to {versions[-1]}"
-    return ", ".join(map(str, versions))

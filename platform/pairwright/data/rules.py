@@ -191,7 +191,7 @@ def prompt_id(messages: Sequence[Message]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for message in messages:
         _add(digest, message.role)
-        _add(digest, _normalised(message.content))
+        _add(digest, normalised(message.content))
     return digest.hexdigest()
 
 
@@ -204,7 +204,8 @@ def group_id(prompt_hash: str, texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """Return a text as `prompt_id` sees it: spellings that differ in white space or in NFC are the same."""
     return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 

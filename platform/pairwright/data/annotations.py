@@ -30,9 +30,12 @@ __all__ = [
 
 MAX_RECORD_CHARACTERS = 10_000
 """How much of a refused record's text is kept."""
+MAX_MESSAGE_CHARACTERS = 600
+"""How much of a reason or a path: both may quote what the record calls its fields and ids."""
 
 _MSGSPEC_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>.*)`$", re.DOTALL)
 _VARYING = re.compile(r"(,? got .*|;.*| \(byte .*)$", re.DOTALL)
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _BAD_BYTES = (UnicodeDecodeError, RecursionError, msgspec.DecodeError)
 
 
@@ -81,7 +84,23 @@ def _judgements(line: bytes, parse: Parse) -> Sequence[Annotation | RecordError]
 def rejection(error: RecordError, line: bytes, source: str, number: int) -> Rejection:
     """Return what is kept of a refused line; bytes that are not UTF-8 stand as U+FFFD."""
     record = line[: 4 * MAX_RECORD_CHARACTERS].decode("utf-8", errors="replace")[:MAX_RECORD_CHARACTERS]
-    return Rejection(source=source, line=number, path=error.path, reason=error.reason, record=record)
+    path, reason = _one_line(error.path), _one_line(error.reason)
+    return Rejection(source=source, line=number, path=path, reason=reason, record=record)
+
+
+def _one_line(message: str) -> str:
+    """Return a message as one line of printable text, without the middle of a long one: the advice stands at the end.
+
+    What it quotes from a record may hold newlines, control characters of a terminal, halves of surrogate pairs.
+    """
+    if len(message) > MAX_MESSAGE_CHARACTERS:
+        kept = MAX_MESSAGE_CHARACTERS // 2
+        message = f"{message[:kept]}[... {len(message) - 2 * kept:,} characters]{message[-kept:]}"
+    if message.isprintable():
+        return message
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
+    )
 
 
 def reason_key(rejected: Rejection) -> str:
@@ -123,6 +142,10 @@ def _explain_type(message: str) -> RecordError:
 
 
 def _explain_json(message: str, line: bytes) -> RecordError:
+    if message == "Input data was truncated" and line.rstrip().endswith(b"}") and _LONE_SURROGATE.search(line):
+        return RecordError(
+            r"not JSON: \ud800 to \udfff stand in pairs, for one character; mend the text or leave it out"
+        )
     if message == "Input data was truncated":
         return RecordError("not JSON: the record is cut off; a record stands on one whole line")
     reason = message.replace("JSON is malformed", "not JSON")

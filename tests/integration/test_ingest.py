@@ -100,7 +100,7 @@ def test_bad_records_are_kept_and_counted_and_the_good_ones_go_in(tmp_path: Path
     source = summary.sources[0]
     assert (source.lines, source.accepted, source.refused) == (6, 2, 3)
     assert committed(summary).totals == {
-        "annotations": 2, "refused": 3, "blank": 1, "lines": 6, "sources": 1, "completions": 4,
+        "annotations": 2, "refused": 3, "forgotten": 0, "blank": 1, "lines": 6, "sources": 1, "completions": 4,
     }  # fmt: skip
     assert ids_of(tmp_path / "t") == ["a", "d"]
     refused = refused_of(tmp_path / "t")
@@ -182,20 +182,22 @@ def test_a_repeated_id_is_refused_wherever_it_stood_first(tmp_path: Path) -> Non
     first = write(tmp_path / "0.jsonl", records("old"))
     ingest([first], str(tmp_path / "t"), CONFIG)
     b = write(tmp_path / "b.jsonl", records("x", "y", "x", "old"))
-    a = write(tmp_path / "a.jsonl", records("z", "y", "w"))
+    changed = record("y", ranks=[1, 1])
+    a = write(tmp_path / "a.jsonl", records("z") + changed + records("w"))
     summary = ingest([b, a], str(tmp_path / "t"), IngestConfig(range_bytes=1024))
     assert ids_of(tmp_path / "t") == ["old", "x", "y", "z", "w"]
     assert [(source.accepted, source.refused) for source in summary.sources] == [(2, 2), (2, 1)]
-    assert summary.reasons == {"duplicate id at $.id": 3}
+    assert summary.reasons == {"duplicate annotation": 2, "duplicate id at $.id": 1}
     told = [str(one).replace(f"{tmp_path}/", "") for one in summary.rejections]
     assert told == [
-        "b.jsonl:3: duplicate id, got `x`, which stands at b.jsonl:1; ids are unique in a table at $.id",
-        "b.jsonl:4: duplicate id, got `old`, which stands at 0.jsonl:1; ids are unique in a table at $.id",
-        "a.jsonl:2: duplicate id, got `y`, which stands at b.jsonl:2; ids are unique in a table at $.id",
+        "b.jsonl:3: duplicate annotation, got `x`, which stands at b.jsonl:1 word for word; once is enough",
+        "b.jsonl:4: duplicate annotation, got `old`, which stands at 0.jsonl:1 word for word; once is enough",
+        "a.jsonl:2: duplicate id, got `y`, which stands at b.jsonl:2 with other content; "
+        "ids are unique in a table at $.id",
     ]
-    assert [one.record for one in refused_of(tmp_path / "t")] == [
-        record(name).decode().strip() for name in ("x", "old", "y")
-    ]
+    assert [one.record.encode() + b"\n" for one in refused_of(tmp_path / "t")] == [
+        record("x"), record("old"), changed,
+    ]  # fmt: skip
     assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
 
 
@@ -229,8 +231,6 @@ def weaken():
 
 ray.init(address="local", num_cpus=2, runtime_env={{"worker_process_setup_hook": weaken}})
 weaken()
-from pairwright.cluster import repeats
-repeats.hash_ids = few
 from pairwright.cluster.ingest import ingest
 for sources in {sources!r}:
     ingest(sources, {table!r}, IngestConfig())
@@ -248,7 +248,10 @@ def test_a_known_source_is_skipped_and_a_changed_one_fails(tmp_path: Path) -> No
     os.utime(path, (1, 1))
     summary = ingest([path], str(tmp_path / "t"), CONFIG)
     assert summary.manifest is None
-    assert summary.failed == [(path, "has changed since it was ingested; give what is new a file of its own")]
+    assert [(uri, reason.partition(";")[0]) for uri, reason in summary.failed] == [
+        (path, "has changed since it was ingested")
+    ]
+    assert "--replace" in summary.failed[0][1]
     assert ids_of(tmp_path / "t") == ["a", "b"]
 
 

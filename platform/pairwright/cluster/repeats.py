@@ -1,7 +1,7 @@
 """The passes of an ingestion that refuse repeated ids. Parts in -> parts without the records that repeat one.
 
 Reads the ids of the table's files once (an ingestion that adds little to a large table pays for that), of its own files
-only where hashes met, and writes only files that hold a repeat.
+only where hashes met, and writes only files that hold a repeat. The driver holds hashes and lines, never a record.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,22 @@ import ray
 
 from pairwright.cluster.passes import run_pass
 from pairwright.data.lines import LineRange
-from pairwright.data.parts import Part, hash_ids
-from pairwright.data.repeats import Place, holds_any, places_of, repeated_hashes, repeats, without_repeats
+from pairwright.data.parts import Part
+from pairwright.data.repeats import (
+    Places,
+    Repeats,
+    find_repeats,
+    holds_any,
+    places_of,
+    repeated_hashes,
+    without_repeats,
+)
 from pairwright.data.store import DataFile, Table
 
 
 class _Found(msgspec.Struct, frozen=True):
     item: int
-    places: list[Place]
+    places: Places
 
 
 def refuse_repeats(
@@ -39,18 +47,19 @@ def refuse_repeats(
     """
     hashes = [part.hashes for part in parts]
     own = np.unique(np.concatenate([np.empty(0, "<u8"), *hashes]))
-    first = {place.id: place for places in _places(files, own, table) for place in places}
-    wanted = np.union1d(repeated_hashes(hashes), hash_ids(first))
+    before = _places(files, own, table)
+    known = np.unique(np.concatenate([np.empty(0, "<u8"), *(places.rows["hash"] for places in before)]))
+    wanted = np.union1d(repeated_hashes(hashes), known)
     affected = [part for part in parts if part.data is not None and holds_any(part, wanted)]
     places = _places([part.data for part in affected if part.data is not None], wanted, table)
-    earlier = [repeats(found, first) for found in places]
-    smaller = _rewritten([(part, rows) for part, rows in zip(affected, earlier, strict=True) if rows], units, table)
+    found = zip(affected, find_repeats(before, places), strict=True)
+    smaller = _rewritten([(part, repeats) for part, repeats in found if len(repeats.rows)], units, table)
     return [smaller.get((part.unit, part.index), part) for part in parts]
 
 
-def _places(files: Sequence[DataFile], hashes: np.ndarray, table: Table) -> list[list[Place]]:
+def _places(files: Sequence[DataFile], hashes: np.ndarray, table: Table) -> list[Places]:
     """Return, for each file, where ids with these hashes (sorted, uint64) stand in it."""
-    places: list[list[Place]] = [[] for _ in files]
+    places = [Places([], b"") for _ in files]
     if not files or not len(hashes):
         return places
     shared = ray.put(hashes)
@@ -65,11 +74,14 @@ def _places(files: Sequence[DataFile], hashes: np.ndarray, table: Table) -> list
 
 
 def _rewritten(
-    todo: Sequence[tuple[Part, dict[int, Place]]], units: Sequence[LineRange], table: Table
+    todo: Sequence[tuple[Part, Repeats]], units: Sequence[LineRange], table: Table
 ) -> dict[tuple[int, int], Part]:
+    """Return the parts without their repeats; each task fetches its own, since all of them can be many."""
+    shared = [ray.put(item) for item in todo]
+
     def work(index: int) -> Iterator[Part]:
-        part, earlier = todo[index]
-        yield without_repeats(part, units[part.unit], earlier, table)
+        part, repeats = ray.get(shared[index])
+        yield without_repeats(part, units[part.unit], repeats, table)
 
     sizes = [units[part.unit].end - units[part.unit].start for part, _ in todo]
     parts = run_pass(work, range(len(todo)), sizes, Part, what="files written without repeated ids")

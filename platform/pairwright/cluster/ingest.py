@@ -7,117 +7,63 @@ the check of ids run again, against what it added.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import msgspec
-
+from pairwright.cluster.ingest_summary import NUM_SHOWN, IngestSummary
 from pairwright.cluster.read import Failures, hash_sources, plan_units, write_units
+from pairwright.cluster.removal import Remover
 from pairwright.cluster.repeats import refuse_repeats
 from pairwright.cluster.session import ray_session
-from pairwright.config import IngestConfig, config_digest
-from pairwright.data.formats import parser_for
+from pairwright.config import IngestConfig
+from pairwright.data.accounts import Identity, after_ingestion, replacement, settled
+from pairwright.data.commits import commit_written
+from pairwright.data.formats import parser_for, settled_format
 from pairwright.data.lines import LineRange
 from pairwright.data.parts import Part, all_files
+from pairwright.data.removal import Thinner
 from pairwright.data.sources import SourceRef, file_state, find_sources
 from pairwright.data.store import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
-from pairwright.records import Rejection
-
-NUM_SHOWN = 20
-"""Lines of a kind that a summary shows; every rejection is under ``refused/``, and ``--json`` names every source."""
 
 
-@dataclass(frozen=True)
-class IngestSummary:
-    """What became of every source that was named."""
-
-    manifest: Manifest | None
-    """The version that was committed; None where there was nothing to add."""
-    sources: list[Source]
-    """What went in, with the counts of its lines; one with 0 lines was empty."""
-    skipped: list[str]
-    """Sources that are in the table already."""
-    failed: list[tuple[str, str]]
-    """Sources that could not be read to their end, of which nothing was kept, and why."""
-    ignored: list[str]
-    """Files in named directories that are no JSON Lines by their name, or belong to the table itself."""
-    reasons: dict[str, int]
-    """How many records were refused for what, the most frequent first."""
-    rejections: list[Rejection]
-    """The first of them."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the same for programs, JSON-able."""
-        return {
-            "version": None if self.manifest is None else self.manifest.version,
-            "totals": None if self.manifest is None else self.manifest.totals,
-            "sources": msgspec.to_builtins(self.sources),
-            "skipped": self.skipped,
-            "failed": dict(self.failed),
-            "ignored": self.ignored,
-            "reasons": self.reasons,
-            "rejections": msgspec.to_builtins(self.rejections),
-        }
-
-    def text(self) -> str:
-        """Return the same for people: what went in, what did not, and why."""
-        accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
-        lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
-        lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
-        lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
-        lines += [f"    {rejected}" for rejected in self.rejections]
-        if refused > len(self.rejections):
-            lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")
-        lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
-        lines += _first(f"ignored {uri}: not JSON Lines by its name, or part of the table" for uri in self.ignored)
-        lines += _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
-        if self.manifest is None:
-            return "\n".join([*lines, "nothing to add: the table is as it was"])
-        total = self.manifest.totals["annotations"]
-        return "\n".join([*lines, f"version {self.manifest.version} of the table holds {total:,} annotations"])
-
-
-def _first(lines: Iterable[str]) -> list[str]:
-    every = list(lines)
-    more = len(every) - NUM_SHOWN
-    return [*every[:NUM_SHOWN], *([f"  and {more:,} more such lines; --json has them all"] if more > 0 else [])]
-
-
-def ingest(sources: Sequence[str], into: str, config: IngestConfig) -> IngestSummary:
+def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: bool = False) -> IngestSummary:
     """Add the records of files, directories, patterns and URLs to the annotations table at ``into``.
 
     A source is taken whole or not at all; records are taken one by one. What is in the table already is skipped, so
-    that a second run, or one after a crash, adds what is missing and nothing twice.
+    that a second run, or one after a crash, adds what is missing and nothing twice. What has changed under its name
+    fails, or with ``replace`` takes the place of its old records, in the same commit as all the rest.
 
     Raises:
         ConfigError: if a field path cannot be read.
         SourceError: if something named is missing or holds no source; then nothing is read.
         StoreError: if ``into`` holds another kind of table or anything else, or cannot be written.
     """
-    parser_for(config.fields)
+    if (name := settled_format(config)) is not None:
+        parser_for(name, config)
     listing = find_sources(sources)
     table = Table.claim(into, "annotations")
     inside = [source.uri for source in listing.sources if source.uri.startswith(f"{table.url}/")]
     with ray_session():
-        ingestion = _Ingestion(table, config)
+        ingestion = _Ingestion(table, config, replace=replace)
         try:
             ingestion.read([source for source in listing.sources if source.uri not in inside])
-            manifest = table.commit(ingestion.manifest_on)
         except BaseException:
-            table.delete(all_files(ingestion.parts))
+            table.delete(ingestion.written())
             raise
+        manifest = commit_written(table, ingestion.manifest_on, ingestion.written)
     return ingestion.summary(manifest, [*listing.ignored, *inside])
 
 
 class _Ingestion:
     """One ingestion on its way from listed sources to a manifest: what is still to go in, and what is not, and why."""
 
-    def __init__(self, table: Table, config: IngestConfig) -> None:
+    def __init__(self, table: Table, config: IngestConfig, *, replace: bool) -> None:
         self.parts: list[Part] = []
         self._table = table
         self._config = config
+        self._remover = Remover(table)
+        self._replaceable: dict[str, Identity] | None = {} if replace else None
+        self._replaced: dict[str, int] = {}
         self._sources: list[SourceRef] = []
         self._units: list[LineRange] = []
         self._skipped: list[str] = []
@@ -130,7 +76,10 @@ class _Ingestion:
         self._drop([], failures)
         self._sources, failures = hash_sources([source for source in sources if source.uri in states])
         self._drop([], failures)
-        self._drop(*_settled(self._sources, self._table.latest(), None))
+        newest = self._table.latest()
+        if self._replaceable is not None and newest is not None:
+            self._replaceable |= {source.uri: source.identity for source in newest.sources}
+        self._drop(*self._settled(newest, None))
         self._units, failures = plan_units(self._sources, self._config.range_bytes)
         self._drop([], failures)
         self.parts, failures = write_units(self._units, self._table, self._config)
@@ -140,18 +89,25 @@ class _Ingestion:
         self._drop(
             [], failures | dict.fromkeys(changed, "has changed while it was read; ingest it when it is finished")
         )
+        self._drop([], self._worse(newest))
 
     def manifest_on(self, newest: Manifest | None) -> Manifest | None:
         """Return the version after ``newest``, or None where nothing is left to add; called again on a lost race."""
-        self._drop(*_settled(self._sources, newest, self._accounts()))
-        files = [] if newest is None else newest.files
-        unchecked = [file for file in files if file.path not in self._checked]
+        self._drop(*self._settled(newest, self._accounts()))
+        left = self._left(newest)
+        unchecked = [file for file in left.files if file.path not in self._checked] if left else []
         self.parts = refuse_repeats(self.parts, self._units, unchecked, self._table)
-        self._checked |= {file.path for file in files}
-        self._drop(*_settled(self._sources, newest, self._accounts()))
+        self._checked |= {file.path for file in unchecked}
+        self._drop(*self._settled(newest, self._accounts()))
         if not self._sources:
             return None
-        return _next_manifest(newest, self._accounts(), self.parts, self._table, self._config)
+        left = self._left(newest)
+        self._replaced = left.rows if left else {}
+        return after_ingestion(newest, left, self._accounts(), self.parts, self._config)
+
+    def written(self) -> list[DataFile]:
+        """Return every file that was written and not deleted again."""
+        return [*all_files(self.parts), *self._remover.written()]
 
     def summary(self, manifest: Manifest | None, ignored: list[str]) -> IngestSummary:
         """Return what became of every source."""
@@ -162,11 +118,35 @@ class _Ingestion:
             manifest=manifest,
             sources=self._accounts(),
             skipped=self._skipped,
+            replaced=self._replaced,
             failed=list(self._failed.items()),
             ignored=ignored,
             reasons=dict(reasons.most_common()),
             rejections=[rejected for part in self.parts for rejected in part.shown][:NUM_SHOWN],
         )
+
+    def _settled(self, newest: Manifest | None, ours: Sequence[Source] | None) -> tuple[list[str], Failures]:
+        return settled(self._sources, newest, ours, replaceable=self._replaceable)
+
+    def _left(self, newest: Manifest | None) -> Thinner | None:
+        """Return the files of a version without what is to be replaced there."""
+        if newest is None:
+            return None
+        removal, in_rows, in_refused = replacement(newest, self._accounts())
+        return self._remover.thin(newest, removal, rows=in_rows, refused=in_refused)
+
+    def _worse(self, newest: Manifest | None) -> Failures:
+        """Return the sources that would replace records, and of which nothing could be read as one."""
+        taken = {source.uri for source in newest.sources if source.is_taken} if newest else set()
+        failures: Failures = {}
+        for source in self._accounts():
+            if source.uri in taken and source.refused and not source.accepted:
+                first = next(shown for part in self.parts for shown in part.shown if shown.source == source.uri)
+                failures[source.uri] = (
+                    "nothing of its new content was accepted, so its old records stay; the first of "
+                    f"{source.refused:,} refused: {first}"
+                )
+        return failures
 
     def _drop(self, skipped: Sequence[str], failures: Failures) -> None:
         """Leave sources out, with everything that was written of them."""
@@ -206,73 +186,3 @@ def _file_states(sources: Sequence[SourceRef]) -> tuple[dict[str, tuple[int, ...
         except SourceError as error:
             failures[source.uri] = str(error)
     return states, failures
-
-
-def _settled(
-    sources: Sequence[SourceRef], newest: Manifest | None, ours: Sequence[Source] | None
-) -> tuple[list[str], Failures]:
-    """Return the sources that a version has got already, and those that it has got with other content.
-
-    A source of which nothing was accepted is read again, since another configuration may take it; what came of that
-    replaces its entry, unless it is nothing again.
-
-    Args:
-        sources: what there is.
-        newest: the version.
-        ours: what reading the sources gave, once they were read.
-    """
-    known = {} if newest is None else {source.uri: source for source in newest.sources}
-    accepted = None if ours is None else {source.uri: source.accepted for source in ours}
-    skipped, failures = [], {}
-    for source in sources:
-        theirs = known.get(source.uri)
-        if theirs is None:
-            continue
-        is_same = (theirs.size, theirs.etag) == (source.size, source.etag)
-        adds_nothing = theirs.lines == 0 if accepted is None else accepted[source.uri] == 0
-        if is_same and (theirs.accepted > 0 or adds_nothing):
-            skipped.append(source.uri)
-        elif theirs.accepted > 0:
-            failures[source.uri] = "has changed since it was ingested; give what is new a file of its own"
-    return skipped, failures
-
-
-def _next_manifest(
-    newest: Manifest | None, sources: list[Source], parts: Sequence[Part], table: Table, config: IngestConfig
-) -> Manifest:
-    uris = {source.uri for source in sources}
-    replaced = [source for source in newest.sources if source.uri in uris] if newest else []
-    totals = Counter(newest.totals if newest else {})
-    totals.update(_totals(sources))
-    totals.subtract(_totals(replaced))
-    totals["completions"] += sum(part.completions for part in parts)
-    refused_files = newest.refused_files if newest else []
-    return Manifest(
-        kind=table.kind,
-        operation="ingest",
-        files=[*(newest.files if newest else []), *(part.data for part in parts if part.data is not None)],
-        refused_files=[
-            *(_without_sources(refused_files, {source.uri for source in replaced}, table)),
-            *(file for part in parts for file in part.refused_files),
-        ],
-        totals=dict(totals),
-        sources=[*(source for source in (newest.sources if newest else []) if source.uri not in uris), *sources],
-        inputs=[],
-        config=config.model_dump(mode="json"),
-        config_digest=config_digest(config),
-    )
-
-
-def _totals(sources: Sequence[Source]) -> dict[str, int]:
-    return {
-        "annotations": sum(source.accepted for source in sources),
-        "refused": sum(source.refused for source in sources),
-        "blank": sum(source.blank for source in sources),
-        "lines": sum(source.lines for source in sources),
-        "sources": len(sources),
-    }
-
-
-def _without_sources(files: list[DataFile], uris: set[str], table: Table) -> list[DataFile]:
-    """Return the refused files but those of some sources; each file holds records of one source."""
-    return [file for file in files if not uris or table.read_refused(file)[0].source not in uris]

@@ -1,0 +1,73 @@
+"""What an ingestion did -> the same for people and for programs: every source that was named, and what became of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pairwright.data.store import Manifest, Source
+from pairwright.records import Rejection
+
+NUM_SHOWN = 20
+"""Lines of a kind that a summary shows; every rejection is under ``refused/``, and ``--json`` names every source."""
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What became of every source that was named."""
+
+    manifest: Manifest | None
+    """The version that was committed; None where there was nothing to add."""
+    sources: list[Source]
+    """What went in, with the counts of its lines; one with 0 lines was empty."""
+    skipped: list[str]
+    """Sources that are in the table already."""
+    replaced: dict[str, int]
+    """Sources that took the place of their old content, and how many old annotations left with it."""
+    failed: list[tuple[str, str]]
+    """Sources that could not be read to their end, of which nothing was kept, and why."""
+    ignored: list[str]
+    """Files in named directories that are no JSON Lines by their name, or belong to the table itself."""
+    reasons: dict[str, int]
+    """How many records were refused for what, the most frequent first."""
+    rejections: list[Rejection]
+    """The first of them."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same for programs, JSON-able."""
+        return {
+            "version": None if self.manifest is None else self.manifest.version,
+            "totals": None if self.manifest is None else self.manifest.totals,
+            "sources": msgspec.to_builtins(self.sources),
+            "skipped": self.skipped,
+            "replaced": self.replaced,
+            "failed": dict(self.failed),
+            "ignored": self.ignored,
+            "reasons": self.reasons,
+            "rejections": msgspec.to_builtins(self.rejections),
+        }
+
+    def text(self) -> str:
+        """Return the same for people: what went in, what did not, and why."""
+        accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
+        lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
+        lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
+        lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
+        lines += [f"    {rejected}" for rejected in self.rejections]
+        if refused > len(self.rejections):
+            lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")
+        lines += _first(f"replaced {uri}: {rows:,} old annotations left" for uri, rows in self.replaced.items())
+        lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
+        lines += _first(f"ignored {uri}: not JSON Lines by its name, or part of the table" for uri in self.ignored)
+        lines += _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
+        if self.manifest is None:
+            return "\n".join([*lines, "nothing to add: the table is as it was"])
+        total = self.manifest.totals["annotations"]
+        return "\n".join([*lines, f"version {self.manifest.version} of the table holds {total:,} annotations"])
+
+
+def _first(lines: Iterable[str]) -> list[str]:
+    every = list(lines)
+    more = len(every) - NUM_SHOWN
+    return [*every[:NUM_SHOWN], *([f"  and {more:,} more such lines; --json has them all"] if more > 0 else [])]

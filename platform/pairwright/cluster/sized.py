@@ -1,0 +1,34 @@
+"""A pass where it is cheapest: in this process while there is little to read, on Ray from there on.
+
+Starting Ray takes about five seconds, in which one process reads more than most tables hold; a verb that looks after a
+table should not take longer to start than to do its work.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+SMALL_BYTES = 64 * 1024 * 1024
+"""Of stored, compressed data: about two seconds' work in one process."""
+
+
+def sized_pass(
+    work: Callable[[ItemT], Iterable[ResultT]],
+    items: Sequence[ItemT],
+    sizes: Sequence[int],
+    result: type[ResultT],
+    *,
+    what: str,
+) -> Iterator[ResultT]:
+    """Yield what ``work`` yields for each item, as ``passes.run_pass`` does; without Ray where little is to do."""
+    if sum(sizes) <= SMALL_BYTES:
+        for item in items:
+            yield from work(item)
+        return
+    from pairwright.cluster.passes import run_pass  # seconds, which a small table need not wait
+    from pairwright.cluster.session import ray_session
+
+    with ray_session():
+        yield from run_pass(work, items, sizes, result, what=what)

@@ -1,0 +1,149 @@
+"""`ingest --replace`: a source that changed takes the place of its old records, in one commit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairwright.cluster import ingest as ingestion
+from pairwright.cluster.ingest import ingest
+from pairwright.config import IngestConfig
+from pairwright.data.store import Manifest, Table
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+CONFIG = IngestConfig()
+BAD = b'{"id": "bad"}\n'
+
+
+def record(name: str, **change: object) -> bytes:
+    good = {"id": name, "prompt": f"question {name}", "completions": [{"text": "x"}, {"text": "y"}], "ranks": [1, 2]}
+    return json.dumps(good | change).encode() + b"\n"
+
+
+def records(*names: object) -> bytes:
+    return b"".join(record(str(name)) for name in names)
+
+
+def write(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+def rows_of(table: str, version: int | None = None) -> dict[str, Any]:
+    opened = Table.open(table)
+    return {row["id"]: row for rows in opened.read(opened.manifest(version)) for row in rows.to_pylist()}
+
+
+def refused_of(table: str, version: int | None = None) -> list[tuple[str, int]]:
+    opened = Table.open(table)
+    found = [one for file in opened.manifest(version).refused_files for one in opened.read_refused(file)]
+    return [(Path(one.source).name, one.line) for one in found]
+
+
+def assert_accounted_for(table: str) -> None:
+    """Every total is what a count of the rows gives, and every stored file is named by some version."""
+    opened = Table.open(table)
+    newest = opened.manifest()
+    rows, refused = rows_of(table), refused_of(table)
+    assert newest.totals["annotations"] == len(rows) == sum(source.accepted for source in newest.sources)
+    assert newest.totals["refused"] == len(refused) == sum(source.refused for source in newest.sources)
+    assert newest.totals["completions"] == sum(len(row["completions"]) for row in rows.values())
+    assert newest.totals["lines"] == len(rows) + len(refused) + newest.totals["blank"] + newest.totals["forgotten"]
+    named = {file.path for version in opened.versions() for file in opened.manifest(version).all_files}
+    stored = {f"{folder}/{path.name}" for folder in ("data", "refused") for path in Path(table, folder).glob("*")}
+    assert stored == named
+
+
+def test_a_changed_source_takes_the_place_of_its_old_records_in_one_commit(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    a = write(tmp_path / "a.jsonl", records(1, 2, 3) + BAD)
+    b = write(tmp_path / "b.jsonl", records(4, 5) + BAD + b"\n")
+    ingest([a, b], table, CONFIG)
+    write(tmp_path / "a.jsonl", record("2", ranks=[2, 1]) + records(6) + BAD + BAD)  # 2 with other content, 6 new
+    summary = ingest([a, b], table, CONFIG, replace=True)
+    assert (summary.failed, summary.replaced, summary.skipped) == ([], {a: 3}, [b])
+    assert [(source.accepted, source.refused) for source in summary.sources] == [(2, 2)]
+    assert Table.open(table).versions() == [1, 2]
+    assert rows_of(table).keys() == {"2", "4", "5", "6"}
+    assert rows_of(table)["2"]["ranks"] == [2, 1]
+    assert sorted(refused_of(table)) == [("a.jsonl", 3), ("a.jsonl", 4), ("b.jsonl", 3)]
+    assert rows_of(table, 1).keys() == {"1", "2", "3", "4", "5"}
+    assert sorted(refused_of(table, 1)) == [("a.jsonl", 4), ("b.jsonl", 3)]
+    assert_accounted_for(table)
+    again = ingest([a, b], table, CONFIG, replace=True)
+    assert (again.manifest, sorted(again.skipped)) == (None, [a, b])
+
+
+def test_new_content_of_which_nothing_can_be_read_replaces_nothing(tmp_path: Path) -> None:
+    table = str(tmp_path / "t")
+    a = write(tmp_path / "a.jsonl", records(1))
+    ingest([a], table, CONFIG)
+    write(tmp_path / "a.jsonl", BAD)
+    summary = ingest([a], table, CONFIG, replace=True)
+    assert summary.manifest is None
+    assert "its old records stay" in dict(summary.failed)[a]
+    write(tmp_path / "a.jsonl", b"")
+    assert ingest([a], table, CONFIG, replace=True).replaced == {a: 1}
+    assert rows_of(table) == {}
+    assert_accounted_for(table)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_two_that_replace_one_source_at_once_one_wins_and_the_other_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    table = str(tmp_path / "t")
+    a = write(tmp_path / "a.jsonl", records(1, 2))
+    other = write(tmp_path / "other.jsonl", records(7))
+    ingest([a], table, CONFIG)
+    ours, theirs = records(2, 3), records(3, 4)
+    write(tmp_path / "a.jsonl", ours)
+    manifest_on = ingestion._Ingestion.manifest_on
+    rounds = []
+
+    def overtaken(self: Any, newest: Manifest | None) -> Manifest | None:
+        proposed = manifest_on(self, newest)
+        rounds.append(newest)
+        if len(rounds) == 1:  # the other one commits between our look at the table and our commit
+            write(tmp_path / "a.jsonl", ours if same else theirs)
+            ingest([a], table, CONFIG, replace=True)
+        return proposed
+
+    monkeypatch.setattr(ingestion._Ingestion, "manifest_on", overtaken)
+    summary = ingest([a, other], table, CONFIG, replace=True)
+    if same:
+        assert (summary.failed, summary.skipped) == ([], [a])
+        assert rows_of(table).keys() == {"2", "3", "7"}
+    else:
+        assert [(uri, reason.partition(";")[0]) for uri, reason in summary.failed] == [
+            (a, "another ingestion brought other content under this name meanwhile")
+        ]
+        assert rows_of(table).keys() == {"3", "4", "7"}
+    assert_accounted_for(table)
+
+
+def test_a_replacement_that_loses_the_race_is_made_again_on_what_came_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = str(tmp_path / "t")
+    a = write(tmp_path / "a.jsonl", records(1, 2) + BAD)
+    other = write(tmp_path / "other.jsonl", records(2, 9))  # 2 is ours in the table, and again once we have replaced it
+    ingest([a], table, CONFIG)
+    write(tmp_path / "a.jsonl", records(2, 3))
+    manifest_on = ingestion._Ingestion.manifest_on
+    rounds = []
+
+    def interrupted(self: Any, newest: Manifest | None) -> Manifest | None:
+        proposed = manifest_on(self, newest)
+        rounds.append(newest)
+        if len(rounds) == 1:
+            ingest([other], table, CONFIG)
+        return proposed
+
+    monkeypatch.setattr(ingestion._Ingestion, "manifest_on", interrupted)
+    assert ingest([a], table, CONFIG, replace=True).replaced == {a: 2}
+    assert rows_of(table).keys() == {"2", "3", "9"}
+    assert sorted(refused_of(table)) == [("other.jsonl", 1)]
+    assert_accounted_for(table)

@@ -11,7 +11,7 @@ import obstore
 import pytest
 
 from pairwright.config import IngestConfig
-from pairwright.data.lines import count_newlines, number_ranges, plan_ranges, read_chunks
+from pairwright.data.lines import count_lines, number_ranges, plan_ranges, read_chunks
 from pairwright.data.sources import SourceRef, find_sources, list_sources
 from pairwright.data.store import Table, open_store
 from pairwright.errors import SourceError
@@ -51,7 +51,7 @@ def test_remote_ranges_and_streams_give_every_line_its_number(s3_bucket: str, na
     put(s3_bucket, **{name: gzip.compress(TEXT) if name.endswith(".gz") else TEXT})
     source = list_sources([f"{s3_bucket}/{name}"])[0]
     ranges = plan_ranges(source, 1024)
-    units = number_ranges(source, ranges, [count_newlines(source, *bounds) for bounds in ranges[:-1]])
+    units = number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
     chunks = [chunk for unit in units for chunk in read_chunks(unit)]
     assert b"".join(chunk.text for chunk in chunks) == TEXT
     for chunk in chunks:
@@ -63,10 +63,10 @@ def test_an_object_that_changes_or_goes_after_it_was_listed_fails(s3_bucket: str
     source = list_sources([f"{s3_bucket}/moving.jsonl"])[0]
     put(s3_bucket, **{"moving.jsonl": TEXT[::-1]})
     with pytest.raises(SourceError, match=r"moving\.jsonl: has changed since it was listed"):
-        count_newlines(source, 0, source.size)
+        count_lines(source, 0, source.size)
     obstore.delete(open_store(s3_bucket), "moving.jsonl")
     with pytest.raises(SourceError, match=r"moving\.jsonl: is gone since it was listed"):
-        count_newlines(source, 0, source.size)
+        count_lines(source, 0, source.size)
 
 
 SCRIPT = """

@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairwright.config import IngestConfig
-from pairwright.data import lines, sources
-from pairwright.data.lines import LineRange, count_newlines, number_ranges, pick_lines, plan_ranges, read_chunks
+from pairwright.data import blocks
+from pairwright.data.blocks import content_tag
+from pairwright.data.layouts import chunks
+from pairwright.data.lines import LineRange, count_lines, number_ranges, pick_lines, plan_ranges, read_chunks
 from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import SourceRef, content_tag, find_sources, list_sources
+from pairwright.data.sources import SourceRef, find_sources, list_sources
 from pairwright.data.store import Table
 from pairwright.errors import SourceError
 
@@ -35,7 +37,7 @@ def source_of(path: Path) -> SourceRef:
 
 def units_of(source: SourceRef, range_bytes: int) -> list[LineRange]:
     ranges = plan_ranges(source, range_bytes)
-    return number_ranges(source, ranges, [count_newlines(source, *bounds) for bounds in ranges[:-1]])
+    return number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
 
 
 def lines_of(source: SourceRef, range_bytes: int) -> list[tuple[int, bytes]]:
@@ -58,12 +60,12 @@ def expected_lines(content: bytes) -> list[tuple[int, bytes]]:
 @contextmanager
 def block_bytes(size: int) -> Iterator[None]:
     """Read in blocks of another size, to reach the seams between blocks with small files."""
-    old = sources.READ_BYTES
-    sources.READ_BYTES = size
+    old = blocks.READ_BYTES
+    blocks.READ_BYTES = size
     try:
         yield
     finally:
-        sources.READ_BYTES = old
+        blocks.READ_BYTES = old
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -128,7 +130,12 @@ def test_a_plain_file_with_a_compressed_name_fails(tmp_path: Path, name: str) ->
         (gzip.compress(TEXT), "starts like a gzip file; name it .gz"),
         (zstandard.compress(TEXT), "starts like a zstd file; name it .zst"),
         (TEXT.decode().encode("utf-16"), "is UTF-16; write it in UTF-8"),
-        (b" \n[\n{}]", "is one JSON array, expected one record a line; convert it with `jq"),
+        (b"PAR1...", "is a Parquet file; name it .parquet"),
+        (b"ARROW1..", "is an Arrow file; name it .arrow"),
+        (
+            b'{\n  "id": 1,\n  "ranks": [\n',
+            "spread over several lines, expected one record a line or one array; .* `jq -c",
+        ),
     ],
 )
 def test_a_source_that_is_not_what_its_name_says_fails_with_the_remedy(
@@ -151,22 +158,22 @@ def test_an_empty_source_has_no_lines(tmp_path: Path) -> None:
 def test_a_line_beyond_all_bounds_is_passed_over_and_its_neighbours_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr(lines, "KEPT_BYTES", 10)
+    monkeypatch.setattr(chunks, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(chunks, "KEPT_BYTES", 10)
     content = b"first\n" + b"x" * 5000 + b"\nthird\n" + b"y" * 3000
     with block_bytes(64):
-        chunks = [
+        found = [
             chunk
             for unit in units_of(source_of(write(tmp_path / "a.jsonl", content)), 1024)
             for chunk in read_chunks(unit)
         ]
-    assert [(c.first_line, c.text, c.overlong_bytes) for c in chunks] == [
-        (1, b"first\n", 0),
-        (2, b"x" * 10, 5000),
-        (3, b"third\n", 0),
-        (4, b"y" * 10, 3000),
+    assert [(c.first_line, c.text, c.problem) for c in found] == [
+        (1, b"first\n", ""),
+        (2, b"x" * 10, "expected a line of at most 1,000 bytes, got 5,000"),
+        (3, b"third\n", ""),
+        (4, b"y" * 10, "expected a line of at most 1,000 bytes, got 3,000"),
     ]
-    assert {chunk.num_lines for chunk in chunks} == {1}
+    assert {chunk.num_lines for chunk in found} == {1}
 
 
 def test_lines_are_found_again_by_their_numbers(tmp_path: Path) -> None:
@@ -227,10 +234,10 @@ def test_patterns_and_names_are_taken_in_the_order_given_and_once(
     ("name", "message"),
     [
         ("none.jsonl", "none.jsonl: no such file or directory"),
-        ("*.jsonl", r"pattern matches no files; expected JSON Lines: \.jsonl"),
+        ("*.jsonl", r"pattern matches no files; expected JSON Lines \(\.jsonl"),
         ("empty", "empty: directory holds no files; expected JSON Lines"),
-        ("other", "other: directory holds 1 files, none of them JSON Lines; expected JSON Lines"),
-        ("other/a.csv", "other/a.csv: unknown kind of file; expected JSON Lines"),
+        ("other", "other: directory holds 1 files, none of them a source; expected JSON Lines"),
+        ("other/a.txt", "other/a.txt: unknown kind of file; expected JSON Lines"),
         ("ftp://host/a.jsonl", "unknown scheme ftp://"),
     ],
 )
@@ -238,7 +245,7 @@ def test_what_is_no_source_is_named_with_what_was_expected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    write(tmp_path / "other/a.csv", b"")
+    write(tmp_path / "other/a.txt", b"")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError, match=message):
         list_sources([name])

@@ -10,9 +10,10 @@ import msgspec
 
 from pairwright.cluster.passes import run_pass
 from pairwright.config import IngestConfig
-from pairwright.data.lines import LineRange, count_newlines, number_ranges, plan_ranges
+from pairwright.data.blocks import READ_BYTES, content_tag
+from pairwright.data.lines import LineRange, count_lines, cut, holds_array, needs_look, number_ranges
 from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import SourceRef, content_tag, with_etag
+from pairwright.data.sources import SourceRef, with_etag
 from pairwright.data.store import Table
 from pairwright.errors import SourceError
 
@@ -36,11 +37,17 @@ def hash_sources(sources: Sequence[SourceRef]) -> tuple[list[SourceRef], Failure
 
 
 def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[LineRange], Failures]:
-    """Return the ranges to read, in order of sources and lines; counts the newlines before each."""
-    ranges = {source.uri: plan_ranges(source, range_bytes) for source in sources}
+    """Return the ranges to read, in order of sources and lines; counts the lines before each."""
+    doubtful = [source for source in sources if needs_look(source, range_bytes)]
+    looks, unreadable = _each(
+        lambda index: int(holds_array(doubtful[index])), doubtful, [READ_BYTES] * len(doubtful), "sources looked into"
+    )
+    arrays = {source.uri for source, look in zip(doubtful, looks, strict=True) if look}
+    sources = [source for source in sources if source.uri not in unreadable]
+    ranges = {source.uri: cut(source, range_bytes, is_array=source.uri in arrays) for source in sources}
     todo = [(source, *bounds) for source in sources for bounds in ranges[source.uri][:-1]]
     counts, failures = _each(
-        lambda index: count_newlines(*todo[index]),
+        lambda index: count_lines(*todo[index]),
         [source for source, *_ in todo],
         [end - start for _, start, end in todo],
         "ranges counted",
@@ -49,10 +56,10 @@ def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[Lin
     for source in sources:
         num_counted = len(ranges[source.uri]) - 1
         if source.uri not in failures:
-            newlines = [int(count) for count in counts[position : position + num_counted]]
-            units += number_ranges(source, ranges[source.uri], newlines)
+            before = [int(count) for count in counts[position : position + num_counted]]
+            units += number_ranges(source, ranges[source.uri], before)
         position += num_counted
-    return units, failures
+    return units, unreadable | failures
 
 
 def write_units(units: Sequence[LineRange], table: Table, config: IngestConfig) -> tuple[list[Part], Failures]:

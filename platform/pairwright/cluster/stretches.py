@@ -17,7 +17,7 @@ from ray.data import Dataset
 from pairwright.cluster.read import plan_units
 from pairwright.data.annotations import rejection
 from pairwright.data.formats import RecordError
-from pairwright.data.lines import MAX_LINE_BYTES, LineRange, read_chunks
+from pairwright.data.lines import LineRange, read_chunks
 from pairwright.data.sources import SourceRef, list_sources
 from pairwright.data.store import DataFile, Input, Table
 from pairwright.errors import SourceError, StoreError
@@ -97,9 +97,8 @@ def read_stretches(work: Work) -> Dataset:
 def _of_lines(unit: LineRange) -> Iterator[Row]:
     name = unit.source.uri
     for chunk in read_chunks(unit):
-        if chunk.overlong_bytes:
-            reason = f"expected a line of at most {MAX_LINE_BYTES:,} bytes, got {chunk.overlong_bytes:,}"
-            refused = rejection(RecordError(reason), chunk.text, name, chunk.first_line)
+        if chunk.problem:
+            refused = rejection(RecordError(chunk.problem), chunk.text, name, chunk.first_line)
             yield {"kind": "refused", "name": name, "line": chunk.first_line, "content": msgspec.json.encode(refused)}
             continue
         for first_line, text in cut_lines(chunk.text, chunk.first_line):

@@ -8,7 +8,6 @@ tag is the SHA-256 of the bytes, at the price of one more read (1 GB/s a core, i
 
 import fnmatch
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,16 +19,28 @@ import obstore
 from obstore.exceptions import BaseError
 
 from pairwright.data.locations import absolute_url, open_store
+from pairwright.data.places import TABLE_FOLDERS
 from pairwright.errors import SourceError, StoreError
 
 Compression = Literal["gzip", "zstd"]
+Layout = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
+"""How a source keeps its records, by its name; ``json`` is JSON Lines or one array, which only its content says."""
 
-LINE_ENDINGS = (".jsonl", ".ndjson", ".json")
+TEXT_LAYOUTS: dict[str, Layout] = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
+TABLE_LAYOUTS: dict[str, Layout] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
-EXPECTED = "expected JSON Lines: .jsonl, .ndjson or .json, plain or compressed as .gz or .zst"
+EXPECTED = (
+    "expected JSON Lines (.jsonl, .ndjson, .json), a JSON array (.json), .csv or .tsv, plain or compressed as .gz or "
+    ".zst; or .parquet, .arrow, .feather or .ipc"
+)
+_MARKS = {
+    re.compile(r"^(.*?/?)_delta_log/"): "a Delta table, whose files hold removed rows too; name it as delta+{url}",
+    re.compile(r"^(.*?/?)metadata/[^/]+\.metadata\.json$"): "an Iceberg table, whose files hold removed rows too; name "
+    "it as iceberg://CATALOG/NAMESPACE.TABLE",
+    re.compile(r"^(.*?/?)dataset_info\.json$"): "a saved Hugging Face dataset; name it as hf+{url}",
+}
+_OWN_VERSION = re.compile(r"^(.*?/?)versions/\d{8,}\.json$")
 _WILDCARD = re.compile(r"[*?\[]")
-READ_BYTES = 2 * 1024 * 1024
-"""What is read, and so parsed, at a time: 1 to 4 MB stay in the cache, 64 MB at a time halve the rate of parsing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,13 @@ class SourceRef:
         """The compression that the name says, or None."""
         return COMPRESSIONS.get(PurePosixPath(self.uri).suffix.lower())
 
+    @property
+    def layout(self) -> Layout:
+        """How it keeps its records, as far as its name says."""
+        layout = _layout_of(self.uri)
+        assert layout is not None, self.uri
+        return layout
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -71,8 +89,8 @@ def list_sources(names: Sequence[str]) -> list[SourceRef]:
 def find_sources(names: Sequence[str]) -> Listing:
     """Return the sources that files, directories (with what is below them), patterns and URLs name.
 
-    In a directory, names that start with ``.`` or ``_`` are no data (``_SUCCESS``); other files that do not look like
-    JSON Lines are ignored and listed as such. A file named by itself must look like JSON Lines.
+    In a directory, names that start with ``.`` or ``_`` are no data (``_SUCCESS``); other files that are no sources by
+    their names, or belong to a table of ours, are ignored and listed as such. A file named by itself must be a source.
 
     Raises:
         SourceError: if anything named is missing, holds no source, or cannot be read; names all of them.
@@ -92,18 +110,6 @@ def find_sources(names: Sequence[str]) -> Listing:
     if problems:
         raise SourceError("\n".join(problems))
     return Listing(list(sources.values()), ignored)
-
-
-def content_tag(source: SourceRef) -> str:
-    """Return the tag of a local source's content: its SHA-256.
-
-    Raises:
-        SourceError: if it cannot be read, or is shorter than when it was listed.
-    """
-    digest = hashlib.sha256()
-    for block in read_blocks(source, 0, source.size):
-        digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def file_state(source: SourceRef) -> tuple[int, ...]:
@@ -128,28 +134,6 @@ def with_etag(source: SourceRef, etag: str) -> SourceRef:
     return replace(source, etag=etag)
 
 
-def read_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
-    """Yield the stored bytes in [start, end), in blocks of about 2 MB; what was added since the listing is not read.
-
-    Raises:
-        SourceError: if the source cannot be read or has changed since it was listed.
-    """
-    position = start
-    try:
-        for block in _local_blocks(source, start, end) if source.is_local else _remote_blocks(source, start, end):
-            position += len(block)
-            yield block
-    except FileNotFoundError:
-        raise SourceError(f"{source.uri}: is gone since it was listed; run the command again") from None
-    except (OSError, BaseError) as error:
-        raise SourceError(f"{source.uri}: cannot be read: {_first_line(error)}") from None
-    if position < end:
-        raise SourceError(
-            f"{source.uri}: ended at byte {position:,} of {source.size:,}: something is changing it; "
-            "ingest it when it is finished"
-        )
-
-
 # ------------------------------------------------------------------------------------------------ local
 
 
@@ -172,6 +156,8 @@ def _find_local(name: str) -> Listing:
 
 def _walk(directory: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(directory):
+        if "_delta_log" in folders:
+            yield str(Path(folder) / "_delta_log" / "0")
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         yield from (str(Path(folder) / name) for name in sorted(files) if not _is_hidden(name))
 
@@ -181,15 +167,6 @@ def _local_source(path: str) -> SourceRef:
         return SourceRef(uri=path, size=Path(path).stat().st_size, etag=None)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _local_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
-    with Path(source.uri).open("rb") as file:
-        file.seek(start)
-        left = end - start
-        while left > 0 and (block := file.read(min(READ_BYTES, left))):
-            left -= len(block)
-            yield block
 
 
 # ----------------------------------------------------------------------------------------------- remote
@@ -205,7 +182,7 @@ def _find_remote(url: str) -> Listing:
 
 
 def _list_remote(url: str) -> Listing:
-    root, key = _split_url(url)
+    root, key = split_url(url)
     store = open_store(root)
     wildcard = _WILDCARD.search(key)
     if key and not key.endswith("/"):
@@ -222,26 +199,12 @@ def _list_remote(url: str) -> Listing:
         f"{root}/{item['path']}": SourceRef(f"{root}/{item['path']}", item["size"], item["e_tag"])
         for chunk in obstore.list(store, prefix=prefix or None)
         for item in chunk
-        if (fnmatch.fnmatchcase(item["path"], key) if wildcard else not _is_hidden(item["path"][len(prefix) :]))
+        if (fnmatch.fnmatchcase(item["path"], key) if wildcard else _may_be_data(item["path"][len(prefix) :]))
     }
     return _checked(url, "pattern" if wildcard else "directory", sorted(found), found.__getitem__)
 
 
-def _remote_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
-    if start >= end:
-        return
-    root, key = _split_url(source.uri)
-    try:
-        options: obstore.GetOptions = {"range": (start, end), "if_match": source.etag}
-        for block in obstore.get(open_store(root), key, options=options).stream(min_chunk_size=READ_BYTES):
-            yield bytes(block)
-    except StoreError as error:
-        raise SourceError(str(error)) from None
-    except obstore.exceptions.PreconditionError:
-        raise SourceError(f"{source.uri}: has changed since it was listed; run the command again") from None
-
-
-def _split_url(url: str) -> tuple[str, str]:
+def split_url(url: str) -> tuple[str, str]:
     """Return bucket URL and key of an object's URL."""
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
@@ -255,24 +218,48 @@ def _is_hidden(key: str) -> bool:
 # -------------------------------------------------------------------------------------------------- both
 
 
-def _looks_like_lines(name: str) -> bool:
+def _layout_of(name: str) -> Layout | None:
     path = PurePosixPath(name.lower())
-    return (PurePosixPath(path.stem) if path.suffix in COMPRESSIONS else path).suffix in LINE_ENDINGS
+    if path.suffix in COMPRESSIONS:
+        return TEXT_LAYOUTS.get(PurePosixPath(path.stem).suffix)
+    return TEXT_LAYOUTS.get(path.suffix) or TABLE_LAYOUTS.get(path.suffix)
+
+
+def _may_be_data(key: str) -> bool:
+    return not _is_hidden(key) or "_delta_log/" in key
 
 
 def _check_name(name: str) -> None:
-    if not _looks_like_lines(name):
+    if _layout_of(name) is None:
         raise SourceError(f"{name}: unknown kind of file; {EXPECTED}")
 
 
 def _checked(name: str, what: str, places: Iterable[str], describe: Callable[[str], SourceRef]) -> Listing:
     every = list(places)
-    sources = [describe(place) for place in every if _looks_like_lines(place)]
+    if what == "directory":
+        _refuse_foreign_tables(every)
+    own = {match[1] for match in map(_OWN_VERSION.match, every) if match}
+    is_source = {place: _layout_of(place) is not None and not _is_part_of(place, own) for place in every}
+    sources = [describe(place) for place in every if is_source[place]]
     if not sources:
-        held = f"holds {len(every)} files, none of them JSON Lines" if every else "holds no files"
+        held = f"holds {len(every)} files, none of them a source" if every else "holds no files"
         held = held if what == "directory" else held.replace("holds", "matches")
         raise SourceError(f"{name}: {what} {held}; {EXPECTED}")
-    return Listing(sources, [place for place in every if not _looks_like_lines(place)])
+    return Listing(sources, [place for place in every if not is_source[place]])
+
+
+def _refuse_foreign_tables(places: Sequence[str]) -> None:
+    """Refuse a directory that holds a table of another system: which of its files count, only its own log says."""
+    for place in places:
+        for mark, meaning in _MARKS.items():
+            if match := mark.match(place):
+                url = match[1].rstrip("/")
+                raise SourceError(f"{url}: is {meaning.format(url=url if '://' in url else f'file://{url}')}")
+
+
+def _is_part_of(place: str, roots: set[str]) -> bool:
+    """Return whether a file lies in the folders of one of the tables of ours at ``roots``."""
+    return any(place.startswith(root) and place[len(root) :].partition("/")[0] in TABLE_FOLDERS for root in roots)
 
 
 def _first_line(error: Exception) -> str:

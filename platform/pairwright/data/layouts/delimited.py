@@ -1,0 +1,134 @@
+"""CSV and TSV -> chunks of rows as JSON text: the header names the fields, a row is a record.
+
+The standard library's reader, because it alone goes on after a bad row and knows which one it was; pyarrow's is five
+times as fast, but guesses types (``007`` becomes 7). A cell is text, unless it holds a JSON array or object, which it
+then is; an empty cell is no field. Quoted cells may hold line ends, so a row has a number of its own.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, cast
+
+import msgspec
+
+from pairwright.data.blocks import READ_BYTES, BlockFile, text_blocks
+from pairwright.data.layouts.chunks import MAX_LINE_BYTES, Chunk
+from pairwright.data.layouts.json_text import checked_start
+from pairwright.data.layouts.rows import encode_records
+from pairwright.data.sources import SourceRef
+from pairwright.errors import SourceError
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
+
+
+def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
+    """Yield the rows after the header, in chunks of about 2 MB and in order; a bad row comes alone, with its reason.
+
+    Raises:
+        SourceError: if the source cannot be read to its end, has no header, or has a quote that does not end.
+    """
+    delimiter = _DELIMITERS[source.layout]
+    _, blocks = checked_start(source, text_blocks(source))
+    binary = io.BufferedReader(BlockFile(blocks), READ_BYTES)
+    text = io.TextIOWrapper(cast("IO[bytes]", binary), encoding="utf-8", errors="surrogateescape", newline="")
+    rows = _Rows(source, text, delimiter)
+    header = _checked_header(source, rows.header(), delimiter)
+    records: list[dict[str, Any]] = []
+    first, num_characters = 1, 0
+    for number, (cells, problem) in enumerate(rows, start=1):
+        is_alone = bool(problem := problem or _shape_problem(header, cells)) or not cells
+        if is_alone or num_characters > READ_BYTES:
+            if records:
+                yield Chunk(first, encode_records(records))
+            records, first, num_characters = [], number, 0
+        if is_alone:
+            yield Chunk(number, rows.text.encode("utf-8", "surrogateescape") if problem else b"\n", problem=problem)
+            first = number + 1
+            continue
+        records.append({name: decode_cell(cell) for name, cell in zip(header, cells, strict=False) if cell})
+        num_characters += len(rows.text)
+    if records:
+        yield Chunk(first, encode_records(records))
+
+
+def decode_cell(cell: str) -> Any:
+    """Return a cell's text, or the JSON array or object that it holds."""
+    if cell[:1] not in ("[", "{"):
+        return cell
+    try:
+        return msgspec.json.decode(cell)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return cell
+
+
+class _Rows:
+    """Rows as (cells, why they are none), with the text of the last one."""
+
+    def __init__(self, source: SourceRef, file: io.TextIOWrapper, delimiter: str) -> None:
+        csv.field_size_limit(MAX_LINE_BYTES)
+        self._source = source
+        self._file = file
+        self._lines: list[str] = []
+        self._number = -1
+        self._reader = csv.reader(self._kept_lines(), delimiter=delimiter, strict=True)
+
+    @property
+    def text(self) -> str:
+        """The lines of the row that was read last."""
+        return "".join(self._lines).rstrip("\r\n")
+
+    def header(self) -> Sequence[str]:
+        """Return the cells of the first row; none where there is none."""
+        cells, problem = next(iter(self), ([], ""))
+        if problem:
+            raise SourceError(f"{self._source.uri}: the header cannot be read: {problem}")
+        return cells
+
+    def __iter__(self) -> Iterator[tuple[Sequence[str], str]]:
+        while True:
+            self._number += 1
+            self._lines.clear()
+            try:
+                cells = next(self._reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "end of data" in str(error) or "field limit" in str(error):
+                    raise SourceError(
+                        f"{self._source.uri}: a quote that opens in row {self._number} does not close; "
+                        'write a quote within a cell as ""'
+                    ) from None
+                yield [], f"expected a row of cells, got {error}"
+            else:
+                yield cells, ""
+
+    def _kept_lines(self) -> Iterator[str]:
+        for line in self._file:
+            self._lines.append(line)
+            yield line
+
+
+def _checked_header(source: SourceRef, header: Sequence[str], delimiter: str) -> list[str]:
+    names = [name.strip() for name in header]
+    if not names and source.size == 0:
+        return names
+    others = [other for other in _NAMES if other != delimiter and other in "".join(names)]
+    if len(names) < 2 and others:
+        raise SourceError(
+            f"{source.uri}: the first row has {_NAMES[others[0]]} where {_NAMES[delimiter]} were expected; "
+            f"write it with {_NAMES[delimiter]}{', or name it .tsv' if others[0] == chr(9) else ''}"
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not all(names) or twice or not names:
+        found = f"`{twice[0]}` twice" if twice else "a column without a name"
+        raise SourceError(f"{source.uri}: expected a first row that names each column once, got {found}")
+    return names
+
+
+def _shape_problem(header: Sequence[str], cells: Sequence[str]) -> str:
+    # A blank line has no cells: it comes as a blank line, to be counted as one.
+    if not cells or len(cells) == len(header):
+        return ""
+    return f"expected one cell a column, got {len(cells)} for {len(header)} columns"

@@ -17,6 +17,19 @@ from pairwright.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound="Section")
 PositiveInt = Annotated[int, Field(ge=1)]
+FormatName = Literal[
+    "auto",
+    "native",
+    "fields",
+    "trl",
+    "sharegpt",
+    "hh-rlhf",
+    "ultrafeedback",
+    "nectar",
+    "openai-summarize",
+    "label-studio",
+    "argilla",
+]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -78,14 +91,28 @@ class FieldPaths(Section):
 class IngestConfig(Section):
     """How input records become annotations."""
 
+    format: FormatName = "auto"
+    """Layout of the records; auto recognises it by the first records of each source, and takes [fields] if given."""
     fields: FieldPaths | None = None
-    """Where a foreign record keeps its parts; none means the native format."""
+    """Where a record of any other layout keeps its parts."""
+    buckets: tuple[str, ...] | None = None
+    """Label Studio: names of a ranker's buckets, best first; items of one bucket are tied, `_` is the unsorted list."""
     max_completions: PositiveInt = 64
     """Refuse a record that ranks more completions."""
     max_characters: PositiveInt = 1_000_000
     """Refuse a record with a longer prompt or completion, in characters."""
     range_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
     """Bytes of one uncompressed source that one task reads."""
+
+    @model_validator(mode="after")
+    def _fields_belong_to_their_format(self) -> Self:
+        if self.fields is not None and self.format not in ("auto", "fields"):
+            raise ValueError(
+                f"[fields] and format = {self.format!r} both say what a record looks like; leave one of them out"
+            )
+        if self.fields is None and self.format == "fields":
+            raise ValueError("format = 'fields' needs a table [fields] that says where a record keeps its parts")
+        return self
 
 
 # ------------------------------------------------------------------------------------------------- expand

@@ -18,7 +18,7 @@ from pairwright.cli import app
 from pairwright.config import ExpandConfig, IngestConfig, Section, TrainConfig, load_config
 from pairwright.data.annotations import parse_lines
 from pairwright.data.flat import export_pairs
-from pairwright.data.formats import native, parser_for
+from pairwright.data.formats import native, parser_for, settled_format
 from pairwright.evaluation.exported import open_exported
 from pairwright.evaluation.requests import parse_requests
 from pairwright.records import SCORES_SCHEMA
@@ -122,7 +122,8 @@ def test_a_configuration_of_the_manual_loads(block: str, tmp_path: Path) -> None
     path = tmp_path / "config.toml"
     path.write_text(block)
     if "[fields]" in block:
-        parser_for(load_config(IngestConfig, str(path)).fields)
+        loaded = load_config(IngestConfig, str(path))
+        parser_for(settled_format(loaded) or "native", loaded)
     else:
         load_config(TrainConfig if "[model]" in block else ExpandConfig, str(path))
 
@@ -163,7 +164,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
         "number": "number",
         "string": "text",
         "boolean": "`true`, `false`",
-        "array": "list of numbers",
+        "array": "list of text" if schema.get("items", {}).get("type") == "string" else "list of numbers",
         "object": "table of text",
     }
     return f"{kinds[schema['type']]} {' and '.join(given)}".strip()

@@ -86,7 +86,7 @@ def test_the_annotation_schema_refuses_what_ingestion_refuses(record: dict[str, 
 
 def ingested(record: dict[str, Any]) -> tuple[int, int]:
     config = IngestConfig()
-    accepted, refused = parse_lines(json.dumps(record).encode(), 1, "file.jsonl", parser_for(config.fields), config)
+    accepted, refused = parse_lines(json.dumps(record).encode(), 1, "file.jsonl", parser_for("native", config), config)
     return len(accepted), len(refused)
 
 

@@ -64,7 +64,11 @@ TWO = [{"text": "x"}, {"text": "y"}]
 @pytest.mark.parametrize(
     ("change", "path", "reason"),
     [
-        ({"prompt": None}, "$", "missing field `prompt`; map a foreign record with field paths ([fields] in --config)"),
+        (
+            {"prompt": None},
+            "$",
+            "missing field `prompt`; name the layout of a foreign record (--format, or [fields] in",
+        ),
         ({"id": 5}, "$.id", "expected `str`, got `int`"),
         ({"id": " "}, "$.id", "expected a name, got an empty id; every record needs an id of its own"),
         ({"score": 1}, "$", "unknown field, got `score`; put it under `metadata`"),
@@ -177,7 +181,9 @@ def test_nesting_without_end_is_refused_in_foreign_records() -> None:
     from pairwright.data.formats import parser_for
 
     fields = FieldPaths(prompt="p", completions="c", ranks="r")
-    _, rejections = parse_lines(b'{"p":' + b"[" * 100_000, 1, "x", parser_for(fields), CONFIG)
+    _, rejections = parse_lines(
+        b'{"p":' + b"[" * 100_000, 1, "x", parser_for("fields", IngestConfig(fields=fields)), CONFIG
+    )
     assert rejections[0].reason == "nested too deeply for a record"
 
 

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.annotations import parse_lines
+from pairwright.data.annotations import CheckedAnnotation, parse_lines
 from pairwright.data.formats import ForeignRecord, RecordError, compile_path, native, parser_for
 from pairwright.errors import ConfigError
+from pairwright.records import Rejection
 
 DATA = Path(__file__).parents[2].parent / "shared/data"
 
@@ -25,6 +26,11 @@ RANKINGS = FieldPaths(
 )
 
 
+def parse_fields(text: bytes, fields: FieldPaths) -> tuple[list[CheckedAnnotation], list[Rejection]]:
+    config = IngestConfig(fields=fields)
+    return parse_lines(text, 1, "file", parser_for("fields", config), config)
+
+
 def encode(record: object) -> bytes:
     return msgspec.json.encode(record)
 
@@ -36,7 +42,7 @@ def test_every_record_of_the_real_rankings_is_accepted_by_field_paths_alone() ->
     with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
         text = stream.read()
 
-    annotations, rejections = parse_lines(text, 1, "rankings", parser_for(RANKINGS), IngestConfig(fields=RANKINGS))
+    annotations, rejections = parse_fields(text, RANKINGS)
 
     assert (len(annotations), len(rejections)) == (2436, 0)
     possible = sum(len(a.ranks) * (len(a.ranks) - 1) // 2 for a in annotations)
@@ -134,7 +140,7 @@ def test_a_missing_field_shows_what_the_record_has() -> None:
 def test_a_score_beyond_a_double_is_refused_and_no_crash() -> None:
     fields = FieldPaths(prompt="p", completions="c", scores="s")
     line = b'{"p":"q","c":["a","b"],"s":[1,' + b"9" * 400 + b"]}"
-    _, rejections = parse_lines(line, 1, "x", parser_for(fields), IngestConfig(fields=fields))
+    _, rejections = parse_fields(line, fields)
     assert rejections[0].path.startswith("$.s[1]")
 
 

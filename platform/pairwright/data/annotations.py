@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pairwright.config import IngestConfig
 from pairwright.data.formats import Parse, RecordError
+from pairwright.data.formats.record import split_message
 from pairwright.data.rules import CheckedAnnotation, check, group_id, prompt_id
 from pairwright.records import ANNOTATIONS_SCHEMA, COMPLETION, MESSAGE, Annotation, Completion, Message, Rejection
 
@@ -33,9 +34,9 @@ MAX_RECORD_CHARACTERS = 10_000
 MAX_MESSAGE_CHARACTERS = 600
 """How much of a reason or a path: both may quote what the record calls its fields and ids."""
 
-_MSGSPEC_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>.*)`$", re.DOTALL)
 _VARYING = re.compile(r"(,? got .*|;.*| \(byte .*)$", re.DOTALL)
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+_OTHER_LAYOUTS = "name the layout of a foreign record (--format, or [fields] in --config)"
 _BAD_BYTES = (UnicodeDecodeError, RecursionError, msgspec.DecodeError)
 
 
@@ -130,14 +131,14 @@ def _explain_bytes(line: bytes) -> RecordError:
 
 
 def _explain_type(message: str) -> RecordError:
-    match = _MSGSPEC_PATH.match(message)
-    reason, path = (match["reason"], match["path"]) if match else (message, "$")
+    reason, path = split_message(message)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", reason, re.DOTALL):
-        advice = "; map a foreign record with field paths ([fields] in --config)" if path == "$" else ""
+        advice = f"; {_OTHER_LAYOUTS}" if path == "$" else ""
         return RecordError(f"missing field `{missing[1]}`{advice}", path=path)
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL):
-        advice = "put it under `metadata`, or map a foreign record with field paths ([fields] in --config)"
-        return RecordError(f"unknown field, got `{unknown[1]}`; {advice}", path=path)
+        return RecordError(
+            f"unknown field, got `{unknown[1]}`; put it under `metadata`, or {_OTHER_LAYOUTS}", path=path
+        )
     return RecordError(reason[0].lower() + reason[1:], path=path)
 
 

@@ -8,6 +8,8 @@ turns out to be truncated are simply left out, and deleted.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -15,8 +17,8 @@ import pyarrow as pa
 
 from pairwright.config import IngestConfig
 from pairwright.data.annotations import annotations_to_arrow, parse_lines, reason_key, rejection
-from pairwright.data.formats import Parse, RecordError, parser_for
-from pairwright.data.lines import MAX_LINE_BYTES, Chunk, LineRange, read_chunks
+from pairwright.data.formats import NATIVE, NUM_HEAD_RECORDS, Parse, RecordError, parser_for, recognise, settled_format
+from pairwright.data.lines import Chunk, LineRange, read_chunks
 from pairwright.data.store import DataFile, Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection
@@ -72,14 +74,16 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
     Raises:
         StoreError: if the table cannot be written.
     """
-    parse = parser_for(config.fields)
-    draft = _Draft(unit, 0)
+    draft = _Draft(unit, 0, "")
     try:
-        for chunk in read_chunks(lines):
+        layout, chunks = _recognised(lines, config)
+        draft.format = layout
+        parse = parser_for(layout, config)
+        for chunk in chunks:
             draft.add(chunk, lines.source.uri, parse, config)
             if draft.num_bytes >= config.range_bytes:
                 yield draft.write(table, None)
-                draft = _Draft(unit, draft.index + 1)
+                draft = _Draft(unit, draft.index + 1, layout)
     except SourceError as error:
         yield draft.write(table, str(error))
         return
@@ -87,12 +91,30 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
         yield draft.write(table, None)
 
 
+def _recognised(lines: LineRange, config: IngestConfig) -> tuple[str, Iterator[Chunk]]:
+    """Return the name of the format of a source, and the chunks of the range.
+
+    A range that does not begin at the head of its source reads the head too, so that all ranges agree.
+    """
+    chunks = read_chunks(lines)
+    if (name := settled_format(config)) is not None:
+        return name, chunks
+    if lines.start > 0:
+        head = next(read_chunks(replace(lines, start=0, lines_before=0)), None)
+    else:
+        head = next(chunks, None)
+        chunks = chain([head] if head is not None else [], chunks)
+    records = [] if head is None else head.text.split(b"\n", NUM_HEAD_RECORDS)[:NUM_HEAD_RECORDS]
+    return recognise(records) or NATIVE.name, chunks
+
+
 class _Draft:
     """A part while its lines come in."""
 
-    def __init__(self, unit: int, index: int) -> None:
+    def __init__(self, unit: int, index: int, layout: str) -> None:
         self.unit = unit
         self.index = index
+        self.format = layout
         self.num_bytes = 0
         self._num_lines = 0
         self._num_blank = 0
@@ -102,9 +124,8 @@ class _Draft:
     def add(self, chunk: Chunk, source: str, parse: Parse, config: IngestConfig) -> None:
         self.num_bytes += len(chunk.text)
         self._num_lines += chunk.num_lines
-        if chunk.overlong_bytes:
-            reason = f"expected a line of at most {MAX_LINE_BYTES:,} bytes, got {chunk.overlong_bytes:,}"
-            self._rejections.append(rejection(RecordError(reason), chunk.text, source, chunk.first_line))
+        if chunk.problem:
+            self._rejections.append(rejection(RecordError(chunk.problem), chunk.text, source, chunk.first_line))
             return
         annotations, rejections = parse_lines(chunk.text, chunk.first_line, source, parse, config)
         self._rejections += rejections
@@ -122,6 +143,7 @@ class _Draft:
             index=self.index,
             lines=self._num_lines,
             blank=self._num_blank,
+            format=self.format,
             accepted=0 if rows is None else rows.num_rows,
             refused=len(refused),
             completions=0 if rows is None else num_completions(rows),

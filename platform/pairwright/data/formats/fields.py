@@ -1,69 +1,24 @@
-"""A line of somebody's export -> ``Annotation``: the native format, and any other JSON by field paths.
+"""Any other JSON by field paths: where a foreign record keeps each part of an annotation, from the configuration.
 
-What a line *says* is settled here, what it *means* (ranks that fit the completions, finite scores, ...) in
-``data/annotations.py``, so that every format passes the same rules. The native format goes through one typed msgspec
-pass (700 MB/s a core); a foreign record is decoded to plain objects first, at about half of that.
+The record is decoded to plain objects and walked, at about half the speed of a typed layout.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from pairwright.config import FieldPaths
+from pairwright.config import FieldPaths, IngestConfig
+from pairwright.data.formats.record import Format, Parse, RecordError, content_id, json_name, whole
 from pairwright.errors import ConfigError
 from pairwright.records import Annotation, Completion, Message
-
-Parse: TypeAlias = "Callable[[bytes], Sequence[Annotation | RecordError]]"
-"""What turns one record into its judgements, at least one: annotations, and errors of those that are none.
-
-Raises ``RecordError``, or msgspec's own errors, on a record that is bad as a whole."""
 
 JsonPath: TypeAlias = tuple["str | int | None", ...]
 """Steps of a field path: a key, an index, or None for "each item of the list"."""
 
 _STEP = re.compile(r'(?P<key>[^.\[\]"]+)|\[(?P<index>-?\d+)\]|(?P<each>\[\])|\["(?P<quoted>[^"]+)"\]')
-_NATIVE = msgspec.json.Decoder(Annotation)
 _ANY = msgspec.json.Decoder()
-_JSON_NAMES = {dict: "object", list: "array", str: "str", bool: "bool", int: "int", float: "float", type(None): "null"}
-
-
-class RecordError(Exception):
-    """A record that cannot become an annotation; caught where lines are read and kept as a ``Rejection``.
-
-    The reason reads "expected ..., got ...; what to do": what varies from record to record stands after ", got", so
-    that reasons can be counted. ``path`` is where in the record, as in ``$.ranks[2]``.
-    """
-
-    def __init__(self, reason: str, *, path: str = "$") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.path = path
-
-
-def parser_for(fields: FieldPaths | None) -> Parse:
-    """Return the parser of the native format, or of foreign records whose parts stand at ``fields``.
-
-    Raises:
-        ConfigError: if a field path cannot be read.
-    """
-    return native if fields is None else ForeignRecord(fields)
-
-
-def native(line: bytes) -> tuple[Annotation]:
-    """Return the one annotation in a line of the native format; unknown fields are refused.
-
-    Raises:
-        msgspec.DecodeError, UnicodeDecodeError, RecursionError: if the line is no such record.
-    """
-    return (_NATIVE.decode(line),)
-
-
-def json_name(value: object) -> str:
-    """Return JSON's name for the type of a decoded value, as msgspec's messages spell it."""
-    return _JSON_NAMES.get(type(value), type(value).__name__)
 
 
 class ForeignRecord:
@@ -100,7 +55,7 @@ class ForeignRecord:
             id=self._record_id(record, line),
             prompt=self._prompt_of(record),
             completions=[self._completion(item, f"{where}[{index}]") for index, item in enumerate(items)],
-            ranks=self._judgement(record, items, where, self._rank, self._ranks, _rank),
+            ranks=self._judgement(record, items, where, self._rank, self._ranks, whole),
             scores=self._judgement(record, items, where, self._score, self._scores, _score),
             annotator=_label_at(record, self._annotator),
             created_at=_label_at(record, self._created_at),
@@ -111,7 +66,7 @@ class ForeignRecord:
 
     def _record_id(self, record: dict[str, Any], line: bytes) -> str:
         if self._id is None:
-            return hashlib.blake2b(line.strip(), digest_size=16).hexdigest()
+            return content_id(line)
         value, where = _find(record, self._id)
         return _label(value, where)
 
@@ -260,14 +215,6 @@ def render_path(path: JsonPath) -> str:
     return "".join(f".{step}" if isinstance(step, str) else f"[{'' if step is None else step}]" for step in path)
 
 
-def _rank(value: object, where: str) -> int:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise RecordError(f"expected `int`, got `{json_name(value)}`", path=where)
-
-
 def _score(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordError(f"expected `float`, got `{json_name(value)}`", path=where)
@@ -280,3 +227,16 @@ def _score(value: object, where: str) -> float:
 def _message(turn: object, where: str) -> Message:
     parts = [_text(*_find(turn, (name,), where)) for name in ("role", "content")]
     return Message(role=parts[0], content=parts[1])
+
+
+def _parser(config: IngestConfig) -> Parse:
+    if config.fields is None:
+        raise ConfigError('format = "fields" needs a table [fields] that says where the parts of a record stand')
+    return ForeignRecord(config.fields)
+
+
+def _fits(_: Mapping[str, Any]) -> bool:
+    return False
+
+
+FIELDS = Format(name="fields", layout="what [fields] in --config says", fits=_fits, parser=_parser)

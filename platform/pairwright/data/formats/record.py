@@ -1,0 +1,117 @@
+"""What a format is: the contract between the adapters of this package and whoever reads lines.
+
+In: one record, as the bytes of its JSON text; out: its judgements, as native ``Annotation``s or the reasons why one is
+none. An adapter decodes into typed structs in one msgspec pass, so that a record that does not fit is refused with
+msgspec's own path and the layout that was expected.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+
+from pairwright.config import IngestConfig
+from pairwright.records import Annotation
+
+RecordT = TypeVar("RecordT")
+
+Parse: TypeAlias = "Callable[[bytes], Sequence[Annotation | RecordError]]"
+"""What turns one record into its judgements, at least one: annotations, and errors of those that are none.
+
+Raises ``RecordError``, or msgspec's own errors, on a record that is bad as a whole."""
+
+_MSGSPEC_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>.*)`$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_JSON_NAMES = {dict: "object", list: "array", str: "str", bool: "bool", int: "int", float: "float", type(None): "null"}
+
+
+class RecordError(Exception):
+    """A record, or one judgement of it, that cannot become an annotation; kept as a ``Rejection``.
+
+    The reason reads "expected ..., got ...; what to do": what varies from record to record stands after ", got", so
+    that reasons can be counted. ``path`` is where in the record, as in ``$.ranks[2]``.
+    """
+
+    def __init__(self, reason: str, *, path: str = "$") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One layout of records."""
+
+    name: str
+    """What ``--format`` calls it."""
+    layout: str
+    """What a record looks like, for messages."""
+    fits: Callable[[Mapping[str, Any]], bool]
+    """Whether a decoded record has the keys of this layout, and of no other one here."""
+    parser: Callable[[IngestConfig], Parse]
+    """The parser under a configuration."""
+
+
+def typed(record: type[RecordT], layout: str, judgements: Callable[[RecordT, str], Any]) -> Parse:
+    """Return the parser of a fixed layout.
+
+    Args:
+        record: msgspec struct of it.
+        layout: what a record looks like, for the message where one does not fit.
+        judgements: record and a hash of its text, for an id where it has none -> what it holds.
+    """
+    decoder = msgspec.json.Decoder(record)
+
+    def parse(line: bytes) -> Sequence[Annotation | RecordError]:
+        try:
+            decoded = decoder.decode(line)
+        except msgspec.ValidationError as error:
+            raise misfit(error, layout) from None
+        return judgements(decoded, content_id(line))
+
+    return parse
+
+
+def misfit(error: msgspec.ValidationError, layout: str) -> RecordError:
+    """Return msgspec's error with what was expected of the record as a whole."""
+    reason, path = split_message(str(error))
+    if missing := _MISSING.fullmatch(reason):
+        reason = f"missing field `{missing[1]}`"
+    return RecordError(f"{reason[0].lower()}{reason[1:]}; a record of this format is {layout}", path=path)
+
+
+def split_message(message: str) -> tuple[str, str]:
+    """Return the reason in msgspec's message and the path that it names, ``$`` if none."""
+    match = _MSGSPEC_PATH.match(message)
+    return (match["reason"], match["path"]) if match else (message, "$")
+
+
+def content_id(line: bytes) -> str:
+    """Return the name of a record that has none: a hash of its text, 32 hex digits."""
+    return hashlib.blake2b(line.strip(), digest_size=16).hexdigest()
+
+
+def json_name(value: object) -> str:
+    """Return JSON's name for the type of a decoded value, as msgspec's messages spell it."""
+    return _JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def is_list_of(value: object, *keys: str) -> bool:
+    """Return whether a decoded value is a list, not empty, whose first item is an object with all of the keys."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and set(keys) <= value[0].keys()
+
+
+def whole(value: object, path: str) -> int:
+    """Return a whole number, also one that came through a column of floats (1.0).
+
+    Raises:
+        RecordError: if it is none.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise RecordError(f"expected `int`, got `{json_name(value)}`", path=path)

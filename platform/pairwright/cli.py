@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pairwright import __version__
+from pairwright import __version__, cli_tables
 from pairwright.errors import DataError, PairwrightError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_tables.app)
 
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")
@@ -57,6 +58,9 @@ def ingest(
     into: Annotated[str, typer.Option(help="URL of the annotations table; made if it is not there.")],
     config: Annotated[str | None, typer.Option(help="TOML file: [fields] for foreign records, limits.")] = None,
     settings: Settings = [],  # noqa: B006 - typer copies it
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put what has changed under its name in place of its old records.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read annotations, refuse what is not one, and append the rest to a table."""

@@ -118,6 +118,8 @@ class Thinner:
     """Refused records that are gone."""
     num_without_text: int
     """Refused records that are still there, without their text."""
+    prompts: tuple[tuple[str, ...], ...]
+    """Prompts of the rows that are gone, where prompts were asked for."""
 
     @property
     def num_rows(self) -> int:
@@ -141,6 +143,7 @@ def thinner(manifest: Manifest, thinned: Iterable[Thinned]) -> Thinner:
         completions=sum(each.completions for each in data),
         num_refused=sum(sum(each.rows.values()) for each in refused),
         num_without_text=sum(each.num_without_text for each in refused),
+        prompts=tuple(sorted({prompt for each in data for prompt in each.prompts})),
     )
 
 

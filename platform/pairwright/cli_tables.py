@@ -1,0 +1,104 @@
+"""The verbs of the console script that look after tables: versions, diff, compact, vacuum, forget, validate.
+
+As in ``cli.py``, each verb parses its arguments, calls one function and prints what it returned.
+"""
+
+import json
+import re
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from pairwright.errors import ConfigError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Table = Annotated[str, typer.Argument(metavar="URL", help="URL of a table.")]
+app = typer.Typer()
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])|0")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _duration(text: str) -> timedelta:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"--older-than {text}: expected a time such as 30m, 24h or 7d, or 0")
+    return timedelta(**{_UNITS[match[2]]: float(match[1])}) if match[2] else timedelta()
+
+
+@app.command()
+def versions(
+    url: Table,
+    last: Annotated[int, typer.Option(min=1, help="How many of the newest versions to show.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List a table's versions: what each one is, and what it changed."""
+    from pairwright.data.history import format_history, history
+
+    found = history(url, last=last)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else format_history(found))
+
+
+@app.command()
+def diff(
+    url: Table,
+    first: Annotated[int, typer.Argument(metavar="A", help="A version.")],
+    second: Annotated[int, typer.Argument(metavar="B", help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Tell what version B of a table has against version A: sources, records by id, totals."""
+    from pairwright.cluster.diff import diff as run
+    from pairwright.cluster.diff import format_diff
+
+    found = run(url, first, second)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else format_diff(found))
+
+
+@app.command()
+def compact(
+    url: Table,
+    file_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a merged file, compressed.")] = 32 * 1024 * 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Make few larger files of many small ones: a new version with the same rows in the same order."""
+    from pairwright.cluster.compact import compact as run
+
+    summary = run(url, file_bytes=file_bytes)
+    print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+
+
+@app.command()
+def vacuum(
+    url: Table,
+    older_than: Annotated[
+        str, typer.Option(help="Leave alone what is younger, such as 30m, 24h or 7d: jobs may be at work on it.")
+    ] = "24h",
+    keep_versions: Annotated[
+        int | None, typer.Option(min=1, help="Remove older versions than this many; none is removed if not given.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove files that no version of a table names, and old versions where asked."""
+    from pairwright.data.vacuum import vacuum as run
+
+    summary = run(url, older_than=_duration(older_than), keep_versions=keep_versions, is_dry_run=dry_run)
+    print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+
+
+@app.command()
+def forget(
+    url: Annotated[str, typer.Argument(metavar="URL", help="URL of an annotations table.")],
+    annotator: Annotated[list[str], typer.Option(metavar="NAME", help="Who ranked; may be given again.")] = [],  # noqa: B006 - typer copies it
+    prompt: Annotated[
+        list[str],
+        typer.Option(metavar="ID-OR-FILE", help="A prompt_id, or a file with the prompt; may be given again."),
+    ] = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Commit a version without an annotator or a prompt, and prove that no file of it holds them."""
+    from pairwright.cluster.forget import forget as run
+
+    summary = run(url, annotators=annotator, prompts=prompt)
+    print(json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) if as_json else summary.text())

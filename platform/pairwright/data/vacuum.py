@@ -1,0 +1,188 @@
+"""A table's stored files and its versions -> what nothing needs any more, removed.
+
+What no version names is left by a job that died, or belongs to one at work: age tells them apart, by the store's own
+clock of last change. Old versions go only where that is asked for, and the newest never. A removed version leaves an
+empty manifest in its place, since a writer that looked before could otherwise create that number once more, below
+the newest. Manifests are emptied first, so that a vacuum that dies leaves files without a version, never the other way.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import obstore
+
+from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.data.manifest import Manifest
+from pairwright.data.store import Table, version_path
+from pairwright.errors import StoreError
+
+FOLDERS = ("data", "refused", "landing")
+NUM_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file that lies in a table's folders."""
+
+    path: str
+    bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class VacuumSummary:
+    """What went, or would go, and what stays although nothing names it."""
+
+    url: str
+    is_dry_run: bool
+    removed_versions: list[int]
+    kept_versions: list[int]
+    removed_files: list[str]
+    removed_bytes: int
+    num_kept_files: int
+    kept_bytes: int
+    num_young_files: int
+    """Files that no version names and that are too young to go: a job that is at work may have written them."""
+    young_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same for programs, JSON-able."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return the same for people."""
+        done = "would remove" if self.is_dry_run else "removed"
+        lines = [f"{done} {len(self.removed_files):,} files, {self.removed_bytes / 1e6:,.1f} MB"]
+        if self.removed_versions:
+            lines.append(f"{done} versions {', '.join(map(str, self.removed_versions))}")
+        if self.is_dry_run:
+            lines += [f"  {path}" for path in self.removed_files[:NUM_SHOWN]]
+            more = len(self.removed_files) - NUM_SHOWN
+            lines += [f"  and {more:,} more; --json has them all"] if more > 0 else []
+        kept = f"{self.num_kept_files:,} files, {self.kept_bytes / 1e6:,.1f} MB"
+        lines.append(f"{self.url} keeps {len(self.kept_versions):,} versions, {kept}")
+        if self.num_young_files:
+            lines.append(
+                f"{self.num_young_files:,} files that no version names ({self.young_bytes / 1e6:,.1f} MB) are younger "
+                "than --older-than: perhaps a job is at work"
+            )
+        return "\n".join(lines)
+
+
+def vacuum(url: str, *, older_than: timedelta, keep_versions: int | None, is_dry_run: bool) -> VacuumSummary:
+    """Remove what no version of a table needs, and old versions where asked.
+
+    Args:
+        url: a table of any kind.
+        older_than: what was written, or was the newest version, more recently than this stays; no reader or writer at
+            work may take longer.
+        keep_versions: how many versions stay; None for all of them.
+        is_dry_run: only say what would go.
+
+    Raises:
+        StoreError: if there is no table, or it cannot be read or written.
+    """
+    table = Table.open(url)
+    before = datetime.now(UTC) - older_than
+    stored = [file for folder in FOLDERS for file in _stored(table.url, folder)] + _staged(table.url)
+    versions = table.versions()
+    superseded = _superseded(table, versions, keep_versions, before)
+    kept = [version for version in versions if version not in superseded]
+    named = _named(table, kept)
+    unnamed = [file for file in stored if file.path not in named]
+    old = [file for file in unnamed if file.modified <= before]
+    if not is_dry_run:
+        old = _remove(table, superseded, old, newest=versions[-1])
+    kept_files = [file for file in stored if file.path in named]
+    young = [file for file in unnamed if file.modified > before]
+    return VacuumSummary(
+        url=url,
+        is_dry_run=is_dry_run,
+        removed_versions=superseded,
+        kept_versions=kept,
+        removed_files=[file.path for file in old],
+        removed_bytes=_total(old),
+        num_kept_files=len(kept_files),
+        kept_bytes=_total(kept_files),
+        num_young_files=len(young),
+        young_bytes=_total(young),
+    )
+
+
+def _superseded(table: Table, versions: Sequence[int], keep_versions: int | None, before: datetime) -> list[int]:
+    """Return the versions to remove: those before the newest ones, whose successor was there ``before`` already."""
+    if keep_versions is None:
+        return []
+    created = {version: _created_at(table.manifest(version)) for version in versions}
+    last = [(version, created[following]) for version, following in pairwise(versions)]
+    candidates = last[: max(0, len(versions) - keep_versions)]
+    return [version for version, replaced_at in candidates if replaced_at <= before]
+
+
+def _created_at(manifest: Manifest) -> datetime:
+    return datetime.fromisoformat(manifest.created_at)
+
+
+def _named(table: Table, versions: Sequence[int]) -> set[str]:
+    return {file.path for version in versions for file in table.manifest(version).all_files}
+
+
+def _remove(table: Table, versions: Sequence[int], files: Sequence[Stored], *, newest: int) -> list[Stored]:
+    """Remove versions, then files but those that a version named since; return the files that went."""
+    store = open_store(table.url)
+    for version in versions:
+        with store_errors(f"{table.url}/{version_path(version)}"):
+            obstore.put(store, version_path(version), b"")
+    since = _named(table, [version for version in table.versions() if version > newest])
+    gone = [file for file in files if file.path not in since]
+    root = local_root(table.url)
+    if root is not None:
+        for file in gone:
+            (root / file.path).unlink(missing_ok=True)
+        _remove_empty_folders(root / "landing")
+    elif gone:
+        with store_errors(table.url):
+            obstore.delete(store, [file.path for file in gone])
+    return gone
+
+
+def _remove_empty_folders(top: Path) -> None:
+    folders = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True) if top.is_dir() else []
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _stored(url: str, folder: str) -> Iterator[Stored]:
+    """Yield everything that lies in a folder of a table, half-written files of a local one too."""
+    root = local_root(url)
+    if root is not None:
+        for path in sorted((root / folder).rglob("*")):
+            if path.is_file():
+                yield _local(root, path)
+        return
+    with store_errors(f"{url}/{folder}"):
+        for chunk in obstore.list(open_store(url), prefix=folder):
+            yield from (Stored(entry["path"], entry["size"], entry["last_modified"]) for entry in chunk)
+
+
+def _staged(url: str) -> list[Stored]:
+    """Return what a killed writer left of a manifest on a local disk, where obstore first writes under another name."""
+    root = local_root(url)
+    return [] if root is None else [_local(root, path) for path in sorted((root / "versions").glob("*.json#*"))]
+
+
+def _local(root: Path, path: Path) -> Stored:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    return Stored(str(path.relative_to(root)), state.st_size, datetime.fromtimestamp(state.st_mtime, UTC))
+
+
+def _total(files: Sequence[Stored]) -> int:
+    return sum(file.bytes for file in files)

@@ -6,10 +6,14 @@ from typing import Any
 
 import msgspec
 
+from pairwright.data.formats import NATIVE
 from pairwright.data.store import Manifest, Source
 from pairwright.records import Rejection
 
 NUM_SHOWN = 20
+_FOREIGN = (
+    "no known layout, read as native; name its layout with --format, or map its records with [fields] in --config"
+)
 """Lines of a kind that a summary shows; every rejection is under ``refused/``, and ``--json`` names every source."""
 
 
@@ -53,13 +57,15 @@ class IngestSummary:
         accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
         lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
         lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
+        lines += _first(f"  read {s.uri} as {s.format}" for s in self.sources if s.format not in ("", NATIVE.name))
+        lines += _first(f"  {s.uri}: {_FOREIGN}" for s in self.sources if not s.format and s.refused and not s.accepted)
         lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
         lines += [f"    {rejected}" for rejected in self.rejections]
         if refused > len(self.rejections):
             lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")
         lines += _first(f"replaced {uri}: {rows:,} old annotations left" for uri, rows in self.replaced.items())
         lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
-        lines += _first(f"ignored {uri}: not JSON Lines by its name, or part of the table" for uri in self.ignored)
+        lines += _first(f"ignored {uri}: no source by its name, or part of a table" for uri in self.ignored)
         lines += _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
         if self.manifest is None:
             return "\n".join([*lines, "nothing to add: the table is as it was"])

@@ -25,7 +25,8 @@ class Source(msgspec.Struct, frozen=True):
     """One input that went into a table, and what became of its lines.
 
     ``blank`` of its lines hold no record; the others hold ``accepted + refused`` judgements, at least one each, in the
-    layout that ``format`` names. ``forgotten`` counts the judgements that were accepted and then taken out by `forget`.
+    layout that ``format`` names (empty where none was recognised, and native was tried). ``forgotten`` counts the
+    judgements that were accepted and then taken out by `forget`.
     """
 
     uri: str

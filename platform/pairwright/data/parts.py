@@ -8,7 +8,6 @@ turns out to be truncated are simply left out, and deleted.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 
 import msgspec
@@ -47,7 +46,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     id_hashes: bytes
     """64-bit hash of each accepted record's id, in row order: uint64, little-endian."""
     format: str = ""
-    """Name of the format that its records are read in."""
+    """Name of the format that its records are read in; empty where none was recognised, and native was tried."""
     error: str | None = None
     """Why the source could not be read to its end; the part before it is then worth nothing either."""
 
@@ -78,7 +77,7 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
     try:
         layout, chunks = _recognised(lines, config)
         draft.format = layout
-        parse = parser_for(layout, config)
+        parse = parser_for(layout or NATIVE.name, config)
         for chunk in chunks:
             draft.add(chunk, lines.source.uri, parse, config)
             if draft.num_bytes >= config.range_bytes:
@@ -92,20 +91,20 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
 
 
 def _recognised(lines: LineRange, config: IngestConfig) -> tuple[str, Iterator[Chunk]]:
-    """Return the name of the format of a source, and the chunks of the range.
+    """Return the name of the format of a source, empty where it has none, and the chunks of the range.
 
     A range that does not begin at the head of its source reads the head too, so that all ranges agree.
     """
     chunks = read_chunks(lines)
     if (name := settled_format(config)) is not None:
         return name, chunks
-    if lines.start > 0:
-        head = next(read_chunks(replace(lines, start=0, lines_before=0)), None)
+    if lines.start > 0 or lines.lines_before > 0:
+        head = next(read_chunks(lines.head), None)
     else:
         head = next(chunks, None)
         chunks = chain([head] if head is not None else [], chunks)
     records = [] if head is None else head.text.split(b"\n", NUM_HEAD_RECORDS)[:NUM_HEAD_RECORDS]
-    return recognise(records) or NATIVE.name, chunks
+    return recognise(records) or "", chunks
 
 
 class _Draft:

@@ -56,6 +56,12 @@ def ingest(
         list[str], typer.Argument(help="Files, folders or globs of JSON Lines (plain, .gz, .zst); s3:// too.")
     ],
     into: Annotated[str, typer.Option(help="URL of the annotations table; made if it is not there.")],
+    format: Annotated[  # noqa: A002
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Layout of the records: native, trl, label-studio, ...; recognised if not given."
+        ),
+    ] = None,
     config: Annotated[str | None, typer.Option(help="TOML file: [fields] for foreign records, limits.")] = None,
     settings: Settings = [],  # noqa: B006 - typer copies it
     replace: Annotated[
@@ -67,7 +73,8 @@ def ingest(
     from pairwright.cluster.ingest import ingest as run
     from pairwright.config import IngestConfig, load_config
 
-    summary = run(sources, into, load_config(IngestConfig, config, settings))
+    named = [] if format is None else [f"format={format}"]
+    summary = run(sources, into, load_config(IngestConfig, config, [*settings, *named]))
     print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
     refused = sum(source.refused for source in summary.sources)
     nothing_accepted = refused > 0 and not any(source.accepted for source in summary.sources)

@@ -74,7 +74,7 @@ def ingest(
     from pairwright.config import IngestConfig, load_config
 
     named = [] if format is None else [f"format={format}"]
-    summary = run(sources, into, load_config(IngestConfig, config, [*settings, *named]))
+    summary = run(sources, into, load_config(IngestConfig, config, [*settings, *named]), replace=replace)
     print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
     refused = sum(source.refused for source in summary.sources)
     nothing_accepted = refused > 0 and not any(source.accepted for source in summary.sources)

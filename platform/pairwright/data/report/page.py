@@ -1,0 +1,83 @@
+"""Figures of a report -> one HTML page that needs nothing else: no script, no font, no picture, no network. Pure.
+
+Pictures are CSS boxes beside the numbers that they show, in the rows of real tables; so the page is small, prints,
+follows light and dark, and says the same to a screen reader. Lists show their first rows, the next ones folded, and
+how many are left out, so that its size has a bound. Everything that came from the data is escaped, and a content
+security policy forbids whatever would slip through.
+"""
+
+import math
+from pathlib import Path
+
+import jinja2
+
+from pairwright.data.report.contract import Figures, RankLengths
+from pairwright.data.report.findings import percent
+
+TEMPLATE = "page.html.j2"
+SHOWN_ROWS = 12
+FOLDED_ROWS = 88
+CHART_COLUMNS = 60
+
+
+def render(figures: Figures) -> str:
+    """Return the page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": _count, "percent": _percent, "size": _size, "time": _time, "number": _number}
+    return environment.get_template(TEMPLATE).render(
+        report=figures,
+        totals=figures.totals,
+        shown_rows=SHOWN_ROWS,
+        folded_rows=FOLDED_ROWS,
+        growth_columns=_evenly(len(figures.growth)),
+        length_places=_length_places(figures.lengths_by_rank),
+        flagged={bulge.value for bulge in figures.scores.bulges if bulge.party == "all"},
+    )
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else percent(share)
+
+
+def _size(number: int) -> str:
+    if number < 1_000_000:
+        return f"{number / 1000:,.1f} kB"
+    return f"{number / 1e6:,.1f} MB" if number < 1e9 else f"{number / 1e9:,.1f} GB"
+
+
+def _time(stamp: str) -> str:
+    return stamp[:16].replace("T", " ") + " UTC" if stamp else "-"
+
+
+def _evenly(number: int) -> list[int]:
+    """Return indices of at most CHART_COLUMNS things, evenly, the first and the last among them."""
+    if number <= CHART_COLUMNS:
+        return list(range(number))
+    return [place * (number - 1) // (CHART_COLUMNS - 1) for place in range(CHART_COLUMNS)]
+
+
+def _length_places(lengths: list[RankLengths]) -> list[tuple[float, float, float]]:
+    """Return (left end, width, median) of each rank's lengths in percent of a logarithmic axis over all of them."""
+    if not lengths:
+        return []
+    low, high = min(row.tenth for row in lengths), max(row.ninetieth for row in lengths)
+    span = math.log(high / low) or 1.0
+
+    def place(characters: float) -> float:
+        return 100 * math.log(characters / low) / span
+
+    return [(place(row.tenth), place(row.ninetieth) - place(row.tenth), place(row.median)) for row in lengths]

@@ -78,7 +78,9 @@ def test_groups_come_back_as_they_went_in(tmp_path):
         for i in np.random.default_rng(1).permutation(700).tolist():
             assert_same_group(copy.group(i), groups[i])
             assert (copy.group_id(i), copy.subset(i)) == (groups[i].group_id, groups[i].subset)
-    validation = [i for i, split in enumerate(splits) if split == "validation"]
+    validation = sorted(
+        (i for i, split in enumerate(splits) if split == "validation"), key=lambda i: groups[i].group_id
+    )
     assert table.rows_of_split("validation").tolist() == validation
     assert table.rows_of_split("validation").dtype == np.int64
     assert table.rows_of_split("test").tolist() == []

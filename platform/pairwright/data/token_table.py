@@ -176,10 +176,18 @@ class TokenTable:
         return views.subset[row].as_py()
 
     def rows_of_split(self, split: str) -> Int64s:
-        """Return the row numbers of a split (train, validation), ascending, int64; none if no group is in it."""
-        batches = (reader.get_batch(number).column("split") for reader, number in self._batches)
-        found = [np.flatnonzero(column.to_numpy(zero_copy_only=False) == split) for column in batches]
-        return np.concatenate([np.empty(0, np.int64), *(f + s for f, s in zip(found, self._starts, strict=False))])
+        """Return the row numbers of a split (train, validation), int64; none if no group is in it.
+
+        In order of group ids: what a step trains on follows from what the table holds, not from how its files lie.
+        """
+        named = []
+        for (reader, number), start in zip(self._batches, self._starts, strict=False):
+            batch = reader.get_batch(number)
+            rows = np.flatnonzero(batch.column("split").to_numpy(zero_copy_only=False) == split)
+            named.append(pa.table({"group": batch.column("group_id").take(pa.array(rows)), "row": rows + start}))
+        if not named:
+            return np.empty(0, np.int64)
+        return pa.concat_tables(named).sort_by("group")["row"].to_numpy()
 
     @cached_property
     def num_completions_G(self) -> Int64s:

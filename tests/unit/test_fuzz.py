@@ -2,9 +2,8 @@
 
 import json
 import random
-import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,13 @@ from mutations import mutated_lines
 from pairwright.config import IngestConfig
 from pairwright.data.annotations import parse_lines
 from pairwright.data.formats import native
-from pairwright.data.lines import LineRange, count_newlines, number_ranges, plan_ranges
-from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import find_sources
 from pairwright.data.store import Table
-from pairwright.records import Rejection
-from record_rules import Broken, check_row, decoded, expected_row, has_a_key_twice, is_blank
+from record_rules import Broken, expected_row, has_a_key_twice, is_blank
+from spoilt_sources import MAX_REASON_CHARACTERS, Outcome, check_refusal, ingested
 
 SEED = 20261121
 LIMITS = {"max_completions": 12, "max_characters": 2000}
 LINES_PER_FILE = 5000
-MAX_REASON_CHARACTERS = 1000
 FIRST = b'{"id":"first","prompt":"p","completions":[{"text":"x"},{"text":"y"}],"ranks":[1,2]}'
 
 SEEDS: list[dict[str, Any]] = [
@@ -66,54 +61,39 @@ def test_every_spoilt_native_record_is_accepted_by_the_rules_or_refused_with_lin
     rng = random.Random(SEED)
     table = Table(str(tmp_path / "table"), "annotations")
     stream = mutated_lines(SEEDS, rng, longest=LIMITS["max_characters"])
-    counts = {"lines": 0, "accepted": 0, "refused": 0, "blank": 0}
-    reasons: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     names: dict[str, set[Any]] = {}
     for start in range(0, num_records, LINES_PER_FILE):
         path = tmp_path / f"spoilt-{start}.jsonl"
         lines = list(islice(stream, min(LINES_PER_FILE, num_records - start)))
         path.write_bytes(b"\n".join([FIRST, *lines]) + rng.choice([b"", b"\n"]))
-        config = IngestConfig.model_validate({"range_bytes": rng.choice([1024, 100_000, 1_000_000]), **LIMITS})
-        parts = list(written(path, table, config))
-        check_lines(path, parts, table, names)
-        for part in parts:
-            counts = {name: count + getattr(part, name, 0) for name, count in counts.items()}
-            reasons = {key: reasons.get(key, 0) + part.reasons.get(key, 0) for key in reasons | part.reasons}
-            table.delete(part.files)
+        ranges = {"range_bytes": rng.choice([1024, 100_000, 1_000_000])}
+        config = IngestConfig.model_validate({"format": "native"} | ranges | LIMITS)
+        outcome = ingested(path, table, config, LIMITS)
+        check_lines(path, outcome, names)
+        counts += Counter(
+            lines=outcome.lines, accepted=len(outcome.rows), refused=len(outcome.refused), blank=outcome.blank
+        )
+        reasons += outcome.reasons
         path.unlink()
-    counts["blank"] = counts["lines"] - counts["accepted"] - counts["refused"]
-    print(f"\nseed {SEED}: {num_records:,} spoilt native records: {counts}, {len(reasons)} kinds of reasons")
-    for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
+    print(f"\nseed {SEED}: {num_records:,} spoilt native records: {dict(counts)}, {len(reasons)} kinds of reasons")
+    for reason, count in reasons.most_common():
         print(f"{count:>8,}  {reason}")
-    assert sum(reasons.values()) == counts["refused"]
     assert counts["accepted"] > num_records / 10
     assert counts["refused"] > num_records / 3
     assert len(reasons) < 150, "alike reasons must count together"
     assert all(len(found) == 1 for found in names.values()), "one name a prompt or group, and one of them a name"
 
 
-def written(path: Path, table: Table, config: IngestConfig) -> Iterator[Part]:
-    """Yield the parts that a source becomes, range by range, as the tasks of an ingestion do."""
-    for index, unit in enumerate(planned(path, config)):
-        yield from write_parts(index, unit, table, config)
-
-
-def planned(path: Path, config: IngestConfig) -> list[LineRange]:
-    source = find_sources([str(path)]).sources[0]
-    ranges = plan_ranges(source, config.range_bytes)
-    return number_ranges(source, ranges, [count_newlines(source, *bounds) for bounds in ranges[:-1]])
-
-
-def check_lines(path: Path, parts: list[Part], table: Table, names: dict[str, set[Any]]) -> None:
+def check_lines(path: Path, outcome: Outcome, names: dict[str, set[Any]]) -> None:
     """Hold what became of each line to the rules of docs/data.md, applied a second time."""
-    assert [part.error for part in parts] == [None] * len(parts)
-    content = path.read_bytes()
-    lines = content.removesuffix(b"\n").split(b"\n")
-    rows = {row["line"]: row for part in parts if part.data for row in table.read_file(part.data).to_pylist()}
-    refused = {one.line: one for part in parts for file in part.refused_files for one in table.read_refused(file)}
-    assert sum(part.lines for part in parts) == len(lines)
-    assert (sum(part.accepted for part in parts), sum(part.refused for part in parts)) == (len(rows), len(refused))
-    assert not rows.keys() & refused.keys()
+    assert outcome.errors == []
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    rows = {row["line"]: row for row in outcome.rows}
+    refused = {one.line: one for one in outcome.refused}
+    assert outcome.lines == len(lines)
+    assert (len(rows), len(refused)) == (len(outcome.rows), len(outcome.refused))
     assert len(rows) + len(refused) + sum(map(is_blank, lines)) == len(lines)
     for number, line in enumerate(lines, start=1):
         if is_blank(line):
@@ -122,14 +102,11 @@ def check_lines(path: Path, parts: list[Part], table: Table, names: dict[str, se
         if number in refused:
             needed = expected is None or has_a_key_twice(line)
             assert needed, f"refused without need: {refused[number]}: {line[:2000]!r}"
-            check_refusal(refused[number], str(path), line)
+            check_refusal(refused[number], line)
             continue
         assert expected is not None, f"accepted against the rules ({why}): {line[:2000]!r}"
-        row = rows[number]
-        assert {key: row[key] for key in expected} == expected
-        assert (row["source"], row["line"]) == (str(path), number)
-        check_row(row, **LIMITS)
-        add_names(row, names)
+        assert {key: rows[number][key] for key in expected} == expected
+        add_names(rows[number], names)
 
 
 def verdict(line: bytes) -> tuple[dict[str, Any] | None, str]:
@@ -138,40 +115,6 @@ def verdict(line: bytes) -> tuple[dict[str, Any] | None, str]:
         return expected_row(line, **LIMITS), ""
     except Broken as why:
         return None, str(why)
-
-
-def check_refusal(refused: Rejection, source: str, line: bytes) -> None:
-    """Hold a refusal to its promise: where, a reason in one line, and the text that was refused."""
-    assert refused.source == source
-    assert refused.reason.strip()
-    assert len(refused.reason) <= MAX_REASON_CHARACTERS, refused.reason[:2000]
-    assert refused.reason.isprintable(), f"a reason is one line of text: {refused.reason!r}"
-    assert refused.path.isprintable(), f"a path is one line of text: {refused.path!r}"
-    assert refused.record == line.decode(errors="replace")[:10_000]
-    assert refused.path.startswith("$"), refused
-    try:
-        record = decoded(line)
-    except Broken:
-        return
-    assert has_a_key_twice(line) or points_into(record, refused.path), f"{refused} points nowhere in {line[:2000]!r}"
-
-
-def points_into(record: Any, path: str) -> bool:
-    """Return whether all of a path but its last step is there in a record."""
-    steps = re.findall(r"\.([^.\[\]]+)|\[(-?\d+|\.\.\.)\]", path)
-    for position, (key, index) in enumerate(steps):
-        is_last = position == len(steps) - 1
-        if key:
-            if not isinstance(record, dict) or (key not in record and not is_last):
-                return False
-            record = record.get(key)
-        elif index == "...":
-            return isinstance(record, dict)
-        else:
-            if not isinstance(record, list) or (not 0 <= int(index) < len(record) and not is_last):
-                return False
-            record = record[int(index)] if int(index) < len(record) else None
-    return True
 
 
 def add_names(row: dict[str, Any], names: dict[str, set[Any]]) -> None:
@@ -197,7 +140,7 @@ def test_a_reason_stays_one_short_line_whatever_a_record_calls_its_parts(name: s
         assert refused.reason.isprintable()
         assert len(refused.reason) < MAX_REASON_CHARACTERS
     assert refused.reason.startswith("unknown field, got `")
-    assert refused.reason.endswith("map a foreign record with field paths ([fields] in --config)")
+    assert refused.reason.endswith("[fields] in --config)")
 
 
 def test_half_of_a_surrogate_pair_is_told_from_a_record_that_is_cut_off() -> None:

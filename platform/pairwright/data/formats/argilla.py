@@ -12,14 +12,14 @@ from typing import Any
 import msgspec
 
 from pairwright.config import IngestConfig
-from pairwright.data.formats.record import Format, Parse, RecordError, content_id, typed, whole
+from pairwright.data.formats.record import Format, Parse, RecordError, content_id, misfit, typed, whole
 from pairwright.data.formats.turns import find_prompt
 from pairwright.records import Annotation, Completion
 
 LAYOUT = '{"id", "fields": {...}, "responses": {question: [{"value": [{"value", "rank"}, ...], "user_id"}]}}'
 SUBMITTED = "submitted"
 
-_RESPONSES, _USERS, _STATUS = ".responses", ".responses.users", ".responses.status"
+_RESPONSES, _USERS, _STATUS = ".responses", ".users", ".status"
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,12 +67,26 @@ def _nested(flat: Mapping[str, Any]) -> _Record:
     responses = {}
     for key, values in flat.items():
         if key.endswith(_RESPONSES) and isinstance(values, list):
-            question = key.removesuffix(_RESPONSES)
-            users, states = (flat.get(f"{question}{end}") or [None] * len(values) for end in (_USERS, _STATUS))
-            answers = zip(values, users, states, strict=False)
-            responses[question] = [_Answer(value=value, user_id=user, status=state) for value, user, state in answers]
+            users, states = (_beside(flat, key, end, len(values)) for end in (_USERS, _STATUS))
+            responses[key.removesuffix(_RESPONSES)] = [
+                {"value": value, "user_id": user, "status": state}
+                for value, user, state in zip(values, users, states, strict=True)
+            ]
     fields = {key: value for key, value in flat.items() if key != "id" and "." not in key and not key.startswith("_")}
-    return _Record(fields=fields, responses=responses, id=flat.get("id"))
+    try:
+        return msgspec.convert({"fields": fields, "responses": responses, "id": flat.get("id")}, _Record)
+    except msgspec.ValidationError as error:
+        raise misfit(error, LAYOUT) from None
+
+
+def _beside(flat: Mapping[str, Any], key: str, end: str, length: int) -> list[Any]:
+    """Return what stands beside the answers in a column of its own, one an answer; nothing where it is not there."""
+    values = flat.get(f"{key}{end}")
+    if values is None:
+        return [None] * length
+    if not isinstance(values, list) or len(values) != length:
+        raise RecordError(f"expected a list of {length}, one a response, got another", path=f'$["{key}{end}"]')
+    return values
 
 
 def _judgements(record: _Record, name: str) -> Sequence[Annotation | RecordError]:
@@ -106,7 +120,8 @@ def _is_ranking(value: object, fields: Mapping[str, Any]) -> bool:
     """Return whether an answer ranks fields; the answers to other kinds of questions are not ours."""
     if not isinstance(value, list) or not value:
         return False
-    return all((option.get("value") if isinstance(option, dict) else option) in fields for option in value)
+    names = [option.get("value") if isinstance(option, dict) else option for option in value]
+    return all(isinstance(name, str) and name in fields for name in names)
 
 
 def _judgement(

@@ -124,7 +124,7 @@ def _field_of(tag: str, data: Mapping[str, Any], is_shown: Callable[[Any], bool]
     Raises:
         RecordError: if its name does not tell.
     """
-    if tag in data:
+    if tag in data and is_shown(data[tag]):
         return tag
     number = _NUMBER.search(tag)
     fields = [name for name, value in data.items() if is_shown(value)]

@@ -17,6 +17,9 @@ from pairwright.data.annotations import MAX_RECORD_CHARACTERS, reason_key
 from pairwright.data.rules import normalised, prompt_id
 from pairwright.records import Message, Rejection
 
+MIN_CUT_CHARACTERS = 16
+"""Of a prompt that is cut off, from which on the record counts as holding it."""
+
 _LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)("|\\?$)', re.DOTALL)
 
 
@@ -57,7 +60,7 @@ class Mentions:
         if any(all(turn.search(every) for turn in prompt) for prompt in self._prompts):
             return True
         # What is kept of a long record can end within its prompt.
-        return is_cut and bool(told) and bool(told[-1]) and any(turn.startswith(told[-1]) for turn in self._turns)
+        return is_cut and bool(told) and any(_runs_into(told[-1], turn) for turn in self._turns)
 
     def _has_prompt_id(self, record: Any) -> bool:
         """Return whether a record with a prompt of ours names one of the prompts, of which the text is not known."""
@@ -115,6 +118,11 @@ def _prompt_hashes(record: _Pairs) -> Iterator[str]:
                 yield prompt_id([Message(role=turn["role"], content=turn["content"]) for turn in turns])
             except (TypeError, ValueError, KeyError, AttributeError):
                 continue
+
+
+def _runs_into(text: str, turn: str) -> bool:
+    """Return whether a text ends with the beginning of a turn, with enough of it to know it by."""
+    return any(text.endswith(turn[:length]) for length in range(min(len(turn), len(text)), MIN_CUT_CHARACTERS - 1, -1))
 
 
 def _whole_words(text: str) -> re.Pattern[str]:

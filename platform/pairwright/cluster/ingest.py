@@ -44,7 +44,7 @@ def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: 
     table = Table.claim(into, "annotations")
     inside = [source.uri for source in listing.sources if source.uri.startswith(f"{table.url}/")]
     with ray_session():
-        ingestion = _Ingestion(table, config, replace=replace)
+        ingestion = _Ingestion(table, config, known=table, replace=replace)
         try:
             ingestion.read([source for source in listing.sources if source.uri not in inside])
         except BaseException:
@@ -57,9 +57,10 @@ def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: 
 class _Ingestion:
     """One ingestion on its way from listed sources to a manifest: what is still to go in, and what is not, and why."""
 
-    def __init__(self, table: Table, config: IngestConfig, *, replace: bool) -> None:
+    def __init__(self, table: Table, config: IngestConfig, *, known: Table, replace: bool) -> None:
         self.parts: list[Part] = []
         self._table = table
+        self._known = known
         self._config = config
         self._remover = Remover(table)
         self._replaceable: dict[str, Identity] | None = {} if replace else None
@@ -76,7 +77,7 @@ class _Ingestion:
         self._drop([], failures)
         self._sources, failures = hash_sources([source for source in sources if source.uri in states])
         self._drop([], failures)
-        newest = self._table.latest()
+        newest = self._known.latest()
         if self._replaceable is not None and newest is not None:
             self._replaceable |= {source.uri: source.identity for source in newest.sources}
         self._drop(*self._settled(newest, None))
@@ -95,15 +96,19 @@ class _Ingestion:
         """Return the version after ``newest``, or None where nothing is left to add; called again on a lost race."""
         self._drop(*self._settled(newest, self._accounts()))
         left = self._left(newest)
-        unchecked = [file for file in left.files if file.path not in self._checked] if left else []
-        self.parts = refuse_repeats(self.parts, self._units, unchecked, self._table)
-        self._checked |= {file.path for file in unchecked}
+        self.refuse_repeats_of(left.files if left else [])
         self._drop(*self._settled(newest, self._accounts()))
         if not self._sources:
             return None
         left = self._left(newest)
         self._replaced = left.rows if left else {}
         return after_ingestion(newest, left, self._accounts(), self.parts, self._config)
+
+    def refuse_repeats_of(self, files: Sequence[DataFile]) -> None:
+        """Refuse what has the id of an earlier record, here or in files of the known table, each looked at once."""
+        unchecked = [file for file in files if file.path not in self._checked]
+        self.parts = refuse_repeats(self.parts, self._units, unchecked, self._known, self._table)
+        self._checked |= {file.path for file in unchecked}
 
     def written(self) -> list[DataFile]:
         """Return every file that was written and not deleted again."""

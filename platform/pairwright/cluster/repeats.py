@@ -31,15 +31,16 @@ class _Found(msgspec.Struct, frozen=True):
 
 
 def refuse_repeats(
-    parts: Sequence[Part], units: Sequence[LineRange], files: Sequence[DataFile], table: Table
+    parts: Sequence[Part], units: Sequence[LineRange], files: Sequence[DataFile], known: Table, table: Table
 ) -> list[Part]:
     """Return the parts without the records whose id stands in ``files`` of the table, or earlier in the parts.
 
     Args:
         parts: in the order in which the earlier record wins.
         units: the ranges that the parts came from, by ``part.unit``.
-        files: files of the table that the parts were not checked against before.
-        table: where all of them are.
+        files: files of a table that the parts were not checked against before.
+        known: the table that they are in.
+        table: where the parts are, the same one but for `validate`.
 
     Raises:
         SourceError: if a source that holds a repeat is gone or has changed.
@@ -47,7 +48,7 @@ def refuse_repeats(
     """
     hashes = [part.hashes for part in parts]
     own = np.unique(np.concatenate([np.empty(0, "<u8"), *hashes]))
-    before = _places(files, own, table)
+    before = _places(files, own, known)
     known = np.unique(np.concatenate([np.empty(0, "<u8"), *(places.rows["hash"] for places in before)]))
     wanted = np.union1d(repeated_hashes(hashes), known)
     affected = [part for part in parts if part.data is not None and holds_any(part, wanted)]

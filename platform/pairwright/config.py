@@ -131,6 +131,16 @@ class ExpandConfig(Section):
     """Factor on the score gap."""
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the prompts, by hash, that is held out; a prompt never changes sides while this stays the same."""
+    near_duplicates: Literal["keep", "drop_train"] = "keep"
+    """drop_train: leave out train groups whose prompt is nearly that of a validation prompt; keep: do not look."""
+    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Prompts at least this alike are near-duplicates: Jaccard similarity of their shingles."""
+    shingle_characters: PositiveInt = 5
+    """Characters in a row that make a shingle."""
+    decontaminate: list[str] = []
+    """Evaluation sets (sources with a ``prompt`` in each record, or tables); groups that overlap one are left out."""
+    overlap_words: Annotated[int, Field(ge=0)] = 13
+    """Words in a row that a prompt may not share with an evaluation prompt; 0: only near-duplicates of one overlap."""
 
 
 # -------------------------------------------------------------------------------------------------- train

@@ -213,7 +213,8 @@ def test_reasons_of_refusal_are_those_that_the_code_gives() -> None:
     )
     shown = [row.split(" | ")[1].removesuffix(" |") for row in table.partition("\n\n")[0].splitlines()]
     _, refused = parse_lines(b"\n".join(REFUSED), 1, "bad.jsonl", native, IngestConfig())
-    assert shown[:-1] == [rejection.reason for rejection in refused]
+    assert shown[:-2] == [rejection.reason for rejection in refused]
+    assert all(reason.startswith("duplicate ") for reason in shown[-2:])
 
 
 def messages() -> list[str]:

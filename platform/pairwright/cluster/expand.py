@@ -5,14 +5,19 @@ function of the annotations version and the configuration alone, so the result i
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pyarrow as pa
+import ray
 
 from pairwright import __version__
 from pairwright.cluster.grouping import on_groups
+from pairwright.cluster.session import ray_session
+from pairwright.cluster.similar import find_left_out, open_evaluation_sets
 from pairwright.config import ExpandConfig, config_digest
 from pairwright.data.pairs import expand_groups
+from pairwright.data.similar.groups import looks_for_others, no_totals, split_off
 from pairwright.data.store import DataFile, Input, Manifest, Table
 from pairwright.errors import StoreError
 from pairwright.records import ANNOTATIONS_SCHEMA
@@ -25,6 +30,7 @@ class _Expanded(msgspec.Struct, frozen=True):
     """What some groups became."""
 
     files: list[DataFile]
+    refused: list[DataFile]
     totals: dict[str, int | float]
 
 
@@ -38,37 +44,42 @@ def expand(annotations: str, into: str, config: ExpandConfig, *, version: int | 
     """
     source = Table.open(annotations, "annotations")
     read = source.manifest(version)
-    made_from = Input(url=source.url, version=read.version, digest=read.digest)
+    sets = open_evaluation_sets(config)
+    made_from = [Input(url=source.url, version=read.version, digest=read.digest), *sets.inputs]
     target = Table.claim(into, "pairs")
     newest = target.latest()
     if newest is not None and _is_made_from(newest, made_from, config):
         return newest
 
-    def work(rows: pa.Table) -> list[_Expanded]:
-        return [_write_groups(rows, target, config)]
+    with ray_session():
+        left_out = find_left_out(source, read, config, sets)
 
-    expanded = on_groups(source, read, work, _Expanded, columns=None, what="expanded")
+        def work(rows: pa.Table) -> list[_Expanded]:
+            return [_write_groups(rows, target, config, left_out)]
+
+        expanded = on_groups(source, read, work, _Expanded, columns=None, what="expanded")
     return _commit(target, expanded, made_from, config)
 
 
-def _is_made_from(pairs: Manifest, made_from: Input, config: ExpandConfig) -> bool:
+def _is_made_from(pairs: Manifest, made_from: Sequence[Input], config: ExpandConfig) -> bool:
     return (
-        [given.digest for given in pairs.inputs] == [made_from.digest]
+        [given.digest for given in pairs.inputs] == [given.digest for given in made_from]
         and pairs.config_digest == config_digest(config)
         and pairs.code_version == __version__
     )
 
 
-def _commit(target: Table, expanded: Sequence[_Expanded], made_from: Input, config: ExpandConfig) -> Manifest:
+def _commit(target: Table, expanded: Sequence[_Expanded], made_from: Sequence[Input], config: ExpandConfig) -> Manifest:
     files = [file for part in expanded for file in part.files]
+    refused = [file for part in expanded for file in part.refused]
     proposed = Manifest(
         kind="pairs",
         operation="expand",
         files=files,
-        refused_files=[],
-        totals=_sum_totals(expanded),
+        refused_files=refused,
+        totals=_sum_totals(expanded, config),
         sources=[],
-        inputs=[made_from],
+        inputs=list(made_from),
         config=config.model_dump(mode="json"),
         config_digest=config_digest(config),
     )
@@ -79,23 +90,31 @@ def _commit(target: Table, expanded: Sequence[_Expanded], made_from: Input, conf
     try:
         committed = target.commit(build)
     except StoreError:
-        target.delete(files)
+        target.delete([*files, *refused])
         raise
     if committed is None:  # another expansion of the same annotations finished first
-        target.delete(files)
+        target.delete([*files, *refused])
         return target.manifest()
     return committed
 
 
-def _sum_totals(expanded: Sequence[_Expanded]) -> dict[str, int | float]:
+def _sum_totals(expanded: Sequence[_Expanded], config: ExpandConfig) -> dict[str, int | float]:
     _, totals = expand_groups(ANNOTATIONS_SCHEMA.empty_table(), ExpandConfig())
+    totals |= no_totals() if looks_for_others(config) else {}
     for part in expanded:
         for name, value in part.totals.items():
             totals[name] += value
     return totals
 
 
-def _write_groups(rows: pa.Table, target: Table, config: ExpandConfig) -> _Expanded:
+def _write_groups(rows: pa.Table, target: Table, config: ExpandConfig, left_out: Any) -> _Expanded:
+    rejections, others = [], {}
+    if left_out is not None:
+        rows, rejections, others = split_off(rows, ray.get(left_out), config)
     table, totals = expand_groups(rows, config)
     starts = range(0, table.num_rows, GROUPS_PER_FILE)
-    return _Expanded([target.write_data(table.slice(start, GROUPS_PER_FILE)) for start in starts], totals)
+    return _Expanded(
+        files=[target.write_data(table.slice(start, GROUPS_PER_FILE)) for start in starts],
+        refused=[target.write_refused(rejections)] if rejections else [],
+        totals=totals | others,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from pairwright.data.similar.evaluation import SOURCE_VERSION
 from pairwright.data.store import Manifest, Table
 from pairwright.errors import StoreError
 from pairwright.records import Rejection
@@ -85,6 +86,9 @@ def _lineage(manifest: Manifest) -> list[dict[str, Any]]:
     lineage = []
     for made_from in manifest.inputs:
         entry: dict[str, Any] = msgspec.to_builtins(made_from)
+        if made_from.version == SOURCE_VERSION:
+            lineage.append(entry | {"kind": "evaluation set"})
+            continue
         try:
             table = Table.open(made_from.url)
             parent = table.manifest(made_from.version)
@@ -187,7 +191,9 @@ def _source_lines(sources: list[dict[str, Any]]) -> list[str]:
 def _lineage_lines(lineage: list[dict[str, Any]], *, indent: int) -> list[str]:
     lines = []
     for entry in lineage:
-        lines.append(f"{entry.get('kind', 'table')} {entry['url']} version {entry['version']} ({entry['digest'][:12]})")
+        version = "" if entry["version"] == SOURCE_VERSION else f" version {entry['version']}"
+        digest = entry["digest"].removeprefix("sha256:")[:12]
+        lines.append(f"{entry.get('kind', 'table')} {entry['url']}{version} ({digest})")
         if "missing" in entry:
             lines.append(f"  no longer there: {entry['missing']}")
         lines += [f"  {line}" for line in _source_lines(entry.get("sources", []))]

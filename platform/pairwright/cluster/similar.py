@@ -1,0 +1,285 @@
+"""The passes of an expansion that find prompts to leave out. An annotations version, evaluation sets -> prompts, why.
+
+Two passes, both linear. The first hashes the prompts that others are held against (those of the validation split, and
+of the evaluation sets) into keys; the second holds every other prompt against them, in tasks. The driver keeps about
+400 bytes of keys for each prompt of the first kind; texts of theirs go into Ray's object store in blocks as they come,
+shared by all tasks of a machine, spilled to disk where there are too many. Of the others it sees those left out.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pairwright.cluster.grouping import stretches_of
+from pairwright.cluster.passes import run_pass
+from pairwright.cluster.read import hash_sources, plan_units
+from pairwright.cluster.session import ray_session
+from pairwright.config import ExpandConfig, IngestConfig
+from pairwright.data.lines import LineRange
+from pairwright.data.manifest import Input
+from pairwright.data.pairs import split_of
+from pairwright.data.similar.bands import band_keys
+from pairwright.data.similar.evaluation import (
+    SOURCE_VERSION,
+    NamedPrompt,
+    TableFile,
+    find_evaluation_sets,
+    prompts_in_file,
+    prompts_in_source,
+)
+from pairwright.data.similar.groups import LEFT_OUT, looks_for_others
+from pairwright.data.similar.index import KeyIndex
+from pairwright.data.similar.match import Found, Likeness, find_alike, find_runs, index_keys, index_runs
+from pairwright.data.similar.text import comparable, run_hashes
+from pairwright.data.sources import SourceRef
+from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.errors import SourceError
+
+ItemT = TypeVar("ItemT")
+
+PROMPTS_PER_BLOCK = 4096
+EXCERPT_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSets:
+    """What ``decontaminate`` names, as it was found."""
+
+    inputs: list[Input]
+    """Identity of each table and source, for the manifest."""
+    files: list[TableFile]
+    sources: list[SourceRef]
+
+
+class _Block(msgspec.Struct, frozen=True):
+    """Some of the prompts that others are held against."""
+
+    item: int
+    index: int
+    ids: list[str]
+    names: list[str]
+    texts: list[str]
+    keys: bytes
+    run_hashes: bytes
+    run_owners: bytes
+
+
+class _LeftOut(msgspec.Struct, frozen=True):
+    prompt_id: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The prompts that others are held against, numbered by their ids; texts stay in the object store."""
+
+    keys: KeyIndex
+    runs: KeyIndex
+    blocks: list[Any]
+    block_of: np.ndarray
+    row_of: np.ndarray
+
+
+def open_evaluation_sets(config: ExpandConfig) -> EvaluationSets:
+    """Return the evaluation sets of a configuration with the digests of their content.
+
+    Raises:
+        SourceError: if one is missing or cannot be read.
+        StoreError: if a table cannot be read.
+    """
+    if not config.decontaminate:
+        return EvaluationSets([], [], [])
+    inputs, files, listed = find_evaluation_sets(config.decontaminate)
+    with ray_session():
+        sources, failures = hash_sources(listed)
+    _raise_first(failures)
+    given = [Input(url=source.uri, version=SOURCE_VERSION, digest=str(source.etag)) for source in sources]
+    return EvaluationSets([*inputs, *given], files, sources)
+
+
+def find_left_out(source: Table, read: Manifest, config: ExpandConfig, sets: EvaluationSets) -> Any:
+    """Return a reference to the prompts to leave out, in LEFT_OUT; None where the configuration asks for nothing.
+
+    A function of the annotations version, the configuration and the content of the evaluation sets alone.
+
+    Raises:
+        DataError: if a record of an evaluation set has no prompt.
+        SourceError, StoreError: if something cannot be read.
+    """
+    if not looks_for_others(config):
+        return None
+    with ray_session():
+        references = {}
+        if config.near_duplicates == "drop_train":
+            references["near_duplicate"] = _validation_prompts(source, read, config)
+        if config.decontaminate:
+            references["contaminated"] = _evaluation_prompts(sets, config)
+        found = _compare(source, read, config, ray.put(references))
+        columns = {name: [getattr(found[key], name) for key in sorted(found)] for name in LEFT_OUT.names}
+        return ray.put(pa.table(columns, schema=LEFT_OUT))
+
+
+def _validation_prompts(source: Table, read: Manifest, config: ExpandConfig) -> _Reference:
+    stretches = stretches_of(read.files)
+
+    def work(item: int) -> Iterator[_Block]:
+        prompts = (
+            NamedPrompt(name, f"prompt {name}", messages)
+            for name, messages in _distinct(source, stretches[item])
+            if split_of(name, config.validation_fraction) == "validation"
+        )
+        yield from _blocks(item, prompts, config, num_words=0)
+
+    sizes = [sum(file.bytes for file in files) for files in stretches]
+    what = "stretches searched for validation prompts"
+    return _collect(run_pass(work, range(len(stretches)), sizes, _Block, what=what))
+
+
+def _evaluation_prompts(sets: EvaluationSets, config: ExpandConfig) -> _Reference:
+    units, failures = plan_units(sets.sources, IngestConfig().range_bytes)
+    _raise_first(failures)
+    items: list[TableFile | LineRange] = [*sets.files, *units]
+
+    def work(item: int) -> Iterator[_Block]:
+        chosen = items[item]
+        prompts = prompts_in_file(chosen) if isinstance(chosen, TableFile) else prompts_in_source(chosen)
+        yield from _blocks(item, prompts, config, num_words=config.overlap_words)
+
+    sizes = [item.file.bytes if isinstance(item, TableFile) else item.end - item.start for item in items]
+    return _collect(run_pass(work, range(len(items)), sizes, _Block, what="parts of evaluation sets hashed"))
+
+
+def _blocks(item: int, prompts: Iterable[NamedPrompt], config: ExpandConfig, *, num_words: int) -> Iterator[_Block]:
+    for index, block in enumerate(_batches(prompts)):
+        texts = [comparable(prompt.messages) for prompt in block]
+        hashes, owners = run_hashes(texts, num_words) if num_words else (np.empty(0, "<u8"), np.empty(0, np.int64))
+        yield _Block(
+            item=item,
+            index=index,
+            ids=[prompt.id for prompt in block],
+            names=[prompt.name for prompt in block],
+            texts=texts,
+            keys=band_keys(texts, config.shingle_characters, config.near_duplicate_threshold).tobytes(),
+            run_hashes=hashes.tobytes(),
+            run_owners=owners.tobytes(),
+        )
+
+
+def _collect(found: Iterable[_Block]) -> _Reference:
+    """Return the index of the blocks, put into the object store as they come; of equal prompts the first one counts."""
+    kept, refs = [], {}
+    for block in found:
+        refs[block.item, block.index] = ray.put(pa.table({"name": block.names, "text": block.texts}))
+        kept.append(msgspec.structs.replace(block, names=[], texts=[]))
+    kept.sort(key=lambda block: (block.item, block.index))
+    sizes = [len(block.ids) for block in kept]
+    ids = np.array([name for block in kept for name in block.ids], dtype="S32")
+    _, first = np.unique(ids, return_index=True)
+    number_of = np.full(len(ids), -1)
+    number_of[first] = np.arange(len(first))
+    starts = np.cumsum([0, *sizes])[:-1]
+    run_owners = [np.frombuffer(b.run_owners, np.int64) + start for b, start in zip(kept, starts, strict=True)]
+    owners = number_of[np.concatenate([np.empty(0, np.int64), *run_owners])]
+    hashes = np.concatenate([np.empty(0, "<u8"), *(np.frombuffer(block.run_hashes, "<u8") for block in kept)])
+    keys = np.concatenate([np.empty(0, "<u8"), *(np.frombuffer(block.keys, "<u8") for block in kept)])
+    return _Reference(
+        keys=index_keys(keys.reshape(len(ids), -1 if len(ids) else 1)[first]),
+        runs=index_runs(hashes[owners >= 0], owners[owners >= 0]),
+        blocks=[refs[block.item, block.index] for block in kept],
+        block_of=np.repeat(np.arange(len(kept)), sizes)[first],
+        row_of=np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)])[first],
+    )
+
+
+def _compare(source: Table, read: Manifest, config: ExpandConfig, shared: Any) -> dict[str, _LeftOut]:
+    stretches = stretches_of(read.files)
+
+    def work(item: int) -> Iterator[_LeftOut]:
+        references: dict[str, _Reference] = ray.get(shared)
+        for block in _batches(_distinct(source, stretches[item])):
+            yield from _left_out(block, references, config)
+
+    sizes = [sum(file.bytes for file in files) for files in stretches]
+    found = run_pass(work, range(len(stretches)), sizes, _LeftOut, what="stretches compared with held-out prompts")
+    return {prompt.prompt_id: prompt for prompt in found}
+
+
+def _left_out(
+    prompts: list[tuple[str, list[dict[str, str]]]], references: dict[str, _Reference], config: ExpandConfig
+) -> Iterator[_LeftOut]:
+    """Yield the prompts to leave out: those that overlap an evaluation set, of the others train's near-duplicates."""
+    likeness = Likeness(config.shingle_characters, config.near_duplicate_threshold, config.overlap_words)
+    contaminated = set()
+    if (reference := references.get("contaminated")) is not None:
+        for found, name, text in _matches([comparable(messages) for _, messages in prompts], reference, likeness):
+            contaminated.add(found.query)
+            how = f"`{found.run}` in a row as in" if found.run else f"{found.similarity:.2f} alike to"
+            reason = f"overlaps an evaluation set, got {how} {name}: `{text}`"
+            yield _LeftOut(prompts[found.query][0], "contaminated", reason)
+    if (reference := references.get("near_duplicate")) is not None:
+        rest = [
+            prompt
+            for query, prompt in enumerate(prompts)
+            if query not in contaminated and split_of(prompt[0], config.validation_fraction) == "train"
+        ]
+        for found, name, text in _matches([comparable(messages) for _, messages in rest], reference, likeness):
+            reason = f"near-duplicate of a validation prompt, got {found.similarity:.2f} alike to {name}: `{text}`"
+            yield _LeftOut(rest[found.query][0], "near_duplicate", reason)
+
+
+def _matches(texts: list[str], reference: _Reference, likeness: Likeness) -> Iterator[tuple[Found, str, str]]:
+    """Yield what each text is like, with the name of that prompt and its beginning; each text at most once."""
+
+    @cache
+    def block(number: int) -> pa.Table:
+        return ray.get(reference.blocks[number])
+
+    def cell(owner: int, column: str) -> str:
+        return block(int(reference.block_of[owner])).column(column)[int(reference.row_of[owner])].as_py()
+
+    def text_of(owner: int) -> str:
+        return cell(owner, "text")
+
+    seen = set()
+    for find, index in ((find_alike, reference.keys), (find_runs, reference.runs)):
+        rest = [query for query in range(len(texts)) if query not in seen]
+        if not len(index.keys_M):
+            continue
+        for found in find([texts[query] for query in rest], index, text_of, likeness):
+            query = rest[found.query]
+            seen.add(query)
+            at = Found(query, found.owner, found.similarity, found.run)
+            yield at, cell(found.owner, "name"), text_of(found.owner)[:EXCERPT_CHARACTERS]
+
+
+def _distinct(source: Table, files: Sequence[DataFile]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yield the id and the turns of each prompt in some files once."""
+    seen: set[str] = set()
+    for file in files:
+        rows = source.read_file(file, ["prompt_id", "prompt"])
+        fresh = []
+        for row, name in enumerate(rows["prompt_id"].to_pylist()):
+            if name not in seen:
+                seen.add(name)
+                fresh.append(row)
+        new = rows.take(pa.array(fresh, pa.int64()))
+        yield from zip(new["prompt_id"].to_pylist(), new["prompt"].to_pylist(), strict=True)
+
+
+def _batches(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:
+    rest = iter(items)
+    while block := list(islice(rest, PROMPTS_PER_BLOCK)):
+        yield block
+
+
+def _raise_first(failures: dict[str, str]) -> None:
+    for uri, reason in failures.items():
+        raise SourceError(f"evaluation set {uri}: {reason.removeprefix(f'{uri}: ')}")

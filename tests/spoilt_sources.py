@@ -25,6 +25,7 @@ MAX_REASON_CHARACTERS = 1000
 class Outcome:
     """What became of a source."""
 
+    format: str = ""
     lines: int = 0
     blank: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -43,6 +44,7 @@ def ingested(path: Path, table: Table, config: IngestConfig, limits: dict[str, i
     outcome = Outcome()
     parts = list(_written(path, table, config))
     for part in parts:
+        outcome.format = part.format
         outcome.lines += part.lines
         outcome.blank += part.blank
         outcome.rows += table.read_file(part.data).to_pylist() if part.data else []
@@ -70,19 +72,24 @@ def _written(path: Path, table: Table, config: IngestConfig) -> Iterator[Part]:
         yield from write_parts(index, unit, table, config)
 
 
-def check_refusal(refused: Rejection, line: bytes) -> None:
-    """Hold a refusal to its promise: where, a reason in one line, and the text that was refused."""
+def check_refusal(refused: Rejection, line: bytes, *, is_foreign: bool = False) -> None:
+    """Hold a refusal to its promise: where, a reason in one line, and the text that was refused.
+
+    What a foreign record became may break a rule of native ones; the path is then one of that native record.
+    """
     assert refused.reason.strip()
     assert len(refused.reason) <= MAX_REASON_CHARACTERS, refused.reason[:2000]
     assert refused.reason.isprintable(), f"a reason is one line of text: {refused.reason!r}"
     assert refused.path.isprintable(), f"a path is one line of text: {refused.path!r}"
     assert refused.record == line.decode(errors="replace")[:10_000]
     assert refused.path.startswith("$"), refused
+    if is_foreign:
+        return
     try:
         record = decoded(line)
     except Broken:
         return
-    assert has_a_key_twice(line) or points_into(record, refused.path), f"{refused} points nowhere in {line[:2000]!r}"
+    assert points_into(record, refused.path) or has_a_key_twice(line), f"{refused} points nowhere in {line[:2000]!r}"
 
 
 def points_into(record: Any, path: str) -> bool:
@@ -100,7 +107,7 @@ def points_into(record: Any, path: str) -> bool:
         else:
             if not isinstance(record, list) or (not 0 <= int(index) < len(record) and not is_last):
                 return False
-            record = record[int(index)] if -len(record) <= int(index) < len(record) else None
+            record = record[int(index)] if int(index) < len(record) else None
     return True
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from pairwright.errors import ConfigError
 
@@ -66,6 +66,8 @@ class FieldPaths(Section):
     """Path of the list of ranks, where it stands beside the completions."""
     scores: str | None = None
     """Path of the list of scores, where it stands beside the completions."""
+    grade: str | None = None
+    """Path of how much better the better of two is: significantly better, better, slightly better, negligibly better."""
     id: str | None = None
     """Path of the record's id; a hash of the record where there is none."""
     annotator: str | None = None
@@ -88,6 +90,19 @@ class FieldPaths(Section):
         return self
 
 
+class ReaderConfig(Section):
+    """What a source that is no file needs beside its address."""
+
+    query: str | None = None
+    """SQL whose rows are the records, for the URL of a database; `?table=NAME` in the URL needs none."""
+    iceberg: dict[str, SecretStr] = {}
+    """Properties of the Iceberg catalog, as PyIceberg names them; a value `$NAME` is read from the environment."""
+    delta: dict[str, SecretStr] = {}
+    """Storage options of a Delta table, beside the usual environment variables; `$NAME` likewise."""
+    kafka: dict[str, SecretStr] = {}
+    """Settings of the Kafka consumer, as librdkafka names them; `$NAME` likewise."""
+
+
 class IngestConfig(Section):
     """How input records become annotations."""
 
@@ -103,6 +118,8 @@ class IngestConfig(Section):
     """Refuse a record with a longer prompt or completion, in characters."""
     range_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
     """Bytes of one uncompressed source that one task reads."""
+    reader: ReaderConfig = ReaderConfig()
+    """What databases, lakehouse tables and topics need beside their addresses."""
 
     @model_validator(mode="after")
     def _fields_belong_to_their_format(self) -> Self:
@@ -125,10 +142,12 @@ class ExpandConfig(Section):
     """comparisons: 1/C(K,2) a pair (Ouyang et al. 2022, eq. 1); group: a group's pairs sum to 1; uniform: 1 a pair."""
     ties: Literal["drop", "half"] = "drop"
     """drop: a tie gives no pair; half: both directions at half weight."""
-    margin: Literal["none", "score_gap"] = "none"
-    """score_gap: the chosen's score less the rejected's, averaged over the annotations that agree on the direction."""
+    margin: Literal["none", "score_gap", "grade"] = "none"
+    """score_gap: the chosen's score less the rejected's; grade: by margin_table; averaged over annotations that agree."""
+    margin_table: Literal["small", "large"] = "small"
+    """Margins of the four grades (Touvron et al. 2023, table 27): small: 1, 2/3, 1/3 and 0; large: 3, 2, 1 and 0."""
     margin_scale: Annotated[float, Field(gt=0)] = 1.0
-    """Factor on the score gap."""
+    """Factor on the margin."""
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the prompts, by hash, that is held out; a prompt never changes sides while this stays the same."""
     near_duplicates: Literal["keep", "drop_train"] = "keep"

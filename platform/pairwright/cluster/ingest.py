@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pairwright.cluster.ingest_summary import NUM_SHOWN, IngestSummary
+from pairwright.cluster.landing import landed
 from pairwright.cluster.read import Failures, hash_sources, plan_units, write_units
 from pairwright.cluster.removal import Remover
 from pairwright.cluster.repeats import refuse_repeats
@@ -20,33 +21,36 @@ from pairwright.data.commits import commit_written
 from pairwright.data.formats import parser_for, settled_format
 from pairwright.data.lines import LineRange
 from pairwright.data.parts import Part, all_files
+from pairwright.data.readers import is_place, parse_place
 from pairwright.data.removal import Thinner
-from pairwright.data.sources import SourceRef, file_state, find_sources
+from pairwright.data.sources import Listing, SourceRef, file_state, find_sources
 from pairwright.data.store import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
 
 
 def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: bool = False) -> IngestSummary:
-    """Add the records of files, directories, patterns and URLs to the annotations table at ``into``.
+    """Add the records of files, directories, patterns, URLs, databases and topics to the annotations table at ``into``.
 
     A source is taken whole or not at all; records are taken one by one. What is in the table already is skipped, so
     that a second run, or one after a crash, adds what is missing and nothing twice. What has changed under its name
     fails, or with ``replace`` takes the place of its old records, in the same commit as all the rest.
 
     Raises:
-        ConfigError: if a field path cannot be read.
+        ConfigError: if a field path or the address of a database, a table or a topic cannot be read.
         SourceError: if something named is missing or holds no source; then nothing is read.
         StoreError: if ``into`` holds another kind of table or anything else, or cannot be written.
     """
     if (name := settled_format(config)) is not None:
         parser_for(name, config)
-    listing = find_sources(sources)
+    places = [parse_place(name, config.reader) for name in sources if is_place(name)]
+    files = [name for name in sources if not is_place(name)]
+    listing = find_sources(files) if files or not places else Listing([], [])
     table = Table.claim(into, "annotations")
     inside = [source.uri for source in listing.sources if source.uri.startswith(f"{table.url}/")]
-    with ray_session():
+    with ray_session(), landed(places, table, config.reader) as (rows, failures):
         ingestion = _Ingestion(table, config, known=table, replace=replace)
         try:
-            ingestion.read([source for source in listing.sources if source.uri not in inside])
+            ingestion.read([*(source for source in listing.sources if source.uri not in inside), *rows], failures)
         except BaseException:
             table.delete(ingestion.written())
             raise
@@ -71,8 +75,9 @@ class _Ingestion:
         self._failed: Failures = {}
         self._checked: set[str] = set()
 
-    def read(self, sources: Sequence[SourceRef]) -> None:
-        """Parse and write every source that the table has not got yet."""
+    def read(self, sources: Sequence[SourceRef], unreadable: Failures) -> None:
+        """Parse and write every source that the table has not got yet, but those that failed before."""
+        self._drop([], unreadable)
         states, failures = _file_states(sources)
         self._drop([], failures)
         self._sources, failures = hash_sources([source for source in sources if source.uri in states])

@@ -45,7 +45,7 @@ def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[Lin
     arrays = {source.uri for source, look in zip(doubtful, looks, strict=True) if look}
     sources = [source for source in sources if source.uri not in unreadable]
     ranges = {source.uri: cut(source, range_bytes, is_array=source.uri in arrays) for source in sources}
-    todo = [(source, *bounds) for source in sources for bounds in ranges[source.uri][:-1]]
+    todo = [(source, *bounds) for source in sources if source.shards is None for bounds in ranges[source.uri][:-1]]
     counts, failures = _each(
         lambda index: count_lines(*todo[index]),
         [source for source, *_ in todo],
@@ -54,7 +54,7 @@ def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[Lin
     )
     units, position = [], 0
     for source in sources:
-        num_counted = len(ranges[source.uri]) - 1
+        num_counted = len(ranges[source.uri]) - 1 if source.shards is None else 0
         if source.uri not in failures:
             before = [int(count) for count in counts[position : position + num_counted]]
             units += number_ranges(source, ranges[source.uri], before)

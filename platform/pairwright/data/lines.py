@@ -7,13 +7,14 @@ source, an array and a CSV file are one stream.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from pairwright.data.layouts import json_text, tables
 from pairwright.data.layouts.chunks import MAX_LINE_BYTES, Chunk
 from pairwright.data.layouts.delimited import delimited_chunks
 from pairwright.data.layouts.json_text import holds_array
-from pairwright.data.sources import SourceRef
+from pairwright.data.sources import Shard, SourceRef
 
 __all__ = [
     "MAX_LINE_BYTES",
@@ -41,6 +42,14 @@ class LineRange:
     end: int
     lines_before: int
     """How many records (or newlines) stand before ``start``."""
+    shard: SourceRef | None = None
+    """Where the bytes are, if the source is no file and was landed."""
+
+    @property
+    def head(self) -> "LineRange":
+        """The range that holds the first records of the same source."""
+        shards = self.source.shards
+        return replace(self, start=0, lines_before=0, shard=_stored(shards[0]) if shards else None)
 
 
 def plan_ranges(source: SourceRef, range_bytes: int) -> list[tuple[int, int]]:
@@ -59,6 +68,8 @@ def needs_look(source: SourceRef, range_bytes: int) -> bool:
 
 def cut(source: SourceRef, range_bytes: int, *, is_array: bool) -> list[tuple[int, int]]:
     """Return the ranges of a source of which is known whether it is one JSON array."""
+    if source.shards is not None:
+        return [(0, shard.size) for shard in source.shards]
     is_stream = is_array or source.compression is not None or source.layout not in _SPLIT_LAYOUTS
     if is_stream or source.size <= range_bytes:
         return [(0, source.size)]
@@ -67,6 +78,8 @@ def cut(source: SourceRef, range_bytes: int, *, is_array: bool) -> list[tuple[in
 
 def number_ranges(source: SourceRef, ranges: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[LineRange]:
     """Return the ranges to read, given how many lines ``count_lines`` found in each but the last."""
+    if source.shards is not None:
+        return _ranges_of_shards(source, source.shards)
     before = [0]
     for count in counts:
         before.append(before[-1] + count)
@@ -79,6 +92,8 @@ def count_lines(source: SourceRef, start: int, end: int) -> int:
     Raises:
         SourceError: if the source cannot be read.
     """
+    if source.shards is not None:
+        return 0  # each shard says itself how many it holds
     if source.layout in ("parquet", "arrow"):
         return tables.count_rows(source, start, end)
     return json_text.count_newlines(source, start, end)
@@ -90,14 +105,15 @@ def read_chunks(unit: LineRange) -> Iterator[Chunk]:
     Raises:
         SourceError: if the source cannot be read to its end (gone, changed, truncated or not what its name says).
     """
-    source = unit.source
+    source = unit.source if unit.shard is None else unit.shard
     match source.layout:
         case "parquet" | "arrow":
             yield from tables.table_chunks(source, unit.start, unit.end, unit.lines_before)
         case "csv" | "tsv":
             yield from delimited_chunks(source)
         case "lines" | "json":
-            yield from json_text.json_chunks(source, unit.start, unit.end, unit.lines_before)
+            chunks = json_text.json_chunks(source, unit.start, unit.end, unit.lines_before)
+            yield from chunks if unit.shard is None else _numbered_from(unit.lines_before, chunks)
 
 
 def pick_lines(unit: LineRange, numbers: Iterable[int]) -> dict[int, bytes]:
@@ -115,3 +131,16 @@ def pick_lines(unit: LineRange, numbers: Iterable[int]) -> dict[int, bytes]:
             lines = [chunk.text] if chunk.problem else chunk.text.split(b"\n")
             picked |= {number: lines[number - chunk.first_line] for number in inside}
     return picked
+
+
+def _ranges_of_shards(source: SourceRef, shards: Sequence[Shard]) -> list[LineRange]:
+    before = [0, *accumulate(shard.rows for shard in shards)]
+    return [LineRange(source, 0, shard.size, before[index], _stored(shard)) for index, shard in enumerate(shards)]
+
+
+def _stored(shard: Shard) -> SourceRef:
+    return SourceRef(uri=shard.uri, size=shard.size, etag=None)
+
+
+def _numbered_from(before: int, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    return (replace(chunk, first_line=chunk.first_line + before) for chunk in chunks)

@@ -44,14 +44,25 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """JSON Lines that were landed of a source that is no file: a part of its rows."""
+
+    uri: str
+    size: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class SourceRef:
     """One source as it was when it was listed; ``etag`` is None for a local file until it was hashed."""
 
     uri: str
-    """Absolute path, or URL of an object."""
+    """Absolute path, URL of an object, or address of what was landed, without credentials."""
     size: int
     """Bytes as stored."""
     etag: str | None
+    shards: tuple[Shard, ...] | None = None
+    """Where its rows lie, in order, if it is no file and was landed."""
 
     @property
     def is_local(self) -> bool:
@@ -61,11 +72,13 @@ class SourceRef:
     @property
     def compression(self) -> Compression | None:
         """The compression that the name says, or None."""
-        return COMPRESSIONS.get(PurePosixPath(self.uri).suffix.lower())
+        return COMPRESSIONS.get(PurePosixPath(self.uri).suffix.lower()) if self.shards is None else None
 
     @property
     def layout(self) -> Layout:
         """How it keeps its records, as far as its name says."""
+        if self.shards is not None:
+            return "lines"
         layout = _layout_of(self.uri)
         assert layout is not None, self.uri
         return layout

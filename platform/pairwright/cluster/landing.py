@@ -1,0 +1,130 @@
+"""Rows of databases, lakehouse tables, datasets and topics -> shards of JSON Lines in a table's ``landing/`` folder.
+
+From there they are read like any other source, so that line numbers, refused text and repeats have one path. The price
+is one more write of the text, gone when the ingestion ends. The tag is a sum of hashes over rows: the same rows in
+another order, as databases give them, are the same source.
+"""
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import obstore
+import pyarrow as pa
+from obstore.exceptions import BaseError
+from ray.exceptions import RayTaskError
+
+from pairwright.cluster.counting import counting
+from pairwright.cluster.read import Failures
+from pairwright.cluster.readers import check_installed, encoder_for, read_place, secrets_of
+from pairwright.config import ReaderConfig
+from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.data.readers import Place
+from pairwright.data.sources import Shard, SourceRef
+from pairwright.data.store import Table
+from pairwright.errors import PairwrightError
+
+SHARD_BYTES = 32 * 1024 * 1024
+ROWS_AT_ONCE = 512
+_MODULUS = 1 << 128
+
+
+@contextmanager
+def landed(places: Sequence[Place], table: Table, config: ReaderConfig) -> Iterator[tuple[list[SourceRef], Failures]]:
+    """Write the rows of places into a folder of the table that lasts as long as the block.
+
+    Yields:
+        the sources that they are now, and those that could not be read, with the reason.
+
+    Raises:
+        ConfigError: if a client is not installed, or a setting is not in the environment.
+        StoreError: if the table cannot be written.
+    """
+    for place in places:
+        check_installed(place)
+        secrets_of(place, config)
+    folder = f"landing/{uuid.uuid4().hex}"
+    sources: list[SourceRef] = []
+    failures: Failures = {}
+    try:
+        for place in places:
+            try:
+                sources.append(_land(place, table, folder, config))
+            except PairwrightError as error:
+                failures[place.uri] = str(error).removeprefix(f"{place.uri}: ")
+            except Exception as error:
+                failures[place.uri] = _explained(error, secrets_of(place, config))
+        yield sources, failures
+    finally:
+        if places:
+            _delete_folder(table, folder)
+
+
+def _land(place: Place, table: Table, folder: str, config: ReaderConfig) -> SourceRef:
+    write = _writer(f"{table.url}/{folder}", encoder_for(place))
+    shards: list[Shard] = []
+    tag = 0
+    with counting(f"shards landed of {place.uri}", total=None) as advance:
+        for rows in read_place(place, config):
+            rows.context.execution_options.preserve_order = True
+            for shard in rows.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
+                shards.append(Shard(uri=shard["uri"], size=shard["size"], rows=shard["rows"]))
+                tag = (tag + int(shard["tag"], 16)) % _MODULUS
+                advance(1)
+    return SourceRef(
+        uri=place.uri, size=sum(shard.size for shard in shards), etag=f"rows:{tag:032x}", shards=tuple(shards)
+    )
+
+
+def _writer(folder: str, encode: Callable[[pa.RecordBatch], bytes]) -> Callable[[pa.Table], Iterator[dict[str, Any]]]:
+    """Return what writes a block of rows as shards, in a task."""
+
+    def write(block: pa.Table) -> Iterator[dict[str, Any]]:
+        lines: list[bytes] = []
+        for batch in block.to_batches(max_chunksize=ROWS_AT_ONCE):
+            lines.append(encode(batch))
+            if sum(map(len, lines)) >= SHARD_BYTES:
+                yield _put(folder, b"".join(lines))
+                lines.clear()
+        if any(lines):
+            yield _put(folder, b"".join(lines))
+
+    return write
+
+
+def _put(folder: str, text: bytes) -> dict[str, Any]:
+    name = f"{uuid.uuid4().hex}.jsonl"
+    with store_errors(folder):
+        obstore.put(open_store(folder), name, text)
+    every = text.removesuffix(b"\n").split(b"\n")
+    tag = sum(int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big") for line in every) % _MODULUS
+    return {"uri": [f"{folder}/{name}"], "size": [len(text)], "rows": [len(every)], "tag": [f"{tag:x}"]}
+
+
+def _delete_folder(table: Table, folder: str) -> None:
+    """Delete what was landed; what cannot be deleted now, a vacuum deletes."""
+    root = local_root(table.url)
+    if root is not None:
+        shutil.rmtree(root / folder, ignore_errors=True)
+        with suppress(OSError):
+            (root / "landing").rmdir()
+        return
+    with suppress(BaseError):
+        store = open_store(table.url)
+        paths = [item["path"] for chunk in obstore.list(store, prefix=folder) for item in chunk]
+        if paths:
+            obstore.delete(store, paths)
+
+
+def _explained(error: Exception, secrets: Sequence[str]) -> str:
+    """Return what a client, here or in a task, says went wrong: one line without secrets."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        error = error.cause
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        said = said.replace(secret, "***")
+    return f"cannot be read: {said}"

@@ -1,0 +1,170 @@
+"""Addresses of sources that are no files -> what to read where, and the name under which a table knows it.
+
+Pure: text in, ``Place`` out. The name (``uri``) tells sources apart and goes into manifests and messages, so it holds
+neither user nor password, nor anything else of an address that is not one of the settings known here.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from pairwright.config import ReaderConfig
+from pairwright.data.locations import absolute_url
+from pairwright.errors import ConfigError, SourceError, StoreError
+
+Kind = Literal["sqlite", "postgresql", "delta", "iceberg", "huggingface", "kafka"]
+
+_KINDS: dict[str, Kind] = {
+    "sqlite": "sqlite",
+    "postgresql": "postgresql",
+    "postgres": "postgresql",
+    "delta": "delta",
+    "iceberg": "iceberg",
+    "hf": "huggingface",
+    "kafka": "kafka",
+}
+_SETTINGS: dict[Kind, tuple[str, ...]] = {
+    "sqlite": ("table",),
+    "postgresql": ("table",),
+    "delta": ("version",),
+    "iceberg": ("snapshot",),
+    "huggingface": ("config", "revision", "split"),
+    "kafka": ("end", "start"),
+}
+_TABLE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A source that is no file."""
+
+    kind: Kind
+    uri: str
+    """Its name in a table: the address without credentials, and which query where there is one."""
+    address: str = field(repr=False)
+    """What its client connects to, credentials included: for no message."""
+    settings: dict[str, str]
+    """What the address said behind its ``?``, of what is known here."""
+    query: str | None = None
+
+
+def is_place(name: str) -> bool:
+    """Return whether a name is the address of a source that is no file."""
+    scheme, separator, _ = name.partition("://")
+    return bool(separator) and scheme.partition("+")[0] in _KINDS
+
+
+def parse_place(name: str, config: ReaderConfig) -> Place:
+    """Return what an address names.
+
+    Raises:
+        ConfigError: if the address lacks something, or says something that its kind does not know.
+    """
+    scheme, _, rest = name.partition("://")
+    kind = _KINDS[scheme.partition("+")[0]]
+    if kind in ("sqlite", "postgresql"):
+        return _database(kind, name, config)
+    plain, _, tail = rest.partition("?")
+    settings = _settings(kind, name, tail)
+    if kind == "delta" or (kind == "huggingface" and (scheme != "hf" or plain.startswith("/"))):
+        inner = scheme.partition("+")[2] or "file"
+        place = _absolute(f"{inner}://{plain}")
+        shown = f"file://{place}" if "://" not in place else place
+        return Place(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), place, settings)
+    if not plain.strip("/") or (kind != "huggingface" and plain.count("/") != 1):
+        raise ConfigError(f"{_bare(name)}: expected {_EXPECTED[kind]}")
+    shown = plain.rpartition("@")[2]
+    return Place(kind, _named(f"{scheme}://{shown}", settings), plain, settings)
+
+
+_EXPECTED = {
+    "huggingface": "hf://OWNER/NAME?split=SPLIT or hf+file:///DIRECTORY?split=SPLIT",
+    "iceberg": "iceberg://CATALOG/NAMESPACE.TABLE",
+    "kafka": "kafka://HOST:PORT/TOPIC?start=OFFSET&end=OFFSET",
+}
+
+
+def select_all(place: Place) -> str:
+    """Return the SQL whose rows are the records."""
+    if place.query is not None:
+        return place.query
+    names = place.settings["table"].split(".")
+    return f"SELECT * FROM {'.'.join(f'{chr(34)}{name}{chr(34)}' for name in names)}"  # noqa: S608 (names are checked)
+
+
+def offsets(place: Place, name: str, partitions: Sequence[int]) -> dict[int, int | None]:
+    """Return the offset of each partition that an address asks for; None where it asks for none.
+
+    Args:
+        place: a topic.
+        name: ``start`` or ``end``: one offset for all partitions, or ``0:1500,1:20``.
+        partitions: those that the topic has.
+
+    Raises:
+        SourceError: if it cannot be read, or names a partition that is not there.
+    """
+    text = place.settings.get(name)
+    if text is None:
+        return dict.fromkeys(partitions)
+    if text.isdecimal():
+        return dict.fromkeys(partitions, int(text))
+    pairs = [pair.split(":") for pair in text.split(",")]
+    if not all(len(pair) == 2 and pair[0].isdecimal() and pair[1].isdecimal() for pair in pairs):
+        raise SourceError(f"{place.uri}: {name}={text}: expected an offset, or PARTITION:OFFSET joined by commas")
+    found = {int(partition): int(offset) for partition, offset in pairs}
+    if unknown := set(found) - set(partitions):
+        raise SourceError(f"{place.uri}: {name}={text}: there is no partition {min(unknown)}; there are {partitions}")
+    return {partition: found.get(partition) for partition in partitions}
+
+
+def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
+    parts = urlsplit(name)
+    known = dict(parse_qsl(parts.query))
+    settings = {key: value for key, value in known.items() if key in _SETTINGS[kind]}
+    others = {key: value for key, value in known.items() if key not in settings}
+    shown = f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if ("table" in settings) == (config.query is not None):
+        found = "both" if "table" in settings else "neither"
+        raise ConfigError(
+            f"{shown}: expected ?table=NAME in the address, or query in [reader] of --config; got {found}"
+        )
+    if "table" in settings and not _TABLE_NAME.fullmatch(settings["table"]):
+        raise ConfigError(f"{shown}: table={settings['table']}: expected a name; give SQL as query in [reader]")
+    if kind == "sqlite":
+        address = _absolute(f"file://{parts.path}") if parts.path else ""
+        shown = f"sqlite://{address}"
+        if not address or parts.netloc:
+            raise ConfigError(f"{shown}: expected sqlite:///PATH?table=NAME")
+    else:
+        query = f"?{urlencode(others)}" if others else ""
+        address = f"{kind}://{parts.netloc}{parts.path}{query}"
+    named = settings if config.query is None else {"query": hashlib.sha256(config.query.encode()).hexdigest()[:12]}
+    return Place(kind, _named(shown, named), address, settings, config.query)
+
+
+def _settings(kind: Kind, name: str, tail: str) -> dict[str, str]:
+    settings = dict(parse_qsl(tail, keep_blank_values=True))
+    known = _SETTINGS[kind]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ConfigError(f"{_bare(name)}: {unknown[0]} is no setting of a {kind} source; known: {', '.join(known)}")
+    return settings
+
+
+def _named(shown: str, settings: dict[str, str]) -> str:
+    return f"{shown}?{urlencode(sorted(settings.items()), safe=':,')}" if settings else shown
+
+
+def _bare(name: str) -> str:
+    """Return an address without what may be secret in it."""
+    scheme, _, rest = name.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+
+
+def _absolute(url: str) -> str:
+    try:
+        return absolute_url(url)
+    except StoreError as error:
+        raise ConfigError(str(error)) from None

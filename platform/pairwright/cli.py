@@ -195,6 +195,7 @@ def score(
     model: Annotated[str, typer.Argument(help="Model directory of a training run.")],
     input: Annotated[str, typer.Argument(help="JSON Lines of prompts and completions, or the URL of a table.")],  # noqa: A002
     output: Annotated[str, typer.Option(help="Folder or URL for the rewards, Parquet.")],
+    version: Version = None,
     num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
     use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each a GPU.")] = False,
     micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one forward.")] = 16384,
@@ -207,6 +208,7 @@ def score(
         model,
         input,
         output,
+        version=version,
         num_workers=num_workers,
         use_gpu=use_gpu,
         micro_batch_tokens=micro_batch_tokens,

@@ -108,6 +108,7 @@ def score(
     use_gpu: bool,
     micro_batch_tokens: int,
     max_length: int | None = None,
+    version: int | None = None,
     overwrite: bool = False,
 ) -> ScoreSummary:
     """Write the reward of every completion of an input, and return what was scored and what was not.
@@ -124,6 +125,7 @@ def score(
         use_gpu: give each a GPU.
         micro_batch_tokens: most tokens of one forward, padding included.
         max_length: longest prompt and completion in tokens; the model's own if None.
+        version: version of the table; the newest if None.
         overwrite: replace the scores that the output holds.
 
     Raises:
@@ -138,7 +140,7 @@ def score(
     rules = exported.rules if max_length is None else msgspec.structs.replace(exported.rules, max_length=max_length)
     with ray_session():
         check_workers(num_workers, use_gpu=use_gpu)
-        work = plan_work(input)
+        work = plan_work(input, version)
         files = ScoreFiles(output, overwrite=overwrite)
         task = _Task(absolute_url(model), rules, micro_batch_tokens)
         try:

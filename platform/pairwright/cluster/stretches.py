@@ -56,19 +56,22 @@ class Work:
             yield head | {"kind": type(error).__name__, "name": _name(unit), "line": 0, "content": str(error).encode()}
 
 
-def plan_work(place: str) -> Work:
-    """Return what there is to read at a place: the newest version of a table, or else sources of JSON Lines.
+def plan_work(place: str, version: int | None) -> Work:
+    """Return what there is to read at a place: a version of a table, the newest by default, or sources of JSON Lines.
 
     Raises:
         SourceError: if neither is there.
-        StoreError: if it is a table of tokens.
+        StoreError: if it is a table of tokens, has no such version, or a version is asked of what is no table.
     """
     table = Table(place, "pairs")
     manifest = table.latest()
     if manifest is None:
+        if version is not None:
+            raise StoreError(f"{place}: no table here, so there is no version {version}; leave --version out for sources")
         return _plan_sources(list_sources([place]))
     if manifest.kind not in ("annotations", "pairs"):
         raise StoreError(f"{place}: holds {manifest.kind}, expected annotations, pairs or JSON Lines")
+    manifest = table.manifest(version)
     inputs = [Input(url=table.url, version=manifest.version, digest=manifest.digest)]
     units: list[Unit] = list(manifest.files)
     return Work(units, list(range(len(units))), table=Table(place, manifest.kind), inputs=inputs)

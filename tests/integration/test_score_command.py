@@ -120,7 +120,8 @@ def test_a_table_gets_a_reward_for_each_completion_by_annotation_id(model: Path,
     half = len(annotations) // 2
     files = [table.write_data(annotations_table(part)) for part in (annotations[:half], annotations[half:])]
     table.commit(lambda _: manifest(kind="annotations", files=files))
-    summary = run(model, tmp_path / "annotations", tmp_path / "out", num_workers=2)
+    table.commit(lambda _: manifest(kind="annotations", files=files[:1]))
+    summary = run(model, tmp_path / "annotations", tmp_path / "out", num_workers=2, version=1)
     assert [(i.url, i.version) for i in summary.manifest.inputs] == [(table.url, 1)]
     found = rows_in(tmp_path / "out")
     assert found.column("id").to_pylist() == [row["id"] for row in rows for _ in row["completions"]]

@@ -67,7 +67,7 @@ def plan_work(place: str, version: int | None) -> Work:
     manifest = table.latest()
     if manifest is None:
         if version is not None:
-            raise StoreError(f"{place}: no table here, so there is no version {version}; leave --version out for sources")
+            raise StoreError(f"{place}: no table here, so no version {version}; leave --version out for sources")
         return _plan_sources(list_sources([place]))
     if manifest.kind not in ("annotations", "pairs"):
         raise StoreError(f"{place}: holds {manifest.kind}, expected annotations, pairs or JSON Lines")

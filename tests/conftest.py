@@ -1,12 +1,17 @@
 """Random tokenised groups, expanded from rankings by plain loops."""
 
 import itertools
+import os
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from pairwright.data.tokens import TokenGroup
+
+# No test needs the model hub, and without a network each look-up would retry for 45 seconds. Set before anything
+# imports huggingface_hub, and so for every process that a test starts.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session")

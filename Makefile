@@ -26,7 +26,7 @@ demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu" --durations=15
 
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow"

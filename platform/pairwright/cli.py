@@ -117,6 +117,29 @@ def inspect(
     print(json.dumps(description, indent=2, ensure_ascii=False) if as_json else format_description(description))
 
 
+@app.command()
+def report(
+    url: Annotated[str, typer.Argument(help="URL of an annotations table, or of one made from it.")],
+    version: Version = None,
+    output: Annotated[
+        str | None, typer.Option(help="File for the page, HTML; report.html here by default, none with --json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page on who judged what, how far they agree, and what looks wrong."""
+    from pairwright.cluster.report import report as run
+    from pairwright.data.report.contract import figures_json
+
+    page = output if output is not None or as_json else "report.html"
+    figures = run(url, version=version, output=page)
+    if as_json:
+        print(figures_json(figures))
+        return
+    for finding in figures.findings:
+        print(f"{finding.level:<5}  {finding.text}")
+    print(f"wrote {page}")
+
+
 @app.command("export-pairs")
 def export_pairs(
     pairs: Annotated[str, typer.Argument(help="URL of a pairs table.")],

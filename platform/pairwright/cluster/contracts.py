@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pairwright.cluster.run_folder import RunIdentity, TrainingSummary
+from pairwright.data.report.contract import Figures
 from pairwright.data.schemas import json_contract, table_contracts, write_documents
 from pairwright.evaluation.exported import InputRules
 from pairwright.evaluation.report import Report
@@ -24,6 +25,7 @@ def all_contracts() -> dict[str, dict[str, Any]]:
         ),
         "model_input": json_contract(InputRules, "model_input", "pairwright.json in a model directory."),
         "report": json_contract(Report, "report", "What `pairwright evaluate` writes."),
+        "table_report": json_contract(Figures, "table_report", "What `pairwright report --json` prints."),
         "scores_manifest": json_contract(ScoresManifest, "scores_manifest", "What `pairwright score` writes last."),
     }
 

@@ -230,3 +230,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     growth: list[Growth]
     annotations_per_group: list[Depth]
     prompts: list[Prompt]
+
+
+def figures_json(figures: Figures) -> str:
+    """Return the figures as JSON, indented."""
+    return msgspec.json.format(msgspec.json.encode(figures), indent=2).decode()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pairwright.data.report.contract import Annotator, Figures, Finding
 
 MAX_FINDINGS = 5
-MIN_FINDINGS = 3
 
 REFUSED_ALARM = 0.05
 LONGER_ALARM = 0.70
@@ -26,11 +25,9 @@ _ORDER = {"alarm": 0, "note": 1, "good": 2}
 
 
 def findings(figures: Figures) -> list[Finding]:
-    """Return the sentences at the top of the report, three to five where there is that much to say."""
+    """Return the sentences at the top of the report, at most five."""
     found = [finding for rule in _RULES for finding in rule(figures)]
-    found.sort(key=lambda finding: _ORDER[finding.level])
-    loud = [finding for finding in found if finding.level != "good"]
-    return (loud if len(loud) >= MIN_FINDINGS else found)[:MAX_FINDINGS]
+    return sorted(found, key=lambda finding: _ORDER[finding.level])[:MAX_FINDINGS]
 
 
 def percent(share: float) -> str:
@@ -159,11 +156,11 @@ def _models(figures: Figures) -> Iterator[Finding]:
 _RULES: tuple[Callable[[Figures], Iterator[Finding]], ...] = (
     _empty,
     _scores,
-    _refused,
     _against,
     _longer,
     _agreement,
+    _models,
     _ties,
     _concentrated,
-    _models,
+    _refused,
 )

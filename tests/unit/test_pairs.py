@@ -208,6 +208,17 @@ def test_an_annotation_that_stands_there_twice_counts_once() -> None:
     assert (totals["annotations"], totals["annotations_repeated"], totals["contradicted"]) == (2, 0, 1)
 
 
+def test_an_annotator_who_judges_a_group_again_is_counted() -> None:
+    names = ["a", "a", "a", "b", None, None, "b"]
+    prompts = ["p", "p", "q", "p", "p", "p", "p"]
+    rows = [
+        annotation_row(str(number), ["x", "y"], [1, 2], annotator=name, prompt=prompt)
+        for number, (name, prompt) in enumerate(zip(names, prompts, strict=True))
+    ]
+    _, totals = expand_groups(annotations_table(rows), ExpandConfig())
+    assert totals["rejudged"] == 2
+
+
 def test_a_margin_is_the_mean_score_gap_of_those_who_agree() -> None:
     rows = [
         annotation_row("1", ["a", "b"], scores=[5.0, 1.0]),

@@ -42,6 +42,7 @@ def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table
     totals = {
         "annotations": rows.num_rows,
         "annotations_repeated": num_repeated,
+        "rejudged": _num_rejudged(rows, table),
         **_group_totals(table),
         **vote_totals,
     }
@@ -200,6 +201,11 @@ def _group_totals(table: pa.Table) -> dict[str, int]:
         "groups_validation": int(validation.sum()),
         "pairs_validation": int(num_pairs[validation].sum()),
     }
+
+
+def _num_rejudged(rows: pa.Table, table: pa.Table) -> int:
+    """Return how many annotations come from an annotator who had judged the same group already."""
+    return rows.num_rows - rows["annotator"].null_count - int(_lengths(_array(table["annotators"])).sum())
 
 
 def _array(column: pa.ChunkedArray) -> Any:

@@ -102,3 +102,39 @@ def forget(
 
     summary = run(url, annotators=annotator, prompts=prompt)
     print(json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) if as_json else summary.text())
+
+
+@app.command()
+def validate(
+    sources: Annotated[list[str], typer.Argument(help="Whatever `pairwright ingest` takes.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="URL", help="An annotations table whose sources and ids count too.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(metavar="NAME", help="Layout of the records, as for ingest.")] = None,  # noqa: A002
+    config: Annotated[str | None, typer.Option(help="TOML file, as for ingest.")] = None,
+    settings: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")
+    ] = [],  # noqa: B006 - typer copies it
+    max_refused: Annotated[
+        str | None,
+        typer.Option(metavar="N|N%", help="End with 0 up to so many refused, or such a share; 0 by default."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Findings to list.")] = 100,
+    scratch: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where to work on several machines; a temporary folder if not given."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what `ingest` would refuse, without changing any table; exit status 1 where something would be."""
+    from pairwright.cluster.validate import most_refused
+    from pairwright.cluster.validate import validate as run
+    from pairwright.config import IngestConfig, load_config
+
+    most_refused(max_refused, 0)
+    named = [] if format is None else [f"format={format}"]
+    loaded = load_config(IngestConfig, config, [*settings, *named])
+    findings = run(sources, loaded, against=against, limit=limit, scratch=scratch)
+    print(json.dumps(findings.as_dict(), indent=2, ensure_ascii=False) if as_json else findings.text())
+    if not findings.is_clean(max_refused):
+        raise typer.Exit(1)

@@ -300,7 +300,7 @@ def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(
     ours = write(tmp_path / "ours.jsonl", records("a", "b"))
     theirs = write(tmp_path / "theirs.jsonl", records("b", "c"))
     table = str(tmp_path / "t")
-    manifest_on = ingestion._Ingestion.manifest_on
+    manifest_on = ingestion.Ingestion.manifest_on
     rounds = []
 
     def interrupted(self: Any, newest: Manifest | None) -> Manifest | None:
@@ -310,7 +310,7 @@ def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(
             ingest([theirs], table, CONFIG)
         return proposed
 
-    monkeypatch.setattr(ingestion._Ingestion, "manifest_on", interrupted)
+    monkeypatch.setattr(ingestion.Ingestion, "manifest_on", interrupted)
     summary = ingest([ours], table, CONFIG)
     assert sorted(ids_of(table)) == ["a", "b", "c"]
     assert (summary.sources[0].accepted, summary.sources[0].refused) == (1, 1)
@@ -323,7 +323,7 @@ def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(
 def test_the_same_source_ingested_twice_at_once_goes_in_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "s.jsonl", records("a", "b"))
     table = str(tmp_path / "t")
-    read = ingestion._Ingestion.read
+    read = ingestion.Ingestion.read
     depth = []
 
     def overtaken(self: Any, sources: Any) -> None:
@@ -332,7 +332,7 @@ def test_the_same_source_ingested_twice_at_once_goes_in_once(tmp_path: Path, mon
         if len(depth) == 1:
             ingest([path], table, CONFIG)
 
-    monkeypatch.setattr(ingestion._Ingestion, "read", overtaken)
+    monkeypatch.setattr(ingestion.Ingestion, "read", overtaken)
     summary = ingest([path], table, CONFIG)
     assert (summary.manifest, summary.skipped) == (None, [path])
     assert ids_of(table) == ["a", "b"]

@@ -100,7 +100,7 @@ def test_of_two_that_replace_one_source_at_once_one_wins_and_the_other_says_so(
     ingest([a], table, CONFIG)
     ours, theirs = records(2, 3), records(3, 4)
     write(tmp_path / "a.jsonl", ours)
-    manifest_on = ingestion._Ingestion.manifest_on
+    manifest_on = ingestion.Ingestion.manifest_on
     rounds = []
 
     def overtaken(self: Any, newest: Manifest | None) -> Manifest | None:
@@ -111,7 +111,7 @@ def test_of_two_that_replace_one_source_at_once_one_wins_and_the_other_says_so(
             ingest([a], table, CONFIG, replace=True)
         return proposed
 
-    monkeypatch.setattr(ingestion._Ingestion, "manifest_on", overtaken)
+    monkeypatch.setattr(ingestion.Ingestion, "manifest_on", overtaken)
     summary = ingest([a, other], table, CONFIG, replace=True)
     if same:
         assert (summary.failed, summary.skipped) == ([], [a])
@@ -132,7 +132,7 @@ def test_a_replacement_that_loses_the_race_is_made_again_on_what_came_first(
     other = write(tmp_path / "other.jsonl", records(2, 9))  # 2 is ours in the table, and again once we have replaced it
     ingest([a], table, CONFIG)
     write(tmp_path / "a.jsonl", records(2, 3))
-    manifest_on = ingestion._Ingestion.manifest_on
+    manifest_on = ingestion.Ingestion.manifest_on
     rounds = []
 
     def interrupted(self: Any, newest: Manifest | None) -> Manifest | None:
@@ -142,7 +142,7 @@ def test_a_replacement_that_loses_the_race_is_made_again_on_what_came_first(
             ingest([other], table, CONFIG)
         return proposed
 
-    monkeypatch.setattr(ingestion._Ingestion, "manifest_on", interrupted)
+    monkeypatch.setattr(ingestion.Ingestion, "manifest_on", interrupted)
     assert ingest([a], table, CONFIG, replace=True).replaced == {a: 2}
     assert rows_of(table).keys() == {"2", "3", "9"}
     assert sorted(refused_of(table)) == [("other.jsonl", 1)]

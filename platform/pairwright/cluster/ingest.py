@@ -7,7 +7,9 @@ the check of ids run again, against what it added.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from pairwright.cluster.ingest_summary import NUM_SHOWN, IngestSummary
 from pairwright.cluster.landing import landed
@@ -21,7 +23,7 @@ from pairwright.data.commits import commit_written
 from pairwright.data.formats import parser_for, settled_format
 from pairwright.data.lines import LineRange
 from pairwright.data.parts import Part, all_files
-from pairwright.data.readers import is_place, parse_place
+from pairwright.data.readers import Place, is_place, parse_place
 from pairwright.data.removal import Thinner
 from pairwright.data.sources import Listing, SourceRef, file_state, find_sources
 from pairwright.data.store import DataFile, Manifest, Source, Table
@@ -40,29 +42,63 @@ def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: 
         SourceError: if something named is missing or holds no source; then nothing is read.
         StoreError: if ``into`` holds another kind of table or anything else, or cannot be written.
     """
+    named = named_sources(sources, config)
+    table = Table.claim(into, "annotations")
+    with ray_session(), reading(named, table, config, known=table, replace=replace) as ingestion:
+        manifest = commit_written(table, ingestion.manifest_on, ingestion.written)
+    return ingestion.summary(manifest)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a command names: files and objects as listed, and places whose rows are to be landed first."""
+
+    listing: Listing
+    places: list[Place]
+
+
+def named_sources(sources: Sequence[str], config: IngestConfig) -> Named:
+    """Return what the names of sources name, before anything is read.
+
+    Raises:
+        ConfigError: if a field path or the address of a database, a table or a topic cannot be read.
+        SourceError: if something named is missing or holds no source.
+    """
     if (name := settled_format(config)) is not None:
         parser_for(name, config)
     places = [parse_place(name, config.reader) for name in sources if is_place(name)]
     files = [name for name in sources if not is_place(name)]
-    listing = find_sources(files) if files or not places else Listing([], [])
-    table = Table.claim(into, "annotations")
-    inside = [source.uri for source in listing.sources if source.uri.startswith(f"{table.url}/")]
-    with ray_session(), landed(places, table, config.reader) as (rows, failures):
-        ingestion = _Ingestion(table, config, known=table, replace=replace)
+    return Named(find_sources(files) if files or not places else Listing([], []), places)
+
+
+@contextmanager
+def reading(named: Named, table: Table, config: IngestConfig, *, known: Table, replace: bool) -> Iterator["Ingestion"]:
+    """Read sources into files of a table that no version names yet; what was landed for it goes with the block.
+
+    Args:
+        named: the sources.
+        table: where the files go.
+        config: how to read.
+        known: the table whose sources and ids count: the same one, but for `validate`.
+        replace: whether sources may take the place of their old content.
+    """
+    inside = [source.uri for source in named.listing.sources if source.uri.startswith(f"{known.url}/")]
+    with landed(named.places, table, config.reader) as (rows, failures):
+        ingestion = Ingestion(table, config, known=known, replace=replace, ignored=[*named.listing.ignored, *inside])
         try:
-            ingestion.read([*(source for source in listing.sources if source.uri not in inside), *rows], failures)
+            ingestion.read([*(s for s in named.listing.sources if s.uri not in inside), *rows], failures)
         except BaseException:
             table.delete(ingestion.written())
             raise
-        manifest = commit_written(table, ingestion.manifest_on, ingestion.written)
-    return ingestion.summary(manifest, [*listing.ignored, *inside])
+        yield ingestion
 
 
-class _Ingestion:
+class Ingestion:
     """One ingestion on its way from listed sources to a manifest: what is still to go in, and what is not, and why."""
 
-    def __init__(self, table: Table, config: IngestConfig, *, known: Table, replace: bool) -> None:
+    def __init__(self, table: Table, config: IngestConfig, *, known: Table, replace: bool, ignored: list[str]) -> None:
         self.parts: list[Part] = []
+        self._ignored = ignored
         self._table = table
         self._known = known
         self._config = config
@@ -119,7 +155,7 @@ class _Ingestion:
         """Return every file that was written and not deleted again."""
         return [*all_files(self.parts), *self._remover.written()]
 
-    def summary(self, manifest: Manifest | None, ignored: list[str]) -> IngestSummary:
+    def summary(self, manifest: Manifest | None) -> IngestSummary:
         """Return what became of every source."""
         reasons: Counter[str] = Counter()
         for part in self.parts:
@@ -130,7 +166,7 @@ class _Ingestion:
             skipped=self._skipped,
             replaced=self._replaced,
             failed=list(self._failed.items()),
-            ignored=ignored,
+            ignored=self._ignored,
             reasons=dict(reasons.most_common()),
             rejections=[rejected for part in self.parts for rejected in part.shown][:NUM_SHOWN],
         )

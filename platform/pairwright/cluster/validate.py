@@ -1,0 +1,165 @@
+"""Sources -> what an ingestion would refuse, with nothing written that stays: findings, and a status for pipelines.
+
+It is the ingestion itself without the commit, into a scratch table that goes at the end: what `ingest` refuses is a
+finding here, in the same words, and nothing else is. Sources and ids of a table may count as well; it is only read.
+"""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import obstore
+import ray
+
+from pairwright.cluster.ingest import named_sources, reading
+from pairwright.cluster.ingest_summary import IngestSummary
+from pairwright.cluster.session import ray_session
+from pairwright.cluster.sized import sized_pass
+from pairwright.config import IngestConfig
+from pairwright.data.locations import open_store, store_errors
+from pairwright.data.notices import Notices, notices_in
+from pairwright.data.store import DataFile, Table
+from pairwright.errors import ConfigError
+from pairwright.records import Rejection
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What became of every source, and what would be refused of it."""
+
+    summary: IngestSummary
+    refused: list[Rejection]
+    """The first of them, in order of sources and lines."""
+    notices: Notices
+
+    @property
+    def num_accepted(self) -> int:
+        """How many judgements would go in."""
+        return sum(source.accepted for source in self.summary.sources)
+
+    @property
+    def num_refused(self) -> int:
+        """How many would not."""
+        return sum(source.refused for source in self.summary.sources)
+
+    def is_clean(self, allowance: str | None) -> bool:
+        """Return whether all sources could be read, and no more was refused than is allowed.
+
+        Args:
+            allowance: a number of judgements, or a percentage of them such as ``0.5%``; None for none.
+
+        Raises:
+            ConfigError: if it is neither.
+        """
+        return not self.summary.failed and self.num_refused <= most_refused(
+            allowance, self.num_accepted + self.num_refused
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same for programs, JSON-able."""
+        told = self.summary.as_dict()
+        return {
+            "accepted": self.num_accepted,
+            "refused": self.num_refused,
+            **{name: told[name] for name in ("sources", "skipped", "failed", "ignored", "reasons")},
+            "findings": msgspec.to_builtins(self.refused),
+            "notices": msgspec.to_builtins(self.notices),
+        }
+
+    def text(self) -> str:
+        """Return the same for people: a line a finding, then how many of what kind."""
+        lines = [str(refused) for refused in self.refused]
+        more = self.num_refused - len(self.refused)
+        lines += [f"and {more:,} more; --limit {self.num_refused} lists them all"] if more > 0 else []
+        lines += [f"failed {uri}: {reason}" for uri, reason in self.summary.failed]
+        lines += [f"skipped {uri}: it is in the table already" for uri in self.summary.skipped]
+        lines += [f"{count:,} refused: {reason}" for reason, count in self.summary.reasons.items()]
+        lines += [f"notice: {told}" for told in self.notices.told()]
+        num_sources = len(self.summary.sources) + len(self.summary.failed)
+        return "\n".join(
+            [*lines, f"{self.num_accepted:,} accepted and {self.num_refused:,} refused of {num_sources:,} sources"]
+        )
+
+
+def most_refused(allowance: str | None, num_judgements: int) -> float:
+    """Return how many refused judgements an allowance covers.
+
+    Raises:
+        ConfigError: if it is neither a number nor a percentage.
+    """
+    if allowance is None:
+        return 0
+    share = allowance.endswith("%")
+    try:
+        value = float(allowance.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf") or (share and value > 100):
+        raise ConfigError(f"--max-refused {allowance}: expected a number such as 10, or a percentage such as 0.5%")
+    return value / 100 * num_judgements if share else value
+
+
+def validate(
+    sources: Sequence[str], config: IngestConfig, *, against: str | None, limit: int, scratch: str | None
+) -> Findings:
+    """Return what `ingest` would refuse of some sources, without changing any table.
+
+    Args:
+        sources: as for `ingest`.
+        config: as for `ingest`.
+        against: URL of an annotations table whose sources and ids count too.
+        limit: how many findings to list.
+        scratch: URL that all machines of the cluster reach, for what has to be written while it runs; this machine's
+            folder for temporary files if None.
+
+    Raises:
+        ConfigError: if a field path cannot be read, or several machines have no scratch in common.
+        SourceError: if something named is missing or holds no source.
+        StoreError: if ``against`` holds no annotations table.
+    """
+    known = None if against is None else Table.open(against, "annotations")
+    named = named_sources(sources, config)
+    with (
+        ray_session(),
+        _scratch_table(scratch) as table,
+        reading(named, table, config, known=known or table, replace=False) as ingestion,
+    ):
+        newest = None if known is None else known.latest()
+        ingestion.refuse_repeats_of(newest.files if newest else [])
+        refused = [one for part in ingestion.parts for file in part.refused_files for one in table.read_refused(file)]
+        data = [part.data for part in ingestion.parts if part.data is not None]
+
+        def work(file: DataFile) -> Iterator[Notices]:
+            yield notices_in(table, file)
+
+        found = sized_pass(work, data, [file.bytes for file in data], Notices, what="files looked through")
+        return Findings(ingestion.summary(None), refused[:limit], Notices.sum(found))
+
+
+@contextmanager
+def _scratch_table(url: str | None) -> Iterator[Table]:
+    """Lend a table that is gone, with all that it holds, when the block ends."""
+    if url is None:
+        if sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
+            raise ConfigError(
+                "validate on several machines needs a place that all of them reach: give one with --scratch URL"
+            )
+        folder = tempfile.mkdtemp(prefix="pairwright-validate-")
+        try:
+            yield Table(folder, "annotations")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    table = Table(f"{url.rstrip('/')}/pairwright-validate-{uuid.uuid4().hex}", "annotations")
+    try:
+        yield table
+    finally:
+        with store_errors(table.url):
+            store = open_store(table.url)
+            for chunk in obstore.list(store):
+                obstore.delete(store, [entry["path"] for entry in chunk])

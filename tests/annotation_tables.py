@@ -41,6 +41,7 @@ def annotation_row(
         "completions": [{"id": str(i), "text": text, "model": None} for i, text in enumerate(texts)],
         "ranks": [places[rank] for rank in ranks],
         "scores": None if scores is None else list(scores),
+        "grade": None,
         "annotator": annotator,
         "created_at": None,
         "subset": None,

@@ -9,12 +9,34 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
+LLAMA_2 = {
+    "small": {
+        "significantly better": Fraction(1),
+        "better": Fraction(2, 3),
+        "slightly better": Fraction(1, 3),
+        "negligibly better": Fraction(0),
+    },
+    "large": {
+        "significantly better": Fraction(3),
+        "better": Fraction(2),
+        "slightly better": Fraction(1),
+        "negligibly better": Fraction(0),
+    },
+}
+"""Touvron et al. 2023, table 27."""
+
 Pairs = dict[tuple[int, int], tuple[Fraction, float | None]]
 """(chosen, rejected) -> weight, margin."""
 
 
 def expand_by_hand(
-    rows: Sequence[dict[str, Any]], *, pair_weight: str, ties: str, margin: str, margin_scale: float
+    rows: Sequence[dict[str, Any]],
+    *,
+    pair_weight: str,
+    ties: str,
+    margin: str,
+    margin_table: str,
+    margin_scale: float,
 ) -> tuple[dict[str, Pairs], dict[str, int]]:
     """Return each group's pairs, and the counts of comparisons."""
     groups = defaultdict(list)
@@ -24,16 +46,18 @@ def expand_by_hand(
     counts: dict[str, int] = defaultdict(int)
     pairs = {}
     for group_id, annotations in groups.items():
-        votes = _votes(annotations, ties, counts)
-        pairs[group_id] = _weigh(votes, annotations, pair_weight, margin, margin_scale)
+        votes = _votes(annotations, ties, counts, LLAMA_2[margin_table] if margin == "grade" else None)
+        pairs[group_id] = _weigh(votes, annotations, pair_weight, 0.0 if margin == "none" else margin_scale)
     return pairs, counts
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[name] == other[name] for name in ("id", "annotator", "completions", "ranks", "scores"))
+    return all(one[name] == other[name] for name in ("id", "annotator", "completions", "ranks", "scores", "grade"))
 
 
-def _votes(annotations: list[dict[str, Any]], ties: str, counts: dict[str, int]) -> dict[tuple[int, int], list]:
+def _votes(
+    annotations: list[dict[str, Any]], ties: str, counts: dict[str, int], grades: dict[str, Fraction] | None
+) -> dict[tuple[int, int], list]:
     """Return for each direction the votes for it, each as (share, gap or None, is a tie)."""
     texts = [completion["text"] for completion in annotations[0]["completions"]]
     votes = defaultdict(list)
@@ -42,7 +66,9 @@ def _votes(annotations: list[dict[str, Any]], ties: str, counts: dict[str, int])
         for i, j in combinations(range(len(texts)), 2):
             rank_i, rank_j = annotation["ranks"][places[i]], annotation["ranks"][places[j]]
             gap = None
-            if annotation["scores"] is not None:
+            if grades is not None:
+                gap = None if annotation["grade"] is None else grades[annotation["grade"]]
+            elif annotation["scores"] is not None:
                 gap = abs(annotation["scores"][places[i]] - annotation["scores"][places[j]])
             counts["comparisons"] += 1
             counts["ties" if rank_i == rank_j else "untied"] += 1
@@ -67,9 +93,7 @@ def _match(texts: list[str], others: list[str]) -> list[int]:
     return places
 
 
-def _weigh(
-    votes: dict[tuple[int, int], list], annotations: list, pair_weight: str, margin: str, margin_scale: float
-) -> Pairs:
+def _weigh(votes: dict[tuple[int, int], list], annotations: list, pair_weight: str, margin_scale: float) -> Pairs:
     num_completions = len(annotations[0]["completions"])
     all_votes = sum((share for cast in votes.values() for share, _, _ in cast), Fraction(0))
     pairs = {}
@@ -83,6 +107,6 @@ def _weigh(
             weight /= all_votes
         agreeing = [gap for _, gap, tied in cast if not tied]
         scored = [gap for gap in (agreeing or [gap for _, gap, _ in cast]) if gap is not None]
-        wanted = margin_scale * sum(scored) / len(scored) if margin == "score_gap" and scored else None
+        wanted = margin_scale * float(sum(scored)) / len(scored) if margin_scale and scored else None
         pairs[direction] = (weight, wanted)
     return pairs

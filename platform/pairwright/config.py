@@ -67,7 +67,7 @@ class FieldPaths(Section):
     scores: str | None = None
     """Path of the list of scores, where it stands beside the completions."""
     grade: str | None = None
-    """Path of how much better the better of two is: significantly better, better, slightly better, negligibly better."""
+    """Path of the grade of two completions: significantly better, better, slightly better or negligibly better."""
     id: str | None = None
     """Path of the record's id; a hash of the record where there is none."""
     annotator: str | None = None
@@ -143,7 +143,7 @@ class ExpandConfig(Section):
     ties: Literal["drop", "half"] = "drop"
     """drop: a tie gives no pair; half: both directions at half weight."""
     margin: Literal["none", "score_gap", "grade"] = "none"
-    """score_gap: the chosen's score less the rejected's; grade: by margin_table; averaged over annotations that agree."""
+    """score_gap: chosen's score less rejected's; grade: by margin_table; the mean of the annotations that agree."""
     margin_table: Literal["small", "large"] = "small"
     """Margins of the four grades (Touvron et al. 2023, table 27): small: 1, 2/3, 1/3 and 0; large: 3, 2, 1 and 0."""
     margin_scale: Annotated[float, Field(gt=0)] = 1.0

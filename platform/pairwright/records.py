@@ -5,8 +5,13 @@ frozen dataclass in the module that makes it. Every field of a table is describe
 under ``schemas/`` are written from this module by ``pairwright schemas``.
 """
 
+from typing import Literal, TypeAlias
+
 import msgspec
 import pyarrow as pa
+
+Grade: TypeAlias = Literal["significantly better", "better", "slightly better", "negligibly better"]
+"""How much better the better of two completions is."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,7 +32,8 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One annotator's judgement of one group, as it stands in a native input line.
 
-    Exactly one of ``ranks``, ``scores`` and ``order`` carries the judgement.
+    Exactly one of ``ranks``, ``scores`` and ``order`` carries the judgement; ``grade`` says how much better the better
+    of two completions is.
     """
 
     id: str
@@ -36,6 +42,7 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ranks: list[int] | None = None
     scores: list[float] | None = None
     order: list[str | list[str]] | None = None
+    grade: Grade | None = None
     annotator: str | None = None
     created_at: str | None = None
     subset: str | None = None
@@ -97,6 +104,7 @@ ANNOTATIONS_SCHEMA = pa.schema(
         _field(
             "scores", pa.list_(pa.float64()), "score of each completion, higher is better, where given", nullable=True
         ),
+        _field("grade", pa.string(), "how much better the better of two completions is, where given", nullable=True),
         _field("annotator", pa.string(), "who ranked", nullable=True),
         _field("created_at", pa.timestamp("us", tz="UTC"), "when", nullable=True),
         _SUBSET,

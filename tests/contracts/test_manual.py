@@ -49,6 +49,8 @@ REFUSED = [
     b'{"id": "u1", "prompt": "caf\xe9"}',
     b'{"id": "1", "prompt": "?", "completions": [{"text": "a"}, {"text": "b"}], "ranks": [2, 1], '
     b'"created_at": "yesterday"}',
+    b'{"id": "1", "prompt": "?", "completions": [{"text": "a"}, {"text": "b"}, {"text": "c"}], "ranks": [1, 2, 3], '
+    b'"grade": "better"}',
 ]
 
 

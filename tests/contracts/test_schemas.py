@@ -32,6 +32,7 @@ ACCEPTED = {
     | {
         "completions": [{"text": "a", "id": "x", "model": "m"}, {"text": "b", "id": "y"}],
         "order": ["x", "y"],
+        "grade": "slightly better",
         "annotator": "ann",
         "created_at": "2026-11-20T12:00:00Z",
         "subset": "s",
@@ -52,6 +53,9 @@ REFUSED = {
     "no prompt": {key: value for key, value in GOOD.items() if key != "prompt"} | {"ranks": [1, 2]},
     "an empty id": GOOD | {"ranks": [1, 2], "id": " "},
     "a number as id": GOOD | {"ranks": [1, 2], "id": 1},
+    "a grade of another name": GOOD | {"ranks": [1, 2], "grade": "best"},
+    "a grade of three completions": GOOD
+    | {"completions": [{"text": "a"}, {"text": "b"}, {"text": "c"}], "ranks": [1, 2, 3], "grade": "better"},
     "metadata that are no text": GOOD | {"ranks": [1, 2], "metadata": {"k": 1}},
 }
 

@@ -126,6 +126,17 @@ TWO = [{"text": "x"}, {"text": "y"}]
         ({"created_at": "yesterday"}, "$.created_at", "expected ISO 8601 such as 2026-11-20T14:05:00Z"),
         ({"created_at": "0001-01-01T00:00:00+14:00"}, "$.created_at", "expected ISO 8601"),
         ({"metadata": {"k": 1}}, "$.metadata[...]", "expected `str`, got `int`"),
+        ({"grade": "better"}, "$.grade", "expected a grade with two completions alone, got 3"),
+        (
+            {"completions": TWO, "ranks": [2, 2], "grade": "better"},
+            "$.grade",
+            "expected a grade with a better completion, got a tie",
+        ),
+        (
+            {"grade": "much better"},
+            "$.grade",
+            "expected one of significantly better, better, slightly better, negligibly better, got `much better`",
+        ),
     ],
 )
 def test_a_record_that_breaks_a_rule_says_where_and_what(change: dict[str, object], path: str, reason: str) -> None:
@@ -271,6 +282,7 @@ def test_the_table_holds_what_the_records_said() -> None:
             created_at="2026-11-20T14:05:00Z",
             subset="s",
             metadata={"k": "v"},
+            grade="slightly better",
         ),
     ]
     table = annotations_to_arrow(annotations)
@@ -283,6 +295,7 @@ def test_the_table_holds_what_the_records_said() -> None:
     assert second["completions"] == [{"id": "0", "text": "x", "model": "m"}, {"id": "1", "text": "y", "model": None}]
     assert (second["ranks"], second["scores"]) == ([2, 1], [1.0, 2.5])
     assert second["metadata"] == [("k", "v")]
+    assert (first["grade"], second["grade"]) == (None, "slightly better")
     assert (second["annotator"], second["subset"]) == ("ann", "s")
     assert second["created_at"] == datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
     assert (second["source"], second["line"]) == ("annotations.jsonl", 417)

@@ -101,6 +101,23 @@ def test_completions_may_be_bare_strings_and_a_prompt_may_be_messages() -> None:
     assert annotation.prompt[0].content == "q"
 
 
+@pytest.mark.parametrize(
+    ("told", "grade"),
+    [
+        ("Slightly_Better", "slightly better"),
+        ("significantly-better", "significantly better"),
+        ("Unsure", "negligibly better"),
+    ],
+)
+def test_a_grade_is_read_in_any_spelling(told: str, grade: str) -> None:
+    fields = FieldPaths(prompt="p", completions="c", ranks="r", grade="how.much")
+    record = {"p": "q", "c": ["a", "b"], "r": [2, 1], "how": {"much": told}}
+    (annotation,) = ForeignRecord(fields)(encode(record))
+    assert annotation.grade == grade
+    _, rejections = parse_fields(encode(record | {"how": {"much": "9"}}), fields)
+    assert (rejections[0].path, rejections[0].reason[:36]) == ("$.how.much", "expected one of significantly better")
+
+
 def test_a_record_without_an_id_is_named_by_its_content() -> None:
     fields = FieldPaths(prompt="p", completions="c", ranks="r")
     line = b'{"p":"q","c":["a","b"],"r":[1,2]}'

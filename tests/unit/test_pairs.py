@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annotation_tables import annotation_row, annotations_table, real_rows
-from brute_force import expand_by_hand
+from brute_force import LLAMA_2, expand_by_hand
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs import expand_groups, split_of
 from pairwright.errors import DataError
@@ -24,7 +24,7 @@ WEIGHT_TOLERANCE = 1e-6
 @st.composite
 def annotations_of_a_group(draw: st.DrawFn, group: int) -> list[dict[str, Any]]:
     """Draw one to four annotations of one group: shuffled completions, repeated texts, ties, scores on some."""
-    texts = draw(st.lists(st.sampled_from("abcdefghi"), min_size=2, max_size=9))
+    texts = draw(st.lists(st.sampled_from("abcdefghi"), min_size=2, max_size=draw(st.sampled_from([2, 9]))))
     rows = []
     for number in range(draw(st.integers(1, 4))):
         order = draw(st.permutations(texts))
@@ -40,6 +40,8 @@ def annotations_of_a_group(draw: st.DrawFn, group: int) -> list[dict[str, Any]]:
             annotator=draw(st.sampled_from(["ann", "bob", None])),
             line=number + 1,
         )
+        if len(texts) == 2 and row["ranks"] != [1, 1]:
+            row["grade"] = draw(st.sampled_from([None, *LLAMA_2["small"]]))
         rows.append(row)
     return rows + draw(st.lists(st.sampled_from(rows), max_size=2))
 
@@ -53,7 +55,8 @@ configs = st.builds(
     ExpandConfig,
     pair_weight=st.sampled_from(["comparisons", "group", "uniform"]),
     ties=st.sampled_from(["drop", "half"]),
-    margin=st.sampled_from(["none", "score_gap"]),
+    margin=st.sampled_from(["none", "score_gap", "grade"]),
+    margin_table=st.sampled_from(["small", "large"]),
     margin_scale=st.sampled_from([1.0, 0.5]),
 )
 
@@ -82,7 +85,7 @@ def test_pairs_equal_a_brute_force_expansion(rows: list[dict[str, Any]], config:
     table, totals = expand_groups(annotations_table(rows), config)
     table.validate(full=True)
     assert table.schema.equals(PAIRS_SCHEMA, check_metadata=True)
-    rules = config.model_dump(include={"pair_weight", "ties", "margin", "margin_scale"})
+    rules = config.model_dump(include={"pair_weight", "ties", "margin", "margin_table", "margin_scale"})
     expected, counts = expand_by_hand(rows, **rules)
     found = pairs_of(table)
     assert found.keys() == expected.keys()
@@ -219,6 +222,24 @@ def test_an_annotator_who_judges_a_group_again_is_counted() -> None:
     assert totals["rejudged"] == 2
 
 
+def test_a_grade_gives_the_margin_of_llama_2_averaged_over_those_who_agree() -> None:
+    rows = [
+        annotation_row("1", ["a", "b"], [1, 2], grade="significantly better"),
+        annotation_row("2", ["b", "a"], [2, 1], grade="slightly better"),
+        annotation_row("3", ["a", "b"], [2, 1], grade="better"),
+        annotation_row("4", ["a", "b"], [1, 2]),
+    ]
+    (small,) = expanded(rows, margin="grade")
+    (large,) = expanded(rows, margin="grade", margin_table="large", margin_scale=0.5)
+    for row, margins in ((small, {0: (1 + 1 / 3) / 2, 1: 2 / 3}), (large, {0: 0.5 * (3 + 1) / 2, 1: 0.5 * 2})):
+        found = {pair["chosen"]: pair["margin"] for pair in row["pairs"]}
+        assert found == pytest.approx(margins, rel=WEIGHT_TOLERANCE)
+    (faint,) = expanded([annotation_row("1", ["a", "b"], [1, 2], grade="negligibly better")], margin="grade")
+    assert faint["pairs"][0]["margin"] == 0.0
+    (ungraded,) = expanded([annotation_row("1", ["a", "b", "c"], [1, 2, 3], scores=[3, 2, 1])], margin="grade")
+    assert {pair["margin"] for pair in ungraded["pairs"]} == {None}
+
+
 def test_a_margin_is_the_mean_score_gap_of_those_who_agree() -> None:
     rows = [
         annotation_row("1", ["a", "b"], scores=[5.0, 1.0]),
@@ -294,7 +315,9 @@ def test_the_real_rankings_expand_to_the_pairs_that_are_known() -> None:
     assert (totals["groups"], totals["comparisons"], totals["untied"]) == (2436, 47_090, 18_099)
     # One answer stands twice in a group, ranked apart: that comparison is untied and makes no pair.
     assert (totals["identical"], totals["pairs"]) == (1, 18_098)
-    expected, _ = expand_by_hand(rows, pair_weight="comparisons", ties="drop", margin="none", margin_scale=1.0)
+    expected, _ = expand_by_hand(
+        rows, pair_weight="comparisons", ties="drop", margin="none", margin_table="small", margin_scale=1.0
+    )
     weights = pairs_of(table)
     for group_id, pairs in expected.items():
         assert {d: w for d, (w, _) in weights[group_id].items()} == {

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pairwright.config import IngestConfig
+from pairwright.data import grades
 from pairwright.data.formats import Parse, RecordError
 from pairwright.data.formats.record import split_message
 from pairwright.data.rules import CheckedAnnotation, check, group_id, prompt_id
@@ -139,6 +140,8 @@ def _explain_type(message: str) -> RecordError:
         return RecordError(
             f"unknown field, got `{unknown[1]}`; put it under `metadata`, or {_OTHER_LAYOUTS}", path=path
         )
+    if odd := re.fullmatch(r"Invalid enum value '?(.*?)'?", reason, re.DOTALL):
+        return RecordError(f"{grades.EXPECTED}, got `{odd[1]}`", path=path)
     return RecordError(reason[0].lower() + reason[1:], path=path)
 
 

@@ -212,7 +212,13 @@ def _row_lines(row: dict[str, Any], kind: str) -> list[str]:
         answers = [f"  [{i}] {_cut(completion['text'])}" for i, completion in enumerate(row["completions"])]
         completions = [*turns, *answers]
     if kind == "annotations":
-        return [head, *completions, f"  ranks {row['ranks']}" + (f", scores {row['scores']}" if row["scores"] else "")]
+        return [
+            head,
+            *completions,
+            f"  ranks {row['ranks']}"
+            + (f", scores {row['scores']}" if row["scores"] else "")
+            + (f", {row['grade']}" if row["grade"] else ""),
+        ]
     pairs = [
         f"{pair['chosen']} > {pair['rejected']} weight {pair['weight']:.4g}"
         + ("" if pair["margin"] is None else f" margin {pair['margin']:.4g}")

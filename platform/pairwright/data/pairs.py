@@ -5,12 +5,14 @@ Several annotators list the same completions in different orders; the group take
 result, at the price of one sort of the texts.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pairwright.config import ExpandConfig
+from pairwright.data.grades import MARGINS
 from pairwright.data.votes import Ballots, Floats, Ints, PairRows, pairs_of
 from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA, PAIR, PAIRS_SCHEMA
@@ -35,7 +37,7 @@ def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table
     """
     rows = annotations.select(ANNOTATIONS_SCHEMA.names).combine_chunks()
     rows, num_repeated = _without_repeats(rows.sort_by(_SORT))
-    ballots = _ballots(rows)
+    ballots = _ballots(rows, MARGINS[config.margin_table])
     pairs, vote_totals = pairs_of(ballots, config)
     first_G = np.flatnonzero(np.diff(ballots.group_A, prepend=-1))
     table = _group_rows(rows, ballots.group_A, first_G, pairs, config)
@@ -68,7 +70,7 @@ def _without_repeats(rows: pa.Table) -> tuple[pa.Table, int]:
     if not len(alike):
         return rows, 0
     kept = np.ones(rows.num_rows, dtype=bool)
-    content = rows.select(["annotator", "completions", "ranks", "scores"])
+    content = rows.select(["annotator", "completions", "ranks", "scores", "grade"])
     seen: list[dict] = []
     follows = set(alike.tolist())
     for row in sorted(follows):
@@ -80,7 +82,7 @@ def _without_repeats(rows: pa.Table) -> tuple[pa.Table, int]:
     return rows.filter(pa.array(kept)), int((~kept).sum())
 
 
-def _ballots(rows: pa.Table) -> Ballots:
+def _ballots(rows: pa.Table, margins: Mapping[str, float]) -> Ballots:
     """Return sorted rows as arrays, each annotation in the completion order of its group's first one."""
     completions = _array(rows["completions"])
     size_A = _lengths(completions)
@@ -97,7 +99,8 @@ def _ballots(rows: pa.Table) -> Ballots:
     ranks_N[place_N] = _numpy(_array(rows["ranks"]).flatten())
     scores_N[place_N] = _scores(rows, size_A)
     ordered_N[place_N] = texts_N
-    return Ballots(group_A=group_A, starts_A=starts_A, ranks_N=ranks_N, scores_N=scores_N, texts_N=ordered_N)
+    margin_A = np.array([margins.get(grade, np.nan) for grade in rows["grade"].to_pylist()], dtype=np.float64)
+    return Ballots(group_A, starts_A, ranks_N, scores_N, margin_A, ordered_N)
 
 
 def _places(rows: pa.Table, texts_N: Ints, size_A: Ints, starts_A: Ints, group_A: Ints) -> Ints:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pairwright.config import IngestConfig
 from pairwright.data.formats import RecordError
-from pairwright.records import Annotation, Completion, Message
+from pairwright.records import Annotation, Completion, Grade, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class CheckedAnnotation:
     ranks: list[int]
     """Dense, 1 = best, equal = tie, one a completion."""
     scores: list[float] | None
+    grade: Grade | None
     annotator: str | None
     created_at: datetime | None
     subset: str | None
@@ -58,6 +59,7 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
         completions=completions,
         ranks=ranks,
         scores=scores,
+        grade=_check_grade(annotation.grade, ranks),
         annotator=annotation.annotator,
         created_at=_check_time(annotation.created_at),
         subset=annotation.subset,
@@ -139,6 +141,14 @@ def _check_scores(scores: list[float], num_completions: int) -> list[float]:
         if not math.isfinite(score):
             raise RecordError(f"expected a finite number, got {score}", path=f"$.scores[{index}]")
     return scores
+
+
+def _check_grade(grade: Grade | None, ranks: list[int]) -> Grade | None:
+    if grade is not None and len(ranks) != 2:
+        raise RecordError(f"expected a grade with two completions alone, got {len(ranks)}", path="$.grade")
+    if grade is not None and ranks[0] == ranks[1]:
+        raise RecordError("expected a grade with a better completion, got a tie; leave one of them out", path="$.grade")
+    return grade
 
 
 def _check_length(what: str, field: str, length: int, num_completions: int) -> None:

@@ -127,6 +127,11 @@ def _annotation_contract() -> dict[str, Any]:
     for choice in properties["ranks"]["anyOf"]:
         if choice["type"] == "array":
             choice["items"] |= {"minimum": 1}
+    definitions["Annotation"]["dependentSchemas"] = {
+        "grade": {
+            "anyOf": [{"properties": {"grade": {"type": "null"}}}, {"properties": {"completions": {"maxItems": 2}}}]
+        }
+    }
     definitions["Annotation"]["oneOf"] = [_only(name) for name in _JUDGEMENTS]
     return contract
 

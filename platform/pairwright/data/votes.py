@@ -33,6 +33,7 @@ class Ballots:
         starts_A: where each annotation's completions start in N, and N at the end, int64, shape (A + 1,).
         ranks_N: 1 = best, equal = tie, int64.
         scores_N: higher is better, float64; NaN where the annotation has none.
+        margin_A: what the better of two completions is wanted ahead by, float64; NaN where the annotation says nothing.
         texts_N: a code for each completion's text, int64: equal text, equal code.
     """
 
@@ -40,6 +41,7 @@ class Ballots:
     starts_A: Ints
     ranks_N: Ints
     scores_N: Floats
+    margin_A: Floats
     texts_N: Ints
 
 
@@ -71,6 +73,7 @@ class _Block:
     starts_G: Ints
     ranks_AK: Ints
     scores_AK: Floats
+    margin_A: Floats
     equal_GKK: NDArray[np.bool_]
 
     def sum(self, values_AKK: NDArray) -> NDArray:
@@ -98,7 +101,7 @@ def pairs_of(ballots: Ballots, config: ExpandConfig) -> tuple[PairRows, dict[str
     blocks: list[PairRows] = []
     totals: dict[str, int | float] = dict.fromkeys(TOTALS, 0)
     for block in _blocks(ballots):
-        votes = _votes(block)
+        votes = _votes(block, config)
         blocks.append(_rows(block, votes, config))
         for name, count in _counts(block, votes).items():
             totals[name] += count
@@ -126,20 +129,24 @@ def _blocks(ballots: Ballots) -> Iterator[_Block]:
                 starts_G=starts_G,
                 ranks_AK=ballots.ranks_N[index_AK],
                 scores_AK=ballots.scores_N[index_AK],
+                margin_A=ballots.margin_A[annotations],
                 equal_GKK=texts_GK[:, :, None] == texts_GK[:, None, :],
             )
 
 
-def _votes(block: _Block) -> _Votes:
+def _votes(block: _Block, config: ExpandConfig) -> _Votes:
     wins_AKK = block.ranks_AK[:, :, None] < block.ranks_AK[:, None, :]
     ties_AKK = block.ranks_AK[:, :, None] == block.ranks_AK[:, None, :]
-    gap_AKK = block.scores_AK[:, :, None] - block.scores_AK[:, None, :]
+    if config.margin == "grade":
+        gap_AKK = np.broadcast_to(block.margin_A[:, None, None], wins_AKK.shape)
+    else:
+        gap_AKK = block.scores_AK[:, :, None] - block.scores_AK[:, None, :]
     scored_AKK = wins_AKK & np.isfinite(gap_AKK)
     gaps_GKK = block.sum(np.where(scored_AKK, gap_AKK, 0.0))
     num_scored_GKK = block.sum(scored_AKK.astype(np.int64))
     scored_tie_GKK = block.sum((ties_AKK & np.isfinite(gap_AKK)).astype(np.int64)) > 0
     with np.errstate(invalid="ignore"):
-        margin_GKK = gaps_GKK / num_scored_GKK  # NaN where nobody who agrees gave scores
+        margin_GKK = gaps_GKK / num_scored_GKK  # NaN where nobody who agrees said how much
     wins_GKK, ties_GKK = block.sum(wins_AKK.astype(np.int64)), block.sum(ties_AKK.astype(np.int64))
     margin_GKK[(wins_GKK == 0) & scored_tie_GKK] = 0.0
     return _Votes(wins_GKK, ties_GKK, margin_GKK)
@@ -165,10 +172,10 @@ def _rows(block: _Block, votes: _Votes, config: ExpandConfig) -> PairRows:
     votes_GKK = (votes.wins_GKK + tie_vote * votes.ties_GKK) * ~block.equal_GKK
     group, chosen, rejected = np.nonzero(votes_GKK)
     weight_P = votes_GKK[group, chosen, rejected] * _unit(votes_GKK, block.num_annotations_G, config)[group]
-    if config.margin == "score_gap":
-        margin_P = votes.margin_GKK[group, chosen, rejected] * config.margin_scale
-    else:
+    if config.margin == "none":
         margin_P = np.full(len(group), np.nan)
+    else:
+        margin_P = votes.margin_GKK[group, chosen, rejected] * config.margin_scale
     return PairRows(
         group_P=block.groups[group],
         chosen_P=chosen.astype(np.int16),

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias, cast
 import msgspec
 
 from pairwright.config import FieldPaths, IngestConfig
+from pairwright.data import grades
 from pairwright.data.formats.record import Format, Parse, RecordError, content_id, json_name, whole
 from pairwright.errors import ConfigError
-from pairwright.records import Annotation, Completion, Message
+from pairwright.records import Annotation, Completion, Grade, Message
 
 JsonPath: TypeAlias = tuple["str | int | None", ...]
 """Steps of a field path: a key, an index, or None for "each item of the list"."""
@@ -34,6 +35,7 @@ class ForeignRecord:
         self._score = _compile_optional("score", fields.score)
         self._ranks = _compile_optional("ranks", fields.ranks)
         self._scores = _compile_optional("scores", fields.scores)
+        self._grade = _compile_optional("grade", fields.grade)
         self._id = _compile_optional("id", fields.id)
         self._annotator = _compile_optional("annotator", fields.annotator)
         self._subset = _compile_optional("subset", fields.subset)
@@ -57,6 +59,7 @@ class ForeignRecord:
             completions=[self._completion(item, f"{where}[{index}]") for index, item in enumerate(items)],
             ranks=self._judgement(record, items, where, self._rank, self._ranks, whole),
             scores=self._judgement(record, items, where, self._score, self._scores, _score),
+            grade=self._grade_of(record),
             annotator=_label_at(record, self._annotator),
             created_at=_label_at(record, self._created_at),
             subset=_label_at(record, self._subset),
@@ -99,6 +102,13 @@ class ForeignRecord:
             values, place = _find(record, beside)
             return [number(value, f"{place}[{index}]") for index, value in enumerate(_expect_list(values, place))]
         return None
+
+    def _grade_of(self, record: dict[str, Any]) -> Grade | None:
+        named = _label_at(record, self._grade)
+        grade = None if named is None else grades.grade_named(named)
+        if named is not None and grade is None:
+            raise RecordError(f"{grades.EXPECTED}, got `{named}`", path=f"${render_path(self._grade or ())}")
+        return grade
 
     def _metadata_of(self, record: dict[str, Any]) -> dict[str, str] | None:
         metadata = {}

@@ -29,7 +29,10 @@ MIN_SHARE = 0.002
 PEAK_RATIO = 3.0
 """A second peak is at least this many times as frequent as what lies between it and the first."""
 VALLEY_WIDTH = 1 / 8
-"""Of the range of the scores: as wide as that is what has to be rare. So whole numbers among halves are no peaks."""
+"""Of the range of the scores: as wide as that is what has to be rare."""
+MIN_CELLS = 2
+"""And so many values of the scale: whole numbers among halves are no peaks."""
+MAX_CELLS = 1000
 MIN_STANDARD_ERRORS = 5.0
 MIN_DEVIATION = 0.25
 """Out of order: by at least so many standard errors, and this share of the standard deviation between models."""
@@ -53,44 +56,35 @@ class Bulge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def second_peaks(values: Floats, counts: NDArray[np.int64]) -> list[tuple[float, int, int]]:
-    """Return (value, completions, most frequent value of the valley) of each second peak.
+    """Return (value, completions, most frequent cell of the valley) of each second peak.
+
+    Values are put into cells as wide as the usual gap between two of them, so that a gap that nobody scored in counts
+    as one.
 
     Args:
-        values: distinct values, ascending.
+        values: distinct values of the whole table, ascending; also those that nobody of a party gave.
         counts: completions with each.
     """
     if len(values) < 3:
         return []
-    width = VALLEY_WIDTH * (values[-1] - values[0])
-    top = int(np.argmax(counts))
+    span = values[-1] - values[0]
+    step = max(float(np.median(np.diff(values))), span / MAX_CELLS)
+    cell_V = np.rint((values - values[0]) / step).astype(np.int64)
+    cells = np.bincount(cell_V, counts).astype(np.int64)
+    width = max(MIN_CELLS, int(VALLEY_WIDTH * span / step))
+    if len(cells) < width:
+        return []
+    largest = np.lib.stride_tricks.sliding_window_view(cells, width).max(axis=1)
+    top = int(np.argmax(cells))
     found = []
-    for index in np.flatnonzero((counts >= MIN_COMPLETIONS) & (counts >= MIN_SHARE * counts.sum())).tolist():
-        low, high = min(index, top), max(index, top)
-        valley = _lowest_window(values[low : high + 1], counts[low : high + 1], width)
-        if valley is None or counts[index] < PEAK_RATIO * max(valley, 1):
-            continue
-        if _is_highest_nearby(index, values, counts, width):
-            found.append((float(values[index]), int(counts[index]), valley))
+    for cell in np.flatnonzero((cells >= MIN_COMPLETIONS) & (cells >= MIN_SHARE * cells.sum())).tolist():
+        low, high = min(cell, top), max(cell, top)
+        between = largest[low + 1 : max(high - width + 1, 0)]
+        is_highest_nearby = cells[cell] == cells[max(cell - width, 0) : cell + width + 1].max()
+        if len(between) and is_highest_nearby and cells[cell] >= PEAK_RATIO * max(int(between.min()), 1):
+            value = values[cell_V == cell][np.argmax(counts[cell_V == cell])]
+            found.append((float(value), int(cells[cell]), int(between.min())))
     return found
-
-
-def _lowest_window(values: Floats, counts: NDArray[np.int64], width: float) -> int | None:
-    """Return the lowest maximum over windows strictly between the first and last value; None if none fits."""
-    first, last = values[0], values[-1]
-    # A window can start right after any value; what it holds up to its width is compared by its largest count.
-    lowest = None
-    for start in range(len(values) - 1):
-        if values[start] + width >= last:
-            break
-        inside = (values > values[start]) & (values <= values[start] + width) & (values > first) & (values < last)
-        largest = int(counts[inside].max(initial=0))
-        lowest = largest if lowest is None else min(lowest, largest)
-    return lowest
-
-
-def _is_highest_nearby(index: int, values: Floats, counts: NDArray[np.int64], width: float) -> bool:
-    near = np.abs(values - values[index]) <= width
-    return counts[index] == counts[near].max()
 
 
 def out_of_order(models: pa.Table) -> list[tuple[float, int, float, float]]:
@@ -174,15 +168,18 @@ def bulges(scores: pa.Table) -> list[Bulge]:
 
 
 def _histograms(scores: pa.Table) -> Iterator[tuple[str, str | None, Floats, NDArray[np.int64]]]:
-    """Yield each party's name, its values, ascending, and how many completions have each; the unnamed are nobody."""
+    """Yield each party's name, and how many completions have each value of the whole table; the unnamed are nobody."""
     ordered = scores.sort_by([("party", "ascending"), ("name", "ascending"), ("value", "ascending")])
     labels = list(zip(ordered["party"].to_pylist(), ordered["name"].to_pylist(), strict=True))
-    values, counts = ordered["value"].to_numpy(), ordered["completions"].to_numpy()
+    grid, places = np.unique(ordered["value"].to_numpy(), return_inverse=True)
+    numbers = ordered["completions"].to_numpy()
     starts = [row for row, label in enumerate(labels) if row == 0 or label != labels[row - 1]]
     for start, end in pairwise([*starts, len(labels)]):
         party, name = labels[start]
-        if party == "all" or name is not None:
-            yield party, name, values[start:end], counts[start:end]
+        if (party == "all" or name is not None) and numbers[start:end].max() >= MIN_COMPLETIONS:
+            counts = np.zeros(len(grid), np.int64)
+            counts[places[start:end]] = numbers[start:end]
+            yield party, name, grid, counts
 
 
 def _bulge(

@@ -1,0 +1,383 @@
+"""Figures of a report on an annotations table: each against a loop, a package or a simulation that shares no code."""
+
+from collections import Counter, defaultdict
+from itertools import combinations
+from typing import Any
+
+import krippendorff
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from annotation_tables import annotation_row, annotations_table, real_rows
+from pairwright.config import ExpandConfig
+from pairwright.data.pairs import expand_groups
+from pairwright.data.report.agreement import alpha
+from pairwright.data.report.bradley_terry import Fit, between_models, fit, spread_over_prompts, standard_errors
+from pairwright.data.report.bulges import bulges, isotonic, second_peaks
+from pairwright.data.report.refusals import NUM_EXAMPLES, RefusedSums, count_refused
+from pairwright.data.report.rows import report_rows
+from pairwright.data.report.statistics import Counted, count
+from pairwright.data.report.sums import Sums, decode, encode, merge
+from pairwright.errors import DataError
+from pairwright.records import Rejection
+from report_tables import random_rows
+
+
+def counted(rows: list[dict[str, Any]]) -> Counted:
+    return count(report_rows(annotations_table(rows), {}))
+
+
+def totals(sums: Sums) -> dict[str, int]:
+    return {row["name"]: row["count"] for row in sums["totals"].to_pylist()}
+
+
+def plain(sums: Sums) -> dict[str, list[dict[str, Any]]]:
+    return {name: sorted(table.to_pylist(), key=repr) for name, table in sums.items()}
+
+
+# ------------------------------------------------------------------------------------------------- counts
+
+
+def test_totals_are_those_of_expand() -> None:
+    rows = random_rows(200)
+    found = totals(counted([*rows, rows[7]]).sums)
+    _, expected = expand_groups(annotations_table([*rows, rows[7]]), ExpandConfig())
+    names = ("annotations", "annotations_repeated", "groups", "comparisons", "untied", "ties", "identical")
+    for name in (*names, "identical_ties", "contradicted"):
+        assert found[name] == expected[name], name
+    assert found["contradicted"] > 0
+    assert found["identical"] > 0
+
+
+def test_sums_do_not_depend_on_how_prompts_are_parted_or_rows_ordered() -> None:
+    rows = random_rows(120)
+    whole = counted(rows).sums
+    parts: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows[::-1]:
+        parts[int(row["prompt_id"][:8], 16) % 3].append(row)
+    merged = merge(decode(encode(counted(part).sums)) for part in parts.values())
+    assert set(merged) == set(whole)
+    top = [sorted(table["prompts"]["annotations"].to_pylist())[-20:] for table in (merged, whole)]
+    assert top[0] == top[1]
+    for sums in (merged, whole):
+        del sums["prompts"]  # each part has a top of its own
+    assert plain(merged) == plain(whole)
+
+
+def test_the_longer_completion_wins_what_a_loop_counts_on_the_real_file() -> None:
+    rows = real_rows()
+    sums = counted(rows).sums
+    assert [totals(sums)[name] for name in ("untied", "longer", "shorter")] == [18_099, 13_844, 4_220]
+    by_subset: Counter[str] = Counter()
+    for row in rows:
+        judged = zip(row["ranks"], row["completions"], strict=True)
+        for (rank, one), (other_rank, other) in combinations(judged, 2):
+            longer = len(one["text"]) - len(other["text"])
+            by_subset[row["subset"]] += (other_rank - rank) * longer > 0
+    found: Counter[str] = Counter()
+    for size in sums["sizes"].to_pylist():
+        found[size["subset"]] += size["longer"]
+    assert found == by_subset
+
+
+def test_quantiles_of_lengths_are_within_five_percent() -> None:
+    from pairwright.data.report.figures import _lengths_by_rank
+
+    rows = real_rows()
+    lengths: dict[int, list[int]] = defaultdict(list)
+    for row in rows:
+        if max(row["ranks"]) > 1:
+            for rank, completion in zip(row["ranks"], row["completions"], strict=True):
+                lengths[rank].append(len(completion["text"]))
+    for found in _lengths_by_rank(counted(rows).sums)[:4]:
+        assert found.mean == pytest.approx(np.mean(lengths[found.rank]))
+        expected = np.quantile(lengths[found.rank], [0.1, 0.5, 0.9])
+        assert [found.tenth, found.median, found.ninetieth] == pytest.approx(expected.tolist(), rel=0.05)
+
+
+def test_groups_and_prompts_are_new_in_the_first_version_that_had_them() -> None:
+    first = annotation_row("1", ["a", "b"], [1, 2], prompt="p", source="one.jsonl")
+    again = annotation_row("2", ["a", "b"], [2, 1], prompt="p", source="two.jsonl")
+    other = annotation_row("3", ["a", "c"], [2, 1], prompt="p", source="two.jsonl")
+    rows = report_rows(annotations_table([other, again, first]), {"one.jsonl": 1, "two.jsonl": 4})
+    assert plain(count(rows).sums)["growth"] == [
+        {"version": 1, "annotations": 1, "groups": 1, "prompts": 1},
+        {"version": 4, "annotations": 2, "groups": 1, "prompts": 0},
+    ]
+
+
+def test_annotations_of_other_texts_under_one_group_id_are_refused() -> None:
+    one, other = annotation_row("1", ["a", "b"], [1, 2]), annotation_row("2", ["a", "c"], [1, 2])
+    with pytest.raises(DataError, match="annotations 1 and 2 list different completions"):
+        counted([one, other | {"group_id": one["group_id"]}])
+
+
+# ---------------------------------------------------------------------------------------------- agreement
+
+
+def test_agreement_is_what_a_loop_over_annotators_finds() -> None:
+    rows = random_rows(150, seed=3)
+    expected: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for raters in first_of_each(rows).values():
+        for me in raters:
+            others = [rater for rater in raters if rater is not me]
+            for one, other in combinations(sorted(outcomes(me)), 2):
+                if one[0] == other[0] or not others:
+                    continue
+                mine = np.sign(outcomes(me)[other] - outcomes(me)[one])
+                theirs = [np.sign(outcomes(rater)[other] - outcomes(rater)[one]) for rater in others]
+                counts = expected[me["annotator"]]
+                counts["shared"] += len(theirs)
+                counts["same"] += sum(side == mine for side in theirs)
+                counts["untied_by_both"] += sum(side * mine != 0 for side in theirs)
+                counts["opposite"] += sum(side * mine < 0 for side in theirs)
+                counts["with_consensus"] += mine * sum(theirs) != 0
+                counts["against_consensus"] += mine * sum(theirs) < 0
+    found = {row["annotator"]: row for row in counted(rows).sums["annotators"].to_pylist()}
+    for annotator, counts in expected.items():
+        assert {name: found[annotator][name] for name in counts} == counts
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_alpha_of_one_k_is_that_of_the_krippendorff_package(size: int) -> None:
+    rows = [row for row in random_rows(60, seed=size, sizes=(size, size)) if row["annotator"]]
+    annotators = sorted({row["annotator"] for row in rows})
+    units: list[list[float]] = []
+    for raters in first_of_each(rows).values():
+        places = {rater["annotator"]: mean_places(rater) for rater in raters}
+        units += [
+            [places[name][text] if name in places else np.nan for name in annotators]
+            for text in next(iter(places.values()))
+        ]
+    expected = krippendorff.alpha(np.array(units).T, level_of_measurement="ordinal")
+    overall, by_size = alpha(counted(rows).sums["coincidences"])
+    assert by_size == {size: pytest.approx(expected, abs=1e-12)}
+    assert overall == pytest.approx(expected, abs=1e-12)
+
+
+def test_alpha_over_several_k_lies_between_theirs_and_is_one_for_copies() -> None:
+    rows = random_rows(60, most_annotations=1, annotators=("ann",))
+    copies = [row | {"id": f"copy {row['id']}", "annotator": "bob"} for row in rows]
+    overall, by_size = alpha(counted([*rows, *copies]).sums["coincidences"])
+    assert overall == pytest.approx(1)
+    mixed = alpha(counted(random_rows(90)).sums["coincidences"])
+    values = [value for value in mixed[1].values() if value is not None]
+    assert min(values) <= mixed[0] <= max(values)  # type: ignore[operator]
+    assert set(by_size) == {2, 3, 4, 5, 6}
+
+
+def test_nothing_is_said_of_agreement_where_nobody_shares_a_group() -> None:
+    assert alpha(counted(random_rows(20, most_annotations=1)).sums["coincidences"]) == (None, {})
+
+
+def first_of_each(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["id"]):
+        held = groups[row["group_id"]]
+        if row["annotator"] is None or row["annotator"] not in [rater["annotator"] for rater in held]:
+            held.append(row)
+    return groups
+
+
+def outcomes(row: dict[str, Any]) -> dict[tuple[str, int], int]:
+    """Return (text, how many of this text came before) -> rank."""
+    found: dict[tuple[str, int], int] = {}
+    for completion, rank in zip(row["completions"], row["ranks"], strict=True):
+        text = completion["text"]
+        found[text, sum(name == text for name, _ in found)] = rank
+    return found
+
+
+def mean_places(row: dict[str, Any]) -> dict[tuple[str, int], float]:
+    ranks = outcomes(row)
+    ordered = sorted(ranks.values())
+    return {
+        text: float(np.mean([place for place, other in enumerate(ordered, 1) if other == rank]))
+        for text, rank in sorted(ranks.items())
+    }
+
+
+# -------------------------------------------------------------------------------------------- Bradley-Terry
+
+
+def games(rows: list[tuple[int, str, str, int, int]]) -> pa.Table:
+    return pa.table({name: list(column) for name, column in zip(GAMES, zip(*rows, strict=True), strict=True)})
+
+
+GAMES = ("prompt", "one", "other", "games", "points")
+
+
+def test_strengths_are_those_that_plain_gradient_ascent_finds() -> None:
+    random = np.random.default_rng(0)
+    names = [f"m{i}" for i in range(6)]
+    rows = [(0, a, b, 9, int(random.integers(0, 19))) for a, b in combinations(names, 2) if random.random() < 0.8]
+    found = fit(games(rows), names)
+    theta = np.zeros(6)
+    for _ in range(20_000):
+        slope = 0.5 - 1 / (1 + np.exp(-theta))
+        for _, one, other, number, points in rows:
+            i, j = names.index(one), names.index(other)
+            missing = points / 2 - number / (1 + np.exp(theta[j] - theta[i]))
+            slope[i] += missing
+            slope[j] -= missing
+        theta += 0.01 * slope
+    assert found.strength_M == pytest.approx(theta - theta.mean(), abs=1e-6)
+
+
+def test_models_that_win_or_lose_everything_and_parts_that_never_met_have_finite_strengths() -> None:
+    rows = [(0, "a", "b", 5, 10), (1, "b", "c", 5, 10), (0, "x", "y", 3, 0)]
+    found = fit(games(rows), ["a", "b", "c", "x", "y"])
+    assert found.part_M.tolist() == [0, 0, 0, 1, 1]
+    assert np.isfinite(found.strength_M).all()
+    assert (np.diff(found.strength_M[:3]) < 0).all()
+    assert found.strength_M[3] < found.strength_M[4]
+    assert [found.strength_M[:3].sum(), found.strength_M[3:].sum()] == pytest.approx([0, 0], abs=1e-9)
+    errors = standard_errors(found, spread_over_prompts(games(rows), found))
+    assert np.isnan(errors).all(), "two prompts tell nothing of how far it varies between prompts"
+
+
+def simulated(random: np.random.Generator, truth: np.ndarray, num_prompts: int) -> pa.Table:
+    """Return games in which a prompt's completions are better or worse than their models, in all its comparisons."""
+    rows = []
+    for prompt in range(num_prompts):
+        quality = truth + random.normal(0, 1.5, len(truth))
+        for i, j in combinations(random.choice(len(truth), 4, replace=False).tolist(), 2):
+            one, other = min(i, j), max(i, j)
+            won = random.random() < 1 / (1 + np.exp(quality[other] - quality[one]))
+            rows.append((prompt, f"m{one}", f"m{other}", 1, 2 * int(won)))
+    return games(rows)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say_though_comparisons_of_a_prompt_depend() -> None:
+    random = np.random.default_rng(1)
+    quality = np.array([-0.8, -0.3, 0.0, 0.4, 0.7])
+    names = [f"m{i}" for i in range(5)]
+    # The strengths that infinitely many prompts would give: noise between prompts shrinks them.
+    truth = fit(simulated(random, quality, 20_000), names).strength_M
+    inside, inside_if_independent = [], []
+    for _ in range(150):
+        table = simulated(random, quality, 80)
+        found = fit(table, names)
+        spread = spread_over_prompts(table, found)
+        off = np.abs(found.strength_M - truth)
+        inside.append(off < 1.96 * standard_errors(found, spread))
+        inside_if_independent.append(off < 1.96 * independent_errors(found))
+    assert 0.92 <= np.mean(inside) <= 0.98
+    assert np.mean(inside_if_independent) < 0.92, "the simulation has no dependence, so it tests nothing"
+
+
+def independent_errors(found: Fit) -> np.ndarray:
+    return np.sqrt(np.diag(found.influence_MM) - found.influence_MM.mean(axis=1))
+
+
+def test_spread_adds_over_prompts() -> None:
+    table = simulated(np.random.default_rng(2), np.zeros(5), 30)
+    found = fit(table, [f"m{i}" for i in range(5)])
+    whole = spread_over_prompts(table, found)
+    prompts = table["prompt"].to_numpy()
+    halves = [spread_over_prompts(table.filter(pa.array(prompts % 2 == side)), found) for side in (0, 1)]
+    assert (halves[0] + halves[1]).squared_M == pytest.approx(whole.squared_M)
+    assert (halves[0] + halves[1]).prompts_M.tolist() == whole.prompts_M.tolist()
+
+
+def test_games_between_models_are_the_comparisons_of_their_completions() -> None:
+    rows = random_rows(60, seed=5)
+    expected: Counter[tuple[str, str]] = Counter()
+    points: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        judged = zip(row["ranks"], row["completions"], strict=True)
+        for (rank, one), (other_rank, other) in combinations(judged, 2):
+            if one["text"] == other["text"]:
+                continue
+            names = sorted([(one["model"], rank), (other["model"], other_rank)])
+            pair = names[0][0], names[1][0]
+            expected[pair] += 1
+            points[pair] += 1 + int(np.sign(names[1][1] - names[0][1]))
+    found = between_models(counted(rows).games).to_pylist()
+    assert {(row["one"], row["other"]): row["games"] for row in found} == expected
+    assert {(row["one"], row["other"]): row["points"] for row in found} == points
+
+
+# --------------------------------------------------------------------------------------------------- scores
+
+
+def scores_table(scores: dict[str, list[float]]) -> pa.Table:
+    rows = []
+    every = Counter(value for values in scores.values() for value in values)
+    rows += [("all", None, value, number) for value, number in every.items()]
+    rows += [("model", name, value, n) for name, values in scores.items() for value, n in Counter(values).items()]
+    names = ("party", "name", "value", "completions")
+    return pa.table({name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+
+
+def given_scores(*, step: float, seed: int = 0) -> dict[str, list[float]]:
+    random = np.random.default_rng(seed)
+    return {
+        f"m{i}": np.clip(np.round(random.normal(mean, 1.5, 800) / step) * step, 1, 9).tolist()
+        for i, mean in enumerate(np.linspace(4, 7.5, 17))
+    }
+
+
+def test_tens_that_should_be_ones_stand_out() -> None:
+    """Trap 16, both ways in which it can show: apart from the other scores, and right beside frequent ones."""
+    scores = given_scores(step=0.5)
+    spoilt = {name: [10.0 if value <= 2 else value for value in values] for name, values in scores.items()}
+    assert ("out_of_order", "all", 10.0) in {(b.kind, b.party, b.value) for b in bulges(scores_table(spoilt))}
+    low = {name: [min(value, 7.0) for value in values] for name, values in spoilt.items()}
+    apart = {n: [10.0 if s == 10 else v for s, v in zip(spoilt[n], low[n], strict=True)] for n in scores}
+    found = {(b.kind, b.party, b.value) for b in bulges(scores_table(apart))}
+    assert {("second_peak", "all", 10.0), ("out_of_order", "all", 10.0)} <= found
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("step", [0.5, 1.0, 0.01])
+def test_scores_as_people_give_them_do_not_stand_out(step: float, seed: int) -> None:
+    scores = given_scores(step=step, seed=seed)
+    inner = {name: [value for value in values if 1 < value < 9] for name, values in scores.items()}
+    assert bulges(scores_table(inner)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([1, 2, 3, 4, 5], [40, 100, 300, 2000, 500]),
+        ([0, 1], [500, 900]),
+        ([6, 6.5, 7, 7.5, 8, 8.5, 9], [900, 10, 2000, 12, 1500, 9, 700]),
+        ([*range(0, 101, 10), 45, 55], [5, 20, 60, 150, 300, 500, 600, 400, 200, 80, 30, 4, 6]),
+    ],
+    ids=["five points", "two", "whole numbers among halves", "tens among fives"],
+)
+def test_scales_of_people_have_one_peak(values: list[float], counts: list[int]) -> None:
+    order = np.argsort(values)
+    assert second_peaks(np.array(values, float)[order], np.array(counts)[order]) == []
+
+
+def test_isotonic_is_the_nearest_sequence_that_does_not_fall() -> None:
+    assert isotonic([1, 3, 2, 4], [1, 1, 3, 1]).tolist() == [1, 2.25, 2.25, 4]
+    assert isotonic([3, 2, 1], [1, 1, 1]).tolist() == [2, 2, 2]
+    assert isotonic([], []).tolist() == []
+
+
+# -------------------------------------------------------------------------------------------------- refused
+
+
+def test_refused_records_add_up_with_the_first_examples_of_each_reason() -> None:
+    def refused(source: str, line: int, found: str) -> Rejection:
+        return Rejection(source=source, line=line, path="$.ranks[3]", reason=f"expected 1, got {found}", record="x")
+
+    parts = [count_refused([refused("b", line, str(line)) for line in range(9)])]
+    parts += [count_refused([refused("a", line, "?") for line in (7, 3)]), count_refused([])]
+    merged = RefusedSums.merged(parts)
+    assert merged.counts == [("a", "expected 1 at $.ranks[]", 2), ("b", "expected 1 at $.ranks[]", 9)]
+    (examples,) = merged.examples.values()
+    assert [(example.source, example.line) for example in examples] == [("a", 3), ("a", 7), ("b", 0)]
+    assert len(examples) == NUM_EXAMPLES
+    assert RefusedSums.merged(parts[::-1]) == merged
+
+
+def test_reasons_without_end_are_bounded() -> None:
+    rejections = [Rejection(source="s", line=i, path="$", reason=f"bad {i}", record="") for i in range(3000)]
+    found = RefusedSums.merged([count_refused(rejections[:1500]), count_refused(rejections[1500:])])
+    assert sum(number for _, _, number in found.counts) == 3000
+    assert len(found.counts) <= 502

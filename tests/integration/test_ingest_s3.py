@@ -1,14 +1,20 @@
 """Sources on object storage, against a real S3 server on a loopback port."""
 
+import csv
 import gzip
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import deltalake
 import obstore
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from pairwright.config import IngestConfig
 from pairwright.data.lines import count_lines, number_ranges, plan_ranges, read_chunks
@@ -69,13 +75,56 @@ def test_an_object_that_changes_or_goes_after_it_was_listed_fails(s3_bucket: str
         count_lines(source, 0, source.size)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.ipc", "a.csv.gz", "a.json", "a.json.zst"])
+@pytest.mark.parametrize("range_bytes", [2000, 10**9])
+def test_every_layout_is_read_from_an_object_store(s3_bucket: str, tmp_path: Path, name: str, range_bytes: int) -> None:
+    rows = [{"id": str(number), "completions": [{"text": f"x{number}"}, {"text": "y"}]} for number in range(300)]
+    write_layout(rows, tmp_path / name)
+    put(s3_bucket, **{f"layouts/{name}": (tmp_path / name).read_bytes()})
+    source = list_sources([f"{s3_bucket}/layouts/{name}"])[0]
+    ranges = plan_ranges(source, range_bytes)
+    units = number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
+    chunks = [chunk for unit in units for chunk in read_chunks(unit)]
+    lines = [line for chunk in chunks for line in chunk.text.splitlines()]
+    assert [json.loads(line) for line in lines] == rows
+    assert [chunk.first_line for chunk in chunks][:1] == [1]
+    assert sum(chunk.num_lines for chunk in chunks) == chunks[-1].first_line + chunks[-1].num_lines - 1
+    put(s3_bucket, **{f"layouts/{name}": (tmp_path / name).read_bytes() + b" "})
+    with pytest.raises(SourceError, match=f"{name}: has changed since it was listed"):
+        list(read_chunks(units[0]))
+
+
+def write_layout(rows: list[dict[str, Any]], path: Path) -> None:
+    table = pa.Table.from_pylist(rows)
+    match path.name.partition(".")[2]:
+        case "parquet":
+            pq.write_table(table, path, row_group_size=20)
+        case "arrow":
+            with pa.ipc.new_file(str(path), table.schema) as writer:
+                writer.write_table(table, max_chunksize=20)
+        case "ipc":
+            with pa.ipc.new_stream(str(path), table.schema) as writer:
+                writer.write_table(table, max_chunksize=20)
+        case "csv.gz":
+            with gzip.open(path, "wt", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(table.column_names)
+                cells = [[v if isinstance(v, str) else json.dumps(v) for v in row.values()] for row in rows]
+                writer.writerows(cells)
+        case "json":
+            path.write_text(json.dumps(rows, indent=1))
+        case _:
+            path.write_bytes(zstandard.compress(json.dumps(rows).encode()))
+
+
 SCRIPT = """
 import json, sys
 from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
 bucket = sys.argv[1]
-first = ingest([f"{bucket}/data/"], f"{bucket}/table", IngestConfig(range_bytes=1024))
-again = ingest([f"{bucket}/data/"], f"{bucket}/table", IngestConfig(range_bytes=1024))
+names = [f"{bucket}/data/", f"delta+{bucket}/lake"]
+first = ingest(names, f"{bucket}/table", IngestConfig(range_bytes=1024))
+again = ingest(names, f"{bucket}/table", IngestConfig(range_bytes=1024))
 print(json.dumps([first.failed, [source.uri for source in first.sources], again.manifest is None, again.skipped]))
 """
 
@@ -87,6 +136,11 @@ def test_sources_and_table_may_both_be_remote(s3_bucket: str, tmp_path: Path) ->
     records = b"".join(json.dumps(good | {"id": str(number)}).encode() + b"\n" for number in range(100))
     packed = gzip.compress(records)
     put(s3_bucket, **{"data/a.jsonl": records[:5000], "data/b.jsonl.gz": packed, "data/c.jsonl.gz": packed[:-1]})
+    rows = [good | {"id": str(number)} for number in range(100, 140)]
+    for kind, some in [("json", rows[:10]), ("parquet", rows[10:20]), ("csv.gz", rows[20:30])]:
+        write_layout(some, tmp_path / f"d.{kind}")
+        put(s3_bucket, **{f"data/d.{kind}": (tmp_path / f"d.{kind}").read_bytes()})
+    deltalake.write_deltalake(f"{s3_bucket}/lake", pa.Table.from_pylist(rows[30:]))
     script = tmp_path / "ingest.py"
     script.write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -95,11 +149,13 @@ def test_sources_and_table_may_both_be_remote(s3_bucket: str, tmp_path: Path) ->
     )
     failed, sources, nothing_new, skipped = json.loads(done.stdout.splitlines()[-1])
     assert [uri for uri, _ in failed] == [f"{s3_bucket}/data/c.jsonl.gz"]
-    assert sources == skipped == [f"{s3_bucket}/data/a.jsonl", f"{s3_bucket}/data/b.jsonl.gz"]
+    named = ["a.jsonl", "b.jsonl.gz", "d.csv.gz", "d.json", "d.parquet"]
+    assert sources == skipped == [*(f"{s3_bucket}/data/{name}" for name in named), f"delta+{s3_bucket}/lake"]
     assert nothing_new
     table = Table.open(f"{s3_bucket}/table", "annotations")
     ids = [name for rows in table.read(table.manifest()) for name in rows.column("id").to_pylist()]
-    assert sorted(ids, key=int) == [str(number) for number in range(100)]
+    assert sorted(ids, key=int) == [str(number) for number in range(140)]
+    assert not list(obstore.list(open_store(s3_bucket), prefix="table/landing"))
     stored = {item["path"] for chunk in obstore.list(open_store(s3_bucket), prefix="table/data") for item in chunk}
     assert stored == {f"table/{file.path}" for file in table.manifest().files}
     assert IngestConfig(**table.manifest().config).range_bytes == 1024

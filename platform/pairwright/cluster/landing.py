@@ -71,8 +71,8 @@ def _land(place: Place, table: Table, folder: str, config: ReaderConfig) -> Sour
         for rows in read_place(place, config):
             rows.context.execution_options.preserve_order = True
             for shard in rows.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
-                shards.append(Shard(uri=shard["uri"], size=shard["size"], rows=shard["rows"]))
-                tag = (tag + int(shard["tag"], 16)) % _MODULUS
+                tag = (tag + int(shard.pop("tag"), 16)) % _MODULUS
+                shards.append(Shard(**shard))
                 advance(1)
     return SourceRef(
         uri=place.uri, size=sum(shard.size for shard in shards), etag=f"rows:{tag:032x}", shards=tuple(shards)
@@ -98,10 +98,11 @@ def _writer(folder: str, encode: Callable[[pa.RecordBatch], bytes]) -> Callable[
 def _put(folder: str, text: bytes) -> dict[str, Any]:
     name = f"{uuid.uuid4().hex}.jsonl"
     with store_errors(folder):
-        obstore.put(open_store(folder), name, text)
+        stored = obstore.put(open_store(folder), name, text)
     every = text.removesuffix(b"\n").split(b"\n")
     tag = sum(int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big") for line in every) % _MODULUS
-    return {"uri": [f"{folder}/{name}"], "size": [len(text)], "rows": [len(every)], "tag": [f"{tag:x}"]}
+    shard = {"uri": f"{folder}/{name}", "size": len(text), "etag": stored["e_tag"], "rows": len(every)}
+    return {name: [value] for name, value in shard.items()} | {"tag": [f"{tag:x}"]}
 
 
 def _delete_folder(table: Table, folder: str) -> None:

@@ -20,8 +20,8 @@ from pairwright.errors import SourceError, StoreError
 
 READ_BYTES = 2 * 1024 * 1024
 """What is read, and so parsed, at a time: 1 to 4 MB stay in the cache, 64 MB at a time halve the rate of parsing."""
-REMOTE_BUFFER_BYTES = 4 * 1024 * 1024
-"""What a jump in a remote file fetches: fewer requests against bytes that nobody wanted."""
+REMOTE_BUFFER_BYTES = 256 * 1024
+"""What the smallest read of a remote file fetches: fewer requests against bytes that nobody wanted."""
 
 
 def read_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:

@@ -139,7 +139,7 @@ def _ranges_of_shards(source: SourceRef, shards: Sequence[Shard]) -> list[LineRa
 
 
 def _stored(shard: Shard) -> SourceRef:
-    return SourceRef(uri=shard.uri, size=shard.size, etag=None)
+    return SourceRef(uri=shard.uri, size=shard.size, etag=shard.etag)
 
 
 def _numbered_from(before: int, chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -76,8 +76,9 @@ def parse_place(name: str, config: ReaderConfig) -> Place:
         return Place(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), place, settings)
     if not plain.strip("/") or (kind != "huggingface" and plain.count("/") != 1):
         raise ConfigError(f"{_bare(name)}: expected {_EXPECTED[kind]}")
-    shown = plain.rpartition("@")[2]
-    return Place(kind, _named(f"{scheme}://{shown}", settings), plain, settings)
+    if "@" in plain:
+        raise ConfigError(f"{_bare(name)}: expected no user and password in the address; give them in [reader]")
+    return Place(kind, _named(f"{scheme}://{plain}", settings), plain, settings)
 
 
 _EXPECTED = {

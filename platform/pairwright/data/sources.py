@@ -49,6 +49,7 @@ class Shard:
 
     uri: str
     size: int
+    etag: str | None
     rows: int
 
 

@@ -18,7 +18,8 @@ from pairwright.data.sources import SourceRef
 from pairwright.errors import SourceError
 
 MAX_ROWS = 4096
-COLUMN_BUFFER_BYTES = 1024 * 1024
+COLUMN_BUFFER_BYTES = 2 * 1024 * 1024
+"""What is read of a column at a time, so that a row group need not fit into memory; remote, that is one request."""
 _ARROW_MAGIC = b"ARROW1"
 
 

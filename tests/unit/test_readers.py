@@ -1,0 +1,94 @@
+"""Addresses of sources that are no files: what they name, what is kept of them, and what is no address."""
+
+import pytest
+
+from pairwright.config import ReaderConfig, load_config
+from pairwright.data.readers import is_place, offsets, parse_place, select_all
+from pairwright.errors import ConfigError, SourceError
+
+NONE = ReaderConfig()
+QUERY = ReaderConfig(query="SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "uri", "address"),
+    [
+        ("sqlite:///d/a.db?table=t", NONE, "sqlite:///d/a.db?table=t", "/d/a.db"),
+        ("sqlite:///d/../a.db", QUERY, "sqlite:///a.db?query=e004ebd5b553", "/a.db"),
+        (
+            "postgresql://ann:s%40crt@host:5432/db?table=s.t&sslmode=require&password=x",
+            NONE,
+            "postgresql://host:5432/db?table=s.t",
+            "postgresql://ann:s%40crt@host:5432/db?sslmode=require&password=x",
+        ),
+        ("postgres://host/db", QUERY, "postgresql://host/db?query=e004ebd5b553", "postgresql://host/db"),
+        ("delta:///d/t?version=3", NONE, "delta+file:///d/t?version=3", "/d/t"),
+        ("delta+s3://bucket/t/", NONE, "delta+s3://bucket/t", "s3://bucket/t"),
+        ("iceberg://lake/a.b?snapshot=7", NONE, "iceberg://lake/a.b?snapshot=7", "lake/a.b"),
+        ("hf://owner/name?split=train&revision=x", NONE, "hf://owner/name?revision=x&split=train", "owner/name"),
+        ("hf+file:///d/saved", NONE, "hf+file:///d/saved", "/d/saved"),
+        (
+            "kafka://h:1,h2:2/topic?start=0:5,1:6",
+            NONE,
+            "kafka://h:1,h2:2/topic?start=0:5,1:6",
+            "h:1,h2:2/topic",
+        ),
+    ],
+)
+def test_an_address_is_known_without_user_and_password(name: str, config: ReaderConfig, uri: str, address: str) -> None:
+    place = parse_place(name, config)
+    assert is_place(name)
+    assert (place.uri, place.address) == (uri, address)
+    assert "s%40crt" not in repr(place)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "s3://bucket/a.parquet", "file:///a.json", "data/hf:x", "delta.parquet"])
+def test_files_and_objects_are_no_such_places(name: str) -> None:
+    assert not is_place(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("sqlite:///a.db", NONE, r"sqlite:///a\.db: expected \?table=NAME .* or query in \[reader\] .* got neither"),
+        ("sqlite:///a.db?table=t", QUERY, "got both"),
+        ("sqlite:///a.db?table=t;drop", NONE, "table=t;drop: expected a name; give SQL as query"),
+        ("sqlite://a.db?table=t", NONE, r"expected sqlite:///PATH\?table=NAME"),
+        ("delta:///t?verion=3", NONE, "verion is no setting of a delta source; known: version"),
+        ("iceberg://u:p@table", NONE, r"^iceberg://table: expected iceberg://CATALOG/NAMESPACE\.TABLE"),
+        ("kafka://u:p@h:1?start=0", NONE, r"^kafka://h:1: expected kafka://HOST:PORT/TOPIC"),
+        ("kafka://u:p@h:1/t", NONE, r"^kafka://h:1/t: expected no user and password in the address"),
+        ("hf://?split=x", NONE, r"expected hf://OWNER/NAME\?split=SPLIT"),
+        ("delta+ftp://h/t", NONE, "unknown scheme ftp://"),
+    ],
+)
+def test_an_address_that_lacks_something_says_what(name: str, config: ReaderConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_place(name, config)
+
+
+def test_a_table_named_in_the_address_is_quoted() -> None:
+    place = parse_place("sqlite:///a.db?table=human.judged", NONE)
+    assert select_all(place) == 'SELECT * FROM "human"."judged"'
+    assert select_all(parse_place("sqlite:///a.db", QUERY)) == "SELECT 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", {0: None, 1: None}), ("?start=7", {0: 7, 1: 7}), ("?start=1:5", {0: None, 1: 5})]
+)
+def test_offsets_are_of_all_partitions_or_of_each(text: str, expected: dict[int, int | None]) -> None:
+    assert offsets(parse_place(f"kafka://h:1/t{text}", NONE), "start", [0, 1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("x", "expected an offset, or PARTITION:OFFSET"), ("2:5", "there is no partition 2")]
+)
+def test_offsets_that_mean_nothing_are_told(text: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        offsets(parse_place(f"kafka://h:1/t?start={text}", NONE), "start", [0, 1])
+
+
+def test_settings_are_secret_wherever_a_configuration_is_shown() -> None:
+    config = load_config(ReaderConfig, None, ['kafka={ "sasl.password" = "hunter22" }'])
+    assert config.kafka["sasl.password"].get_secret_value() == "hunter22"
+    assert "hunter22" not in repr(config) + config.model_dump_json()

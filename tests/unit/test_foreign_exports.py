@@ -188,6 +188,12 @@ def test_a_record_of_another_layout_is_refused_with_what_was_expected(name: str)
     assert half.reason.startswith("not JSON: the record is cut off")
 
 
+def test_numbers_in_quotes_are_read_as_csv_files_hold_them() -> None:
+    cells = {"id": "7", "prompt": "?", "chosen": "Y", "rejected": "N", "margin": "0.5", "subset": "12"}
+    ((accepted,), refused) = ingest([json.dumps(cells).encode()], "trl")
+    assert (accepted.id, accepted.scores, accepted.subset, refused) == ("7", [0.5, 0.0], "12", [])
+
+
 AGAIN = [{"value": ["reply_1", "reply_2", "reply_1"], "user_id": "u"}]
 
 

@@ -56,14 +56,14 @@ class Format:
 
 
 def typed(record: type[RecordT], layout: str, judgements: Callable[[RecordT, str], Any]) -> Parse:
-    """Return the parser of a fixed layout.
+    """Return the parser of a fixed layout; a number may stand in quotes, as it does in every cell of a CSV file.
 
     Args:
         record: msgspec struct of it.
         layout: what a record looks like, for the message where one does not fit.
         judgements: record and a hash of its text, for an id where it has none -> what it holds.
     """
-    decoder = msgspec.json.Decoder(record)
+    decoder = msgspec.json.Decoder(record, strict=False)
 
     def parse(line: bytes) -> Sequence[Annotation | RecordError]:
         try:

@@ -15,6 +15,7 @@ from pairwright.data.lines import count_lines, number_ranges, plan_ranges
 from pairwright.data.parts import Part, write_parts
 from pairwright.data.sources import find_sources
 from pairwright.data.store import Table
+from pairwright.errors import SourceError
 from pairwright.records import Rejection
 from record_rules import Broken, check_row, decoded, has_a_key_twice
 
@@ -42,7 +43,12 @@ class Outcome:
 def ingested(path: Path, table: Table, config: IngestConfig, limits: dict[str, int]) -> Outcome:
     """Return what became of a source whose parts were written and read back, held to what every source is promised."""
     outcome = Outcome()
-    parts = list(_written(path, table, config))
+    try:
+        parts = list(_written(path, table, config))
+    except SourceError as error:  # where it is planned; what fails while it is read is told by the part
+        assert_one_reason(path, str(error))
+        outcome.errors.append(str(error))
+        return outcome
     for part in parts:
         outcome.format = part.format
         outcome.lines += part.lines
@@ -60,8 +66,15 @@ def ingested(path: Path, table: Table, config: IngestConfig, limits: dict[str, i
     if not outcome.errors:
         assert len(outcome.numbers) + outcome.blank == outcome.lines
         assert outcome.numbers <= set(range(1, outcome.lines + 1))
-    assert all(error.startswith(f"{path}: ") and len(error) < MAX_REASON_CHARACTERS for error in outcome.errors)
+    for error in outcome.errors:
+        assert_one_reason(path, error)
     return outcome
+
+
+def assert_one_reason(path: Path, error: str) -> None:
+    assert error.startswith(f"{path}: "), error
+    assert len(error) <= MAX_REASON_CHARACTERS, error[:3000]
+    assert error.isprintable(), f"a reason is one line of text: {error!r}"
 
 
 def _written(path: Path, table: Table, config: IngestConfig) -> Iterator[Part]:

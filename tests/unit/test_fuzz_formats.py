@@ -35,7 +35,7 @@ FOREIGN = sorted(FORMATS.keys() - {"native"})
 
 
 @pytest.mark.parametrize(
-    "num_records", [400, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "num_records", [5_000, pytest.param(100_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_every_spoilt_foreign_record_is_accepted_or_refused_with_line_path_and_reason(
     tmp_path: Path, num_records: int

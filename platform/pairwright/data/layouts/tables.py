@@ -72,9 +72,39 @@ def _arrow_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.Recor
         if magic == _ARROW_MAGIC:
             reader = pa.ipc.open_file(file)
             for number in _owned(reader.num_record_batches, source, start, end):
-                yield reader.get_batch(number)
+                yield _checked(reader.get_batch(number))
         elif start == 0:
-            yield from pa.ipc.open_stream(file)
+            yield from map(_checked, pa.ipc.open_stream(file))
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose every offset lies within it: reading past one of a damaged file ends the process.
+
+    Text is checked as bytes, since a row whose text is not UTF-8 is refused by itself.
+
+    Raises:
+        pa.ArrowInvalid: if one does not.
+    """
+    batch.validate()
+    for column in batch.columns:
+        column.view(_without_text(column.type)).validate(full=True)
+    return batch
+
+
+def _without_text(kind: pa.DataType) -> pa.DataType:
+    """Return a type with bytes for the text in it, which are laid out alike."""
+    match kind:
+        case pa.StructType():
+            return pa.struct([field.with_type(_without_text(field.type)) for field in kind])
+        case pa.ListType():
+            return pa.list_(kind.value_field.with_type(_without_text(kind.value_type)))
+        case pa.LargeListType():
+            return pa.large_list(kind.value_field.with_type(_without_text(kind.value_type)))
+        case _ if pa.types.is_string(kind):
+            return pa.binary()
+        case _ if pa.types.is_large_string(kind):
+            return pa.large_binary()
+    return kind
 
 
 def _owned(num_groups: int, source: SourceRef, start: int, end: int) -> list[int]:
@@ -92,7 +122,7 @@ def _reading(source: SourceRef, kind: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, EOFError) as error:
-        what = str(error).partition("\n")[0].rstrip(".")
+        what = "".join(c if c.isprintable() else "?" for c in str(error).partition("\n")[0].rstrip("."))
         raise SourceError(
             f"{source.uri}: not a whole {kind} file: {what}; copy it again, or name it as what it is"
         ) from None

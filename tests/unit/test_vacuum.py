@@ -10,6 +10,7 @@ import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.data.commits import commit_written
+from pairwright.data.history import history
 from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.data.vacuum import VacuumSummary, vacuum
 from pairwright.errors import StoreError
@@ -27,7 +28,7 @@ def file_of(table: Table, name: str) -> DataFile:
 
 
 def holding(*files: DataFile) -> Callable[[Manifest | None], Manifest]:
-    return lambda newest: manifest(kind="annotations", files=list(files))
+    return lambda newest: manifest(kind="annotations", files=list(files), totals={"annotations": len(files)})
 
 
 def commit(table: Table, *files: DataFile) -> None:
@@ -78,7 +79,8 @@ def test_old_versions_go_where_asked_with_their_files_and_the_newest_never(table
     commit(table, first, second)
     commit(table, second, third)
     assert clean(table).removed_files == []
-    assert clean(table, hours=1, keep=1).removed_versions == []  # superseded a moment ago: somebody may be reading it
+    young = clean(table, hours=1, keep=1)  # superseded a moment ago: somebody may be reading it
+    assert (young.removed_versions, young.num_young_versions) == ([], 2)
     summary = clean(table, keep=2)
     assert (summary.removed_versions, summary.removed_files, summary.kept_versions) == ([1], [], [2, 3])
     summary = clean(table, keep=1)
@@ -93,6 +95,8 @@ def test_a_removed_version_says_so_and_its_number_is_not_given_again(table: Tabl
         commit(table, file_of(table, name))
     clean(table, keep=1)
     assert (table.versions(), table.removed_versions()) == ([3], [1, 2])
+    found = history(table.url, last=5)
+    assert (found["removed"], [entry["changed_totals"] for entry in found["versions"]]) == ([1, 2], [{}])
     with pytest.raises(StoreError, match=r"version 2 was removed by `pairwright vacuum`; there are 3"):
         table.manifest(2)
     commit(table, file_of(table, "d"))

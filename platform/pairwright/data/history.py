@@ -37,7 +37,9 @@ def history(url: str, *, last: int) -> dict[str, Any]:
 
 
 def _entry(manifest: Manifest, previous: Manifest | None) -> dict[str, Any]:
-    totals = {} if previous is None else previous.totals
+    # Against a parent that vacuum removed, everything would look new.
+    known = manifest if previous is None and manifest.parent is not None else previous
+    totals = {} if known is None else known.totals
     names = [*manifest.totals, *(name for name in totals if name not in manifest.totals)]
     changes = {name: manifest.totals.get(name, 0) - totals.get(name, 0) for name in names}
     return {
@@ -51,7 +53,7 @@ def _entry(manifest: Manifest, previous: Manifest | None) -> dict[str, Any]:
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files),
         "changed_totals": {name: change for name, change in changes.items() if change},
-        "sources": changed_sources([] if previous is None else previous.sources, manifest.sources),
+        "sources": changed_sources([] if known is None else known.sources, manifest.sources),
         "inputs": [f"{given.url} version {given.version}" for given in manifest.inputs],
     }
 

@@ -41,6 +41,8 @@ class VacuumSummary:
     is_dry_run: bool
     removed_versions: list[int]
     kept_versions: list[int]
+    num_young_versions: int
+    """Versions beyond those to keep that were the newest too recently to go: somebody may be reading them."""
     removed_files: list[str]
     removed_bytes: int
     num_kept_files: int
@@ -65,6 +67,11 @@ class VacuumSummary:
             lines += [f"  and {more:,} more; --json has them all"] if more > 0 else []
         kept = f"{self.num_kept_files:,} files, {self.kept_bytes / 1e6:,.1f} MB"
         lines.append(f"{self.url} keeps {len(self.kept_versions):,} versions, {kept}")
+        if self.num_young_versions:
+            lines.append(
+                f"{self.num_young_versions:,} of them stay because they were the newest less than --older-than ago: "
+                "somebody may be reading them"
+            )
         if self.num_young_files:
             lines.append(
                 f"{self.num_young_files:,} files that no version names ({self.young_bytes / 1e6:,.1f} MB) are younger "
@@ -104,6 +111,7 @@ def vacuum(url: str, *, older_than: timedelta, keep_versions: int | None, is_dry
         is_dry_run=is_dry_run,
         removed_versions=superseded,
         kept_versions=kept,
+        num_young_versions=0 if keep_versions is None else max(0, len(kept) - keep_versions),
         removed_files=[file.path for file in old],
         removed_bytes=_total(old),
         num_kept_files=len(kept_files),

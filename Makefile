@@ -29,7 +29,7 @@ test: $(READY)
 	$(BIN)/pytest -m "not slow and not gpu" --durations=15
 
 test-slow: $(READY)
-	$(BIN)/pytest -m "slow"
+	$(BIN)/pytest -m "slow" -rP
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -111,8 +111,9 @@ def alpha(table: pa.Table) -> tuple[float | None, dict[int, float | None]]:
         matrix = _coincidence_matrix(columns)
         disagreement = _disagreement(matrix)
         by_size[size] = None if disagreement[1] == 0 else 1 - disagreement[0] / disagreement[1]
-        observed += disagreement[0] / matrix.sum() ** 2
-        expected += disagreement[1] / matrix.sum() ** 2
+        total = float(matrix.sum())
+        observed += disagreement[0] / total**2
+        expected += disagreement[1] / total**2
     return (1 - observed / expected if expected else None), by_size
 
 
@@ -127,7 +128,7 @@ def _coincidence_matrix(columns: Mapping[str, NDArray]) -> NDArray[np.float64]:
 def _disagreement(matrix: NDArray[np.float64]) -> tuple[float, float]:
     """Return the observed and the expected sum of squared ordinal differences."""
     margin = matrix.sum(axis=0)
-    total = margin.sum()
+    total = float(margin.sum())
     centre = np.cumsum(margin) - margin / 2
     squared = np.square(centre[:, None] - centre[None, :])
     expected = float((np.outer(margin, margin) * squared).sum()) / (total - 1)

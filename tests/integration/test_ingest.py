@@ -100,7 +100,8 @@ def test_bad_records_are_kept_and_counted_and_the_good_ones_go_in(tmp_path: Path
     source = summary.sources[0]
     assert (source.lines, source.accepted, source.refused) == (6, 2, 3)
     assert committed(summary).totals == {
-        "annotations": 2, "refused": 3, "forgotten": 0, "blank": 1, "lines": 6, "sources": 1, "completions": 4,
+        "annotations": 2, "refused": 3, "duplicates": 0, "forgotten": 0, "blank": 1, "lines": 6, "sources": 1,
+        "completions": 4,
     }  # fmt: skip
     assert ids_of(tmp_path / "t") == ["a", "d"]
     refused = refused_of(tmp_path / "t")
@@ -188,6 +189,9 @@ def test_a_repeated_id_is_refused_wherever_it_stood_first(tmp_path: Path) -> Non
     assert ids_of(tmp_path / "t") == ["old", "x", "y", "z", "w"]
     assert [(source.accepted, source.refused) for source in summary.sources] == [(2, 2), (2, 1)]
     assert summary.reasons == {"duplicate annotation": 2, "duplicate id at $.id": 1}
+    totals = committed(summary).totals
+    assert (totals["annotations"], totals["refused"], totals["duplicates"]) == (5, 3, 2)
+    assert [source.duplicates for source in summary.sources] == [2, 0]
     told = [str(one).replace(f"{tmp_path}/", "") for one in summary.rejections]
     assert told == [
         "b.jsonl:3: duplicate annotation, got `x`, which stands at b.jsonl:1 word for word; once is enough",

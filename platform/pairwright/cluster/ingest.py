@@ -217,6 +217,7 @@ class Ingestion:
                 lines=sum(part.lines for part in parts[source.uri]),
                 accepted=sum(part.accepted for part in parts[source.uri]),
                 refused=sum(part.refused for part in parts[source.uri]),
+                duplicates=sum(part.duplicates for part in parts[source.uri]),
                 blank=sum(part.blank for part in parts[source.uri]),
                 format=next((part.format for part in parts[source.uri]), ""),
             )

@@ -66,10 +66,11 @@ def replaced_by(newest: Manifest | None, sources: Iterable[Source | SourceRef]) 
 
 
 def totals_of(sources: Sequence[Source]) -> dict[str, int]:
-    """Return what sources add up to: ``annotations + refused + forgotten`` is their judgements."""
+    """Return what sources add up to: ``annotations + refused + forgotten`` is their judgements; duplicates are refused."""
     return {
         "annotations": sum(source.accepted for source in sources),
         "refused": sum(source.refused for source in sources),
+        "duplicates": sum(source.duplicates for source in sources),
         "forgotten": sum(source.forgotten for source in sources),
         "blank": sum(source.blank for source in sources),
         "lines": sum(source.lines for source in sources),

@@ -26,7 +26,8 @@ class Source(msgspec.Struct, frozen=True):
 
     ``blank`` of its lines hold no record; the others hold ``accepted + refused`` judgements, at least one each, in the
     layout that ``format`` names (empty where none was recognised, and native was tried). ``forgotten`` counts the
-    judgements that were accepted and then taken out by `forget`.
+    judgements that were accepted and then taken out by `forget`; ``duplicates`` those of the refused that say what
+    another annotation says word for word, under the same id.
     """
 
     uri: str
@@ -38,6 +39,7 @@ class Source(msgspec.Struct, frozen=True):
     blank: int = 0
     format: str = ""
     forgotten: int = 0
+    duplicates: int = 0
 
     @property
     def identity(self) -> tuple[int, str | None]:

@@ -38,6 +38,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """Lines without a record; the others hold ``accepted + refused`` judgements, at least one each."""
     accepted: int
     refused: int
+    duplicates: int = 0
+    """Of the refused: the same annotation once more."""
     completions: int
     data: DataFile | None
     refused_files: list[DataFile]

@@ -151,6 +151,7 @@ def without_repeats(part: Part, lines: LineRange, repeats: Repeats, table: Table
         part,
         accepted=len(kept),
         refused=part.refused + len(refused),
+        duplicates=part.duplicates + int(repeats.is_same.sum()),
         completions=num_completions(left),
         data=table.write_data(left) if len(kept) else None,
         refused_files=[*part.refused_files, table.write_refused(refused)],

@@ -24,10 +24,11 @@ JOB_TIMEOUT_SECONDS = 400.0
 
 
 class RayHead:
-    """A running head: its address for jobs, and what its dashboard says."""
+    """A running head: its addresses for jobs and for drivers, and what its dashboard says."""
 
-    def __init__(self, dashboard_port: int, environment: dict[str, str]) -> None:
+    def __init__(self, gcs_port: int, dashboard_port: int, environment: dict[str, str]) -> None:
         self.address = f"http://127.0.0.1:{dashboard_port}"
+        self.gcs_address = f"127.0.0.1:{gcs_port}"
         self.environment = environment
 
     def living_nodes(self) -> list[dict[str, Any]]:
@@ -89,7 +90,7 @@ def ray_head(folder: Path, *, num_cpus: int, max_nodes: int = 0, cpus_per_node: 
         command.append(f"--autoscaling-config={config}")
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    head = RayHead(dashboard_port, environment)
+    head = RayHead(gcs_port, dashboard_port, environment)
     try:
         _wait_for(head, process, folder / "head.log")
         yield head

@@ -79,7 +79,8 @@ def test_every_spoilt_row_of_a_table_is_taken_or_refused_alone(tmp_path: Path, n
     rows = list(islice((record for record in spoilt_records(rng, 4 * num_records) if fits(record)), num_records))
     path = tmp_path / f"rows{ending}"
     write_table(path, rows, rows_in_group=rng.choice([7, 100]))
-    outcome = ingested(path, Table(str(tmp_path / "table"), "annotations"), config(), LIMITS)
+    ranges = config(max(1024, path.stat().st_size // 8))
+    outcome = ingested(path, Table(str(tmp_path / "table"), "annotations"), ranges, LIMITS)
     lines = [json.dumps(as_read(row)).encode() for row in rows]
     check_against(lines, outcome, is_text_known=False)
 

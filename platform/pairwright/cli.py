@@ -53,7 +53,8 @@ def _root(
 @app.command()
 def ingest(
     sources: Annotated[
-        list[str], typer.Argument(help="Files, folders or globs of JSON Lines (plain, .gz, .zst); s3:// too.")
+        list[str],
+        typer.Argument(help="Files, folders, globs, URLs (s3:// too); databases and tables: docs/sources.md."),
     ],
     into: Annotated[str, typer.Option(help="URL of the annotations table; made if it is not there.")],
     format: Annotated[  # noqa: A002

@@ -124,7 +124,7 @@ def secrets_of(place: Place, config: ReaderConfig) -> list[str]:
 
 def _sqlite(path: str) -> Callable[[], sqlite3.Connection]:
     if not Path(path).is_file():
-        raise SourceError(f"{path}: no such file")
+        raise SourceError(f"{path}: no such file; a sqlite:/// address takes an absolute path")
     return lambda: sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True)
 
 

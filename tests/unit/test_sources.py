@@ -1,6 +1,7 @@
 """Sources: what is found, what is no source, and lines that keep their numbers however a file is cut."""
 
 import gzip
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,11 +15,19 @@ from hypothesis import strategies as st
 
 from pairwright.config import IngestConfig
 from pairwright.data import blocks
-from pairwright.data.blocks import content_tag
+from pairwright.data.blocks import content_tag, hash_block, hash_bounds
 from pairwright.data.layouts import chunks
-from pairwright.data.lines import LineRange, count_lines, number_ranges, pick_lines, plan_ranges, read_chunks
+from pairwright.data.lines import (
+    LineRange,
+    count_lines,
+    known_newlines,
+    number_ranges,
+    pick_lines,
+    plan_ranges,
+    read_chunks,
+)
 from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import SourceRef, find_sources, list_sources
+from pairwright.data.sources import SourceRef, find_sources, list_sources, surveyed
 from pairwright.data.store import Table
 from pairwright.errors import SourceError
 
@@ -258,15 +267,38 @@ def test_all_missing_sources_are_named_at_once(tmp_path: Path) -> None:
         list_sources([])
 
 
+def tag_of(path: Path) -> str:
+    source = source_of(path)
+    return content_tag([hash_block(source, *bounds)[0] for bounds in hash_bounds(source)])
+
+
 def test_the_tag_of_a_file_follows_its_content_and_not_its_times(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", TEXT)
-    tag = content_tag(source_of(path))
+    tag = tag_of(path)
+    assert tag == f"sha256:{hashlib.sha256(TEXT).hexdigest()}"
     os.utime(path, (1, 1))
-    assert content_tag(source_of(path)) == tag
+    assert tag_of(path) == tag
     other = write(tmp_path / "b.jsonl", TEXT[::-1])
     os.utime(other, (1, 1))
     shutil.copy2(other, path)
-    assert content_tag(source_of(path)) != tag
+    assert tag_of(path) != tag
+
+
+def test_blocks_that_are_hashed_apart_make_one_tag_and_count_the_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairwright.data.blocks.HASHED_BYTES", 50)
+    monkeypatch.setattr("pairwright.data.lines.HASHED_BYTES", 50)
+    source = source_of(write(tmp_path / "a.jsonl", TEXT))
+    blocks = [TEXT[start : start + 50] for start in range(0, len(TEXT), 50)]
+    assert len(blocks) > 2
+    assert hash_bounds(source) == plan_ranges(source, 50)
+    hashed = [hash_block(source, *bounds) for bounds in hash_bounds(source)]
+    digests = b"".join(hashlib.sha256(block).digest() for block in blocks)
+    assert content_tag([digest for digest, _ in hashed]) == f"sha256-64m:{hashlib.sha256(digests).hexdigest()}"
+    known = known_newlines(surveyed(source, "tag", [count for _, count in hashed]), 50)
+    assert known == tuple(block.count(b"\n") for block in blocks)
+    assert known_newlines(surveyed(source, "tag", [1]), 51) is None
 
 
 # ------------------------------------------------------------------------------------------------ parts

@@ -10,10 +10,18 @@ import msgspec
 
 from pairwright.cluster.passes import run_pass
 from pairwright.config import IngestConfig
-from pairwright.data.blocks import READ_BYTES, content_tag
-from pairwright.data.lines import LineRange, count_lines, cut, holds_array, needs_look, number_ranges
+from pairwright.data.blocks import READ_BYTES, content_tag, hash_block, hash_bounds
+from pairwright.data.lines import (
+    LineRange,
+    count_lines,
+    cut,
+    holds_array,
+    known_newlines,
+    needs_look,
+    number_ranges,
+)
 from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import SourceRef, with_etag
+from pairwright.data.sources import SourceRef, surveyed
 from pairwright.data.store import Table
 from pairwright.errors import SourceError
 
@@ -23,42 +31,61 @@ Failures: TypeAlias = dict[str, str]
 
 class _Outcome(msgspec.Struct, frozen=True):
     item: int
-    found: str | int = ""
+    found: tuple[str, int] = ("", 0)
     error: str | None = None
 
 
 def hash_sources(sources: Sequence[SourceRef]) -> tuple[list[SourceRef], Failures]:
     """Return the sources with tags of their content (a remote one has its etag), without those that failed."""
-    local = [source for source in sources if source.is_local]
-    sizes = [source.size for source in local]
-    tags, failures = _each(lambda index: content_tag(local[index]), local, sizes, "sources hashed")
-    found = {source.uri: with_etag(source, str(tag)) for source, tag in zip(local, tags, strict=True)}
-    return [found.get(source.uri, source) for source in sources if source.uri not in failures], failures
+    todo = [(source, *bounds) for source in sources if source.is_local for bounds in hash_bounds(source)]
+    owners, sizes = [source for source, *_ in todo], [end - start for _, start, end in todo]
+    hashed, failures = _each(lambda index: hash_block(*todo[index]), owners, sizes, "blocks of sources hashed")
+    digests: dict[str, list[str]] = {}
+    newlines: dict[str, list[int]] = {}
+    for source, (digest, count) in zip(owners, hashed, strict=True):
+        digests.setdefault(source.uri, []).append(digest)
+        newlines.setdefault(source.uri, []).append(count)
+    tagged = [
+        surveyed(source, content_tag(digests[source.uri]), newlines[source.uri]) if source.is_local else source
+        for source in sources
+        if source.uri not in failures
+    ]
+    return tagged, failures
 
 
 def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[LineRange], Failures]:
     """Return the ranges to read, in order of sources and lines; counts the lines before each."""
     doubtful = [source for source in sources if needs_look(source, range_bytes)]
     looks, unreadable = _each(
-        lambda index: int(holds_array(doubtful[index])), doubtful, [READ_BYTES] * len(doubtful), "sources looked into"
+        lambda index: ("", int(holds_array(doubtful[index]))),
+        doubtful,
+        [READ_BYTES] * len(doubtful),
+        "sources looked into",
     )
-    arrays = {source.uri for source, look in zip(doubtful, looks, strict=True) if look}
+    arrays = {source.uri for source, (_, look) in zip(doubtful, looks, strict=True) if look}
     sources = [source for source in sources if source.uri not in unreadable]
     ranges = {source.uri: cut(source, range_bytes, is_array=source.uri in arrays) for source in sources}
-    todo = [(source, *bounds) for source in sources if source.shards is None for bounds in ranges[source.uri][:-1]]
-    counts, failures = _each(
-        lambda index: count_lines(*todo[index]),
+    todo = [
+        (source, *bounds)
+        for source in sources
+        if known_newlines(source, range_bytes) is None and source.shards is None
+        for bounds in ranges[source.uri][:-1]
+    ]
+    counted, failures = _each(
+        lambda index: ("", count_lines(*todo[index])),
         [source for source, *_ in todo],
         [end - start for _, start, end in todo],
         "ranges counted",
     )
-    units, position = [], 0
+    counts: dict[str, list[int]] = {}
+    for (source, *_), (_, count) in zip(todo, counted, strict=True):
+        counts.setdefault(source.uri, []).append(count)
+    units = []
     for source in sources:
-        num_counted = len(ranges[source.uri]) - 1 if source.shards is None else 0
         if source.uri not in failures:
-            before = [int(count) for count in counts[position : position + num_counted]]
+            known = known_newlines(source, range_bytes)
+            before = counts.get(source.uri, []) if known is None else known[: len(ranges[source.uri]) - 1]
             units += number_ranges(source, ranges[source.uri], before)
-        position += num_counted
     return units, unreadable | failures
 
 
@@ -79,8 +106,8 @@ def write_units(units: Sequence[LineRange], table: Table, config: IngestConfig) 
 
 
 def _each(
-    find: Callable[[int], str | int], owners: Sequence[SourceRef], sizes: Sequence[int], what: str
-) -> tuple[list[str | int], Failures]:
+    find: Callable[[int], tuple[str, int]], owners: Sequence[SourceRef], sizes: Sequence[int], what: str
+) -> tuple[list[tuple[str, int]], Failures]:
     """Return what ``find`` finds for each index, and why it failed, by the source that owns the item."""
 
     def work(index: int) -> Iterator[_Outcome]:
@@ -89,7 +116,7 @@ def _each(
         except SourceError as error:
             yield _Outcome(index, error=str(error))
 
-    found: list[str | int] = [""] * len(owners)
+    found = [("", 0)] * len(owners)
     failures: Failures = {}
     for outcome in run_pass(work, range(len(owners)), sizes, _Outcome, what=what):
         found[outcome.item] = outcome.found

@@ -6,7 +6,7 @@ half of each. What a file system or a store says of a failure comes out as one l
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
@@ -20,6 +20,8 @@ from pairwright.errors import SourceError, StoreError
 
 READ_BYTES = 2 * 1024 * 1024
 """What is read, and so parsed, at a time: 1 to 4 MB stay in the cache, 64 MB at a time halve the rate of parsing."""
+HASHED_BYTES = 64 * 1024 * 1024
+"""What is hashed apart; part of what a tag means, so it stays."""
 REMOTE_BUFFER_BYTES = 256 * 1024
 """What the smallest read of a remote file fetches: fewer requests against bytes that nobody wanted."""
 
@@ -60,16 +62,32 @@ def text_blocks(source: SourceRef) -> Iterator[bytes]:
     yield from _decompressed(source, source.compression)
 
 
-def content_tag(source: SourceRef) -> str:
-    """Return the tag of a local source's content: its SHA-256.
+def hash_block(source: SourceRef, start: int, end: int) -> tuple[str, int]:
+    """Return SHA-256 (64 hex digits) and number of newlines of the stored bytes in [start, end).
 
     Raises:
-        SourceError: if it cannot be read, or is shorter than when it was listed.
+        SourceError: if they cannot be read, or the source is shorter than when it was listed.
     """
-    digest = hashlib.sha256()
-    for block in read_blocks(source, 0, source.size):
+    digest, newlines = hashlib.sha256(), 0
+    for block in read_blocks(source, start, end):
         digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+        newlines += block.count(b"\n")
+    return digest.hexdigest(), newlines
+
+
+def hash_bounds(source: SourceRef) -> list[tuple[int, int]]:
+    """Return the [start, end) of the blocks that are hashed apart, and so by several tasks: at least one."""
+    return [(start, min(start + HASHED_BYTES, source.size)) for start in range(0, max(source.size, 1), HASHED_BYTES)]
+
+
+def content_tag(digests: Sequence[str]) -> str:
+    """Return the tag of a local source's content from the SHA-256 of each of its blocks.
+
+    It is the SHA-256 of the file where that is one block of up to 64 MB, else the SHA-256 of those of its blocks.
+    """
+    if len(digests) == 1:
+        return f"sha256:{digests[0]}"
+    return f"sha256-64m:{hashlib.sha256(bytes.fromhex(''.join(digests))).hexdigest()}"
 
 
 def open_file(source: SourceRef) -> pa.NativeFile:

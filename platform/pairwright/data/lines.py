@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from pairwright.data.blocks import HASHED_BYTES
 from pairwright.data.layouts import json_text, tables
 from pairwright.data.layouts.chunks import MAX_LINE_BYTES, Chunk
 from pairwright.data.layouts.delimited import delimited_chunks
@@ -23,6 +24,7 @@ __all__ = [
     "count_lines",
     "cut",
     "holds_array",
+    "known_newlines",
     "needs_look",
     "number_ranges",
     "pick_lines",
@@ -74,6 +76,12 @@ def cut(source: SourceRef, range_bytes: int, *, is_array: bool) -> list[tuple[in
     if is_stream or source.size <= range_bytes:
         return [(0, source.size)]
     return [(start, min(start + range_bytes, source.size)) for start in range(0, source.size, range_bytes)]
+
+
+def known_newlines(source: SourceRef, range_bytes: int) -> Sequence[int] | None:
+    """Return the newlines of each range, where hashing has counted them in the same ranges; None where it has not."""
+    counts_newlines = source.layout in ("lines", "json") and source.compression is None
+    return source.newlines if counts_newlines and range_bytes == HASHED_BYTES else None
 
 
 def number_ranges(source: SourceRef, ranges: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[LineRange]:

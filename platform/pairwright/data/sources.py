@@ -64,6 +64,8 @@ class SourceRef:
     etag: str | None
     shards: tuple[Shard, ...] | None = None
     """Where its rows lie, in order, if it is no file and was landed."""
+    newlines: tuple[int, ...] | None = None
+    """Newlines in each block of 64 MB that was hashed."""
 
     @property
     def is_local(self) -> bool:
@@ -143,9 +145,9 @@ def file_state(source: SourceRef) -> tuple[int, ...]:
     return state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def with_etag(source: SourceRef, etag: str) -> SourceRef:
-    """Return the source with the tag of its content."""
-    return replace(source, etag=etag)
+def surveyed(source: SourceRef, etag: str, newlines: Sequence[int]) -> SourceRef:
+    """Return the source with the tag of its content and the newlines of its blocks."""
+    return replace(source, etag=etag, newlines=tuple(newlines))
 
 
 # ------------------------------------------------------------------------------------------------ local

@@ -5,6 +5,7 @@ function of the annotations version and the configuration alone, so the result i
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -44,13 +45,17 @@ def expand(annotations: str, into: str, config: ExpandConfig, *, version: int | 
     """
     source = Table.open(annotations, "annotations")
     read = source.manifest(version)
+    target = Table.claim(into, "pairs")
+    with ray_session() if config.decontaminate else nullcontext():  # evaluation sets are hashed before anything else
+        return _expand(source, read, target, config)
+
+
+def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig) -> Manifest:
     sets = open_evaluation_sets(config)
     made_from = [Input(url=source.url, version=read.version, digest=read.digest), *sets.inputs]
-    target = Table.claim(into, "pairs")
     newest = target.latest()
     if newest is not None and _is_made_from(newest, made_from, config):
         return newest
-
     with ray_session():
         left_out = find_left_out(source, read, config, sets)
 

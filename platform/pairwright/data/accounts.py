@@ -66,7 +66,7 @@ def replaced_by(newest: Manifest | None, sources: Iterable[Source | SourceRef]) 
 
 
 def totals_of(sources: Sequence[Source]) -> dict[str, int]:
-    """Return what sources add up to: ``annotations + refused + forgotten`` is their judgements; duplicates are refused."""
+    """Return what sources add up to: ``annotations + refused + forgotten`` is their judgements."""
     return {
         "annotations": sum(source.accepted for source in sources),
         "refused": sum(source.refused for source in sources),

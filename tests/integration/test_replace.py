@@ -1,4 +1,4 @@
-"""`ingest --replace`: a source that changed takes the place of its old records, in one commit."""
+"""`ingest --replace`: a source that changed takes the place of its old records, in one commit; and care on Ray."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 
 from pairwright.cluster import ingest as ingestion
+from pairwright.cluster import sized
+from pairwright.cluster.compact import compact
+from pairwright.cluster.diff import diff
+from pairwright.cluster.forget import forget
 from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
 from pairwright.data.store import Manifest, Table
@@ -147,3 +151,25 @@ def test_a_replacement_that_loses_the_race_is_made_again_on_what_came_first(
     assert rows_of(table).keys() == {"2", "3", "9"}
     assert sorted(refused_of(table)) == [("other.jsonl", 1)]
     assert_accounted_for(table)
+
+
+def test_large_tables_are_cared_for_on_ray_and_small_ones_in_this_process_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [
+        write(tmp_path / f"{n}.jsonl", record(f"{n}a", annotator="ann") + record(f"{n}b") + BAD) for n in range(3)
+    ]
+    found = []
+    for name, small_bytes in (("here", sized.SMALL_BYTES), ("ray", -1)):
+        monkeypatch.setattr(sized, "SMALL_BYTES", small_bytes)
+        table = str(tmp_path / name)
+        ingest(sources, table, CONFIG)
+        summary = forget(table, annotators=["ann"], prompts=[])
+        told = diff(table, 1, 2)
+        compacted = compact(table, file_bytes=1 << 20)
+        rows = rows_of(table)
+        assert_accounted_for(table)
+        found.append((summary.as_dict() | {"url": ""}, told["rows"], told["examples"], compacted.num_files, rows))
+    assert found[0] == found[1]
+    assert found[0][4].keys() == {"0b", "1b", "2b"}
+    assert found[0][1]["removed"] == 3

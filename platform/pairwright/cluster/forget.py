@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
 from pairwright.cluster.removal import Remover
-from pairwright.cluster.sized import sized_pass
+from pairwright.cluster.sized import sized_pass, sized_session
 from pairwright.data.commits import commit_written
 from pairwright.data.forgetting import Looked, Proof, after_forgetting, look, proof_of, removal_of
 from pairwright.data.removal import Removal, Thinner
@@ -67,6 +69,31 @@ def forget(url: str, *, annotators: Sequence[str], prompts: Sequence[str]) -> Fo
     """
     removal = removal_of(annotators, prompts)
     table = _annotations_at(url)
+    what = " and ".join([*(f"annotator {name}" for name in annotators), *(f"prompt {name}" for name in prompts)])
+    with sized_session(sum(file.bytes for file in table.manifest().all_files)):
+        committed, left = _commit(table, removal)
+        if committed is None:
+            raise DataError(
+                f"{url}: nothing of the newest version holds {what}; older versions were not searched: "
+                f"`pairwright vacuum {url} --keep-versions 1` removes them"
+            )
+        known = msgspec.structs.replace(removal, prompts=tuple(sorted({*removal.prompts, *left.prompts})))
+        proof = _prove(table, committed, known)
+    return ForgetSummary(
+        url=url,
+        what=what,
+        version=committed.version,
+        num_annotations=left.num_rows,
+        sources=left.rows,
+        num_refused_without_text=left.num_without_text,
+        proof=proof,
+        older_versions=[version for version in table.versions() if version < committed.version],
+        named_in_sources=[s.uri for s in committed.sources if any(name in s.uri for name in annotators)],
+    )
+
+
+def _commit(table: Table, removal: Removal) -> tuple[Manifest | None, Thinner]:
+    """Return the version without what a removal matches, None if nothing did, and what left the one before."""
     remover = Remover(table)
     last: list[Thinner] = []
 
@@ -75,30 +102,8 @@ def forget(url: str, *, annotators: Sequence[str], prompts: Sequence[str]) -> Fo
         last[:] = [remover.thin(newest, removal)]
         return after_forgetting(newest, last[0], removal)
 
-    what = " and ".join([*(f"annotator {name}" for name in annotators), *(f"prompt {name}" for name in prompts)])
     committed = commit_written(table, build, remover.written)
-    if committed is None:
-        raise DataError(
-            f"{url}: nothing of the newest version holds {what}; older versions were not searched: "
-            f"`pairwright vacuum {url} --keep-versions 1` removes them"
-        )
-    left = last[0]
-    known = Removal(
-        annotators=removal.annotators,
-        prompt_ids=removal.prompt_ids,
-        prompts=tuple(sorted({*removal.prompts, *left.prompts})),
-    )
-    return ForgetSummary(
-        url=url,
-        what=what,
-        version=committed.version,
-        num_annotations=left.num_rows,
-        sources=left.rows,
-        num_refused_without_text=left.num_without_text,
-        proof=_prove(table, committed, known),
-        older_versions=[version for version in table.versions() if version < committed.version],
-        named_in_sources=[s.uri for s in committed.sources if any(name in s.uri for name in annotators)],
-    )
+    return committed, last[0]
 
 
 def _annotations_at(url: str) -> Table:

@@ -5,6 +5,7 @@ table should not take longer to start than to do its work.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 ItemT = TypeVar("ItemT")
@@ -12,6 +13,18 @@ ResultT = TypeVar("ResultT")
 
 SMALL_BYTES = 64 * 1024 * 1024
 """Of stored, compressed data: about two seconds' work in one process."""
+
+
+@contextmanager
+def sized_session(num_bytes: int) -> Iterator[None]:
+    """Hold one Ray session for the passes of the block, if they are of a size to use one."""
+    if num_bytes <= SMALL_BYTES:
+        yield
+        return
+    from pairwright.cluster.session import ray_session  # seconds, which a small table need not wait
+
+    with ray_session():
+        yield
 
 
 def sized_pass(
@@ -27,8 +40,7 @@ def sized_pass(
         for item in items:
             yield from work(item)
         return
-    from pairwright.cluster.passes import run_pass  # seconds, which a small table need not wait
-    from pairwright.cluster.session import ray_session
+    from pairwright.cluster.passes import run_pass
 
-    with ray_session():
+    with sized_session(sum(sizes)):
         yield from run_pass(work, items, sizes, result, what=what)

@@ -79,7 +79,7 @@ def test_the_command_prints_what_matters_and_json_for_programs(tmp_path: Path, m
     told = CliRunner().invoke(app, ["report", "annotations"])
     assert told.exit_code == 0, told.output
     assert told.output.endswith("wrote report.html\n")
-    assert "Krippendorff's alpha" in told.output
+    assert "alpha (Krippendorff)" in told.output
     (tmp_path / "report.html").unlink()
     figures = json.loads(CliRunner().invoke(app, ["report", "annotations", "--json"]).stdout)
     assert figures["totals"]["groups"] == 30

@@ -106,7 +106,7 @@ def _agreement(figures: Figures) -> Iterator[Finding]:
             text = "No group was judged by two annotators, so nothing can be said of their agreement."
             yield Finding(level="note", section="annotators", text=text)
         return
-    text = f"Annotators agree to Krippendorff's alpha {agreement.alpha:.2f}"
+    text = f"Annotators agree to an alpha (Krippendorff) of {agreement.alpha:.2f}"
     if agreement.same_direction is not None:
         text += f"; where two both prefer a side, it is the same one {percent(agreement.same_direction)} of the time"
     level = "alarm" if agreement.alpha < ALPHA_ALARM else "note" if agreement.alpha < ALPHA_GOOD else "good"

@@ -330,8 +330,8 @@ def test_the_same_source_ingested_twice_at_once_goes_in_once(tmp_path: Path, mon
     read = ingestion.Ingestion.read
     depth = []
 
-    def overtaken(self: Any, sources: Any) -> None:
-        read(self, sources)
+    def overtaken(self: Any, sources: Any, unreadable: Any) -> None:
+        read(self, sources, unreadable)
         depth.append(1)
         if len(depth) == 1:
             ingest([path], table, CONFIG)

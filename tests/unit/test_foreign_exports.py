@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
@@ -81,6 +82,21 @@ def test_every_format_has_a_fixture_and_a_round_trip_and_is_known_to_the_configu
     assert {format_of(path) for path in FIXTURE_FILES} == set(FORMATS) - {"fields"}
     assert {export.format for export in EXPORTS.values()} == set(FORMATS)
     assert {"auto", *FORMATS} == set(get_args(FormatName))
+
+
+def test_the_manual_shows_records_that_are_what_it_calls_them() -> None:
+    manual = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
+    shown = [
+        (name, block)
+        for name, body in re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", manual, re.MULTILINE | re.DOTALL)
+        for block in re.findall(r"^```json\n(.*?)^```", body, re.MULTILINE | re.DOTALL)
+    ]
+    assert {name for name, _ in shown} == set(FORMATS) - {"native", "fields"}
+    for name, block in shown:
+        lines = block.encode().splitlines()
+        assert {recognise([line]) for line in lines} == {name}
+        accepted, refused = ingest(lines, name)
+        assert ({one.line for one in accepted}, refused) == (set(range(1, len(lines) + 1)), [])
 
 
 def test_a_source_is_what_most_of_its_first_records_are() -> None:

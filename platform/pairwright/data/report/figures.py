@@ -4,13 +4,9 @@ Lists are cut at MAX_LISTED rows, the largest first, and beside each stands how 
 with a million annotators is as long as that of one with a thousand.
 """
 
-# ruff: noqa: N815 - shape suffixes: M models
-
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,19 +15,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pairwright import __version__
-from pairwright.data.report.agreement import alpha
-from pairwright.data.report.bradley_terry import Z_95, Fit
 from pairwright.data.report.bulges import bulges
 from pairwright.data.report.contract import (
     MAX_LISTED,
-    Agreement,
-    Annotator,
     Comparisons,
     Depth,
     Figures,
     Growth,
-    Model,
-    Models,
     Prompt,
     RankLengths,
     RatioFigures,
@@ -44,6 +34,7 @@ from pairwright.data.report.contract import (
 )
 from pairwright.data.report.findings import findings
 from pairwright.data.report.history import History
+from pairwright.data.report.parties import Row, Strengths, agreement, annotator, largest, models_by_strength, share
 from pairwright.data.report.refusals import RefusedSums
 from pairwright.data.report.statistics import COUNTS, NUM_TOP_PROMPTS, RATIO_STEPS_PER_OCTAVE, STEPS_PER_OCTAVE
 from pairwright.data.report.sums import Sums
@@ -53,17 +44,6 @@ __all__ = ["Figures", "Strengths", "TableFacts", "build_figures"]
 
 MAX_SCORE_VALUES = 41
 """More distinct scores than that are shown in as many steps of equal width."""
-
-_Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Strengths:
-    """Bradley-Terry strengths of the models with their standard errors, NaN where there is none."""
-
-    fit: Fit
-    standard_error_M: NDArray[np.float64]
-    prompts_M: NDArray[np.int64]
 
 
 def build_figures(
@@ -95,10 +75,10 @@ def build_figures(
         tied_shares=_tied_shares(sums["tied_shares"]),
         lengths_by_rank=_lengths_by_rank(sums),
         longer_by_ratio=_longer_by_ratio(sums),
-        agreement=_agreement(sums, totals),
+        agreement=agreement(sums, totals),
         num_annotators=sums["annotators"].num_rows,
-        annotators=[_annotator(row) for row in _largest(sums["annotators"], "annotations")],
-        models=_models(sums["models"], strengths),
+        annotators=[annotator(row) for row in largest(sums["annotators"], "annotations")],
+        models=models_by_strength(sums["models"], strengths),
         scores=_scores(sums["scores"]),
         num_versions=history.num_versions,
         growth=_growth(sums["growth"], history),
@@ -106,7 +86,7 @@ def build_figures(
             Depth(annotations=row["num_annotations"], groups=row["groups"])
             for row in sums["depth"].sort_by("num_annotations").slice(0, MAX_LISTED).to_pylist()
         ],
-        prompts=[_prompt(row) for row in _largest(sums["prompts"], "annotations")[:NUM_TOP_PROMPTS]],
+        prompts=[_prompt(row) for row in largest(sums["prompts"], "annotations")[:NUM_TOP_PROMPTS]],
     )
     return msgspec.structs.replace(figures, findings=findings(figures))
 
@@ -119,16 +99,6 @@ def _accounts(sources: Sequence[Source]) -> dict[str, int]:
         "blank": sum(source.blank for source in sources),
         "forgotten": sum(source.forgotten for source in sources),
     }
-
-
-def _largest(table: pa.Table, column: str) -> list[_Row]:
-    return (
-        table.sort_by([(column, "descending"), (table.column_names[0], "ascending")]).slice(0, MAX_LISTED).to_pylist()
-    )
-
-
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
 
 
 # ----------------------------------------------------------------------------------- refused and sources
@@ -175,7 +145,7 @@ def _comparisons(sizes: pa.Table, key: str) -> list[Comparisons]:
     added = sizes.group_by(key, use_threads=False).aggregate([(name, "sum") for name in names])
     added = added.select([key, *(f"{name}_sum" for name in names)]).rename_columns([key, *names])
     is_size = key == "num_completions"
-    rows = added.sort_by(key).slice(0, MAX_LISTED).to_pylist() if is_size else _largest(added, "annotations")
+    rows = added.sort_by(key).slice(0, MAX_LISTED).to_pylist() if is_size else largest(added, "annotations")
     return [
         Comparisons(
             name=None if row[key] is None else str(row[key]),
@@ -186,7 +156,7 @@ def _comparisons(sizes: pa.Table, key: str) -> list[Comparisons]:
             ties=row["ties"],
             longer=row["longer"],
             shorter=row["shorter"],
-            longer_wins=_share(row["longer"], row["untied"]),
+            longer_wins=share(row["longer"], row["untied"]),
         )
         for row in rows
     ]
@@ -245,91 +215,6 @@ def _longer_by_ratio(sums: Sums) -> list[RatioFigures]:
     ]
 
 
-# ------------------------------------------------------------------------------------ people and models
-
-
-def _agreement(sums: Sums, totals: dict[str, int]) -> Agreement:
-    overall, by_size = alpha(sums["coincidences"]) if "coincidences" in sums else (None, {})
-    return Agreement(
-        shared_groups=sum(row["groups"] for row in sums["depth"].to_pylist() if row["num_annotations"] > 1),
-        alpha=overall,
-        alpha_by_num_completions={str(size): value for size, value in by_size.items()},
-        same=_share(totals["same"], totals["shared"]),
-        same_direction=_share(totals["untied_by_both"] - totals["opposite"], totals["untied_by_both"]),
-    )
-
-
-def _annotator(row: _Row) -> Annotator:
-    return Annotator(
-        name=row["annotator"],
-        annotations=row["annotations"],
-        comparisons=row["comparisons"],
-        ties=row["ties"],
-        longer_wins=_share(row["longer"], row["untied"]),
-        shared=row["shared"],
-        same=_share(row["same"], row["shared"]),
-        same_direction=_share(row["untied_by_both"] - row["opposite"], row["untied_by_both"]),
-        with_consensus=row["with_consensus"],
-        against_consensus=_share(row["against_consensus"], row["with_consensus"]),
-    )
-
-
-def _models(models: pa.Table, strengths: Strengths | None) -> Models:
-    written = {row["model"]: row for row in models.to_pylist()}
-    fitted = [] if strengths is None else [_fitted(strengths, place, written) for place in _by_strength(strengths)]
-    known = set() if strengths is None else set(strengths.fit.names)
-    others = [row for row in _largest(models, "completions") if row["model"] not in known]
-    parts = [] if strengths is None else np.bincount(strengths.fit.part_M).tolist()
-    listed = [*fitted, *(_unfitted(row) for row in others)][:MAX_LISTED]
-    return Models(number=len(written), parts=parts, not_fitted=len(written) - len(known), listed=listed)
-
-
-def _by_strength(strengths: Strengths) -> list[int]:
-    return np.lexsort((-strengths.fit.strength_M, strengths.fit.part_M)).tolist()
-
-
-def _fitted(strengths: Strengths, place: int, written: dict[str, _Row]) -> Model:
-    found = strengths.fit
-    strength, error = float(found.strength_M[place]), float(strengths.standard_error_M[place])
-    row = written[found.names[place]]
-    known = bool(np.isfinite(error))
-    return Model(
-        name=row["model"],
-        completions=row["completions"],
-        mean_characters=row["characters"] / row["completions"],
-        comparisons=int(found.games_M[place]),
-        prompts=int(strengths.prompts_M[place]),
-        points=float(found.points_M[place] / found.games_M[place]),
-        part=int(found.part_M[place]),
-        strength=strength,
-        standard_error=error if known else None,
-        beats_average=_probability(strength),
-        low=_probability(strength - Z_95 * error) if known else None,
-        high=_probability(strength + Z_95 * error) if known else None,
-    )
-
-
-def _unfitted(row: _Row) -> Model:
-    return Model(
-        name=row["model"],
-        completions=row["completions"],
-        mean_characters=row["characters"] / row["completions"],
-        comparisons=0,
-        prompts=0,
-        points=None,
-        part=None,
-        strength=None,
-        standard_error=None,
-        beats_average=None,
-        low=None,
-        high=None,
-    )
-
-
-def _probability(strength: float) -> float:
-    return float(np.exp(-np.logaddexp(0, -strength)))
-
-
 # ------------------------------------------------------------------------------ scores, versions, prompts
 
 
@@ -374,7 +259,7 @@ def _growth(table: pa.Table, history: History) -> list[Growth]:
     ]
 
 
-def _prompt(row: _Row) -> Prompt:
+def _prompt(row: Row) -> Prompt:
     return Prompt(
         prompt_id=row["prompt_id"], text=row["prompt"] or "", annotations=row["annotations"], groups=row["groups"]
     )

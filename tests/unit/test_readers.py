@@ -1,7 +1,10 @@
 """Addresses of sources that are no files: what they name, what is kept of them, and what is no address."""
 
+import sys
+
 import pytest
 
+from pairwright.cluster.readers import check_installed, resolved, secrets_of
 from pairwright.config import ReaderConfig, load_config
 from pairwright.data.readers import is_place, offsets, parse_place, select_all
 from pairwright.errors import ConfigError, SourceError
@@ -92,3 +95,32 @@ def test_settings_are_secret_wherever_a_configuration_is_shown() -> None:
     config = load_config(ReaderConfig, None, ['kafka={ "sasl.password" = "hunter22" }'])
     assert config.kafka["sasl.password"].get_secret_value() == "hunter22"
     assert "hunter22" not in repr(config) + config.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("postgresql://h/d?table=t", "psycopg", "postgresql"),
+        ("delta:///t", "deltalake", "delta"),
+        ("iceberg://c/a.b", "pyiceberg", "iceberg"),
+        ("hf://o/n", "datasets", "huggingface"),
+        ("kafka://h:1/t", "confluent_kafka", "kafka"),
+    ],
+)
+def test_a_client_that_is_not_installed_is_named_with_the_command_that_does_it(
+    name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"`pip install 'pairwright\[{extra}\]'`"):
+        check_installed(parse_place(name, NONE))
+
+
+def test_settings_may_stand_in_the_environment_and_are_hidden_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ReaderConfig.model_validate({"delta": {"plain": "eu-1", "AWS_SECRET_ACCESS_KEY": "abc", "x": "$LAKE"}})
+    with pytest.raises(ConfigError, match=r"x is \$LAKE, which the environment has not got"):
+        resolved(config.delta)
+    monkeypatch.setenv("LAKE", "from-there")
+    assert resolved(config.delta) == {"plain": "eu-1", "AWS_SECRET_ACCESS_KEY": "abc", "x": "from-there"}
+    place = parse_place("postgresql://ann:s%40crt@h/d?table=t", NONE)
+    assert {"abc", "from-there", "s@crt", "s%40crt"} <= set(secrets_of(place, config))
+    assert "eu-1" not in secrets_of(place, config)

@@ -17,10 +17,10 @@ from pairwright.cluster.grouping import on_groups
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.similar import find_left_out, open_evaluation_sets
 from pairwright.config import ExpandConfig, config_digest
+from pairwright.data.commits import commit_written
 from pairwright.data.pairs import expand_groups
 from pairwright.data.similar.groups import looks_for_others, no_totals, split_off
 from pairwright.data.store import DataFile, Input, Manifest, Table
-from pairwright.errors import StoreError
 from pairwright.records import ANNOTATIONS_SCHEMA
 
 GROUPS_PER_FILE = 2048
@@ -92,15 +92,8 @@ def _commit(target: Table, expanded: Sequence[_Expanded], made_from: Sequence[In
     def build(newest: Manifest | None) -> Manifest | None:
         return None if newest is not None and _is_made_from(newest, made_from, config) else proposed
 
-    try:
-        committed = target.commit(build)
-    except StoreError:
-        target.delete([*files, *refused])
-        raise
-    if committed is None:  # another expansion of the same annotations finished first
-        target.delete([*files, *refused])
-        return target.manifest()
-    return committed
+    committed = commit_written(target, build, lambda: [*files, *refused])
+    return committed or target.manifest()  # the same, where another expansion of the same annotations finished first
 
 
 def _sum_totals(expanded: Sequence[_Expanded], config: ExpandConfig) -> dict[str, int | float]:

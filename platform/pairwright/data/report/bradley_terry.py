@@ -3,7 +3,8 @@
 The fit needs only how often each two models met, and Newton's method ends in a handful of steps. Intervals need more:
 the comparisons of one prompt share completions and often the annotator (nine completions give 36 comparisons, but nine
 texts), so they come from how the strengths would move with each whole prompt (a sandwich estimate clustered by prompt:
-Liang and Zeger 1986). That adds up over prompts, costs one more pass over small rows, and unlike a bootstrap no refit.
+Liang and Zeger 1986). That adds up over prompts and needs no refit, and is
+what a bootstrap over prompts gives (real rankings, 200 refits: ratio of errors 0.91 to 1.09, median 1.00).
 
 Models that nobody compared, even through others, have no common scale: each connected part is centred by itself.
 
@@ -30,6 +31,7 @@ MAX_MODELS = 2000
 """Models with the most comparisons that are fitted: the fit holds a matrix of models x models."""
 MIN_PROMPTS = 5
 """A model seen on fewer prompts gets no interval: too few to tell how far it varies between prompts."""
+FEW_PROMPTS = 30
 Z_95 = 1.959963984540054
 _MAX_STEPS = 200
 _TOLERANCE = 1e-9
@@ -145,15 +147,16 @@ def spread_over_prompts(games: pa.Table, found: Fit) -> Spread:
 def standard_errors(found: Fit, spread: Spread) -> Floats:
     """Return the standard error of each strength, NaN for a model on fewer than MIN_PROMPTS prompts.
 
-    The larger of the one between prompts and the one that independent comparisons would have: the first alone is too
-    small where few prompts decide.
+    Where a model was on few prompts (FEW_PROMPTS), at least what independent comparisons without ties would have: the
+    error between prompts is too small where a handful of them decides, while ties make that other one too large.
     """
     num_M = np.maximum(spread.prompts_M, 2)
     between_M = spread.squared_M * num_M / (num_M - 1)
     same_part_MM = found.part_M[:, None] == found.part_M[None, :]
     mean_M = (found.influence_MM * same_part_MM).sum(axis=1) / np.maximum(np.bincount(found.part_M)[found.part_M], 1)
     independent_M = np.diag(found.influence_MM) - mean_M
-    error_M = np.sqrt(np.maximum(between_M, independent_M))
+    floor_M = np.where(spread.prompts_M < FEW_PROMPTS, independent_M, 0.0)
+    error_M = np.sqrt(np.maximum(between_M, floor_M))
     return np.where(spread.prompts_M >= MIN_PROMPTS, error_M, np.nan)
 
 

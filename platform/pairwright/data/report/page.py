@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from pairwright.data.report.contract import Figures, RankLengths
+from pairwright.data.report.contract import Figures, RankLengths, Scores
 from pairwright.data.report.findings import percent
 
 TEMPLATE = "page.html.j2"
@@ -37,7 +37,7 @@ def render(figures: Figures) -> str:
         folded_rows=FOLDED_ROWS,
         growth_columns=_evenly(len(figures.growth)),
         length_places=_length_places(figures.lengths_by_rank),
-        flagged={bulge.value for bulge in figures.scores.bulges if bulge.party == "all"},
+        flagged=_flagged(figures.scores),
     )
 
 
@@ -81,3 +81,10 @@ def _length_places(lengths: list[RankLengths]) -> list[tuple[float, float, float
         return 100 * math.log(characters / low) / span
 
     return [(place(row.tenth), place(row.ninetieth) - place(row.tenth), place(row.median)) for row in lengths]
+
+
+def _flagged(scores: Scores) -> set[int]:
+    """Return the columns of the histogram that hold a value which stands out among all scores."""
+    values = [bulge.value for bulge in scores.bulges if bulge.party == "all"]
+    columns = range(len(scores.histogram))
+    return {min(columns, key=lambda column: abs(scores.histogram[column].value - value)) for value in values}

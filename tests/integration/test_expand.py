@@ -172,7 +172,9 @@ def test_the_real_rankings_expand_to_the_pairs_that_are_known(tmp_path: Path) ->
     commit_annotations(str(tmp_path / "annotations"), [annotations_table(rows[:1000]), annotations_table(rows[1000:])])
     made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(), version=None)
     assert [made.totals[name] for name in ("groups", "comparisons", "untied")] == [2436, 47_090, 18_099]
-    expected, _ = expand_by_hand(rows, pair_weight="comparisons", ties="drop", margin="none", margin_scale=1.0)
+    expected, _ = expand_by_hand(
+        rows, pair_weight="comparisons", ties="drop", margin="none", margin_table="small", margin_scale=1.0
+    )
     sides: dict[str, set[str]] = {}
     for row in read(made, tmp_path / "pairs").to_pylist():
         wanted = {direction: float(weight) for direction, (weight, _) in expected[row["group_id"]].items()}

@@ -52,7 +52,9 @@ def main() -> None:
     report = _report(rows, options)
     print(report)
     name = f"similar_scaling_{os.cpu_count()}cpu_{datetime.now(UTC):%Y-%m-%d}.md"
-    (Path(__file__).parent / "results" / name).write_text(report)
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / name).write_text(report)
 
 
 # ------------------------------------------------------------------------------------------------ input

@@ -195,7 +195,7 @@ def test_recall_at_the_threshold_is_what_the_bands_promise(threshold: float) -> 
     keys = [band_keys([pair[side] for pair in both], 1, threshold) for side in (0, 1)]
     measured = float(((keys[0] == keys[1]).sum(axis=1) >= MIN_SHARED).mean())
     assert recall(threshold, *banding(threshold)) >= 0.995
-    assert measured >= 0.99
+    assert measured >= 0.995
 
 
 @pytest.mark.parametrize(("num_bands", "num_rows"), [(2, 1), (3, 2), (8, 3)])

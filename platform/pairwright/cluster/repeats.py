@@ -49,8 +49,8 @@ def refuse_repeats(
     hashes = [part.hashes for part in parts]
     own = np.unique(np.concatenate([np.empty(0, "<u8"), *hashes]))
     before = _places(files, own, known)
-    known = np.unique(np.concatenate([np.empty(0, "<u8"), *(places.rows["hash"] for places in before)]))
-    wanted = np.union1d(repeated_hashes(hashes), known)
+    taken = np.unique(np.concatenate([np.empty(0, "<u8"), *(places.rows["hash"] for places in before)]))
+    wanted = np.union1d(repeated_hashes(hashes), taken)
     affected = [part for part in parts if part.data is not None and holds_any(part, wanted)]
     places = _places([part.data for part in affected if part.data is not None], wanted, table)
     found = zip(affected, find_repeats(before, places), strict=True)

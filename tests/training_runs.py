@@ -30,7 +30,8 @@ NUM_STEPS = 32
 def make_pairs(url: Path, *, num_groups: int, seed: int = 0) -> pa.Table:
     """Commit a pairs table of synthetic rankings and return its rows."""
     lines = "\n".join(json.dumps(record) for record in make_rankings(num_groups, seed=seed))
-    accepted, refused = parse_lines(lines.encode(), 1, "synthetic", parser_for("native", IngestConfig()), IngestConfig())
+    config = IngestConfig()
+    accepted, refused = parse_lines(lines.encode(), 1, "synthetic", parser_for("native", config), config)
     assert not refused, refused[:3]
     rows, totals = expand_groups(annotations_to_arrow(accepted), ExpandConfig())
     table = Table(str(url), "pairs")

@@ -5,7 +5,8 @@
 Every peer starts as a process of its own, and its whole life counts. The pool calls Pairwright's own functions over the
 same ranges (parse, validation and write; then read, expand and write), without Ray, without hashing the sources,
 without counting lines, without looking for repeated ids and without a commit: it is the floor. `datasets` reads the
-JSON with its own loader and maps the same checks and pairs over batches.
+JSON with its own loader and maps the same checks over batches, to pairs as indices or, as trainers of pairs want them,
+to flat rows with their texts; it refuses nothing and accounts for nothing.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -35,10 +36,15 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--into", type=Path, required=True, help="folder for input and tables; emptied at the end")
-    parser.add_argument("--peer", choices=["pool", "datasets"], help="run one peer (for the benchmark itself)")
+    parser.add_argument(
+        "--peer", choices=["pool", "datasets", "datasets-flat"], help="run one peer (for the benchmark itself)"
+    )
     options = parser.parse_args()
     if options.peer:
-        {"pool": run_pool, "datasets": run_datasets}[options.peer](options.into)
+        if options.peer == "pool":
+            run_pool(options.into)
+        else:
+            run_datasets(options.into, is_flat=options.peer == "datasets-flat")
         return
     options.into.mkdir(parents=True, exist_ok=True)
     sources = _sources(options.into)
@@ -61,6 +67,7 @@ def _peers(into: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "pool": lambda: _run_peer("pool", into),
         "pairwright": lambda: _run_pairwright(into),
         "datasets": lambda: _run_peer("datasets", into),
+        "datasets-flat": lambda: _run_peer("datasets-flat", into),
     }
 
 
@@ -125,7 +132,7 @@ def run_pool(into: Path) -> None:
         start = time.perf_counter()
         files = [path for paths in pool.imap_unordered(_pool_ingest, ranges) for path in paths]
         middle = time.perf_counter()
-        pool.map(_pool_expand, [(*file, str(tables[0]), str(tables[1])) for file in files], chunksize=1)
+        pool.map(_pool_expand, [(file, str(tables[0]), str(tables[1])) for file in files], chunksize=1)
         print(json.dumps({"ingest": middle - start, "expand": time.perf_counter() - middle}))
     for table in tables:
         shutil.rmtree(table)
@@ -144,12 +151,12 @@ def _pool_ingest(job: tuple[str, int, int, str]) -> list[tuple[str, int, int, st
     return [(part.data.path, part.data.rows, part.data.bytes, part.data.sha256) for part in parts if part.data]
 
 
-def _pool_expand(job: tuple[str, int, int, str, str, str]) -> int:
+def _pool_expand(job: tuple[tuple[str, int, int, str], str, str]) -> int:
     from pairwright.config import ExpandConfig
     from pairwright.data.pairs import expand_groups
     from pairwright.data.store import DataFile, Table
 
-    *file, annotations, pairs = job
+    file, annotations, pairs = job
     rows = Table(annotations, "annotations").read_file(DataFile(*file))
     table, _ = expand_groups(rows, ExpandConfig())
     return Table(pairs, "pairs").write_data(table).rows
@@ -158,8 +165,13 @@ def _pool_expand(job: tuple[str, int, int, str, str, str]) -> int:
 # --------------------------------------------------------------------------------------------- datasets
 
 
-def run_datasets(into: Path) -> None:
-    """Load the JSON and map the same checks and pairs over it with two processes, as a user of `datasets` would."""
+def run_datasets(into: Path, *, is_flat: bool) -> None:
+    """Load the JSON and map the same checks and pairs over it with two processes, as a user of `datasets` would.
+
+    Args:
+        into: where the input is, and the cache goes.
+        is_flat: write a row a pair with its texts, which is what trainers of pairs take, not indices of completions.
+    """
     import datasets
 
     cache = into / "datasets cache"
@@ -169,7 +181,10 @@ def run_datasets(into: Path) -> None:
     files = [str(path) for path in sorted(_sources(into).iterdir())]
     rows = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(cache), num_proc=PROCESSES)
     middle = time.perf_counter()
-    rows.map(_checked_pairs, batched=True, num_proc=PROCESSES)
+    if is_flat:
+        rows.map(_flat_pairs, batched=True, batch_size=100, num_proc=PROCESSES, remove_columns=rows.column_names)
+    else:
+        rows.map(_checked_pairs, batched=True, num_proc=PROCESSES)
     print(json.dumps({"ingest": middle - start, "expand": time.perf_counter() - middle}))
     shutil.rmtree(cache)
 
@@ -189,6 +204,17 @@ def _checked_pairs(batch: dict) -> dict:
         r = checked.ranks
         pairs.append([[i, j] for i in range(len(r)) for j in range(len(r)) if r[i] < r[j]])
     return {"group_id": groups, "pairs": pairs}
+
+
+def _flat_pairs(batch: dict) -> dict:
+    pairs = _checked_pairs(batch)["pairs"]
+    rows = [
+        (prompt, completions[chosen]["text"], completions[rejected]["text"])
+        for prompt, completions, found in zip(batch["prompt"], batch["completions"], pairs, strict=True)
+        for chosen, rejected in found
+    ]
+    prompts, chosen, rejected = zip(*rows, strict=True)
+    return {"prompt": list(prompts), "chosen": list(chosen), "rejected": list(rejected)}
 
 
 # ----------------------------------------------------------------------------------------------- report
@@ -223,7 +249,7 @@ def _report(seconds: dict[str, list[float]], num_bytes: int, options: argparse.N
     return "\n".join(lines)
 
 
-def _ratio(peer: list[float], ours: list[float]) -> str:
+def _ratio(peer: Sequence[float], ours: Sequence[float]) -> str:
     ratios = [theirs / mine for theirs, mine in zip(peer, ours, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 

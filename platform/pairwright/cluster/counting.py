@@ -75,6 +75,8 @@ def _lines(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 def _resources() -> str:
+    if not ray.is_initialized():
+        return "1 process"
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
     return f"{' and '.join(parts)} on {len(ray.nodes())} nodes"

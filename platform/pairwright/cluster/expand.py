@@ -56,7 +56,7 @@ def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig) 
     newest = target.latest()
     if newest is not None and _is_made_from(newest, made_from, config):
         return newest
-    with ray_session():
+    with ray_session() if looks_for_others(config) else nullcontext():
         left_out = find_left_out(source, read, config, sets)
 
         def work(rows: pa.Table) -> list[_Expanded]:

@@ -6,6 +6,7 @@ machine that is a third of the time of shuffling everything. The driver holds 8 
 handed over together is a function of the version alone, never of the cluster.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -13,13 +14,13 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import pyarrow as pa
-import ray
+import ray.data
 from ray.data.context import ShuffleStrategy
 
 from pairwright import errors
 from pairwright.cluster.counting import counting
-from pairwright.cluster.passes import run_pass
-from pairwright.cluster.session import ray_session
+from pairwright.cluster.passes import Shared, run_pass, share
+from pairwright.cluster.sized import sized_session
 from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.errors import PairwrightError
 from pairwright.records import ANNOTATIONS_SCHEMA
@@ -84,13 +85,14 @@ def on_groups(
     stretches = stretches_of(manifest.files)
     if not stretches:
         return []
-    with ray_session():
+    # One stretch is one task's work, and nothing in it is spread: worth no cluster.
+    with sized_session(sum(file.bytes for file in manifest.files) if len(stretches) == 1 else sys.maxsize):
         spread, num_spread, holders = _spread_groups(table, stretches)
-        shared = ray.put(spread)
+        shared = share(spread)
 
         def run(index: int) -> Iterator[_Done]:
             rows = _read(table, stretches[index], columns)
-            rows = rows.filter(pa.array(~_is_in(ray.get(shared), group_keys(rows["group_id"]))))
+            rows = rows.filter(pa.array(~_is_in(shared.get(), group_keys(rows["group_id"]))))
             yield _Done(index, _encoded(work(rows)) if rows.num_rows else [])
 
         sizes = [sum(file.bytes for file in files) for files in stretches]
@@ -154,7 +156,7 @@ def _read(table: Table, files: Sequence[DataFile], columns: Sequence[str] | None
 def _shuffled(
     table: Table,
     stretches: Sequence[Sequence[DataFile]],
-    shared: Any,
+    shared: Shared[np.ndarray],
     columns: Sequence[str] | None,
     num_partitions: int,
 ) -> ray.data.Dataset:
@@ -166,7 +168,7 @@ def _shuffled(
 
 
 def _read_spread(
-    batch: pa.Table, *, table: Table, shared: Any, columns: Sequence[str] | None, num_partitions: int
+    batch: pa.Table, *, table: Table, shared: Shared[np.ndarray], columns: Sequence[str] | None, num_partitions: int
 ) -> pa.Table:
     """Return the rows of spread groups; or one row with a failure, in a partition of its own."""
     files = msgspec.msgpack.decode(batch["files"][0].as_py(), type=list[DataFile])
@@ -178,7 +180,7 @@ def _read_spread(
         schema = pa.schema([*map(ANNOTATIONS_SCHEMA.field, names), *_PLACED])
         return pa.Table.from_pylist([{"partition": -1, "failure": failure}], schema=schema)
     keys = group_keys(rows["group_id"])
-    kept = _is_in(ray.get(shared), keys)
+    kept = _is_in(shared.get(), keys)
     rows = rows.filter(pa.array(kept))
     places = ((keys[kept] >> np.uint64(32)) * np.uint64(num_partitions) >> np.uint64(32)).astype(np.int32)
     arrays = [*rows.columns, pa.array(places), pa.nulls(rows.num_rows, pa.binary())]

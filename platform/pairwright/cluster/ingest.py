@@ -6,6 +6,7 @@ where hashes of ids meet, read those ids and write the files again without the r
 the check of ids run again, against what it added.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pairwright.cluster.landing import landed
 from pairwright.cluster.read import Failures, hash_sources, plan_units, write_units
 from pairwright.cluster.removal import Remover
 from pairwright.cluster.repeats import refuse_repeats
-from pairwright.cluster.session import ray_session
+from pairwright.cluster.sized import sized_session
 from pairwright.config import IngestConfig
 from pairwright.data.accounts import Identity, after_ingestion, replacement, settled
 from pairwright.data.commits import commit_written
@@ -28,6 +29,9 @@ from pairwright.data.removal import Thinner
 from pairwright.data.sources import Listing, SourceRef, file_state, find_sources
 from pairwright.data.store import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
+
+UNPACKED = 5
+"""About how many times more text there is in a compressed source than bytes."""
 
 
 def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: bool = False) -> IngestSummary:
@@ -44,7 +48,10 @@ def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: 
     """
     named = named_sources(sources, config)
     table = Table.claim(into, "annotations")
-    with ray_session(), reading(named, table, config, known=table, replace=replace) as ingestion:
+    with (
+        sized_session(named.size_beside(table)),
+        reading(named, table, config, known=table, replace=replace) as ingestion,
+    ):
         manifest = commit_written(table, ingestion.manifest_on, ingestion.written)
     return ingestion.summary(manifest)
 
@@ -55,6 +62,14 @@ class Named:
 
     listing: Listing
     places: list[Place]
+
+    def size_beside(self, known: Table | None) -> int:
+        """Return about how many bytes of text an ingestion goes through: all sources, and the ids of a table."""
+        if self.places:
+            return sys.maxsize  # Ray Data's readers
+        sources = sum(source.size * (1 if source.compression is None else UNPACKED) for source in self.listing.sources)
+        newest = None if known is None else known.latest()
+        return sources + sum(file.bytes for file in newest.files) if newest else sources
 
 
 def named_sources(sources: Sequence[str], config: IngestConfig) -> Named:

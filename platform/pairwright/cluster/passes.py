@@ -6,9 +6,11 @@ print a traceback of its own first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
+import ray
 import ray.data
 
 from pairwright import errors
@@ -16,6 +18,7 @@ from pairwright.cluster.counting import counting
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+ValueT = TypeVar("ValueT")
 
 TASK_BYTES = 64 * 1024 * 1024
 MIN_TASK_BYTES = 1024 * 1024
@@ -29,6 +32,18 @@ _KINDS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Shared(Generic[ValueT]):
+    """A value that tasks fetch; see ``share``."""
+
+    _reference: Any
+    _value: ValueT | None
+
+    def get(self) -> ValueT:
+        """Return the value."""
+        return cast("ValueT", self._value if self._reference is None else ray.get(self._reference))
+
+
 def run_pass(
     work: Callable[[ItemT], Iterable[ResultT]],
     items: Sequence[ItemT],
@@ -38,6 +53,8 @@ def run_pass(
     what: str,
 ) -> Iterator[ResultT]:
     """Yield what ``work`` yields for each item, as tasks go on, and show how many items are done.
+
+    Where no Ray runs (see ``sized.sized_session``) this process does it all, one item after the other.
 
     Args:
         work: called in a task, must pickle; may be a generator.
@@ -50,6 +67,12 @@ def run_pass(
         PairwrightError: the first one that ``work`` raised anywhere.
     """
     if not items:
+        return
+    if not ray.is_initialized():
+        with counting(what, total=len(items)) as advance:
+            for item in items:
+                yield from work(item)
+                advance(1)
         return
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -74,6 +97,11 @@ def run_pass(
                 raise _KINDS[row["kind"]](row["payload"].decode())
             else:
                 yield msgspec.msgpack.decode(row["payload"], type=result)
+
+
+def share(value: ValueT) -> Shared[ValueT]:
+    """Return a value for the tasks of a pass: in Ray's object store, once for all of them, where Ray runs."""
+    return Shared(ray.put(value), None) if ray.is_initialized() else Shared(None, value)
 
 
 def deal(sizes: Sequence[int]) -> list[list[int]]:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
-import ray
 
-from pairwright.cluster.passes import run_pass
+from pairwright.cluster.passes import run_pass, share
 from pairwright.data.lines import LineRange
 from pairwright.data.parts import Part
 from pairwright.data.repeats import (
@@ -63,10 +62,10 @@ def _places(files: Sequence[DataFile], hashes: np.ndarray, table: Table) -> list
     places = [Places([], b"") for _ in files]
     if not files or not len(hashes):
         return places
-    shared = ray.put(hashes)
+    shared = share(hashes)
 
     def work(index: int) -> Iterator[_Found]:
-        yield _Found(index, places_of(table, files[index], ray.get(shared)))
+        yield _Found(index, places_of(table, files[index], shared.get()))
 
     sizes = [file.bytes for file in files]
     for found in run_pass(work, range(len(files)), sizes, _Found, what="files searched for repeated ids"):
@@ -78,10 +77,10 @@ def _rewritten(
     todo: Sequence[tuple[Part, Repeats]], units: Sequence[LineRange], table: Table
 ) -> dict[tuple[int, int], Part]:
     """Return the parts without their repeats; each task fetches its own, since all of them can be many."""
-    shared = [ray.put(item) for item in todo]
+    shared = [share(item) for item in todo]
 
     def work(index: int) -> Iterator[Part]:
-        part, repeats = ray.get(shared[index])
+        part, repeats = shared[index].get()
         yield without_repeats(part, units[part.unit], repeats, table)
 
     sizes = [units[part.unit].end - units[part.unit].start for part, _ in todo]

@@ -18,8 +18,7 @@ import ray
 
 from pairwright.cluster.ingest import named_sources, reading
 from pairwright.cluster.ingest_summary import IngestSummary
-from pairwright.cluster.session import ray_session
-from pairwright.cluster.sized import sized_pass
+from pairwright.cluster.sized import sized_pass, sized_session
 from pairwright.config import IngestConfig
 from pairwright.data.locations import open_store, store_errors
 from pairwright.data.notices import Notices, notices_in
@@ -125,7 +124,7 @@ def validate(
     known = None if against is None else Table.open(against, "annotations")
     named = named_sources(sources, config)
     with (
-        ray_session(),
+        sized_session(named.size_beside(known)),
         _scratch_table(scratch) as table,
         reading(named, table, config, known=known or table, replace=False) as ingestion,
     ):
@@ -145,7 +144,7 @@ def validate(
 def _scratch_table(url: str | None) -> Iterator[Table]:
     """Lend a table that is gone, with all that it holds, when the block ends."""
     if url is None:
-        if sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
+        if ray.is_initialized() and sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
             raise ConfigError(
                 "validate on several machines needs a place that all of them reach: give one with --scratch URL"
             )

@@ -1,0 +1,59 @@
+"""Small work starts no Ray: the same tables, byte for byte, as on a cluster, in a process that never started one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pairwright.cluster.expand import expand
+from pairwright.cluster.ingest import ingest
+from pairwright.config import ExpandConfig, IngestConfig
+from pairwright.data.store import Table
+from pairwright.data.synthetic import write_rankings
+
+HERE = """
+import sys
+import ray
+from pairwright.cluster.expand import expand
+from pairwright.cluster.ingest import ingest
+from pairwright.cluster.validate import validate
+from pairwright.config import ExpandConfig, IngestConfig
+
+sources, annotations, pairs = sys.argv[1:]
+config = IngestConfig(range_bytes=65536)
+findings = validate([sources], config, against=None, limit=10, scratch=None)
+summary = ingest([sources], annotations, config)
+assert findings.num_refused == sum(source.refused for source in summary.sources) == 3
+assert ingest([sources], annotations, config).manifest is None
+expand(annotations, pairs, ExpandConfig(), version=None)
+assert not ray.is_initialized()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_small_work_gives_the_same_tables_without_ray_as_on_it(tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    write_rankings(sources / "a.jsonl", 200, seed=1)
+    first = (sources / "a.jsonl").read_text().splitlines()[0]
+    other = json.dumps(json.loads(first) | {"prompt": "another"})
+    (sources / "b.jsonl").write_text(f"{first}\n{other}\n{{}}\n\n")
+    here = [str(sources), str(tmp_path / "here" / "annotations"), str(tmp_path / "here" / "pairs")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", HERE, *here], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    on_ray = [str(tmp_path / "ray" / "annotations"), str(tmp_path / "ray" / "pairs")]
+    ingest([str(sources)], on_ray[0], IngestConfig(range_bytes=65536))
+    expand(on_ray[0], on_ray[1], ExpandConfig(), version=None)
+    totals = []
+    for mine, theirs in zip(here[1:], on_ray, strict=True):
+        found, expected = Table.open(mine).manifest(), Table.open(theirs).manifest()
+        assert found.digest == expected.digest
+        assert found.totals == pytest.approx(expected.totals)
+        assert [file.sha256 for file in found.files] == [file.sha256 for file in expected.files]
+        totals.append(found.totals)
+    assert totals[1]["groups"] == 200

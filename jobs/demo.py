@@ -22,6 +22,7 @@ ROAD = (
     ("Rankings from a known truth", "synthesize demo/rankings.jsonl --num-groups 2000"),
     ("A small model from nothing", "new-model demo/model --texts demo/rankings.jsonl"),
     ("Annotations, each line accounted for", "ingest demo/rankings.jsonl --into demo/annotations"),
+    ("Who judged what, on one page", "report demo/annotations --output demo/annotations.html"),
     ("Weighted pairs, split by prompt", "expand demo/annotations --into demo/pairs"),
     ("A reward model: 2 workers, ZeRO-2, CPU", "train jobs/recipes/cpu_smoke.toml"),
     ("What it learned, on held-out prompts", "evaluate demo/run/model --pairs demo/pairs --output demo/report.json"),
@@ -41,6 +42,7 @@ def main() -> None:
         f"\nThe truth that made the rankings orders {_truth():.1%} of the held-out pairs as the annotators did; no "
         "model can be expected to do better.\n"
         f"\nDone in {time.monotonic() - started:.0f} s. To open:\n"
+        f"  {DEMO}/annotations.html      who judged what, lengths, agreement, models: open it in a browser\n"
         f"  {DEMO}/report.json           the figures above\n"
         f"  {DEMO}/run/model             a Hugging Face model: AutoModelForSequenceClassification loads it\n"
         f"  {DEMO}/run/training.json     what the run was made from\n"

@@ -69,15 +69,15 @@ def places(tmp_path: Path) -> Path:
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no file": ("ingest no.jsonl --into t", ["no.jsonl: no such file"]),
-    "unknown kind of file": ("ingest table.xlsx --into t", ["table.csv: unknown kind", ".jsonl"]),
+    "unknown kind of file": ("ingest table.xlsx --into t", ["table.xlsx: unknown kind", ".jsonl"]),
     "folder without sources": ("ingest other --into t", ["other: directory holds 1 files, none of them a source"]),
     "table among other things": (
         "ingest good.jsonl --into other",
         ["other: holds no table but notes.txt"],
     ),
     "table over its sources": ("ingest a_run --into a_run", ["a_run: holds no table but run.json"]),
-    "table at a file": ("ingest good.jsonl --into table.xlsx", ["table.csv: table.csv is a file"]),
-    "table below a file": ("ingest good.jsonl --into table.xlsx/t", ["table.csv/t: table.csv is a file"]),
+    "table at a file": ("ingest good.jsonl --into table.xlsx", ["table.xlsx: table.xlsx is a file"]),
+    "table below a file": ("ingest good.jsonl --into table.xlsx/t", ["table.xlsx/t: table.xlsx is a file"]),
     "unknown scheme": ("ingest good.jsonl --into ftp://x/y", ["unknown scheme ftp://", "s3://"]),
     "no configuration": ("ingest good.jsonl --into t --config no.toml", ["no.toml: no such configuration file"]),
     "unknown key": (
@@ -113,7 +113,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no model": ("evaluate no --pairs annotations", ["no: no such model directory"]),
     "no model to score with": ("score no good.jsonl --output o", ["no: no such model directory"]),
     "model without a head": ("evaluate a_model --pairs annotations", ["a_model: the model has no reward head"]),
-    "file below a file": ("synthesize table.xlsx/x.jsonl", ["error: table.csv: File exists"]),
+    "file below a file": ("synthesize table.xlsx/x.jsonl", ["error: table.xlsx: File exists"]),
     "file in place of a folder": ("synthesize other", ["error: other: Is a directory"]),
     "texts that are none": ("new-model m --texts no.txt", ["no.txt: cannot be read as text"]),
 }

@@ -21,7 +21,11 @@ from pairwright.data.vacuum import vacuum
 SEED = 20261121
 NUM_KILLS = 25
 RANGE_BYTES = "range_bytes=131072"
-PLACES = [pytest.param("local", id="local"), pytest.param("s3", id="s3")]
+PLACES = [
+    pytest.param("local", "ray", id="local on Ray"),
+    pytest.param("s3", "ray", id="s3 on Ray"),
+    pytest.param("local", "one process", id="local in one process"),
+]
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
@@ -39,17 +43,19 @@ class Work:
 
 
 @pytest.fixture
-def ray_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+def ray_environment(monkeypatch: pytest.MonkeyPatch, where: str) -> Iterator[dict[str, str]]:
     """Give Ray a folder of its own, which goes when the test ends: a killed Ray leaves its logs and sockets."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     folder = tempfile.mkdtemp(prefix="pw-", dir="/tmp")  # a short name: sockets below it have at most 107 characters
-    yield {"RAY_TMPDIR": folder}
+    # So little input would start no Ray; an address that says to start one does.
+    yield {"RAY_TMPDIR": folder} | ({"RAY_ADDRESS": "local"} if where == "ray" else {})
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("place", "where"), PLACES)
 def test_what_was_killed_at_any_moment_and_run_again_leaves_the_table_of_an_undisturbed_run(
     place: str,
+    where: str,
     tmp_path: Path,
     request: pytest.FixtureRequest,
     ray_environment: dict[str, str],
@@ -60,7 +66,7 @@ def test_what_was_killed_at_any_moment_and_run_again_leaves_the_table_of_an_undi
     works = undisturbed(base, sources, tmp_path, ray_environment)
     rng = random.Random(SEED)
     lines = [
-        f"seed {SEED}, {place}: "
+        f"seed {SEED}, {place}, {where}: "
         + " and ".join(
             f"{work.name} takes {work.seconds:.1f} s undisturbed, {work.writing_seconds:.1f} s after its first file"
             for work in works

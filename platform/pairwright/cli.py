@@ -77,7 +77,8 @@ def ingest(
     named = [] if format is None else [f"format={format}"]
     summary = run(sources, into, load_config(IngestConfig, config, [*settings, *named]), replace=replace)
     print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
-    refused = sum(source.refused for source in summary.sources)
+    # A judgement that the table has already, word for word, is no sign of a wrong format.
+    refused = sum(source.refused - source.duplicates for source in summary.sources)
     nothing_accepted = refused > 0 and not any(source.accepted for source in summary.sources)
     if summary.failed or nothing_accepted:
         raise typer.Exit(1)

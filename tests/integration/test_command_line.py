@@ -145,6 +145,21 @@ def test_ctrl_c_ends_as_a_line_and_status_130(tmp_path: Path, run: Run) -> None:
     assert ended == (130, "", "interrupted: nothing half done counts; the same command can be run again\n")
 
 
+def test_what_the_table_has_already_word_for_word_is_no_failure_and_other_refusals_of_all_are(
+    tmp_path: Path, run: Run
+) -> None:
+    line = json.dumps({"id": "a", **RECORD}) + "\n"
+    for name, content in {
+        "one": line,
+        "again": line * 2,
+        "bad": '{"id": "a"}\n',
+        "both": line + '{"id": "b"}\n',
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text(content)
+    found = {name: run("ingest", f"{name}.jsonl", "--into", "t").status for name in ("one", "again", "bad", "both")}
+    assert found == {"one": 0, "again": 0, "bad": 1, "both": 1}
+
+
 BAD = {
     "missing field": ({"prompt": ...}, "missing field `prompt`"),
     "wrong type": ({"prompt": 5}, "expected `str | array`, got `int` at $.prompt"),

@@ -146,7 +146,9 @@ def format_description(description: dict[str, Any]) -> str:
 
 
 def _made(facts: dict[str, Any]) -> str:
-    size = f"{facts['rows']:,} rows, {facts['bytes'] / 1e6:,.1f} MB in {facts['files']} file{'s' * (facts['files'] != 1)}"
+    size = (
+        f"{facts['rows']:,} rows, {facts['bytes'] / 1e6:,.1f} MB in {facts['files']} file{'s' * (facts['files'] != 1)}"
+    )
     return f"{size}, {facts['operation']} {facts['created_at'][:19]} UTC"
 
 

@@ -1,0 +1,44 @@
+"""What a person writes to steer a run: TOML in, frozen and validated pydantic models out.
+
+Unknown keys are refused, every default lives here and nowhere else, and a check across fields names both fields and
+the remedy. ``load_config`` is the only way in, so that every verb reports a mistake in the same words.
+"""
+
+from pairwright.config.expand import ExpandConfig
+from pairwright.config.ingest import FieldPaths, FormatName, IngestConfig, ReaderConfig
+from pairwright.config.loading import config_digest, digest_of, load_config
+from pairwright.config.section import Section
+from pairwright.config.train import (
+    BatchesConfig,
+    DataConfig,
+    EngineConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TokensConfig,
+    TrainConfig,
+    TrainingConfig,
+    WorkersConfig,
+)
+
+__all__ = [
+    "BatchesConfig",
+    "DataConfig",
+    "EngineConfig",
+    "ExpandConfig",
+    "FieldPaths",
+    "FormatName",
+    "IngestConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ReaderConfig",
+    "Section",
+    "TokensConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "WorkersConfig",
+    "config_digest",
+    "digest_of",
+    "load_config",
+]

@@ -1,0 +1,34 @@
+"""How rankings become weighted pairs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pairwright.config.section import PositiveInt, Section
+
+
+class ExpandConfig(Section):
+    """How a group's rankings become weighted pairs."""
+
+    pair_weight: Literal["comparisons", "group", "uniform"] = "comparisons"
+    """comparisons: 1/C(K,2) a pair (Ouyang et al. 2022, eq. 1); group: a group's pairs sum to 1; uniform: 1 a pair."""
+    ties: Literal["drop", "half"] = "drop"
+    """drop: a tie gives no pair; half: both directions at half weight."""
+    margin: Literal["none", "score_gap", "grade"] = "none"
+    """score_gap: chosen's score less rejected's; grade: by margin_table; the mean of the annotations that agree."""
+    margin_table: Literal["small", "large"] = "small"
+    """Margins of the four grades (Touvron et al. 2023, table 27): small: 1, 2/3, 1/3 and 0; large: 3, 2, 1 and 0."""
+    margin_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the margin."""
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the prompts, by hash, that is held out; a prompt never changes sides while this stays the same."""
+    near_duplicates: Literal["keep", "drop_train"] = "keep"
+    """drop_train: leave out train groups whose prompt is nearly that of a validation prompt; keep: do not look."""
+    near_duplicate_threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Prompts at least this alike are near-duplicates: Jaccard similarity of their shingles."""
+    shingle_characters: PositiveInt = 5
+    """Characters in a row that make a shingle."""
+    decontaminate: list[str] = []
+    """Evaluation sets (sources with a ``prompt`` in each record, or tables); groups that overlap one are left out."""
+    overlap_words: Annotated[int, Field(ge=0)] = 13
+    """Words in a row that a prompt may not share with an evaluation prompt; 0: only near-duplicates of one overlap."""

@@ -1,0 +1,144 @@
+"""A training run: model, data, tokens, batches, loss, optimizer, engine, workers."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pairwright.config.section import Fraction, PositiveInt, Section
+
+
+class ModelConfig(Section):
+    """What training starts from."""
+
+    path: str
+    """Directory (or hub name) of a Hugging Face causal or sequence-classification model with its tokenizer."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    dropout: bool = False
+    """Keep the model's own dropout; off by default, since reward models overfit less than they lose signal."""
+
+
+class DataConfig(Section):
+    """What it trains on."""
+
+    pairs: str
+    """URL of a pairs table."""
+    version: PositiveInt | None = None
+    """Version of it; the newest when the run starts if not given (and then recorded)."""
+
+
+class TokensConfig(Section):
+    """How groups become tokens."""
+
+    max_length: Annotated[int, Field(ge=8)] = 2048
+    """Longest prompt and completion together, in tokens."""
+    overlong: Literal["drop", "truncate"] = "drop"
+    """drop: a longer completion goes, with its pairs; truncate: it loses its end. Both are counted and shown."""
+    chat_template: str | None = None
+    """Jinja chat template (text, or path of a .jinja file); the tokenizer's own if not given, else a plain one."""
+    cache: str | None = None
+    """URL of the token cache; by default ``tokens/`` beside the run's output."""
+
+
+class BatchesConfig(Section):
+    """How much goes into a step, and into a forward."""
+
+    groups_per_step: PositiveInt = 64
+    """Groups (prompts) in a global batch; InstructGPT: 64."""
+    micro_batch_tokens: PositiveInt = 16384
+    """Most tokens of one forward on one rank, padding included. Changes speed and memory, never the result."""
+
+
+class LossConfig(Section):
+    """The Bradley-Terry loss."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Probability that a label is wrong (conservative Bradley-Terry)."""
+    use_margin: bool = True
+    """Subtract a pair's margin, where it has one, from the reward difference."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and the schedule of its learning rate."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 9e-6
+    """Peak learning rate; InstructGPT's 6B reward model: 9e-6."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay; not applied to biases and norms."""
+    warmup_fraction: Fraction = 0.03
+    """Share of the steps in which the rate climbs linearly; Llama 2: 3 %."""
+    final_fraction: Fraction = 0.1
+    """Rate at the last step as a share of the peak, reached by a cosine; InstructGPT: 10 %."""
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Clip the global gradient norm to this; a huge value never clips."""
+
+
+class EngineConfig(Section):
+    """DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the model's weights and activations; rewards, loss and optimizer are float32 always."""
+
+
+class TrainingConfig(Section):
+    """How long, and what is kept on the way."""
+
+    epochs: PositiveInt = 1
+    """Passes over the groups; reward models overfit from the second on (Ouyang et al. 2022)."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many steps; the schedule ends there too."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the order, the head's initial weights and dropout."""
+    log_every_steps: PositiveInt = 10
+    """Steps between two lines of the log."""
+    evaluate_every_steps: PositiveInt | None = None
+    """Steps between two evaluations on the validation split; only at the end if not given."""
+    checkpoint_every_steps: PositiveInt = 100
+    """Steps between two checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints are kept."""
+
+
+class WorkersConfig(Section):
+    """The processes that train."""
+
+    num_workers: PositiveInt = 1
+    """Ranks: processes that train, one GPU each where GPUs are used."""
+    use_gpu: bool = False
+    """Give each worker a GPU."""
+    cpus_per_worker: PositiveInt = 1
+    """CPUs that Ray reserves for each worker."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often lost workers are replaced before the run gives up."""
+
+
+class TrainConfig(Section):
+    """A whole training run; one file under jobs/recipes/ is one of these."""
+
+    output: str
+    """URL of the run: checkpoints, TensorBoard events, training.json and the model directory go below it."""
+    model: ModelConfig
+    data: DataConfig
+    tokens: TokensConfig = TokensConfig()
+    batches: BatchesConfig = BatchesConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    training: TrainingConfig = TrainingConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _budget_holds_a_completion(self) -> Self:
+        if self.batches.micro_batch_tokens < self.tokens.max_length:
+            raise ValueError(
+                f"batches.micro_batch_tokens ({self.batches.micro_batch_tokens}) is smaller than tokens.max_length "
+                f"({self.tokens.max_length}), so the longest completion fits no micro-batch; raise the first or lower "
+                "the second"
+            )
+        return self

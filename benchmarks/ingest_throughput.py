@@ -19,16 +19,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import ray
 from annotation_files import write_annotations
 
 PROCESSES = 2
 RANGE_BYTES = 64 * 1024 * 1024
 STAGES = ("ingest", "expand")
+PEERS = ["pool", "pairwright", "pairwright-cluster", "datasets", "datasets-flat"]
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
     num_bytes = _write_input(options.into, options.gigabytes)
     seconds: dict[str, list[float]] = {}
     for repeat in range(options.repeats):
-        for name, run in _peers(options.into).items():
+        for name, run in [(name, run) for name, run in _peers(options.into).items() if name in options.peers]:
             for stage, spent in run().items():
                 seconds.setdefault(f"{name} {stage}", []).append(spent)
                 print(f"repeat {repeat + 1}: {name} {stage} {spent:.1f} s", flush=True)
@@ -65,7 +67,8 @@ def main() -> None:
 def _peers(into: Path) -> dict[str, Callable[[], dict[str, float]]]:
     return {
         "pool": lambda: _run_peer("pool", into),
-        "pairwright": lambda: _run_pairwright(into),
+        "pairwright": lambda: _run_pairwright(into, os.environ),
+        "pairwright-cluster": lambda: _run_on_cluster(into),
         "datasets": lambda: _run_peer("datasets", into),
         "datasets-flat": lambda: _run_peer("datasets-flat", into),
     }
@@ -87,20 +90,29 @@ def _write_input(into: Path, gigabytes: float) -> int:
 # ------------------------------------------------------------------------------------------- pairwright
 
 
-def _run_pairwright(into: Path) -> dict[str, float]:
+def _run_on_cluster(into: Path) -> dict[str, float]:
+    """Run the same commands where a Ray of this machine's CPUs is up already, as submitted jobs find one."""
+    ray.init(address="local", logging_level="ERROR", log_to_driver=False)
+    try:
+        return _run_pairwright(into, {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+    finally:
+        ray.shutdown()
+
+
+def _run_pairwright(into: Path, environment: Mapping[str, str]) -> dict[str, float]:
     tables = {"annotations": into / "annotations", "pairs": into / "pairs"}
     for table in tables.values():
         shutil.rmtree(table, ignore_errors=True)
     verb = [sys.executable, "-m", "pairwright.cli"]
     return {
-        "ingest": _timed([*verb, "ingest", str(_sources(into)), "--into", str(tables["annotations"])]),
-        "expand": _timed([*verb, "expand", str(tables["annotations"]), "--into", str(tables["pairs"])]),
+        "ingest": _timed([*verb, "ingest", str(_sources(into)), "--into", str(tables["annotations"])], environment),
+        "expand": _timed([*verb, "expand", str(tables["annotations"]), "--into", str(tables["pairs"])], environment),
     }
 
 
-def _timed(command: list[str]) -> float:
+def _timed(command: list[str], environment: Mapping[str, str]) -> float:
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - start
 
 
@@ -224,7 +236,8 @@ def _report(seconds: dict[str, list[float]], num_bytes: int, options: argparse.N
     lines = [
         f"# Ingest and expand {num_bytes / 1e9:.1f} GB of JSON Lines",
         "",
-        f"`python benchmarks/ingest_throughput.py --gigabytes {options.gigabytes:g} --repeats {options.repeats}`, "
+        f"`python benchmarks/ingest_throughput.py --gigabytes {options.gigabytes:g} --repeats {options.repeats} "
+        f"--peers {' '.join(options.peers)}`, "
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs, Python {platform.python_version()}, ray "
         f"{version('ray')}, pyarrow {version('pyarrow')}, datasets {version('datasets')}. Wall-clock of whole "
         "processes, in turn; median, with least and most.",
@@ -239,11 +252,14 @@ def _report(seconds: dict[str, list[float]], num_bytes: int, options: argparse.N
             middle = statistics.median(runs)
             rate = num_bytes / 1e6 / middle
             lines.append(f"| {name} | {stage} | {middle:.1f} ({min(runs):.1f} to {max(runs):.1f}) | {rate:.0f} |")
-    lines += ["", "| speed of Pairwright over | ingest | ingest + expand |", "|---|---|---|"]
-    for name in names:
-        if name != "pairwright":
-            ingest = _ratio(seconds[f"{name} ingest"], seconds["pairwright ingest"])
-            lines.append(f"| {name} | {ingest} | {_ratio(totals[name], totals['pairwright'])} |")
+    lines += ["", "| speed of | over | ingest | ingest + expand |", "|---|---|---|---|"]
+    ours = [name for name in names if name.startswith("pairwright")]
+    for mine in ours:
+        for name in [name for name in names if name not in ours]:
+            ingest = _ratio(seconds[f"{name} ingest"], seconds[f"{mine} ingest"])
+            lines.append(f"| {mine} | {name} | {ingest} | {_ratio(totals[name], totals[mine])} |")
+    if not {"pool", "pairwright"} <= set(names):
+        return "\n".join([*lines, ""])
     floor = _ratio(seconds["pool ingest"], totals["pairwright"])
     lines += ["", f"Pairwright's ingest + expand over the pool's ingest alone: {floor}.", ""]
     return "\n".join(lines)

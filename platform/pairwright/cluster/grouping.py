@@ -88,16 +88,17 @@ def on_groups(
     # One stretch is one task's work, and nothing in it is spread: worth no cluster.
     with sized_session(sum(file.bytes for file in manifest.files) if len(stretches) == 1 else sys.maxsize):
         spread, num_spread, holders = _spread_groups(table, stretches)
-        shared = share(spread)
+        shared, any_spread = share(spread), bool(len(spread))
 
         def run(index: int) -> Iterator[_Done]:
             rows = _read(table, stretches[index], columns)
-            rows = rows.filter(pa.array(~_is_in(shared.get(), group_keys(rows["group_id"]))))
+            if any_spread:  # a filter copies all that it keeps
+                rows = rows.filter(pa.array(~_is_in(shared.get(), group_keys(rows["group_id"]))))
             yield _Done(index, _encoded(work(rows)) if rows.num_rows else [])
 
         sizes = [sum(file.bytes for file in files) for files in stretches]
         done = list(run_pass(run, range(len(stretches)), sizes, _Done, what=f"stretches of files {what}"))
-        if len(spread):
+        if any_spread:
             chosen = [files for files, holds in zip(stretches, holders, strict=True) if holds]
             num_partitions = -(-num_spread // ROWS_PER_PARTITION)
             shuffled = _shuffled(table, chosen, shared, columns, num_partitions)

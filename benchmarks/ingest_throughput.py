@@ -11,6 +11,7 @@ to flat rows with their texts; it refuses nothing and accounts for nothing.
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--into", type=Path, required=True, help="folder for input and tables; emptied at the end")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument(
         "--peer", choices=["pool", "datasets", "datasets-flat"], help="run one peer (for the benchmark itself)"
     )
@@ -92,7 +94,7 @@ def _write_input(into: Path, gigabytes: float) -> int:
 
 def _run_on_cluster(into: Path) -> dict[str, float]:
     """Run the same commands where a Ray of this machine's CPUs is up already, as submitted jobs find one."""
-    ray.init(address="local", logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", logging_level=logging.ERROR, log_to_driver=False)
     try:
         return _run_pairwright(into, {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address})
     finally:

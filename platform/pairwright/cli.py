@@ -57,7 +57,7 @@ def ingest(
         typer.Argument(help="Files, folders, globs, URLs (s3:// too); databases and tables: docs/sources.md."),
     ],
     into: Annotated[str, typer.Option(help="URL of the annotations table; made if it is not there.")],
-    format: Annotated[  # noqa: A002
+    format: Annotated[  # noqa: A002 - named as the flag is
         str | None,
         typer.Option(
             metavar="NAME", help="Layout of the records: native, trl, label-studio, ...; recognised if not given."
@@ -91,7 +91,7 @@ def expand(
     config: Annotated[
         str | None, typer.Option(help="TOML file: pair_weight, ties, margin, validation_fraction.")
     ] = None,
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006 - typer copies it
     version: Version = None,
     as_json: AsJson = False,
 ) -> None:
@@ -163,7 +163,7 @@ def export_pairs(
 @app.command()
 def train(
     config: Annotated[str, typer.Argument(help="TOML file; recipes to start from are in jobs/recipes/.")],
-    settings: Settings = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006 - typer copies it
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and the size, then stop.")
     ] = False,
@@ -218,7 +218,7 @@ def evaluate(
 @app.command()
 def score(
     model: Annotated[str, typer.Argument(help="Model directory of a training run.")],
-    input: Annotated[str, typer.Argument(help="JSON Lines of prompts and completions, or the URL of a table.")],  # noqa: A002
+    input: Annotated[str, typer.Argument(help="JSON Lines of prompts and completions, or the URL of a table.")],  # noqa: A002 - named as the flag is
     output: Annotated[str, typer.Option(help="Folder or URL for the rewards, Parquet.")],
     version: Version = None,
     num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,

@@ -94,7 +94,7 @@ def forget(
     prompt: Annotated[
         list[str],
         typer.Option(metavar="ID-OR-FILE", help="A prompt_id, or a file with the prompt; may be given again."),
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006 - typer copies it
     as_json: AsJson = False,
 ) -> None:
     """Commit a version without an annotator or a prompt, and prove that no file of it holds them."""
@@ -110,7 +110,7 @@ def validate(
     against: Annotated[
         str | None, typer.Option(metavar="URL", help="An annotations table whose sources and ids count too.")
     ] = None,
-    format: Annotated[str | None, typer.Option(metavar="NAME", help="Layout of the records, as for ingest.")] = None,  # noqa: A002
+    format: Annotated[str | None, typer.Option(metavar="NAME", help="Layout of the records, as for ingest.")] = None,  # noqa: A002 - named as the flag is
     config: Annotated[str | None, typer.Option(help="TOML file, as for ingest.")] = None,
     settings: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")

@@ -1,6 +1,6 @@
 """Sources -> a new version of an annotations table, on Ray Data; what could not be taken is named and counted.
 
-Passes: hash local sources; count newlines, where a source has several ranges; parse and write the ranges; and, only
+Passes: hash local sources, which counts their lines; parse and write the ranges; and, only
 where hashes of ids meet, read those ids and write the files again without the records that repeat one. The driver holds
 8 bytes a record. Nothing can be seen before the one commit at the end, and another ingestion that commits first makes
 the check of ids run again, against what it added.

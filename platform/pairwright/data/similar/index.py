@@ -18,7 +18,7 @@ class KeyIndex:
         owners_M: uint32, increasing where the key stays the same.
     """
 
-    keys_M: np.ndarray  # noqa: N815
+    keys_M: np.ndarray  # noqa: N815 - shape suffix: M keys
     owners_M: np.ndarray  # noqa: N815
 
     def candidates(

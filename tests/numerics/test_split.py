@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import collate, plan_micro_batches
+from pairwright.model.batches import collate
 from pairwright.model.loss import pairwise_loss
+from pairwright.model.planning import plan_micro_batches
 from pairwright.model.reward_model import RewardModel
 
 SMOOTHING = 0.05

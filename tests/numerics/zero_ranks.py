@@ -58,7 +58,7 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
         vocab_size=None,
     )
     tokens = TokenTable([Path(arguments["tokens"])])
-    run = Run(config=config, run_digest="", tokens=tokens, pad_token_id=0)
+    run = Run(config=config, run_digest="", tokens=tokens, pad_token_id=0, layout="padded")
     engine = RecordingEngine(model, engine=config.engine, optimizer=config.optimizer)
     rows = np.arange(len(tokens))
     rate = config.optimizer.learning_rate

@@ -128,7 +128,7 @@ def _prepare(task: WorkerTask) -> _Prepared:
     )
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
     _check_positions(model, tokens, config)
-    run = Run(config=config, run_digest=task.run_digest, tokens=tokens, pad_token_id=pad_token_id)
+    run = Run(config=config, run_digest=task.run_digest, tokens=tokens, pad_token_id=pad_token_id, layout="padded")
     return _Prepared(run=run, model=model, tokenizer=tokenizer, template=template)
 
 

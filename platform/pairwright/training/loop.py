@@ -21,9 +21,10 @@ from pairwright import __version__
 from pairwright.config import TrainConfig
 from pairwright.data.tokens import TokenGroup, TokenTable
 from pairwright.errors import CheckpointError, ModelError, TrainingError
-from pairwright.model.batches import MicroBatch, collate, plan_micro_batches
+from pairwright.model.batches import Layout, MicroBatch, collate
 from pairwright.model.loss import pairwise_loss
 from pairwright.model.metrics import EvaluationSums, merged
+from pairwright.model.planning import plan_micro_batches
 from pairwright.model.reward_model import RewardModel
 from pairwright.training.agreement import raise_together
 from pairwright.training.checkpoint import (
@@ -74,6 +75,8 @@ class Run:
     run_digest: str
     tokens: TokenTable
     pad_token_id: int
+    layout: Layout
+    """How groups lie in a forward (model/batches.py)."""
 
 
 def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, Mapping[str, Any]]:

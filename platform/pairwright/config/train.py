@@ -77,6 +77,19 @@ class OptimizerConfig(Section):
     """Clip the global gradient norm to this; a huge value never clips."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) instead of full fine-tuning."""
+
+    rank: PositiveInt = 16
+    """Rank of each adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter's product counts alpha / rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of an adapter's inputs that are dropped in training; holds whatever ``model.dropout`` says."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which layers get one: all-linear, every linear layer below the head; or a list of names or ends of names."""
+
+
 class EngineConfig(Section):
     """DeepSpeed."""
 
@@ -84,6 +97,20 @@ class EngineConfig(Section):
     """DeepSpeed ZeRO stage."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the model's weights and activations; rewards, loss and optimizer are float32 always."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state, and step, in the CPU's memory; ZeRO 1 to 3."""
+    offload_parameters: bool = False
+    """Keep the weights in the CPU's memory and bring each layer's when its turn comes; ZeRO 3."""
+
+    @model_validator(mode="after")
+    def _offload_is_possible(self) -> Self:
+        for key, least in (("offload_optimizer", 1), ("offload_parameters", 3)):
+            if self.__dict__[key] and self.zero_stage < least:
+                raise ValueError(
+                    f"{key} needs engine.zero_stage {least} or more, found {self.zero_stage}: raise it, or set "
+                    f"engine.{key} = false"
+                )
+        return self
 
 
 class TrainingConfig(Section):
@@ -129,6 +156,8 @@ class TrainConfig(Section):
     batches: BatchesConfig = BatchesConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig | None = None
+    """Given, even empty: train adapters and the head; not given: all weights."""
     engine: EngineConfig = EngineConfig()
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()

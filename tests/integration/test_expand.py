@@ -60,7 +60,7 @@ def test_pairs_do_not_depend_on_the_files_or_the_order_of_the_annotations(tmp_pa
 def test_groups_are_written_once_whether_their_annotations_lie_together_or_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files in stretches of their own: a group in one is expanded there, one in several goes through the shuffle."""
+    """Files in stretches of their own: a group in one is expanded there, one in several is exchanged."""
     rows = rankings(300)
     together, apart = rows[:400], rows[400:]
     files = [together, apart[::2], apart[1::2]]
@@ -71,10 +71,10 @@ def test_groups_are_written_once_whether_their_annotations_lie_together_or_apart
     assert read(made, tmp_path / "pairs").equals(expected)
     assert made.totals == pytest.approx(totals)
     assert [file.rows for file in made.files] == [200, 100]
+    assert not (tmp_path / "pairs/landing").exists()
 
 
 def test_many_partitions_give_the_pairs_that_few_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above 64 partitions Ray shuffles by hash instead of sorting."""
     rows = rankings(300)
     files = [annotations_table(rows[::2]), annotations_table(rows[1::2])]
     commit_annotations(str(tmp_path / "annotations"), files)

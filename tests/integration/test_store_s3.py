@@ -4,12 +4,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
+import numpy as np
 import obstore
 import pyarrow as pa
 import pytest
 from obstore.exceptions import AlreadyExistsError
 
 from annotation_tables import annotation_row, annotations_table, manifest
+from pairwright.data.exchange import Exchange
 from pairwright.data.store import DataFile, Manifest, Table, open_store
 from pairwright.errors import StoreError
 
@@ -99,3 +101,17 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(s3_bucket: str) -> Non
     assert committed is not None
     assert committed.version == 1
     assert table.versions() == [1]
+
+
+def test_rows_are_exchanged_through_the_server_and_a_lost_file_is_named(s3_bucket: str) -> None:
+    exchange = Exchange(f"{s3_bucket}/deep/exchange", num_partitions=3)
+    starts = [
+        exchange.write(0, rows("a", "b", "c"), np.array([2, 0, 2])),
+        [],
+        exchange.write(2, rows("d"), np.array([2])),
+    ]
+    found = [exchange.read(partition, starts)["id"].to_pylist() for partition in (0, 2)]
+    assert found == [["b"], ["a", "c", "d"]]
+    obstore.delete(open_store(exchange.url), "2")
+    with pytest.raises(StoreError, match="exchange/2: .* run the command again"):
+        exchange.read(2, starts)

@@ -1,7 +1,7 @@
 """An annotations version -> a pairs version: groups are expanded and written where they are read.
 
-Only groups whose annotations are spread over the table cross the network (cluster/grouping.py). What is written is a
-function of the annotations version and the configuration alone, so the result is the same on any cluster.
+Only groups whose annotations are spread over the table are moved (cluster/grouping.py). What is written is a function
+of the annotations version and the configuration alone, so the result is the same on any cluster.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig) 
         def work(rows: pa.Table) -> list[_Expanded]:
             return [_write_groups(rows, target, config, left_out)]
 
-        expanded = on_groups(source, read, work, _Expanded, columns=None, what="expanded")
+        expanded = on_groups(source, read, work, _Expanded, scratch=target, what="expanded")
     return _commit(target, expanded, made_from, config)
 
 

@@ -6,22 +6,21 @@ another order, as databases give them, are the same source.
 """
 
 import hashlib
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import obstore
 import pyarrow as pa
-from obstore.exceptions import BaseError
 from ray.exceptions import RayTaskError
 
 from pairwright.cluster.counting import counting
 from pairwright.cluster.read import Failures
 from pairwright.cluster.readers import check_installed, encoder_for, read_place, secrets_of
+from pairwright.cluster.scratch import scratch_folder
 from pairwright.config import ReaderConfig
-from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.data.locations import open_store, store_errors
 from pairwright.data.readers import Place
 from pairwright.data.sources import Shard, SourceRef
 from pairwright.data.store import Table
@@ -46,25 +45,24 @@ def landed(places: Sequence[Place], table: Table, config: ReaderConfig) -> Itera
     for place in places:
         check_installed(place)
         secrets_of(place, config)
-    folder = f"landing/{uuid.uuid4().hex}"
     sources: list[SourceRef] = []
     failures: Failures = {}
-    try:
+    if not places:
+        yield sources, failures
+        return
+    with scratch_folder(table) as folder:
         for place in places:
             try:
-                sources.append(_land(place, table, folder, config))
+                sources.append(_land(place, folder, config))
             except PairwrightError as error:
                 failures[place.uri] = str(error).removeprefix(f"{place.uri}: ")
             except Exception as error:
                 failures[place.uri] = _explained(error, secrets_of(place, config))
         yield sources, failures
-    finally:
-        if places:
-            _delete_folder(table, folder)
 
 
-def _land(place: Place, table: Table, folder: str, config: ReaderConfig) -> SourceRef:
-    write = _writer(f"{table.url}/{folder}", encoder_for(place))
+def _land(place: Place, folder: str, config: ReaderConfig) -> SourceRef:
+    write = _writer(folder, encoder_for(place))
     shards: list[Shard] = []
     tag = 0
     with counting(f"shards landed of {place.uri}", total=None) as advance:
@@ -103,21 +101,6 @@ def _put(folder: str, text: bytes) -> dict[str, Any]:
     tag = sum(int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big") for line in every) % _MODULUS
     shard = {"uri": f"{folder}/{name}", "size": len(text), "etag": stored["e_tag"], "rows": len(every)}
     return {name: [value] for name, value in shard.items()} | {"tag": [f"{tag:x}"]}
-
-
-def _delete_folder(table: Table, folder: str) -> None:
-    """Delete what was landed; what cannot be deleted now, a vacuum deletes."""
-    root = local_root(table.url)
-    if root is not None:
-        shutil.rmtree(root / folder, ignore_errors=True)
-        with suppress(OSError):
-            (root / "landing").rmdir()
-        return
-    with suppress(BaseError):
-        store = open_store(table.url)
-        paths = [item["path"] for chunk in obstore.list(store, prefix=folder) for item in chunk]
-        if paths:
-            obstore.delete(store, paths)
 
 
 def _explained(error: Exception, secrets: Sequence[str]) -> str:

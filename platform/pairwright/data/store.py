@@ -182,16 +182,27 @@ class Table:
         Raises:
             StoreError: if the file is missing, or is not the one that was written (size and SHA-256 are checked).
         """
-        where = f"{self.url}/{file.path}"
         buffer = self._buffer(file)
-        verify(buffer, file, where)
+        verify(buffer, file, f"{self.url}/{file.path}")
+        return self._decoded(buffer, file, columns)
+
+    def read_unverified(self, file: DataFile, columns: Sequence[str]) -> pa.Table:
+        """Return columns of a data file as they are found: for what a later ``read_file`` of the same file confirms.
+
+        Raises:
+            StoreError: if the file is missing, or so damaged that it cannot be read.
+        """
+        return self._decoded(self._buffer(file), file, columns)
+
+    def _decoded(self, buffer: pa.Buffer, file: DataFile, columns: Sequence[str] | None) -> pa.Table:
         try:
             names = pa.ipc.open_file(buffer).schema.names
             kept = None if columns is None else [names.index(name) for name in columns]
             options = pa.ipc.IpcReadOptions(included_fields=kept)
             table = pa.ipc.open_file(buffer, options=options).read_all()
         except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{where}: not an Arrow file: {error}; {REPAIR}") from None
+            verify(buffer, file, f"{self.url}/{file.path}")
+            raise StoreError(f"{self.url}/{file.path}: not an Arrow file: {error}; {REPAIR}") from None
         return table if columns is None else table.select(list(columns))
 
     def read(self, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

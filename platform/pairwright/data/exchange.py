@@ -75,10 +75,10 @@ class Exchange:
                 with store_errors(where):
                     found = obstore.get_range(store, str(stretch), start=start, end=end)
                 return pa.ipc.open_stream(pa.py_buffer(found)).read_all()
-            except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-                raise StoreError(
-                    f"{where}: what another task wrote there cannot be read ({error}); run the command again"
-                ) from None
+            except FileNotFoundError:
+                raise StoreError(f"{where}: what another task wrote there is gone; run the command again") from None
+            except pa.ArrowInvalid as error:
+                raise StoreError(f"{where}: damaged on the way ({error}); run the command again") from None
 
         holders = [number for number, at in enumerate(starts) if at and at[partition + 1] > at[partition]]
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:

@@ -179,7 +179,7 @@ def test_the_embedding_of_eos_learns_where_the_checkpoint_padded_with_it(
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = _load(tmp_path, pad_token_id=0)
     ids = torch.tensor([[20, 30, eos], [40, 50, eos]])
-    rewards = model(ids, torch.ones_like(ids), torch.tensor([2, 2]))
+    rewards = model(ids, torch.arange(3).expand(2, 3), torch.ones_like(ids), None, torch.tensor([2, 5]))
     pairwise_loss(
         rewards, torch.tensor([0]), torch.tensor([1]), torch.tensor([1.0]), global_weight=torch.tensor(1.0)
     ).backward()

@@ -20,21 +20,30 @@ def _texts() -> list[list[int]]:
     return [rng.integers(10, 260, length).tolist() for length in (1, 2, 5, 17, 33, 40)]
 
 
-def _rows(texts: list[list[int]], *, pad: int, left: int = 0, right: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids, mask and last positions, with ``left`` and at least ``right`` padding around each text."""
+Rows = tuple[Tensor, Tensor, Tensor, None, Tensor]
+
+
+def _rows(texts: list[list[int]], *, pad: int, left: int = 0, right: int = 0) -> Rows:
+    """Return the model's arguments for padded rows, with ``left`` and at least ``right`` padding around each text."""
     width = left + max(map(len, texts)) + right
     ids = torch.full((len(texts), width), pad)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(texts):
         ids[row, left : left + len(text)] = torch.tensor(text)
         mask[row, left : left + len(text)] = 1
-    return ids, mask, torch.tensor([left + len(text) - 1 for text in texts])
+    return _arguments(ids, mask, [left + len(text) - 1 for text in texts])
 
 
-def _padded_left(texts: list[list[int]], *, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+def _padded_left(texts: list[list[int]], *, pad: int) -> Rows:
     """Return rows padded on the left only, as generation pads them."""
-    ids, mask, _ = _rows([text[::-1] for text in texts], pad=pad)
-    return ids.flip(1), mask.flip(1), torch.full((len(texts),), ids.shape[1] - 1)
+    ids, _, mask, _, _ = _rows([text[::-1] for text in texts], pad=pad)
+    return _arguments(ids.flip(1), mask.flip(1), [ids.shape[1] - 1] * len(texts))
+
+
+def _arguments(ids: Tensor, mask: Tensor, last: list[int]) -> Rows:
+    num_rows, width = ids.shape
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return ids, positions, mask, None, torch.arange(num_rows) * width + torch.tensor(last)
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -68,9 +77,9 @@ def test_a_text_has_the_same_reward_alone_in_any_batch_and_padded_on_either_side
 @torch.no_grad()
 def test_what_the_padding_holds_does_not_matter(load, architecture):
     model = load(architecture)
-    ids, mask, last = _rows(_texts(), pad=model.export_config.pad_token_id)
-    other = torch.where(mask == 1, ids, 77)
-    torch.testing.assert_close(model(other, mask, last), model(ids, mask, last), rtol=TOLERANCE, atol=TOLERANCE)
+    ids, *others = _rows(_texts(), pad=model.export_config.pad_token_id)
+    other = torch.where(others[1] == 1, ids, 77)
+    torch.testing.assert_close(model(other, *others), model(ids, *others), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
@@ -138,7 +147,7 @@ def test_with_dropout_training_mode_drops(load, architecture):
 def test_the_reward_is_the_head_at_the_last_token(load):
     model = load("gpt_neox", dtype=torch.float64)
     with torch.no_grad():
-        ids, mask, last = _rows([[20, 30, 40]], pad=0)
-        hidden = model.model.base_model(input_ids=ids).last_hidden_state[0, 2]
+        rows = _rows([[20, 30, 40]], pad=0)
+        hidden = model.model.base_model(input_ids=rows[0]).last_hidden_state[0, 2]
         expected = float(hidden @ model.state_dict()["model.score.weight"][0])
-        assert float(model(ids, mask, last)[0]) == pytest.approx(expected, rel=1e-12)
+        assert float(model(*rows)[0]) == pytest.approx(expected, rel=1e-12)

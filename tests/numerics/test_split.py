@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import collate
+from pairwright.model.batches import MicroBatch, collate
 from pairwright.model.loss import pairwise_loss
 from pairwright.model.planning import plan_micro_batches
 from pairwright.model.reward_model import RewardModel
@@ -70,18 +70,22 @@ def _split_gradient(model: RewardModel, groups: list[TokenGroup], *, world_size:
     total = sum(float(group.weight_P.astype(np.float64).sum()) for group in groups)
     for rank in plan:
         for positions in rank:
-            batch = collate([groups[p] for p in positions], pad_token_id=0)
-            reward_N = model(batch.input_ids_NT, batch.attention_mask_NT, batch.last_N)
+            batch = collate([groups[p] for p in positions], 0, "padded")
+            reward_N = _rewards(model, batch)
             pairwise_loss(
                 reward_N,
-                batch.chosen_P,
-                batch.rejected_P,
-                batch.weight_P,
-                margin_P=batch.margin_P,
+                batch.judgements.chosen_P,
+                batch.judgements.rejected_P,
+                batch.judgements.weight_P,
+                margin_P=batch.judgements.margin_P,
                 label_smoothing=SMOOTHING,
                 global_weight=torch.tensor(total, dtype=reward_N.dtype),
             ).backward()
     return _gradient(model)
+
+
+def _rewards(model: RewardModel, batch: MicroBatch) -> Tensor:
+    return model(batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N)
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +130,14 @@ def test_gradient_checkpointing_gives_the_same_gradient(load, groups, architectu
 def test_the_empty_micro_batch_runs_forward_and_backward_and_adds_nothing(load, groups):
     model = load("llama")
     model.zero_grad()
-    batch = collate([], pad_token_id=0)
-    reward_N = model(batch.input_ids_NT, batch.attention_mask_NT, batch.last_N)
+    batch = collate([], 0, "padded")
+    reward_N = _rewards(model, batch)
     pairwise_loss(
-        reward_N, batch.chosen_P, batch.rejected_P, batch.weight_P, global_weight=torch.tensor(1.0)
+        reward_N,
+        batch.judgements.chosen_P,
+        batch.judgements.rejected_P,
+        batch.judgements.weight_P,
+        global_weight=torch.tensor(1.0),
     ).backward()
     gradient = _gradient(model)
     assert gradient.keys() == dict(model.named_parameters()).keys()

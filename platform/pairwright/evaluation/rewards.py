@@ -58,8 +58,8 @@ def rewards_of_groups(
     Raises:
         ConfigError: if a row alone is over the budget, or the device's memory is too small for it.
     """
-    batch = collate(groups, pad_token_id)
-    num_rows, num_tokens = batch.input_ids_NT.shape
+    batch = collate(groups, pad_token_id, "padded")
+    num_rows, num_tokens = batch.input_ids_RT.shape
     if num_tokens > micro_batch_tokens:
         longest = max(groups, key=_longest_row)
         raise ConfigError(
@@ -79,8 +79,16 @@ def rewards_of_groups(
 
 @torch.inference_mode()
 def _forward(model: RewardModel, batch: MicroBatch, num_rows: int, *, rows_per_forward: int) -> Rewards:
+    assert batch.attention_mask_RT is not None
+    width = batch.input_ids_RT.shape[1]
     rewards = [
-        model(batch.input_ids_NT[rows], batch.attention_mask_NT[rows], batch.last_N[rows])
+        model(
+            batch.input_ids_RT[rows],
+            batch.position_ids_RT[rows],
+            batch.attention_mask_RT[rows],
+            None,
+            batch.last_N[rows] - rows.start * width,
+        )
         for rows in (slice(start, start + rows_per_forward) for start in range(0, num_rows, rows_per_forward))
     ]
     return torch.cat(rewards).float().cpu().numpy()

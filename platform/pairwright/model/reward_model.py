@@ -18,6 +18,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from pairwright.errors import ModelError
+from pairwright.model.batches import Segments
 
 logger = logging.getLogger(__name__)
 
@@ -66,29 +67,37 @@ class RewardModel(nn.Module):
         self.export_config = export_config
         self.pools_last_token = name == DECODER_HEAD
 
-    def forward(self, input_ids_NT: Tensor, attention_mask_NT: Tensor, last_N: Tensor) -> Tensor:
-        """Return the reward of each row, float32 (float64 from a float64 model), shape (N,).
+    def forward(
+        self,
+        input_ids_RT: Tensor,
+        position_ids_RT: Tensor,
+        attention_mask_RT: Tensor | None,
+        segments: Segments | None,
+        last_N: Tensor,
+    ) -> Tensor:
+        """Return the reward of each completion, float32 (float64 from a float64 model), shape (N,).
 
-        A row's reward depends on its tokens alone: not on the other rows, nor on how much padding stands on which side.
+        A reward depends on the tokens of its own text alone: not on the other completions, nor on how they are laid
+        out, nor on how much padding stands on which side.
 
         Args:
-            input_ids_NT: token ids, int64, shape (N, T).
-            attention_mask_NT: 1 at tokens, 0 at padding, int64, shape (N, T).
-            last_N: position of each row's last token, int64, shape (N,); encoders pool in their own way instead.
+            input_ids_RT: token ids, int64, shape (R, T).
+            position_ids_RT: position of each token in its own text, int64, shape (R, T); encoders count by themselves.
+            attention_mask_RT: 1 at tokens, 0 at padding, int64, shape (R, T); None for a flat row.
+            segments: how a flat row is cut; None for padded rows.
+            last_N: index of each completion's last token into the R * T tokens, int64, shape (N,); encoders pool in
+                their own way instead.
         """
+        assert segments is None and attention_mask_RT is not None
         if not self.pools_last_token:
             # Encoders count positions from the first column and pool there, so tokens go before padding.
-            order_NT = attention_mask_NT.argsort(dim=1, descending=True, stable=True)
-            mask_NT = attention_mask_NT.gather(1, order_NT)
-            return self.model(input_ids=input_ids_NT.gather(1, order_NT), attention_mask=mask_NT).logits[:, 0]
-        hidden_NTD = self.model.base_model(
-            input_ids=input_ids_NT,
-            attention_mask=attention_mask_NT,
-            position_ids=(attention_mask_NT.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=False,
+            order_RT = attention_mask_RT.argsort(dim=1, descending=True, stable=True)
+            mask_RT = attention_mask_RT.gather(1, order_RT)
+            return self.model(input_ids=input_ids_RT.gather(1, order_RT), attention_mask=mask_RT).logits[:, 0]
+        hidden_RTD = self.model.base_model(
+            input_ids=input_ids_RT, attention_mask=attention_mask_RT, position_ids=position_ids_RT, use_cache=False
         ).last_hidden_state
-        row_N = torch.arange(last_N.shape[0], device=last_N.device)
-        return self.model.get_submodule(DECODER_HEAD)(hidden_NTD[row_N, last_N])[:, 0]
+        return self.model.get_submodule(DECODER_HEAD)(hidden_RTD.flatten(0, 1)[last_N])[:, 0]
 
     @property
     def max_positions(self) -> int | None:

@@ -74,7 +74,9 @@ class Engine:
     def rewards(self, batch: MicroBatch) -> Tensor:
         """Return the reward of each completion of a micro-batch, float32, shape (N,)."""
         # Through the engine: ZeRO's hooks sit on the wrapper, never on the bare backbone.
-        return self._deepspeed(batch.input_ids_NT, batch.attention_mask_NT, batch.last_N)
+        return self._deepspeed(
+            batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N
+        )
 
     def accumulate(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of this micro-batch's share of the global loss; the last one of a step says so."""

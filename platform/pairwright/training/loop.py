@@ -167,14 +167,15 @@ def _accumulate(engine: Engine, run: Run, rows: np.ndarray) -> tuple[torch.Tenso
     losses: list[torch.Tensor] = []
     group_ids: list[tuple[str, ...]] = []
     for index, positions in enumerate(mine):
-        batch = collate([run.tokens.group(int(rows[p])) for p in positions], run.pad_token_id).to(engine.device)
+        groups = [run.tokens.group(int(rows[p])) for p in positions]
+        batch = collate(groups, run.pad_token_id, run.layout).to(engine.device)
         reward_N = engine.rewards(batch)
         loss = pairwise_loss(
             reward_N,
-            batch.chosen_P,
-            batch.rejected_P,
-            batch.weight_P,
-            margin_P=batch.margin_P if config.use_margin else None,
+            batch.judgements.chosen_P,
+            batch.judgements.rejected_P,
+            batch.judgements.weight_P,
+            margin_P=batch.judgements.margin_P if config.use_margin else None,
             label_smoothing=config.label_smoothing,
             global_weight=global_weight,
         )
@@ -196,8 +197,8 @@ def _plan(run: Run, rows: np.ndarray) -> list[list[list[int]]]:
 
 
 def _sums_of(batch: MicroBatch, reward_N: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
-    difference_P = (reward_N[batch.chosen_P] - reward_N[batch.rejected_P]).double()
-    weight_P = batch.weight_P.double()
+    difference_P = (reward_N[batch.judgements.chosen_P] - reward_N[batch.judgements.rejected_P]).double()
+    weight_P = batch.judgements.weight_P.double()
     correct_P = (difference_P > 0).double() + 0.5 * (difference_P == 0).double()
     return torch.stack(
         [
@@ -205,7 +206,7 @@ def _sums_of(batch: MicroBatch, reward_N: torch.Tensor, loss: torch.Tensor) -> t
             weight_P.sum(),
             (weight_P * correct_P).sum(),
             (weight_P * difference_P).sum(),
-            batch.attention_mask_NT.sum().double(),
+            torch.tensor(float(batch.num_tokens), dtype=torch.float64, device=reward_N.device),
         ]
     )
 
@@ -262,7 +263,7 @@ def evaluate_split(engine: Engine, run: Run, split: str) -> Mapping[str, Any]:
         part = rows[start : start + size]
         for positions in _plan(run, part)[dist.get_rank()]:
             groups = [run.tokens.group(int(part[p])) for p in positions]
-            batch = collate(groups, run.pad_token_id).to(engine.device)
+            batch = collate(groups, run.pad_token_id, run.layout).to(engine.device)
             reward_N = engine.rewards(batch).float().cpu().numpy()
             try:
                 _count(sums, groups, reward_N)

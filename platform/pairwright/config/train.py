@@ -50,12 +50,37 @@ class BatchesConfig(Section):
 
 
 class LossConfig(Section):
-    """The Bradley-Terry loss."""
+    """What a step lowers: Bradley-Terry or hinge over pairs, or Plackett-Luce over whole orders."""
 
+    kind: Literal["bradley_terry", "hinge", "plackett_luce"] = "bradley_terry"
+    """Over pairs: -log sigmoid(difference), or max(0, margin - difference); over orders: -log of their probability."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    """Probability that a label is wrong (conservative Bradley-Terry)."""
+    """Probability that a label is wrong (conservative Bradley-Terry); for bradley_terry only."""
     use_margin: bool = True
-    """Subtract a pair's margin, where it has one, from the reward difference."""
+    """A pair's margin, where it has one, is the difference wanted; plackett_luce has no margins."""
+    hinge_margin: Annotated[float, Field(gt=0)] = 1.0
+    """Difference at which a pair without a margin costs nothing; for hinge only."""
+    centre: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean squared sum of a pair's rewards, which holds them around 0; TRL suggests 0.01."""
+
+    @model_validator(mode="after")
+    def _settings_are_of_this_kind(self) -> Self:
+        if self.label_smoothing and self.kind != "bradley_terry":
+            raise ValueError(
+                f"loss.label_smoothing is {self.label_smoothing} and loss.kind is {self.kind}, which has no smoothed "
+                'form; remove it, or set loss.kind = "bradley_terry"'
+            )
+        if self.use_margin and self.kind == "plackett_luce":
+            raise ValueError(
+                "loss.use_margin is true and loss.kind is plackett_luce, which is over orders and knows no margins; "
+                "set loss.use_margin = false"
+            )
+        if self.kind != "hinge" and self.hinge_margin != type(self).model_fields["hinge_margin"].default:
+            raise ValueError(
+                f"loss.hinge_margin is {self.hinge_margin} and loss.kind is {self.kind}; remove it, or set "
+                'loss.kind = "hinge"'
+            )
+        return self
 
 
 class OptimizerConfig(Section):
@@ -86,7 +111,9 @@ class LoraConfig(Section):
     """An adapter's product counts alpha / rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of an adapter's inputs that are dropped in training; holds whatever ``model.dropout`` says."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_modules: (
+        Literal["all-linear"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    ) = "all-linear"
     """Which layers get one: all-linear, every linear layer below the head; or a list of names or ends of names."""
 
 
@@ -100,7 +127,7 @@ class EngineConfig(Section):
     offload_optimizer: bool = False
     """Keep the optimizer's state, and step, in the CPU's memory; ZeRO 1 to 3."""
     offload_parameters: bool = False
-    """Keep the weights in the CPU's memory and bring each layer's when its turn comes; ZeRO 3."""
+    """Keep the weights in the CPU's memory, each layer's until its turn comes; ZeRO 3, with offload_optimizer."""
 
     @model_validator(mode="after")
     def _offload_is_possible(self) -> Self:
@@ -110,6 +137,11 @@ class EngineConfig(Section):
                     f"{key} needs engine.zero_stage {least} or more, found {self.zero_stage}: raise it, or set "
                     f"engine.{key} = false"
                 )
+        if self.offload_parameters and not self.offload_optimizer:
+            raise ValueError(
+                "offload_parameters needs engine.offload_optimizer too, whose state is several times the weights': set "
+                "it to true"
+            )
         return self
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pairwright.config import TokensConfig
 from pairwright.errors import ModelError
+from pairwright.model.lora import merge_adapters
 from pairwright.model.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
@@ -75,8 +76,8 @@ def save_reward_model(
     """Write a plain Hugging Face directory that ``AutoModelForSequenceClassification`` loads with equal rewards.
 
     Args:
-        state_dict: all weights under the names of ``RewardModel.state_dict()``, on the CPU; ``model``'s own are not
-            read, since under ZeRO-3 no rank holds them.
+        state_dict: all weights under the names of ``RewardModel.state_dict()``, on the CPU, adapters among them, which
+            are merged; ``model``'s own are not read, since under ZeRO-3 no rank holds them.
         model: for its architecture and configuration.
         tokenizer: with the pad token that ``model`` was loaded with.
         directory: where to; made if it is not there.
@@ -96,7 +97,7 @@ def save_reward_model(
         plain = type(model.model)(config)
     weights: dict[str, Any] = {
         name.removeprefix("model."): tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in state_dict.items()
+        for name, tensor in merge_adapters(state_dict, model).items()
     }
     try:
         plain.load_state_dict(weights, strict=True, assign=True)

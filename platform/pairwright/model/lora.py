@@ -1,0 +1,128 @@
+"""A reward model -> the same with low-rank adapters, all else but the head frozen; its weights -> plain, merged ones.
+
+peft puts the adapters into the layers of our own model, so names, hooks and the float32 head stay what they were. The
+head and all that stands above the backbone (a pooler too) is trained in full: a new head is noise, and no product of
+low rank added to noise makes it a good one. Merging works on a state dict and in float32: under ZeRO-3 no rank holds a
+layer's weights, and in bfloat16 the product would be rounded before it is added.
+
+Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from pairwright.config import LoraConfig
+from pairwright.errors import ModelError
+from pairwright.model.reward_model import RewardModel
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "default"
+_MARK_A, _MARK_B = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
+
+
+def add_adapters(model: RewardModel, config: LoraConfig, *, seed: int) -> None:
+    """Put an adapter into every target layer and freeze the rest of the backbone; the rewards stay what they were.
+
+    An adapter is (alpha / rank) * B A, with A drawn as peft does, Kaiming-uniform, from ``seed`` alone and so equal on
+    every rank, and B zero.
+
+    Raises:
+        ModelError: if a name in ``target_modules`` fits no linear layer below the head, naming those that there are.
+    """
+    # peft takes a second to import, which only those who use it pay.
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    plain = model.model
+    targets = target_layers(plain, config.target_modules)
+    settings = PeftConfig(
+        r=config.rank,
+        # peft's annotation says int; it only divides.
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        fan_in_fan_out=isinstance(plain.get_submodule(targets[0]), Conv1D),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, plain, ADAPTER)
+    for name, parameter in plain.named_parameters():
+        if not in_backbone(plain, name):
+            parameter.requires_grad = True
+    trained = sum(parameter.numel() for parameter in plain.parameters() if parameter.requires_grad)
+    logger.info("LoRA: adapters of rank %d in %d layers, %d trained numbers", config.rank, len(targets), trained)
+
+
+def target_layers(model: PreTrainedModel, wanted: Literal["all-linear"] | Sequence[str]) -> list[str]:
+    """Return the full names of the layers that get an adapter, in the model's order.
+
+    Args:
+        model: without adapters.
+        wanted: ``"all-linear"``, or names; a name fits a layer whose own name it is, or ends in a dot and it.
+
+    Raises:
+        ModelError: if a name fits no linear layer below the head.
+    """
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and in_backbone(model, name)
+    ]
+    if linear and wanted == "all-linear":
+        return linear
+    for name in wanted:
+        if not any(_fits(layer, name) for layer in linear):
+            ends = dict.fromkeys(layer.rpartition(".")[2] for layer in linear)
+            raise ModelError(
+                f"lora.target_modules: {name!r} fits no linear layer of {type(model).__name__} below its head; give "
+                f'"all-linear", or some of: {", ".join(ends) or "none: this model takes no adapters"}'
+            )
+    return [layer for layer in linear if any(_fits(layer, name) for name in wanted)]
+
+
+def _fits(layer: str, name: str) -> bool:
+    return f".{layer}".endswith(f".{name}")
+
+
+def in_backbone(model: PreTrainedModel, name: str) -> bool:
+    """Whether a module or parameter belongs to what was pretrained; poolers belong to the head (BERT)."""
+    return name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
+
+
+def merge_adapters(state_dict: Mapping[str, Tensor], model: RewardModel) -> dict[str, Tensor]:
+    """Return a state dict under the names of the model without adapters, W + (alpha / rank) B A in place of W.
+
+    Merged weights come in float32 or wider, whatever they were, so that they are rounded once, by who writes them.
+    A state dict without adapters is returned as it is.
+
+    Args:
+        state_dict: all weights, under the names of ``model.state_dict()``.
+        model: for the scale and the kind of each layer; its weights are not read.
+    """
+    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state_dict.items() if ".lora_" not in name}
+    for name, a_RD in state_dict.items():
+        if not name.endswith(_MARK_A):
+            continue
+        layer = name.removesuffix(_MARK_A)
+        module = model.get_submodule(layer)
+        weight = merged[f"{layer}.weight"]
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        product = state_dict[f"{layer}{_MARK_B}"].to(dtype) @ a_RD.to(dtype)
+        # GPT-2's layers hold their weights the other way round.
+        transposed = isinstance(module.get_submodule("base_layer"), Conv1D)
+        merged[f"{layer}.weight"] = weight.to(dtype) + _scale(module) * (product.T if transposed else product)
+    return merged
+
+
+def _scale(layer: nn.Module) -> float:
+    from peft.tuners.lora import LoraLayer
+
+    assert isinstance(layer, LoraLayer)
+    return float(layer.scaling[ADAPTER])

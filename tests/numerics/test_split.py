@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from pairwright.config import LossConfig
 from pairwright.data.tokens import TokenGroup
 from pairwright.model.batches import MicroBatch, collate
-from pairwright.model.loss import pairwise_loss
+from pairwright.model.loss import preference_loss
 from pairwright.model.planning import plan_micro_batches
 from pairwright.model.reward_model import RewardModel
 
 SMOOTHING = 0.05
+LOSS = LossConfig(label_smoothing=SMOOTHING)
 Gradient = dict[str, Tensor]
 
 
@@ -72,15 +74,8 @@ def _split_gradient(model: RewardModel, groups: list[TokenGroup], *, world_size:
         for positions in rank:
             batch = collate([groups[p] for p in positions], 0, "padded")
             reward_N = _rewards(model, batch)
-            pairwise_loss(
-                reward_N,
-                batch.judgements.chosen_P,
-                batch.judgements.rejected_P,
-                batch.judgements.weight_P,
-                margin_P=batch.judgements.margin_P,
-                label_smoothing=SMOOTHING,
-                global_weight=torch.tensor(total, dtype=reward_N.dtype),
-            ).backward()
+            weight = torch.tensor(total, dtype=reward_N.dtype)
+            preference_loss(reward_N, batch.judgements, LOSS, global_weight=weight).backward()
     return _gradient(model)
 
 
@@ -132,13 +127,7 @@ def test_the_empty_micro_batch_runs_forward_and_backward_and_adds_nothing(load, 
     model.zero_grad()
     batch = collate([], 0, "padded")
     reward_N = _rewards(model, batch)
-    pairwise_loss(
-        reward_N,
-        batch.judgements.chosen_P,
-        batch.judgements.rejected_P,
-        batch.judgements.weight_P,
-        global_weight=torch.tensor(1.0),
-    ).backward()
+    preference_loss(reward_N, batch.judgements, LOSS, global_weight=torch.tensor(1.0)).backward()
     gradient = _gradient(model)
     assert gradient.keys() == dict(model.named_parameters()).keys()
     assert all(not grad.any() for grad in gradient.values())

@@ -1,67 +1,103 @@
-"""Rewards and pairs -> this micro-batch's share of the global batch's loss.
+"""Rewards and judgements -> this micro-batch's share of the global batch's loss.
 
-Pure functions of rewards, so that every way of computing rewards (padded, packed, in parts) has the same loss.
+Pure functions of rewards, so that every way of computing rewards (padded, packed, shared, in parts) has the same loss.
+Rewards are float32; the listwise loss sums in float64, which costs nothing at one number a completion.
 """
+
+from typing import assert_never
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pairwright.config import LossConfig
+from pairwright.model.judgements import Judgements, Stages
 
-def pairwise_loss(
-    reward_N: Tensor,
-    chosen_P: Tensor,
-    rejected_P: Tensor,
-    weight_P: Tensor,
-    *,
-    margin_P: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    global_weight: Tensor,
-) -> Tensor:
-    """Return this micro-batch's share of the global batch's Bradley-Terry loss.
+
+def preference_loss(reward_N: Tensor, judgements: Judgements, config: LossConfig, *, global_weight: Tensor) -> Tensor:
+    """Return this micro-batch's share of the global batch's loss.
 
     The divisor belongs to the global batch, so shares add up: their sum over micro-batches and ranks does not
     depend on how the batch was split (tests/numerics/test_split.py). A micro-batch without pairs has the share 0 and a
     gradient of 0: its backward pass can run, and under ZeRO it must.
 
-    With z = reward of chosen - reward of rejected - margin, a pair's loss is
-    ``(1 - label_smoothing) * -log sigmoid(z) + label_smoothing * -log sigmoid(-z)``.
-
     Args:
         reward_N: reward of each completion, float32 or wider, shape (N,).
-        chosen_P: index into N of the preferred completion, int64, shape (P,).
-        rejected_P: index into N of the other completion, int64, shape (P,).
-        weight_P: how much each pair counts, float32, shape (P,).
-        margin_P: wanted reward difference, float32, shape (P,); 0 where a pair has none.
-        label_smoothing: probability that a label is wrong, at least 0 and under 0.5.
-        global_weight: sum of ``weight_P`` over the whole global batch, a positive scalar.
+        judgements: on the same device, of the groups with these completions, each group whole.
+        config: which loss, and its settings.
+        global_weight: sum of the pairs' weights over the whole global batch, a positive scalar.
 
     Returns:
         A scalar of ``reward_N``'s dtype.
 
     Raises:
-        ValueError: if ``reward_N`` is narrower than float32; in bfloat16 8 and 8.03 are the same number. If the
-            arguments over P differ in shape, since one of length 1 would be spread over all pairs.
-
-    Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288, eq. 2; label
-    smoothing: Mitchell 2023, "A note on DPO with noisy preferences", eq. 3.
+        ValueError: if ``reward_N`` is narrower than float32; in bfloat16 8 and 8.03 are the same number.
     """
-    _refuse_narrow(reward_N)
-    over_pairs = [chosen_P, rejected_P, weight_P] + ([] if margin_P is None else [margin_P])
-    if any(tensor.shape != chosen_P.shape for tensor in over_pairs):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in over_pairs)
-        raise ValueError(f"chosen_P, rejected_P, weight_P and margin_P must be of one shape (P,), found {shapes}")
-    difference_P = reward_N[chosen_P] - reward_N[rejected_P]
-    if margin_P is not None:
-        difference_P = difference_P - margin_P
-    # logsigmoid(-z) = logsigmoid(z) - z, so the flipped label costs smoothing * z more; both finite at any z.
-    loss_P = -functional.logsigmoid(difference_P) + label_smoothing * difference_P
-    return (weight_P * loss_P).sum() / global_weight
-
-
-def _refuse_narrow(reward_N: Tensor) -> None:
     if reward_N.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"rewards are {reward_N.dtype}, expected float32 or float64: nearby rewards would become ties; "
             "compute the head in float32 (RewardModel does)"
         )
+    weighted = _weighted_sum(reward_N, judgements, config)
+    if config.centre > 0:
+        weighted = weighted + config.centre * _off_centre(reward_N, judgements)
+    return weighted / global_weight
+
+
+def _weighted_sum(reward_N: Tensor, judgements: Judgements, config: LossConfig) -> Tensor:
+    difference_P = reward_N[judgements.chosen_P] - reward_N[judgements.rejected_P]
+    match config.kind:
+        case "bradley_terry":
+            margin_P = judgements.margin_P if config.use_margin else None
+            loss_P = _bradley_terry(difference_P, margin_P, config.label_smoothing)
+            return (judgements.weight_P * loss_P).sum()
+        case "hinge":
+            has_margin_P = judgements.has_margin_P & config.use_margin
+            margin_P = torch.where(has_margin_P, judgements.margin_P.to(reward_N.dtype), config.hinge_margin)
+            return (judgements.weight_P * functional.relu(margin_P - difference_P)).sum()
+        case "plackett_luce":
+            return _plackett_luce(reward_N, judgements.stages)
+        case _:
+            assert_never(config.kind)
+
+
+def _bradley_terry(difference_P: Tensor, margin_P: Tensor | None, label_smoothing: float) -> Tensor:
+    """Return each pair's loss.
+
+    With z = difference - margin and s the smoothing it is ``(1 - s) * -log sigmoid(z) + s * -log sigmoid(-z)``.
+
+    Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288, eq. 2; label
+    smoothing: Mitchell 2023, "A note on DPO with noisy preferences", eq. 3.
+    """
+    if margin_P is not None:
+        difference_P = difference_P - margin_P
+    # logsigmoid(-z) = logsigmoid(z) - z, so the flipped label costs smoothing * z more; both finite at any z.
+    return -functional.logsigmoid(difference_P) + label_smoothing * difference_P
+
+
+def _plackett_luce(reward_N: Tensor, stages: Stages) -> Tensor:
+    """Return the weighted sum over the stages of -log of the probability that the chosen completion is.
+
+    A stage's probability is exp(reward of chosen) over the sum of exp(reward) of all that are left. Of two
+    completions that is Bradley-Terry's. Linear in the completions, not in their pairs.
+
+    Source: Plackett 1975, "The analysis of permutations"; as a loss: Xia et al. 2008, "Listwise approach to learning to
+    rank" (ListMLE); ties: Breslow 1974, "Covariance analysis of censored survival data", eq. 7.
+    """
+    wide_N = reward_N.double()
+    left_GK = torch.logcumsumexp(wide_N[stages.worst_first_GK], dim=1)
+    behind_S = left_GK.flatten()[stages.reach_S] - wide_N[stages.chosen_S]
+    # log(exp(chosen) + exp(rest)) - chosen = softplus(rest - chosen); a tie's sum has the chosen in it already.
+    loss_S = torch.where(stages.tied_S, behind_S, functional.softplus(behind_S))
+    return (stages.weight_S * loss_S).sum().to(reward_N.dtype)
+
+
+def _off_centre(reward_N: Tensor, judgements: Judgements) -> Tensor:
+    """Return the weighted sum over pairs of the squared sum of the two rewards.
+
+    The other losses see differences alone, so that the level of all rewards together may drift without it.
+
+    Source: Eisenstein et al. 2023, arXiv:2312.09244, eq. 2; TRL's ``center_rewards_coefficient``.
+    """
+    sum_P = reward_N[judgements.chosen_P] + reward_N[judgements.rejected_P]
+    return (judgements.weight_P * sum_P.square()).sum()

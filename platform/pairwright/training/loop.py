@@ -22,7 +22,7 @@ from pairwright.config import TrainConfig
 from pairwright.data.tokens import TokenGroup, TokenTable
 from pairwright.errors import CheckpointError, ModelError, TrainingError
 from pairwright.model.batches import Layout, MicroBatch, collate
-from pairwright.model.loss import pairwise_loss
+from pairwright.model.loss import preference_loss
 from pairwright.model.metrics import EvaluationSums, merged
 from pairwright.model.planning import plan_micro_batches
 from pairwright.model.reward_model import RewardModel
@@ -159,7 +159,6 @@ def train_step(engine: Engine, run: Run, rows: np.ndarray, learning_rate: float,
 
 def _accumulate(engine: Engine, run: Run, rows: np.ndarray) -> tuple[torch.Tensor, list[str]]:
     """Add up this rank's part of the gradient; return its sums and the groups of micro-batches with a bad loss."""
-    config = run.config.loss
     global_weight = torch.tensor(float(run.tokens.weight_G[rows].sum()), dtype=torch.float32, device=engine.device)
     mine = _plan(run, rows)[dist.get_rank()]
     # Figures stay on the device until the end: reading one waits for the GPU.
@@ -170,15 +169,7 @@ def _accumulate(engine: Engine, run: Run, rows: np.ndarray) -> tuple[torch.Tenso
         groups = [run.tokens.group(int(rows[p])) for p in positions]
         batch = collate(groups, run.pad_token_id, run.layout).to(engine.device)
         reward_N = engine.rewards(batch)
-        loss = pairwise_loss(
-            reward_N,
-            batch.judgements.chosen_P,
-            batch.judgements.rejected_P,
-            batch.judgements.weight_P,
-            margin_P=batch.judgements.margin_P if config.use_margin else None,
-            label_smoothing=config.label_smoothing,
-            global_weight=global_weight,
-        )
+        loss = preference_loss(reward_N, batch.judgements, run.config.loss, global_weight=global_weight)
         engine.accumulate(loss, is_last=index == len(mine) - 1)
         sums += _sums_of(batch, reward_N.detach(), loss.detach())
         losses.append(loss.detach())

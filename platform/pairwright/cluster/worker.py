@@ -32,6 +32,7 @@ from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ModelError, PairwrightError
 from pairwright.model.export import choose_pad_token, save_reward_model
+from pairwright.model.lora import add_adapters
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.training.agreement import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
@@ -126,6 +127,8 @@ def _prepare(task: WorkerTask) -> _Prepared:
         pad_token_id=pad_token_id,
         vocab_size=len(tokenizer),
     )
+    if config.lora is not None:
+        add_adapters(model, config.lora, seed=config.training.seed)
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
     _check_positions(model, tokens, config)
     run = Run(config=config, run_digest=task.run_digest, tokens=tokens, pad_token_id=pad_token_id, layout="padded")

@@ -33,14 +33,20 @@ def join_process_group() -> None:
 
 def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
     """Return the DeepSpeed configuration of a run."""
+    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if engine.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
     return {
         # Batches are planned by token budget (model/batches.py); these two only satisfy DeepSpeed's arithmetic.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": engine.zero_stage},
+        "zero_optimization": zero,
         "bf16": {"enabled": engine.precision == "bf16"},
         "gradient_clipping": 0.0 if _clips_here(engine) else optimizer.max_gradient_norm,
         "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own CPU Adam is a kernel to compile on every node; torch's fused one comes with torch.
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
     }
@@ -59,8 +65,11 @@ class Engine:
             lr=optimizer.learning_rate,
             betas=optimizer.betas,
             eps=optimizer.eps,
+            # Offloaded, it steps on the CPU: several times as fast in one pass over memory.
+            fused=engine.offload_optimizer,
         )
         self._model = model
+        self._has_frozen = not all(parameter.requires_grad for parameter in model.parameters())
         self._deepspeed: Any
         self._optimizer: Any
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
@@ -100,13 +109,21 @@ class Engine:
         self._deepspeed.train(training)
 
     def save(self, directory: Path, tag: str) -> None:
-        """Write this rank's shards below ``directory``; each rank has a directory of its own."""
+        """Write this rank's shards below ``directory``; each rank has a directory of its own.
+
+        Frozen weights are left out: they are the starting model's, which the run's digest names.
+        """
         (directory / tag).mkdir(parents=True, exist_ok=True)
-        self._deepspeed.save_checkpoint(str(directory), tag=tag, save_latest=False)
+        self._deepspeed.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, directory: Path, tag: str) -> None:
         """Read back weights and optimizer state that as many ranks had saved."""
-        self._deepspeed.load_checkpoint(str(directory), tag=tag, load_lr_scheduler_states=False)
+        self._deepspeed.load_checkpoint(
+            str(directory),
+            tag=tag,
+            load_lr_scheduler_states=False,
+            load_module_strict=not self._has_frozen,
+        )
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """Return all weights on the CPU on rank 0, None elsewhere; under ZeRO-3 they are gathered layer by layer."""

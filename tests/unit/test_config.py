@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pairwright.config import IngestConfig, TrainConfig, config_digest, load_config
+from pairwright.config import IngestConfig, LossConfig, TrainConfig, config_digest, load_config
 from pairwright.errors import ConfigError
 
 MINIMAL = 'output = "o"\n[model]\npath = "m"\n[data]\npairs = "p"\n'
@@ -35,6 +35,19 @@ def test_overrides_win_over_the_file_and_read_toml_values(tmp_path: Path) -> Non
             ["batches.micro_batch_tokens=100"],
             ["batches.micro_batch_tokens (100)", "max_length (2048)", "raise"],
         ),
+        (MINIMAL, ["loss.kind=listwise"], ["loss.kind", "listwise", "plackett_luce"]),
+        (
+            MINIMAL,
+            ["loss.kind=hinge", "loss.label_smoothing=0.1"],
+            ["label_smoothing is 0.1", "hinge", 'set loss.kind = "bradley_terry"'],
+        ),
+        (
+            MINIMAL,
+            ["loss.kind=plackett_luce", "loss.label_smoothing=0.1", "loss.use_margin=false"],
+            ["label_smoothing is 0.1", "plackett_luce"],
+        ),
+        (MINIMAL, ["loss.kind=plackett_luce"], ["use_margin is true", "set loss.use_margin = false"]),
+        (MINIMAL, ["loss.hinge_margin=2"], ["hinge_margin is 2.0", "bradley_terry", 'set loss.kind = "hinge"']),
         ("output = [", [], ["run.toml", "not a TOML file"]),
     ],
 )
@@ -44,6 +57,19 @@ def test_a_mistake_is_named_with_its_place_and_remedy(
     with pytest.raises(ConfigError) as caught:
         load_config(TrainConfig, write(tmp_path, text), overrides)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "hinge", "hinge_margin": 2.0, "centre": 0.01},
+        {"kind": "plackett_luce", "use_margin": False},
+        {"label_smoothing": 0.1, "use_margin": False},
+    ],
+)
+def test_a_resolved_loss_loads_again(loss: dict[str, object]) -> None:
+    resolved = LossConfig.model_validate(loss)
+    assert LossConfig.model_validate(resolved.model_dump(mode="json")) == resolved
 
 
 def test_a_missing_file_is_named_and_recipes_are_pointed_at() -> None:

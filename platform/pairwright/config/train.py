@@ -67,18 +67,17 @@ class LossConfig(Section):
     def _settings_are_of_this_kind(self) -> Self:
         if self.label_smoothing and self.kind != "bradley_terry":
             raise ValueError(
-                f"loss.label_smoothing is {self.label_smoothing} and loss.kind is {self.kind}, which has no smoothed "
-                'form; remove it, or set loss.kind = "bradley_terry"'
+                f"label_smoothing is {self.label_smoothing}, and {self.kind} has no smoothed form; remove it, or set "
+                'loss.kind = "bradley_terry"'
             )
         if self.use_margin and self.kind == "plackett_luce":
             raise ValueError(
-                "loss.use_margin is true and loss.kind is plackett_luce, which is over orders and knows no margins; "
-                "set loss.use_margin = false"
+                "use_margin is true, and plackett_luce is over orders, which have no margins; set "
+                "loss.use_margin = false"
             )
         if self.kind != "hinge" and self.hinge_margin != type(self).model_fields["hinge_margin"].default:
             raise ValueError(
-                f"loss.hinge_margin is {self.hinge_margin} and loss.kind is {self.kind}; remove it, or set "
-                'loss.kind = "hinge"'
+                f'hinge_margin is {self.hinge_margin}, and {self.kind} has none; remove it, or set loss.kind = "hinge"'
             )
         return self
 

@@ -45,34 +45,44 @@ def preference_loss(reward_N: Tensor, judgements: Judgements, config: LossConfig
 
 
 def _weighted_sum(reward_N: Tensor, judgements: Judgements, config: LossConfig) -> Tensor:
-    difference_P = reward_N[judgements.chosen_P] - reward_N[judgements.rejected_P]
     match config.kind:
         case "bradley_terry":
-            margin_P = judgements.margin_P if config.use_margin else None
-            loss_P = _bradley_terry(difference_P, margin_P, config.label_smoothing)
-            return (judgements.weight_P * loss_P).sum()
+            return _bradley_terry(reward_N, judgements, config)
         case "hinge":
-            has_margin_P = judgements.has_margin_P & config.use_margin
-            margin_P = torch.where(has_margin_P, judgements.margin_P.to(reward_N.dtype), config.hinge_margin)
-            return (judgements.weight_P * functional.relu(margin_P - difference_P)).sum()
+            return _hinge(reward_N, judgements, config)
         case "plackett_luce":
             return _plackett_luce(reward_N, judgements.stages)
         case _:
             assert_never(config.kind)
 
 
-def _bradley_terry(difference_P: Tensor, margin_P: Tensor | None, label_smoothing: float) -> Tensor:
-    """Return each pair's loss.
+def _bradley_terry(reward_N: Tensor, judgements: Judgements, config: LossConfig) -> Tensor:
+    """Return the weighted sum over pairs of -log of the probability that the chosen completion wins.
 
     With z = difference - margin and s the smoothing it is ``(1 - s) * -log sigmoid(z) + s * -log sigmoid(-z)``.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288, eq. 2; label
     smoothing: Mitchell 2023, "A note on DPO with noisy preferences", eq. 3.
     """
-    if margin_P is not None:
-        difference_P = difference_P - margin_P
+    difference_P = reward_N[judgements.chosen_P] - reward_N[judgements.rejected_P]
+    if config.use_margin:
+        difference_P = difference_P - judgements.margin_P
     # logsigmoid(-z) = logsigmoid(z) - z, so the flipped label costs smoothing * z more; both finite at any z.
-    return -functional.logsigmoid(difference_P) + label_smoothing * difference_P
+    loss_P = -functional.logsigmoid(difference_P) + config.label_smoothing * difference_P
+    return (judgements.weight_P * loss_P).sum()
+
+
+def _hinge(reward_N: Tensor, judgements: Judgements, config: LossConfig) -> Tensor:
+    """Return the weighted sum over pairs of what the difference lacks of the pair's margin.
+
+    The pair's own margin takes the place of ``hinge_margin``, also where it is 0, as of a tie.
+
+    Source: Joachims 2002, "Optimizing search engines using clickthrough data", optimization problem 1 (margin 1).
+    """
+    difference_P = reward_N[judgements.chosen_P] - reward_N[judgements.rejected_P]
+    has_margin_P = judgements.has_margin_P & config.use_margin
+    margin_P = torch.where(has_margin_P, judgements.margin_P.to(reward_N.dtype), config.hinge_margin)
+    return (judgements.weight_P * functional.relu(margin_P - difference_P)).sum()
 
 
 def _plackett_luce(reward_N: Tensor, stages: Stages) -> Tensor:
@@ -82,13 +92,13 @@ def _plackett_luce(reward_N: Tensor, stages: Stages) -> Tensor:
     completions that is Bradley-Terry's. Linear in the completions, not in their pairs.
 
     Source: Plackett 1975, "The analysis of permutations"; as a loss: Xia et al. 2008, "Listwise approach to learning to
-    rank" (ListMLE); ties: Breslow 1974, "Covariance analysis of censored survival data", eq. 7.
+    rank" (ListMLE); ties: Breslow 1974, "Covariance analysis of censored survival data".
     """
     wide_N = reward_N.double()
     left_GK = torch.logcumsumexp(wide_N[stages.worst_first_GK], dim=1)
     behind_S = left_GK.flatten()[stages.reach_S] - wide_N[stages.chosen_S]
-    # log(exp(chosen) + exp(rest)) - chosen = softplus(rest - chosen); a tie's sum has the chosen in it already.
-    loss_S = torch.where(stages.tied_S, behind_S, functional.softplus(behind_S))
+    # log(exp(chosen) + exp(rest)) - chosen = -log sigmoid(chosen - rest); a tie's sum has the chosen in it already.
+    loss_S = torch.where(stages.tied_S, behind_S, -functional.logsigmoid(-behind_S))
     return (stages.weight_S * loss_S).sum().to(reward_N.dtype)
 
 

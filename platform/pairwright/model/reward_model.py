@@ -18,7 +18,9 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from pairwright.errors import ModelError
+from pairwright.model import attention
 from pairwright.model.batches import Segments
+from pairwright.model.encoders import encoder_positions, position_padding_idx, reward_at_first_token
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class RewardModel(nn.Module):
         self.model = model
         self.export_config = export_config
         self.pools_last_token = name == DECODER_HEAD
+        self._own_attention = model.config._attn_implementation or "eager"
 
     def forward(
         self,
@@ -88,7 +91,9 @@ class RewardModel(nn.Module):
             last_N: index of each completion's last token into the R * T tokens, int64, shape (N,); encoders pool in
                 their own way instead.
         """
-        assert segments is None and attention_mask_RT is not None
+        if segments is not None:
+            return self._rewards_of_flat_row(input_ids_RT, position_ids_RT, segments, last_N)
+        assert attention_mask_RT is not None
         if not self.pools_last_token:
             # Encoders count positions from the first column and pool there, so tokens go before padding.
             order_RT = attention_mask_RT.argsort(dim=1, descending=True, stable=True)
@@ -99,6 +104,40 @@ class RewardModel(nn.Module):
         ).last_hidden_state
         return self.model.get_submodule(DECODER_HEAD)(hidden_RTD.flatten(0, 1)[last_N])[:, 0]
 
+    def _rewards_of_flat_row(
+        self, input_ids_RT: Tensor, position_ids_RT: Tensor, segments: Segments, last_N: Tensor
+    ) -> Tensor:
+        # A mask of four dimensions is taken as it is: nothing is built from it, and ``attend`` does not look at it.
+        nothing_masked = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=input_ids_RT.device)
+        if self.pools_last_token:
+            hidden_RTD = self.model.base_model(
+                input_ids=input_ids_RT,
+                attention_mask=nothing_masked,
+                position_ids=position_ids_RT,
+                use_cache=False,
+                segments=segments,
+            ).last_hidden_state
+            return self.model.get_submodule(DECODER_HEAD)(hidden_RTD[0, last_N])[:, 0]
+        hidden_RTD = self.model.base_model(
+            input_ids=input_ids_RT,
+            attention_mask=nothing_masked,
+            position_ids=encoder_positions(self.model, input_ids_RT, position_ids_RT),
+            segments=segments,
+        ).last_hidden_state
+        return reward_at_first_token(self.model, hidden_RTD[0], segments)
+
+    def take_flat_rows(self, *, enabled: bool) -> None:
+        """Let the model compute flat rows, through ``attention.attend``, or leave it as transformers loaded it.
+
+        Raises:
+            UnsupportedAttentionError: if the model knows no other attention than its own.
+        """
+        if enabled and not self.model._supports_attention_backend:
+            raise attention.UnsupportedAttentionError(
+                f"{type(self.model).__name__} takes no attention but its own implementation"
+            )
+        self.model.set_attn_implementation(attention.IMPLEMENTATION if enabled else self._own_attention)
+
     @property
     def max_positions(self) -> int | None:
         """The longest row that the model has positions for, in tokens; None where its configuration names no limit."""
@@ -106,12 +145,8 @@ class RewardModel(nn.Module):
             limit = self.model.config.get_text_config().max_position_embeddings
         except AttributeError:
             return None
-        for name, module in self.model.named_modules():
-            # RoBERTa's kind counts positions from behind its padding index.
-            is_table = isinstance(module, nn.Embedding) and name.endswith("position_embeddings")
-            if is_table and module.padding_idx is not None:
-                return limit - module.padding_idx - 1
-        return limit
+        padding_idx = position_padding_idx(self.model)
+        return limit if padding_idx is None else limit - padding_idx - 1
 
 
 def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:

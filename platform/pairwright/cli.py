@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pairwright import __version__, cli_tables
+from pairwright import __version__, cli_runs, cli_tables
 from pairwright.errors import DataError, PairwrightError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_tables.app)
+app.add_typer(cli_runs.app)
 
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from pairwright.cluster.checkpoints import kept_checkpoints
 from pairwright.cluster.run_folder import RunFolder
 from pairwright.cluster.train import dry_run, train
 from pairwright.config import TrainConfig
@@ -106,6 +107,13 @@ def test_another_run_into_the_same_output_is_refused_and_the_difference_named(un
     other = undisturbed.model_copy(update={"training": undisturbed.training.model_copy(update={"seed": 5})})
     with pytest.raises(ConfigError, match=r"holds another run \(training\.seed is 0 there and 5 here\)"):
         train(other)
+
+
+def test_its_checkpoints_are_listed_whole_and_the_last_is_where_a_start_goes_on(undisturbed: TrainConfig) -> None:
+    found = kept_checkpoints(undisturbed.output, verify=True)
+    listed = [(kept.manifest and kept.manifest.step, kept.committed, kept.damage) for kept in found.checkpoints]
+    assert listed == [(32, True, None), (24, True, None)]
+    assert found.next_start == found.checkpoints[0]
 
 
 def kill_a_worker_after(step: int, output: Path, killed: list[int]) -> None:

@@ -41,10 +41,15 @@ class ShardFile(msgspec.Struct, frozen=True):
     sha256: str
 
 
+def listing_name(rank: int) -> str:
+    """Return the name of the list of the files that a rank wrote."""
+    return f"files-{rank:05d}.json"
+
+
 def write_manifests(directory: Path, manifest: CheckpointManifest, *, rank: int) -> None:
     """Record what this rank wrote below ``directory``, and on rank 0 whose checkpoint it is."""
     files = [_describe(path, directory) for path in sorted((directory / TAG).rglob("*")) if path.is_file()]
-    (directory / f"files-{rank:05d}.json").write_bytes(msgspec.json.format(msgspec.json.encode(files), indent=1))
+    (directory / listing_name(rank)).write_bytes(msgspec.json.format(msgspec.json.encode(files), indent=1))
     if rank == 0:
         (directory / MANIFEST_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
@@ -68,7 +73,7 @@ def verify(directory: Path, manifest: CheckpointManifest, *, rank: int) -> None:
         CheckpointError: naming the first file that is missing or differs.
     """
     for writer in sorted({0, rank} & set(range(manifest.world_size))):
-        listing = directory / f"files-{writer:05d}.json"
+        listing = directory / listing_name(writer)
         try:
             files = msgspec.json.decode(listing.read_bytes(), type=list[ShardFile])
         except (OSError, msgspec.DecodeError) as error:

@@ -1,0 +1,216 @@
+"""A run's output folder -> its checkpoints: what a restart would find, whether it is whole, what is left over.
+
+Reads what the run wrote and what Ray's snapshot names; starts no Ray, so it can be asked while the run goes on.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import obstore
+from obstore.exceptions import NotFoundError
+from obstore.store import ObjectStore
+
+from pairwright.cluster.run_folder import CHECKPOINTS_NAME, RUN_NAME, RunFolder, read_object
+from pairwright.data.locations import local_root, store_errors
+from pairwright.data.store import open_store
+from pairwright.errors import StoreError
+from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
+
+
+class KeptCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One folder below a run's ``checkpoints/``."""
+
+    name: str
+    committed: bool
+    """Whether Ray's snapshot names it, so that a restart may use it; else it is being written, or a leftover."""
+    manifest: CheckpointManifest | None
+    """Its ``checkpoint.json``, if that can be read."""
+    bytes: int
+    """Of all its files."""
+    written_at: datetime
+    """When its newest file was written."""
+    damage: str | None
+    """What is wrong with it; None if nothing was found, by names and sizes or, verified, by every hash."""
+
+
+class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``pairwright checkpoints`` shows."""
+
+    run: str
+    verified: bool
+    """Whether every file was read and its hash compared, or only names and sizes."""
+    snapshot: Literal["read", "missing", "torn"]
+    """Ray's list of what is committed."""
+    checkpoints: list[KeptCheckpoint]
+    """The newest step first."""
+
+    @property
+    def next_start(self) -> KeptCheckpoint | None:
+        """The newest committed checkpoint, which the next start of the run goes on from."""
+        return next((found for found in self.checkpoints if found.committed), None)
+
+
+class _Named(msgspec.Struct, frozen=True):
+    checkpoint_dir_name: str
+
+
+class _Snapshot(msgspec.Struct, frozen=True):
+    """The part of Ray Train's snapshot that says what is committed."""
+
+    checkpoint_results: list[_Named]
+
+
+def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
+    """Return the checkpoints of a run.
+
+    Args:
+        run: output folder of a run, a path or a URL.
+        verify: read every file and compare its hash; names and sizes are compared in any case.
+
+    Raises:
+        StoreError: if there is no run.
+    """
+    root = local_root(run)
+    folder = RunFolder(run) if root is None or root.is_dir() else None  # which would make the folder
+    if folder is None or folder.identity() is None:
+        raise StoreError(f"{run}: no run here ({RUN_NAME} is missing); expected the output of `pairwright train`")
+    url = folder.path(CHECKPOINTS_NAME)
+    store = open_store(url)
+    with store_errors(url):
+        snapshot, committed = _committed(store)
+        folders: dict[str, list[ObjectMeta]] = {}
+        for chunk in obstore.list(store):
+            for entry in chunk:
+                name, separator, _ = entry["path"].partition("/")
+                if separator:
+                    folders.setdefault(name, []).append(entry)
+        found = [
+            _looked_at(store, name, entries, committed=name in committed, verify=verify)
+            for name, entries in sorted(folders.items())
+        ]
+        found += [_gone(name) for name in committed if name not in folders]
+    found.sort(key=lambda kept: (_step(kept), kept.committed), reverse=True)
+    return KeptCheckpoints(run=folder.url, verified=verify, snapshot=snapshot, checkpoints=found)
+
+
+def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], list[str]]:
+    content = read_object(store, SNAPSHOT_NAME)
+    if content is None:
+        return "missing", []
+    try:
+        snapshot = msgspec.json.decode(content, type=_Snapshot)
+    except msgspec.DecodeError:
+        return "torn", []
+    return "read", [named.checkpoint_dir_name for named in snapshot.checkpoint_results]
+
+
+def _looked_at(
+    store: ObjectStore, name: str, entries: Sequence["ObjectMeta"], *, committed: bool, verify: bool
+) -> KeptCheckpoint:
+    manifest, damage = _manifest(store, name)
+    if manifest is not None:
+        sizes = {entry["path"]: entry["size"] for entry in entries}
+        damage = _damage(store, name, manifest, sizes, verify=verify)
+    return KeptCheckpoint(
+        name=name,
+        committed=committed,
+        manifest=manifest,
+        bytes=sum(entry["size"] for entry in entries),
+        written_at=max(entry["last_modified"] for entry in entries),
+        damage=damage,
+    )
+
+
+def _gone(name: str) -> KeptCheckpoint:
+    return KeptCheckpoint(
+        name=name,
+        committed=True,
+        manifest=None,
+        bytes=0,
+        written_at=datetime.fromisoformat("1970-01-01T00:00:00Z"),
+        damage="the folder is gone",
+    )
+
+
+def _manifest(store: ObjectStore, name: str) -> tuple[CheckpointManifest | None, str | None]:
+    content = read_object(store, f"{name}/{MANIFEST_NAME}")
+    if content is None:
+        return None, f"{MANIFEST_NAME} is missing"
+    try:
+        return msgspec.json.decode(content, type=CheckpointManifest), None
+    except msgspec.DecodeError as error:
+        return None, f"{MANIFEST_NAME} cannot be read ({error})"
+
+
+def _damage(
+    store: ObjectStore, name: str, manifest: CheckpointManifest, sizes: dict[str, int], *, verify: bool
+) -> str | None:
+    """Return the first thing that is wrong with a checkpoint's files, or None."""
+    for rank in range(manifest.world_size):
+        content = read_object(store, f"{name}/{listing_name(rank)}")
+        if content is None:
+            return f"{listing_name(rank)} is missing"
+        try:
+            files = msgspec.json.decode(content, type=list[ShardFile])
+        except msgspec.DecodeError as error:
+            return f"{listing_name(rank)} cannot be read ({error})"
+        for file in files:
+            size = sizes.get(f"{name}/{file.path}")
+            if size is None:
+                return f"{file.path} is missing"
+            if size != file.bytes:
+                return f"{file.path} has {size:,} bytes, expected {file.bytes:,}"
+            if verify and _sha256(store, f"{name}/{file.path}") != file.sha256:
+                return f"{file.path} is not what was written (SHA-256)"
+    return None
+
+
+def _sha256(store: ObjectStore, path: str) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        for chunk in obstore.get(store, path).stream():
+            digest.update(chunk)
+    except (NotFoundError, FileNotFoundError):  # the run has just put a newer one in its place
+        return None
+    return digest.hexdigest()
+
+
+def _step(kept: KeptCheckpoint) -> int:
+    return -1 if kept.manifest is None else kept.manifest.step
+
+
+def format_checkpoints(found: KeptCheckpoints) -> str:
+    """Return the checkpoints as text, a line each."""
+    if not found.checkpoints:
+        return f"run {found.run}: no checkpoints yet"
+    lines = [f"run {found.run}"]
+    if found.snapshot != "read":
+        lines.append(f"  Ray's list of committed checkpoints ({SNAPSHOT_NAME}) is {found.snapshot}")
+    for kept in found.checkpoints:
+        lines.append(f"{_name(kept):>10}  {kept.bytes / 1e6:10,.1f} MB  {_standing(kept, found):<22}  {kept.name}")
+        if kept.damage is not None:
+            lines.append(f"{'':>10}  {kept.damage}")
+    first = found.next_start
+    start = "its first step" if first is None else f"step {_step(first)}" if first.damage is None else None
+    lines.append(f"the next start goes on from {start}" if start else "the newest committed checkpoint is damaged")
+    return "\n".join(lines)
+
+
+def _name(kept: KeptCheckpoint) -> str:
+    return "?" if kept.manifest is None else f"step {kept.manifest.step:,}"
+
+
+def _standing(kept: KeptCheckpoint, found: KeptCheckpoints) -> str:
+    if not kept.committed:
+        return "not committed"
+    if kept.damage is not None:
+        return "DAMAGED"
+    return "verified" if found.verified else "committed"

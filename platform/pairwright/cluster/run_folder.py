@@ -152,7 +152,7 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
         "output": True,
         "data": True,
         "tokens": {"cache"},
-        "batches": {"micro_batch_tokens"},
+        "batches": {"micro_batch_tokens", "layout"},
         "training": {"log_every_steps", "evaluate_every_steps", "checkpoint_every_steps", "keep_checkpoints"},
         "workers": True,
     }

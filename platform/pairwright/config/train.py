@@ -47,6 +47,8 @@ class BatchesConfig(Section):
     """Groups (prompts) in a global batch; InstructGPT: 64."""
     micro_batch_tokens: PositiveInt = 16384
     """Most tokens of one forward on one rank, padding included. Changes speed and memory, never the result."""
+    layout: Literal["auto", "shared", "packed", "padded"] = "auto"
+    """How texts lie in a forward; auto: the fastest that proves right on this model at the start of the run."""
 
 
 class LossConfig(Section):

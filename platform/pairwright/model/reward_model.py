@@ -19,7 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from pairwright.errors import ModelError
 from pairwright.model import attention
-from pairwright.model.batches import Segments
+from pairwright.model.batches import MicroBatch, Segments
 from pairwright.model.encoders import encoder_positions, position_padding_idx, reward_at_first_token
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,10 @@ class RewardModel(nn.Module):
         ).last_hidden_state
         return reward_at_first_token(self.model, hidden_RTD[0], segments)
 
+    def rewards(self, batch: MicroBatch) -> Tensor:
+        """Return the reward of each completion of a micro-batch; under DeepSpeed call the engine instead."""
+        return self(batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N)
+
     def take_flat_rows(self, *, enabled: bool) -> None:
         """Let the model compute flat rows, through ``attention.attend``, or leave it as transformers loaded it.
 
@@ -137,6 +141,25 @@ class RewardModel(nn.Module):
                 f"{type(self.model).__name__} takes no attention but its own implementation"
             )
         self.model.set_attn_implementation(attention.IMPLEMENTATION if enabled else self._own_attention)
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether anything is dropped at random in training mode."""
+        modules = (module for module in self.model.modules() if isinstance(module, nn.Dropout))
+        return any(rate > 0 for _, rate in _dropout_rates(self.model.config)) or any(module.p > 0 for module in modules)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model knows."""
+        return _embedding(self.model).num_embeddings
+
+    @property
+    def sliding_window(self) -> int | None:
+        """How far back layers with a sliding window look, in tokens; None where no layer has one."""
+        try:
+            return self.model.config.get_text_config().sliding_window
+        except AttributeError:
+            return None
 
     @property
     def max_positions(self) -> int | None:
@@ -242,9 +265,16 @@ def read_config(path: str) -> PreTrainedConfig:
 
 def _drop_nothing(config: PreTrainedConfig) -> None:
     """Set every dropout rate of a configuration to 0, functional ones included."""
-    for name, value in config.get_text_config().to_dict().items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config.get_text_config(), name, 0.0)
+    for name, _ in _dropout_rates(config):
+        setattr(config.get_text_config(), name, 0.0)
+
+
+def _dropout_rates(config: PreTrainedConfig) -> list[tuple[str, float]]:
+    return [
+        (name, value)
+        for name, value in config.get_text_config().to_dict().items()
+        if "drop" in name and isinstance(value, float)
+    ]
 
 
 def _read_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, Sequence[str]]:

@@ -141,6 +141,9 @@ class Watcher:
             self.num_resumes += 1
             self._print(f"resumed from the checkpoint of step {step} of {record['num_steps']}")
             return
+        if kind == "layout":
+            self._print(f"layout {record['layout']}: {record['reason']}")
+            return
         if kind == "restart":
             self.num_restarts += 1
             self._print(f"lost workers ({'; '.join(record['causes'])}); starting new ones")

@@ -38,9 +38,11 @@ def _reference(rewards: list[float], pairs: list[Pair], config: LossConfig, tota
             term, slope = max(0.0, wanted - difference), -1.0 if difference < wanted else 0.0
         else:
             s = config.label_smoothing
-            right = 1 / (1 + math.exp(-(difference - (margin or 0.0))))
-            term = -(1 - s) * math.log(right) - s * math.log(1 - right)
-            slope = -(1 - s) * (1 - right) + s * right
+            z = difference - (margin or 0.0)
+            # -log of 1 / (1 + exp(-z)) as log1p: written out it has lost four digits at z = 9, and 1 - that as many.
+            term = (1 - s) * math.log1p(math.exp(-z)) + s * math.log1p(math.exp(z))
+            right, wrong = 1 / (1 + math.exp(-z)), 1 / (1 + math.exp(z))
+            slope = -(1 - s) * wrong + s * right
         both = rewards[chosen] + rewards[rejected]
         loss += weight * (term + config.centre * both**2) / total
         gradient[chosen] += weight * (slope + 2 * config.centre * both) / total

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -31,20 +32,22 @@ def _loss(
     return loss.item(), reward_N.grad.tolist()
 
 
-def _probability(rewards: Sequence[float], ranks: Sequence[int], ties: str) -> tuple[float, int]:
-    """Return the probability of a ranking, and of how many choices it is the product.
+def _minus_log_probability(rewards: Sequence[float], ranks: Sequence[float], ties: str) -> tuple[float, int]:
+    """Return -log of the probability of a ranking, and of how many choices it is the product; in 60 digits.
 
     Each completion is chosen over all of lower rank that there are; tied ones that count as ties over each other too
     (Breslow), those that do not (dropped) over the lower ones alone.
     """
-    strength = [math.exp(reward) for reward in rewards]
-    probability, num_choices = 1.0, 0
-    for i, rank in enumerate(ranks):
-        over = [j for j, other in enumerate(ranks) if other > rank or (ties == "half" and other == rank and j != i)]
-        if over:
-            probability *= strength[i] / (strength[i] + sum(strength[j] for j in over))
-            num_choices += 1
-    return probability, num_choices
+    with localcontext() as context:
+        context.prec = 60
+        strength = [Decimal(reward).exp() for reward in rewards]
+        probability, num_choices = Decimal(1), 0
+        for i, rank in enumerate(ranks):
+            over = [j for j, other in enumerate(ranks) if other > rank or (ties == "half" and other == rank and j != i)]
+            if over:
+                probability *= strength[i] / (strength[i] + sum(strength[j] for j in over))
+                num_choices += 1
+        return float(-probability.ln()), num_choices
 
 
 def _weight(group: TokenGroup) -> float:
@@ -67,8 +70,8 @@ def test_loss_is_the_mean_minus_log_probability_of_a_groups_choices(sizes, ties,
     total = 7.0  # of a global batch of which this is a part
     expected = 0.0
     for group, ranks, r in zip(groups, rankings, rewards, strict=True):
-        probability, num_choices = _probability(r, ranks, ties)
-        expected += _weight(group) * -math.log(probability) / num_choices / total
+        minus_log, num_choices = _minus_log_probability(r, ranks, ties)
+        expected += _weight(group) * minus_log / num_choices / total
 
     found, _ = _loss([r for rs in rewards for r in rs], groups, total=total)
     assert found == pytest.approx(expected, rel=1e-12)
@@ -171,9 +174,9 @@ def test_several_annotators_are_their_bordas_count(num_completions, num_annotato
     rewards = rng.normal(0, 2, num_completions).tolist()
     group = ranked_group(rankings, ties=ties)
     # Strict rankings: equals of the count were compared, so they are a tie that counts.
-    probability, num_choices = _probability(rewards, [-wins for wins in net_wins], "half")
+    minus_log, num_choices = _minus_log_probability(rewards, [-wins for wins in net_wins], "half")
     loss, _ = _loss(rewards, [group])
-    assert loss == pytest.approx(_weight(group) * -math.log(probability) / num_choices, rel=1e-12)
+    assert loss == pytest.approx(_weight(group) * minus_log / num_choices, rel=1e-12)
 
 
 @settings(deadline=None, max_examples=60)
@@ -183,9 +186,9 @@ def test_completions_that_were_dropped_leave_the_order_of_the_others(data, ties,
     kept = data.draw(st.sets(st.integers(0, len(ranks) - 1), min_size=1).map(sorted))
     rewards = np.random.default_rng(seed).normal(0, 2, len(kept)).tolist()
     group = ranked_group([ranks], ties=ties, kept=kept)
-    probability, num_choices = _probability(rewards, [ranks[i] for i in kept], ties)
+    minus_log, num_choices = _minus_log_probability(rewards, [ranks[i] for i in kept], ties)
     loss, _ = _loss(rewards, [group])
-    assert loss == pytest.approx(_weight(group) * -math.log(probability) / max(num_choices, 1), rel=1e-12)
+    assert loss == pytest.approx(_weight(group) * minus_log / max(num_choices, 1), rel=1e-12)
 
 
 def test_a_hundred_completions_by_ten_annotators_keep_their_levels():
@@ -198,13 +201,9 @@ def test_a_hundred_completions_by_ten_annotators_keep_their_levels():
         sum(sum((ranks[i] < other) - (ranks[i] > other) for other in ranks) for ranks in rankings) for i in range(100)
     ]
     assert len(set(net_wins)) < 100
-    log_probability, strength = 0.0, [math.exp(reward) for reward in rewards]
-    for i, wins in enumerate(net_wins):
-        left = sum(strength[j] for j, other in enumerate(net_wins) if other <= wins)
-        log_probability += math.log(strength[i] / left)
-    last_is_alone = net_wins.count(min(net_wins)) == 1
+    minus_log, num_choices = _minus_log_probability(rewards, [-wins for wins in net_wins], "half")
     loss, _ = _loss(rewards, [group])
-    assert loss == pytest.approx(_weight(group) * -log_probability / (100 - last_is_alone), rel=1e-9)
+    assert loss == pytest.approx(_weight(group) * minus_log / num_choices, rel=1e-12)
 
 
 def test_what_is_kept_for_the_backward_pass_grows_with_the_completions_and_not_with_their_pairs():

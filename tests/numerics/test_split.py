@@ -14,14 +14,17 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pairwright.config import LossConfig
+from pairwright.data.token_table import GroupSizes
 from pairwright.data.tokens import TokenGroup
 from pairwright.model.batches import MicroBatch, collate
+from pairwright.model.costs import ModelShape
 from pairwright.model.loss import preference_loss
-from pairwright.model.planning import plan_micro_batches
+from pairwright.model.planning import Rules, plan_forward
 from pairwright.model.reward_model import RewardModel
 
 SMOOTHING = 0.05
 LOSS = LossConfig(label_smoothing=SMOOTHING)
+SHAPE = ModelShape(linear_parameters=10_000, attention_width=64)
 Gradient = dict[str, Tensor]
 
 
@@ -64,15 +67,26 @@ def _reference_gradient(model: RewardModel, groups: list[TokenGroup]) -> Gradien
     return {f"model.{name}": gradient for name, gradient in _gradient(plain).items()}
 
 
+def _sizes(groups: list[TokenGroup]) -> GroupSizes:
+    completions = [[ids.size for ids in group.completion_ids] for group in groups]
+    prompt_tokens_G = np.array([group.prompt_ids.size for group in groups])
+    return GroupSizes(
+        num_completions_G=np.array([len(tokens) for tokens in completions]),
+        prompt_tokens_G=prompt_tokens_G,
+        completion_tokens_G=np.array([sum(tokens) for tokens in completions]),
+        longest_row_tokens_G=prompt_tokens_G + np.array([max(tokens) for tokens in completions]),
+    )
+
+
 def _split_gradient(model: RewardModel, groups: list[TokenGroup], *, world_size: int, budget: int) -> Gradient:
     model.zero_grad()
-    num_completions = [len(group.completion_ids) for group in groups]
-    longest = [g.prompt_ids.size + max(ids.size for ids in g.completion_ids) for g in groups]
-    plan = plan_micro_batches(num_completions, longest, world_size=world_size, micro_batch_tokens=budget)
+    rules = Rules(layout="padded", shape=SHAPE, world_size=world_size, micro_batch_tokens=budget)
+    plan = plan_forward(_sizes(groups), lambda position: [], rules)
+    assert not plan.divided_positions()
     total = sum(float(group.weight_P.astype(np.float64).sum()) for group in groups)
-    for rank in plan:
-        for positions in rank:
-            batch = collate([groups[p] for p in positions], 0, "padded")
+    for rank in plan.whole:
+        for planned in rank:
+            batch = collate([groups[part.position] for part in planned.parts], 0, "padded")
             reward_N = _rewards(model, batch)
             weight = torch.tensor(total, dtype=reward_N.dtype)
             preference_loss(reward_N, batch.judgements, LOSS, global_weight=weight).backward()

@@ -98,7 +98,14 @@ def test_columns_for_planning_agree_with_the_groups(tmp_path):
     assert table.num_pairs_G.tolist() == [len(group.chosen_P) for group in groups]
     weights = [group.weight_P.astype(np.float64).sum() for group in groups]
     np.testing.assert_allclose(table.weight_G, weights, rtol=1e-12)
-    assert table.longest_row_tokens_G.dtype == table.num_completions_G.dtype == np.int64
+    rows = np.array([5, 599, 0])
+    sizes = table.sizes_of(rows)
+    assert sizes.num_completions_G.tolist() == [len(groups[i].completion_ids) for i in rows]
+    assert sizes.prompt_tokens_G.tolist() == [len(groups[i].prompt_ids) for i in rows]
+    assert sizes.completion_tokens_G.tolist() == [sum(map(len, groups[i].completion_ids)) for i in rows]
+    assert sizes.longest_row_tokens_G.tolist() == [longest[i] for i in rows]
+    assert {getattr(sizes, field.name).dtype for field in fields(sizes)} == {np.dtype(np.int64)}
+    assert table.completion_tokens(599).tolist() == list(map(len, groups[599].completion_ids))
 
 
 def test_tokens_are_views_into_the_memory_mapped_file(tmp_path):

@@ -37,7 +37,6 @@ from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ConfigError, TrainingError
 from pairwright.evaluation.exported import model_digest
-from pairwright.model.batches import check_budget
 from pairwright.model.reward_model import read_config
 from pairwright.training.schedule import Schedule, schedule_of
 
@@ -152,13 +151,6 @@ def _prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Man
     table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
     rows = table.rows_of_split("train")
     schedule = schedule_of(len(rows), config)
-    # An impossible budget is said before any worker starts.
-    check_budget(
-        table.num_completions_G,
-        table.longest_row_tokens_G,
-        micro_batch_tokens=config.batches.micro_batch_tokens,
-        name_group=table.group_id,
-    )
     parts = {
         "config": identity_config(config),
         "pairs_url": pairs.url,

@@ -4,6 +4,7 @@ A mistake that the message explains stops every rank alike and comes back as a v
 lost worker and make the same mistake again. Any other exception is raised, so that the whole group is replaced.
 """
 
+import dataclasses
 import secrets
 import tempfile
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 import ray.train
@@ -31,12 +32,15 @@ from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ModelError, PairwrightError
+from pairwright.model.batches import Layout
 from pairwright.model.export import choose_pad_token, save_reward_model
+from pairwright.model.layouts import LayoutChoice, choose_layout
 from pairwright.model.lora import add_adapters
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.training.agreement import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
-from pairwright.training.loop import Run, train
+from pairwright.training.global_batch import Run, shape_of
+from pairwright.training.loop import train
 
 UPLOAD_POLL_SECONDS = 0.05
 
@@ -88,6 +92,7 @@ class _Prepared:
     model: RewardModel
     tokenizer: PreTrainedTokenizerFast
     template: str
+    layout_choice: LayoutChoice
 
 
 def train_worker(task: WorkerTask) -> dict[str, Any]:
@@ -110,7 +115,17 @@ def _prepare_together(task: WorkerTask) -> _Prepared:
         error = found
     raise_together(error)
     assert prepared is not None
-    return prepared
+    return _with_agreed_layout(prepared)
+
+
+def _with_agreed_layout(prepared: _Prepared) -> _Prepared:
+    """Return it with the layout that asks least of the model, of those that the ranks found; the same on every rank."""
+    choices = [prepared.layout_choice] * dist.get_world_size()
+    dist.all_gather_object(choices, prepared.layout_choice)
+    choice = max(choices, key=lambda choice: get_args(Layout).index(choice.layout))
+    prepared.model.take_flat_rows(enabled=choice.layout != "padded")
+    run = dataclasses.replace(prepared.run, layout=choice.layout)
+    return dataclasses.replace(prepared, run=run, layout_choice=choice)
 
 
 def _prepare(task: WorkerTask) -> _Prepared:
@@ -131,12 +146,29 @@ def _prepare(task: WorkerTask) -> _Prepared:
         add_adapters(model, config.lora, seed=config.training.seed)
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
     _check_positions(model, tokens, config)
-    run = Run(config=config, run_digest=task.run_digest, tokens=tokens, pad_token_id=pad_token_id, layout="padded")
-    return _Prepared(run=run, model=model, tokenizer=tokenizer, template=template)
+    choice = choose_layout(
+        model,
+        config.batches.layout,
+        pad_token_id=pad_token_id,
+        max_length=int(tokens.longest_row_tokens_G.max()),
+        device=ray.train.torch.get_device(),
+    )
+    run = Run(
+        config=config,
+        run_digest=task.run_digest,
+        tokens=tokens,
+        pad_token_id=pad_token_id,
+        layout=choice.layout,
+        shape=shape_of(model),
+    )
+    return _Prepared(run=run, model=model, tokenizer=tokenizer, template=template, layout_choice=choice)
 
 
 def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
     host = RayTrainHost(task.board)
+    if host.rank == 0:
+        choice = prepared.layout_choice
+        host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
     engine, validation = train(prepared.run, prepared.model, host)
     _export(engine, prepared, task)
     host.wait_for_upload()

@@ -1,126 +1,256 @@
-"""A global batch's groups -> micro-batches under a token budget, the same number on every rank; lengths alone.
+"""Sizes of a global batch's groups -> a plan: which rank computes which completions when. Numbers in, lists out.
 
-Planning sees lengths alone, so every rank computes the whole plan and takes its own part: nothing is sent. A group is
-never split. The plan is made of rounds, one micro-batch a rank: ranks wait for each other in every round (ZeRO's
-collectives), not once a step, so groups of like length share a round and are dealt by cost within it. Dealing a whole
-step by cost and packing each rank by itself ends ranks together too, but has them wait in between: 64 groups of
-lognormal length on 8 ranks took 1.46 times the ideal time, in rounds 1.22 (November 2026).
+Planning sees sizes alone, so every rank computes the whole plan and takes its own part: nothing is sent, nothing is
+timed, and a restart plans the same. The plan decides speed and memory, never the result.
+
+A plan is made of rounds, one micro-batch a rank: ranks wait for each other in every round (ZeRO's collectives), not
+once a step. A group is whole in one micro-batch, unless it is over the budget, or more ranks would stand idle than
+dividing it costs: a prompt is computed again with every part, and every part twice (training/step.py).
 """
 
-import heapq
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, assert_never
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from pairwright.data.token_table import GroupSizes
 from pairwright.errors import ConfigError
+from pairwright.model.batches import Layout
+from pairwright.model.costs import Ints, ModelShape, PartSizes, overhead
+from pairwright.model.packing import Packed, pack
 
-# What a micro-batch costs whatever its size (launches, ZeRO-3's gathers), in tokens of forward and backward.
-MICRO_BATCH_OVERHEAD_TOKENS = 512
+# In forwards: a backward takes two; a divided group has a forward more.
+PASSES_WHOLE = 3
+PASSES_DIVIDED = 4
+# Dividing groups for balance alone must save this share of the step: the model of cost is no better than that.
+LEAST_GAIN = 0.1
+# Largest part tried, as shares of what each rank has in a perfect deal.
+PART_SHARES = (1.5, 1.0, 0.7, 0.5, 0.35)
 
-MicroBatchPlan = tuple[int, list[int]]
-"""Tokens with padding, and positions of the groups in the global batch."""
-
-
-def check_budget(
-    num_completions_G: ArrayLike,
-    longest_row_tokens_G: ArrayLike,
-    *,
-    micro_batch_tokens: int,
-    name_group: Callable[[int], str],
-) -> None:
-    """Refuse groups that no micro-batch can hold; a run checks all of its groups before the first step.
-
-    Raises:
-        ConfigError: naming the largest group, its tokens and the budget that would hold it.
-    """
-    cost_G = np.asarray(num_completions_G, np.int64) * np.asarray(longest_row_tokens_G, np.int64)
-    num_over = int((cost_G > micro_batch_tokens).sum())
-    if num_over:
-        largest = int(cost_G.argmax())
-        rows, tokens = int(np.asarray(num_completions_G)[largest]), int(np.asarray(longest_row_tokens_G)[largest])
-        raise ConfigError(
-            f"group {name_group(largest)} takes {rows} completions x {tokens} tokens = {rows * tokens} tokens, and "
-            f"batches.micro_batch_tokens is {micro_batch_tokens} ({num_over} of {cost_G.size} groups are over it); "
-            f"raise it to at least {rows * tokens}, or lower tokens.max_length"
-        )
+CompletionTokens = Callable[[int], Sequence[int]]
+"""Position of a group in the global batch -> tokens of each of its completions; asked only of groups to be divided."""
 
 
-def plan_micro_batches(
-    num_completions_G: ArrayLike, longest_row_tokens_G: ArrayLike, *, world_size: int, micro_batch_tokens: int
-) -> list[list[list[int]]]:
-    """Return [rank][micro-batch] -> positions in the global batch of the groups inside.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a plan keeps to, the same on every rank."""
 
-    Every rank has the same number of micro-batches, since ZeRO's collectives stand in every forward and backward; some
-    may be empty (``collate`` makes them runnable). The longest come first, so that memory runs out at once if it does.
-    The plan decides speed and memory, never the result.
+    layout: Layout
+    shape: ModelShape
+    world_size: int
+    micro_batch_tokens: int
+    """Most tokens that one forward may compute, padding included."""
+
+
+class Part(NamedTuple):
+    """A group's prompt and some of its completions, or all."""
+
+    position: int
+    """Of the group in the global batch."""
+    first: int
+    last: int
+    """First of the completions, and one past the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMicroBatch:
+    """What one rank computes in one round; nothing, where it only keeps step."""
+
+    parts: tuple[Part, ...]
+    num_tokens: int
+    """Tokens computed, without padding."""
+    num_padding: int
+    cost: float
+    """Of one forward, in FLOPs of a linear layer."""
+
+
+Ranks = list[list[PlannedMicroBatch]]
+"""[rank][round]; as many rounds on every rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A step: rounds of the parts of divided groups, which run twice, then rounds of whole groups."""
+
+    divided: Ranks
+    whole: Ranks
+
+    def divided_positions(self) -> list[int]:
+        """Return the positions in the global batch of the groups that are divided, ascending."""
+        return sorted({part.position for rank in self.divided for batch in rank for part in batch.parts})
+
+
+def plan_step(sizes: GroupSizes, completion_tokens: CompletionTokens, rules: Rules) -> Plan:
+    """Return the plan of a training step: groups are divided also where that makes the step shorter.
 
     Args:
-        num_completions_G: completions of each group of the global batch, shape (G,).
-        longest_row_tokens_G: prompt and longest completion of each group, tokens, shape (G,).
-        world_size: number of ranks.
-        micro_batch_tokens: most tokens of one micro-batch, padding included.
+        sizes: of the groups of the global batch.
+        completion_tokens: of each group's completions.
+        rules: what the plan keeps to.
 
     Raises:
-        ConfigError: if a group alone is over the budget.
+        ConfigError: if one completion with its prompt is over the budget.
         ValueError: if the world size is not positive.
     """
-    if world_size < 1:
-        raise ValueError(f"world_size is {world_size}, expected at least 1")
-    rows_G = np.asarray(num_completions_G, np.int64)
-    tokens_G = np.asarray(longest_row_tokens_G, np.int64)
-    check_budget(rows_G, tokens_G, micro_batch_tokens=micro_batch_tokens, name_group="{} of the global batch".format)
-    plan: list[list[list[int]]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for micro_batches in _cheapest_rounds(rows_G.tolist(), tokens_G.tolist(), world_size, micro_batch_tokens):
-        # The costliest of a round goes to the rank that has had least so far.
-        by_load = sorted(range(world_size), key=lambda rank: (loads[rank], rank))
-        for rank, (cost, positions) in zip(by_load, sorted(micro_batches, reverse=True), strict=True):
-            plan[rank].append(positions)
-            loads[rank] += cost
-    return plan
+    plan = plan_forward(sizes, completion_tokens, rules)
+    quality = quality_of(plan, rules)
+    if quality.idle_share <= LEAST_GAIN:
+        return plan
+    num_tokens = sum(batch.num_tokens + batch.num_padding for rank in plan.whole for batch in rank)
+    best, least = plan, (1 - LEAST_GAIN) * quality.time
+    for share in PART_SHARES:
+        candidate = _plan(sizes, completion_tokens, rules, int(share * num_tokens / rules.world_size))
+        time = quality_of(candidate, rules).time
+        if time < least:
+            best, least = candidate, time
+    return best
 
 
-def _cheapest_rounds(
-    rows_G: list[int], tokens_G: list[int], world_size: int, micro_batch_tokens: int
-) -> list[list[MicroBatchPlan]]:
-    """Return rounds of one micro-batch a rank: of all cuts of the groups in order of length, those of least time.
-
-    A round takes as long as its largest micro-batch. Cuts stand at multiples of the world size, which keeps the number
-    of candidates small, and one group a rank always fits.
-    """
-    by_length = sorted(range(len(rows_G)), key=lambda g: (-tokens_G[g], g))
-    cuts = [*range(0, len(by_length), world_size), len(by_length)]
-    # best[i]: least time up to cut i, the cut at which the last round of that solution starts, and that round.
-    best: list[tuple[int, int, list[MicroBatchPlan]]] = [(0, 0, [])]
-    for end in range(1, len(cuts)):
-        options, total = [], 0
-        for start in range(end - 1, -1, -1):
-            total += sum(rows_G[g] * tokens_G[g] for g in by_length[cuts[start] : cuts[start + 1]])
-            if total > world_size * micro_batch_tokens:
-                break
-            dealt = _deal(by_length[cuts[start] : cuts[end]], rows_G, tokens_G, world_size)
-            largest = max(tokens for tokens, _ in dealt)
-            if largest <= micro_batch_tokens:
-                options.append((best[start][0] + largest + MICRO_BATCH_OVERHEAD_TOKENS, start, dealt))
-        best.append(min(options))
-    rounds, end = [], len(cuts) - 1
-    while end:
-        _, end, dealt = best[end]
-        rounds.append(dealt)
-    return rounds[::-1]
+def plan_forward(sizes: GroupSizes, completion_tokens: CompletionTokens, rules: Rules) -> Plan:
+    """Return a plan that divides only groups over the budget: for an evaluation; arguments as of ``plan_step``."""
+    return _plan(sizes, completion_tokens, rules, rules.micro_batch_tokens)
 
 
-def _deal(groups: Sequence[int], rows_G: list[int], tokens_G: list[int], world_size: int) -> list[MicroBatchPlan]:
-    """Return one micro-batch a rank: the costliest group first, each to the rank with least so far (Graham 1969)."""
-    dealt: list[list[int]] = [[] for _ in range(world_size)]
-    loads = [(0, rank) for rank in range(world_size)]
-    for group in sorted(groups, key=lambda g: (-rows_G[g] * tokens_G[g], g)):
-        load, rank = heapq.heappop(loads)
-        dealt[rank].append(group)
-        heapq.heappush(loads, (load + rows_G[group] * tokens_G[group], rank))
-    return [(_padded_tokens(positions, rows_G, tokens_G), positions) for positions in dealt]
+def _plan(sizes: GroupSizes, completion_tokens: CompletionTokens, rules: Rules, largest: int) -> Plan:
+    """Return the plan that divides groups of more tokens than ``largest``, into parts of no more where it can."""
+    if rules.world_size < 1:
+        raise ValueError(f"world_size is {rules.world_size}, expected at least 1")
+    groups = _whole(sizes)
+    largest = min(largest, rules.micro_batch_tokens)
+    is_divided_G = (groups.tokens_I(rules.layout) > largest) & (groups.rows_I > 1)
+    parts = [
+        part
+        for g in np.flatnonzero(is_divided_G).tolist()
+        for part in _divide(g, int(sizes.prompt_tokens_G[g]), completion_tokens(g), rules.layout, largest)
+    ]
+    divided = _sizes_of_parts(sizes, completion_tokens, parts)
+    whole_G = np.flatnonzero(~is_divided_G)
+    wholes = [Part(g, 0, int(sizes.num_completions_G[g])) for g in whole_G.tolist()]
+    return Plan(
+        divided=_ranks(parts, divided, rules),
+        whole=_ranks(wholes, groups.take(whole_G), rules),
+    )
 
 
-def _padded_tokens(positions: Sequence[int], rows_G: list[int], tokens_G: list[int]) -> int:
-    return sum(rows_G[g] for g in positions) * max((tokens_G[g] for g in positions), default=0)
+def _whole(sizes: GroupSizes) -> PartSizes:
+    return PartSizes(
+        rows_I=sizes.num_completions_G,
+        prompt_I=sizes.prompt_tokens_G,
+        completions_I=sizes.completion_tokens_G,
+        longest_I=sizes.longest_row_tokens_G,
+    )
+
+
+def _sizes_of_parts(sizes: GroupSizes, completion_tokens: CompletionTokens, parts: Sequence[Part]) -> PartSizes:
+    cut = [completion_tokens(part.position)[part.first : part.last] for part in parts]
+    prompt_I = sizes.prompt_tokens_G[[part.position for part in parts]] if parts else np.zeros(0, np.int64)
+    return PartSizes(
+        rows_I=np.array([len(tokens) for tokens in cut], np.int64),
+        prompt_I=prompt_I,
+        completions_I=np.array([sum(tokens) for tokens in cut], np.int64),
+        longest_I=prompt_I + np.array([max(tokens) for tokens in cut], np.int64),
+    )
+
+
+def _divide(position: int, prompt: int, completions: Sequence[int], layout: Layout, largest: int) -> list[Part]:
+    """Return the fewest parts of at most ``largest`` tokens, a completion each at least; as even as that allows."""
+    bounds = [0]
+    for index in range(1, len(completions)):
+        if _tokens(prompt, completions[bounds[-1] : index + 1], layout) > largest:
+            bounds.append(index)
+    num_parts = len(bounds)
+    even = [len(completions) * number // num_parts for number in range(num_parts + 1)]
+    even_parts = [Part(position, first, last) for first, last in itertools.pairwise(even)]
+    if all(_tokens(prompt, completions[part.first : part.last], layout) <= largest for part in even_parts):
+        return even_parts
+    return [Part(position, first, last) for first, last in itertools.pairwise([*bounds, len(completions)])]
+
+
+def _tokens(prompt: int, completions: Sequence[int], layout: Layout) -> int:
+    """Return what a part computes, padding included (``PartSizes.tokens_I`` for one)."""
+    match layout:
+        case "shared":
+            return prompt + sum(completions)
+        case "packed":
+            return len(completions) * prompt + sum(completions)
+        case "padded":
+            return len(completions) * (prompt + max(completions))
+        case _:
+            assert_never(layout)
+
+
+def _ranks(parts: Sequence[Part], sizes: PartSizes, rules: Rules) -> Ranks:
+    tokens_I = sizes.tokens_I(rules.layout)
+    if (tokens_I > rules.micro_batch_tokens).any():
+        largest = int(tokens_I.argmax())
+        raise ConfigError(
+            f"group {parts[largest].position} of the global batch has a completion that takes {tokens_I[largest]} "
+            f"tokens with its prompt, and batches.micro_batch_tokens is {rules.micro_batch_tokens}; raise it to at "
+            f"least {tokens_I[largest]}, or lower tokens.max_length"
+        )
+    packed = pack(
+        sizes,
+        rules.layout,
+        rules.shape,
+        world_size=rules.world_size,
+        micro_batch_tokens=rules.micro_batch_tokens,
+    )
+    text_I = sizes.tokens_I("shared" if rules.layout == "shared" else "packed")
+    return [[_planned(batch, parts, sizes, text_I, rules.layout) for batch in rank] for rank in packed]
+
+
+def _planned(
+    packed: Packed, parts: Sequence[Part], sizes: PartSizes, text_I: Ints, layout: Layout
+) -> PlannedMicroBatch:
+    items = packed.items
+    num_tokens, num_computed = int(text_I[items].sum()), int(text_I[items].sum())
+    if layout == "padded" and items:
+        num_computed = int(sizes.rows_I[items].sum() * sizes.longest_I[items].max())
+    return PlannedMicroBatch(
+        parts=tuple(parts[item] for item in items),
+        num_tokens=num_tokens,
+        num_padding=num_computed - num_tokens,
+        cost=packed.cost,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class PlanQuality:
+    """How good a plan of a training step is, by the model of cost; no overhead of rounds is in the shares."""
+
+    rounds: int
+    """Forwards that each rank runs, those of divided groups counted twice."""
+    idle_share: float
+    """Of the time of all ranks, what they wait for the costliest in each round."""
+    padding_share: float
+    """Of the tokens computed, what is padding."""
+    num_divided: int
+    """Groups that are divided."""
+    time: float
+    """Of the step, in FLOPs of a linear layer on one rank, overhead of rounds included."""
+
+
+def quality_of(plan: Plan, rules: Rules) -> PlanQuality:
+    """Return how good a plan is, for any world size: nothing is computed, no rank is needed."""
+    lasts = busy = overheads = 0.0
+    rounds = tokens = padding = 0
+    for ranks, passes, forwards in ((plan.divided, PASSES_DIVIDED, 2), (plan.whole, PASSES_WHOLE, 1)):
+        for in_round in zip(*ranks, strict=True):
+            rounds += forwards
+            overheads += passes * overhead(rules.shape)
+            lasts += passes * max(batch.cost for batch in in_round)
+            busy += passes * sum(batch.cost for batch in in_round)
+            tokens += forwards * sum(batch.num_tokens for batch in in_round)
+            padding += forwards * sum(batch.num_padding for batch in in_round)
+    return PlanQuality(
+        rounds=rounds,
+        idle_share=1 - busy / (rules.world_size * lasts) if lasts else 0.0,
+        padding_share=padding / max(1, tokens + padding),
+        num_divided=len(plan.divided_positions()),
+        time=lasts + overheads,
+    )

@@ -28,3 +28,12 @@ def test_the_8b_recipe_has_the_papers_settings() -> None:
 
 def test_there_is_a_recipe_for_a_machine_without_gpus() -> None:
     assert any(not load_config(TrainConfig, str(path)).workers.use_gpu for path in RECIPES)
+
+
+def test_the_listwise_recipe_differs_from_the_smoke_recipe_in_its_loss_alone() -> None:
+    smoke, listwise = (
+        load_config(TrainConfig, str(next(path for path in RECIPES if path.stem == name)))
+        for name in ("cpu_smoke", "cpu_listwise")
+    )
+    assert (smoke.loss.kind, listwise.loss.kind) == ("bradley_terry", "plackett_luce")
+    assert listwise.model_copy(update={"loss": smoke.loss, "output": smoke.output}) == smoke

@@ -3,12 +3,10 @@
 PyTorch's own flash attention for CPU, called on views: a completion's attention to its prompt and to itself are two
 calls, and the sums of exponentials that both return weigh them together (Dao et al. 2022, arXiv:2205.14135, section
 3.1). So no key of a prompt is copied to its completions, all completions of a group ask their prompt in one call, and
-nothing is kept for the backward pass but queries, keys, values and the result. Against scaled_dot_product_attention
-over segments, forward and backward, one thread, bfloat16, 4 heads of 64: K=9 512/128 33 ms instead of 44 ms, K=4
-128/128 11 ms instead of 9 ms (November 2026).
+nothing is kept for the backward pass but queries, keys, values and the result. The backward pass in bfloat16 is our
+own (attention_gradient.py); in float32 and float64 PyTorch's, tile by tile, is the faster one.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,25 +14,13 @@ import torch
 from torch import Tensor
 
 from pairwright.model.attention_any import Rule, attend_by_segment, visible
+from pairwright.model.attention_gradient import Operands, Tile, tiled_gradients
 from pairwright.model.batches import Segments
 
 CPU = torch.device("cpu")
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Queries and the keys that they attend to in one call."""
-
-    queries: slice
-    keys: slice
-    is_own: bool
-    """Whether the keys are of the queries' own segment: every query is in just one of these."""
-    is_causal: bool
-    mask: Tensor | None
-    """To add to queries times keys."""
 
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
@@ -77,30 +63,48 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, log_sum = ctx.saved_tensors
-        given = _by_key_head(query, key, value, out.transpose(0, 1)[None], grads[0].transpose(1, 2))
-        query_, key_, value_, out_, grad_ = given
+        query_, key_, value_, out_, grad_ = _by_key_head(
+            query, key, value, out.transpose(0, 1)[None], grads[0].transpose(1, 2)
+        )
         into = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        into_query, (into_key, into_value) = _by_key_head(*into)[0], (into[1][0], into[2][0])
-        for tile in ctx.tiles:
-            rows, keys = tile.queries, tile.keys
-            # With the sums over all of a query's keys, each call returns its part of the whole gradient.
-            grad_query, grad_key, grad_value = _flash_backward(
-                grad_[:, :, rows],
-                query_[:, :, rows],
-                key_[:, :, keys],
-                value_[:, :, keys],
-                out_[:, :, rows],
-                log_sum[:, :, rows],
-                0.0,
-                tile.is_causal,
-                attn_mask=tile.mask,
-                scale=ctx.scaling,
-            )
-            put = Tensor.copy_ if tile.is_own else Tensor.add_
-            put(into_query[:, :, rows], grad_query)
-            put(into_key[:, keys], grad_key.sum(1))
-            put(into_value[:, keys], grad_value.sum(1))
+        into_heads = _by_key_head(*into)[0], into[1][0], into[2][0]
+        if query.dtype in (torch.bfloat16, torch.float16):
+            operands = Operands.of(query_, key_, value_, out_, grad_, log_sum, ctx.scaling)
+            tiled_gradients(operands, ctx.tiles, ctx.scaling, into_heads)
+        else:
+            _flash_gradients((query_, key_, value_, out_, grad_), log_sum, ctx.tiles, ctx.scaling, into_heads)
         return *into, None, None
+
+
+def _flash_gradients(
+    given: tuple[Tensor, ...],
+    log_sum: Tensor,
+    tiles: tuple[Tile, ...],
+    scaling: float,
+    into: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Write the gradients as ``tiled_gradients`` does; faster in float32 and float64."""
+    query, key, value, out, grad = given
+    into_query, into_key, into_value = into
+    for tile in tiles:
+        rows, keys = tile.queries, tile.keys
+        # With the sums over all of a query's keys, each call returns its part of the whole gradient.
+        grad_query, grad_key, grad_value = _flash_backward(
+            grad[:, :, rows],
+            query[:, :, rows],
+            key[:, :, keys],
+            value[:, :, keys],
+            out[:, :, rows],
+            log_sum[:, :, rows],
+            0.0,
+            tile.is_causal,
+            attn_mask=tile.mask,
+            scale=scaling,
+        )
+        put = Tensor.copy_ if tile.is_own else Tensor.add_
+        put(into_query[:, :, rows], grad_query)
+        put(into_key[:, keys], grad_key.sum(1))
+        put(into_value[:, keys], grad_value.sum(1))
 
 
 def _by_key_head(query: Tensor, key: Tensor, value: Tensor, *like_query: Tensor) -> tuple[Tensor, ...]:

@@ -204,3 +204,16 @@ def test_an_evaluation_of_divided_groups_has_the_figures_of_whole_ones(load, tok
     assert found.keys() == sums.report().keys()
     for name, value in sums.report()["overall"].items():
         assert found["overall"][name] == pytest.approx(value, rel=1e-6), name
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_accuracy_and_reward_margin_of_a_step_are_those_of_its_pairs_whatever_the_loss(load, tokens, groups, loss: str):
+    model = load("gpt2", dtype=torch.float64)
+    figures, _ = _step(model, _run(tokens, model, "padded", WHOLE, loss), np.arange(len(tokens)))
+    sums = EvaluationSums()
+    for group in groups:
+        batch = collate([group], 0, "padded")
+        sums.add(PlainEngine(model, "padded").rewards(batch).detach().numpy(), group)
+    expected = sums.report()["overall"]
+    for name in ("accuracy", "reward_margin"):
+        assert figures[name] == pytest.approx(expected[name], rel=1e-12), name

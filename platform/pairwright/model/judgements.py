@@ -21,8 +21,8 @@ from pairwright.data.tokens import TokenGroup
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Net wins are whole votes, and a vote is a larger share of its group than this below half a million votes; weights are
-# float32, whose rounding makes up to a tenth of it.
+# As a share of the group's weight. Net wins are whole votes, of which one is more than this below a million votes;
+# weights are float32, whose rounding makes up to a tenth of it.
 SAME_NET_WINS = 1e-6
 
 

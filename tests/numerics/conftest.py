@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import zero_runs
+import zero_world
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
@@ -89,3 +91,40 @@ def load(small_model: Callable[[str], Path]) -> Callable[..., RewardModel]:
         return load_reward_model(str(small_model(architecture)), **(settings | keywords)).eval()
 
     return load_small
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> zero_world.World:
+    """Return the models and tokens that real DeepSpeed ranks train on."""
+    return zero_world.make_world(tmp_path_factory.mktemp("zero"))
+
+
+@pytest.fixture(scope="session")
+def full_reference(world: zero_world.World) -> zero_world.Reference:
+    return zero_world.full_reference(world)
+
+
+@pytest.fixture(scope="session")
+def lora_reference(world: zero_world.World) -> zero_world.Reference:
+    return zero_world.lora_reference(world)
+
+
+@pytest.fixture(scope="session")
+def one_rank(world: zero_world.World) -> zero_runs.Results:
+    return zero_runs.run_ranks(world, 1, zero_runs.all_cases(world, 1))
+
+
+@pytest.fixture(scope="session")
+def two_ranks(world: zero_world.World) -> zero_runs.Results:
+    return zero_runs.run_ranks(world, 2, zero_runs.all_cases(world, 2))
+
+
+@pytest.fixture(scope="session")
+def three_ranks(world: zero_world.World) -> zero_runs.Results:
+    return zero_runs.run_ranks(world, 3, zero_runs.all_cases(world, 3))
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest) -> Callable[[int], zero_runs.Results]:
+    """Return a function from a number of ranks to what its cases found, run once: starting ranks takes seconds."""
+    return lambda world_size: request.getfixturevalue(("one_rank", "two_ranks", "three_ranks")[world_size - 1])

@@ -64,8 +64,11 @@ def _texts(tokenizer: Tokenizer) -> list[list[int]]:
 
 @torch.no_grad()
 def _ours(model: RewardModel, texts: list[list[int]]) -> Tensor:
-    rows = [(torch.tensor([text]), torch.ones((1, len(text)), dtype=torch.int64)) for text in texts]
-    return torch.cat([model(ids, mask, torch.tensor([ids.shape[1] - 1])) for ids, mask in rows])
+    rewards = []
+    for text in texts:
+        ids_RT, last_N = torch.tensor([text]), torch.tensor([len(text) - 1])
+        rewards.append(model(ids_RT, torch.arange(len(text))[None], torch.ones_like(ids_RT), None, last_N))
+    return torch.cat(rewards)
 
 
 @torch.no_grad()

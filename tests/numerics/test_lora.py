@@ -43,8 +43,7 @@ def make_groups(random_group: Callable[..., TokenGroup]) -> list[TokenGroup]:
 
 @torch.no_grad()
 def rewards(model: RewardModel, groups: list[TokenGroup]) -> Tensor:
-    batch = collate(groups, 0, "padded")
-    return model(batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N)
+    return model.rewards(collate(groups, 0, "padded"))
 
 
 def trained_names(model: RewardModel) -> list[str]:

@@ -1,11 +1,12 @@
 """One rank of a real DeepSpeed run without Ray: started by test_zero_ranks.py, writes what it computed on rank 0.
 
-Argument: a JSON file of {rank, world_size, port, model, tokens, output, num_steps, label_smoothing, optimizer, cases};
-a case is {zero_stage, precision, micro_batch_tokens, name}.
+Argument: a JSON file of {rank, world_size, port, tokens, scratch, output, label_smoothing, optimizer, cases}; a case is
+a dictionary as of ``test_zero_ranks.case``.
 """
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from deepspeed.utils import safe_get_full_grad
 
 from pairwright.config import TrainConfig
 from pairwright.data.tokens import TokenTable
-from pairwright.model.reward_model import load_reward_model
+from pairwright.model.lora import add_adapters
+from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.training.engine import DTYPES, Engine, join_process_group
-from pairwright.training.loop import Run, train_step
+from pairwright.training.global_batch import Run, shape_of
+from pairwright.training.step import train_step
 
 
 class RecordingEngine(Engine):
@@ -28,47 +31,96 @@ class RecordingEngine(Engine):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gradients: list[dict[str, np.ndarray]] = []
+        self.saved: list[str] = []
 
     def step(self, learning_rate: float) -> float:
-        found = {name: safe_get_full_grad(p) for name, p in self._model.named_parameters()}
+        trained = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
+        found = {name: safe_get_full_grad(parameter) for name, parameter in trained}
         self.gradients.append({name: g.float().cpu().numpy().copy() for name, g in found.items() if g is not None})
         return super().step(learning_rate)
 
 
-def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    config = TrainConfig.model_validate(
+def config_of(case: dict[str, Any], arguments: dict[str, Any]) -> TrainConfig:
+    return TrainConfig.model_validate(
         {
             "output": "unused",
-            "model": {"path": arguments["model"]},
+            "model": {
+                "path": case["model"],
+                "gradient_checkpointing": case["gradient_checkpointing"],
+                "dropout": case["dropout"],
+            },
             "data": {"pairs": "unused"},
             "tokens": {"max_length": 8},
             "batches": {"micro_batch_tokens": case["micro_batch_tokens"]},
             "loss": {"label_smoothing": arguments["label_smoothing"]},
             "optimizer": arguments["optimizer"],
-            "engine": {"zero_stage": case["zero_stage"], "precision": case["precision"]},
+            "lora": case["lora"],
+            "engine": case["engine"],
         }
     )
+
+
+def make_model(config: TrainConfig, case: dict[str, Any]) -> RewardModel:
     model = load_reward_model(
-        arguments["model"],
-        dtype=DTYPES[case["precision"]],
+        config.model.path,
+        dtype=DTYPES[config.engine.precision],
         seed=0,
-        dropout=False,
-        gradient_checkpointing=False,
+        dropout=config.model.dropout,
+        gradient_checkpointing=config.model.gradient_checkpointing,
         pad_token_id=None,
         vocab_size=None,
     )
+    model.take_flat_rows(enabled=case["layout"] != "padded")
+    if config.lora is not None:
+        add_adapters(model, config.lora, seed=0)
+        # Adapters as if trained: a new one's product is 0, and with it half of the gradient.
+        missing, unexpected = model.load_state_dict(torch.load(case["adapters"]), strict=False)
+        assert not unexpected
+        assert not any("lora" in name for name in missing)
+    return model
+
+
+def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    config = config_of(case, arguments)
     tokens = TokenTable([Path(arguments["tokens"])])
-    run = Run(config=config, run_digest="", tokens=tokens, pad_token_id=0, layout="padded")
-    engine = RecordingEngine(model, engine=config.engine, optimizer=config.optimizer)
-    rows = np.arange(len(tokens))
-    rate = config.optimizer.learning_rate
-    figures = [train_step(engine, run, rows, rate, step=step) for step in range(arguments["num_steps"])]
+    layout, shape = case["layout"], shape_of(make_model(config, case))
+    run = Run(config=config, run_digest="", tokens=tokens, pad_token_id=0, layout=layout, shape=shape)
+    rows, rate = np.arange(len(tokens)), config.optimizer.learning_rate
+
+    def new_engine() -> RecordingEngine:
+        return RecordingEngine(make_model(config, case), engine=config.engine, optimizer=config.optimizer)
+
+    engine, figures = new_engine(), []
+    for step in range(case["num_steps"]):
+        if case["resumes"] and step == case["num_steps"] - 1:
+            engine = resumed(engine, new_engine, Path(arguments["scratch"]))
+        figures.append(train_step(engine, run, rows, rate, step=step))
     state = engine.full_state_dict()
     return {
         "figures": figures,
         "gradients": engine.gradients,
+        "saved": engine.saved,
         "state": {} if state is None else {name: tensor.float().numpy() for name, tensor in state.items()},
     }
+
+
+def resumed(engine: RecordingEngine, new_engine: Any, scratch: Path) -> RecordingEngine:
+    """Save, and go on in a new engine that loads what was saved."""
+    directory = scratch / "checkpoint"
+    engine.save(directory, "state")
+    dist.barrier()
+    fresh = new_engine()
+    fresh.load(directory, "state")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        files = [torch.load(file, weights_only=False) for file in directory.rglob("*model_states.pt")]
+        fresh.saved = sorted(
+            {name for file in files for name in [*file["module"], *(file["frozen_param_shapes"] or [])]}
+        )
+        shutil.rmtree(directory)
+    dist.barrier()
+    fresh.gradients = engine.gradients
+    return fresh
 
 
 def main() -> None:

@@ -1,0 +1,157 @@
+"""The DeepSpeed tests' runs: the cases of each number of ranks, and the processes that run them (zero_ranks.py)."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from zero_world import (
+    ADAM_EPS,
+    LABEL_SMOOTHING,
+    LEARNING_RATE,
+    LORA,
+    MAX_GRADIENT_NORM,
+    NUM_STEPS,
+    WEIGHT_DECAY,
+    World,
+)
+
+LAYOUTS = ("shared", "packed", "padded")
+Results = dict[str, dict[str, Any]]
+
+
+def case(world: World, name: str, stage: int, **settings: Any) -> dict[str, Any]:
+    """Return a run: by default full fine-tuning of the Llama model in float32, padded, cut finely."""
+    engine = {"zero_stage": stage, "precision": settings.pop("precision", "fp32")}
+    engine |= {key: settings.pop(key) for key in ("offload_optimizer", "offload_parameters") if key in settings}
+    defaults = {
+        "model": str(world["llama"]),
+        "adapters": str(world["adapters"]),
+        "layout": "padded",
+        "micro_batch_tokens": 300,
+        "gradient_checkpointing": False,
+        "dropout": False,
+        "lora": None,
+        "num_steps": NUM_STEPS,
+        "resumes": False,
+    }
+    assert settings.keys() <= defaults.keys()
+    return {"name": name, "engine": engine} | defaults | settings
+
+
+def all_cases(world: World, world_size: int) -> list[dict[str, Any]]:
+    """Return the stages in both precisions and, on two ranks, what they are combined with.
+
+    Over 1, 2 and 3 ranks every stage meets every layout. The budget cuts the batch finely for one stage and coarsely
+    for the next: memory must not change the result.
+    """
+    cases = [
+        case(
+            world,
+            f"zero{stage} {precision}",
+            stage,
+            precision=precision,
+            layout=LAYOUTS[(stage + world_size + shift) % 3],
+            micro_batch_tokens=300 if stage % 2 == 0 else 100_000,
+        )
+        for stage in range(4)
+        for shift, precision in enumerate(("fp32", "bf16"))
+    ]
+    if world_size == 2:
+        cases += [*_lora_cases(world), *_checkpointing_cases(world), *_offload_cases(world), *_dropout_cases(world)]
+    return cases
+
+
+def _lora_cases(world: World) -> Iterator[dict[str, Any]]:
+    """Every stage on every layout: one goes on from a checkpoint, one is offloaded; half recompute activations."""
+    for stage in range(4):
+        for index, layout in enumerate(LAYOUTS):
+            offload = {"offload_optimizer": stage > 0, "offload_parameters": stage == 3} if index == 1 else {}
+            yield case(
+                world,
+                f"lora zero{stage} {layout}",
+                stage,
+                layout=layout,
+                lora=LORA,
+                gradient_checkpointing=(stage + index) % 2 == 0,
+                resumes=index == 0,
+                num_steps=NUM_STEPS if index == 0 else 1,
+                **offload,
+            )
+    for stage, layout in enumerate(LAYOUTS, start=1):
+        name = f"lora bf16 {layout}"
+        yield case(world, name, stage, layout=layout, lora=LORA, precision="bf16", gradient_checkpointing=True)
+
+
+def _checkpointing_cases(world: World) -> Iterator[dict[str, Any]]:
+    for stage, layout in enumerate(LAYOUTS, start=1):
+        yield case(world, f"checkpointing {layout}", stage, layout=layout, gradient_checkpointing=True, num_steps=1)
+
+
+def _offload_cases(world: World) -> Iterator[dict[str, Any]]:
+    for stage, layout in enumerate(LAYOUTS, start=1):
+        for precision in ("fp32", "bf16"):
+            yield case(
+                world,
+                f"offload zero{stage} {precision}",
+                stage,
+                layout=layout,
+                precision=precision,
+                offload_optimizer=True,
+                offload_parameters=stage == 3,
+                resumes=precision == "fp32",
+            )
+
+
+def _dropout_cases(world: World) -> Iterator[dict[str, Any]]:
+    """GPT-2 with its dropout, twice, and once without; the second time activations are recomputed."""
+    for layout in LAYOUTS:
+        for kind in ("off", "on", "recomputed"):
+            yield case(
+                world,
+                f"dropout {kind} {layout}",
+                2,
+                model=str(world["gpt2"]),
+                layout=layout,
+                dropout=kind != "off",
+                gradient_checkpointing=kind == "recomputed",
+                num_steps=2,
+            )
+
+
+def run_ranks(world: World, world_size: int, cases: list[dict[str, Any]]) -> Results:
+    """Run cases one after the other in processes of one process group, and return what rank 0 found, by name."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    scratch = world["folder"] / f"ranks-{port}"
+    scratch.mkdir()
+    arguments = {
+        "world_size": world_size,
+        "port": port,
+        "tokens": str(world["tokens"]),
+        "scratch": str(scratch),
+        "output": str(scratch / "results.pt"),
+        "cases": cases,
+        "label_smoothing": LABEL_SMOOTHING,
+        "optimizer": {
+            "learning_rate": LEARNING_RATE,
+            "eps": ADAM_EPS,
+            "weight_decay": WEIGHT_DECAY,
+            "max_gradient_norm": MAX_GRADIENT_NORM,
+        },
+    }
+    processes = []
+    for rank in range(world_size):
+        file = scratch / f"arguments-{rank}.json"
+        file.write_text(json.dumps(arguments | {"rank": rank}))
+        script = Path(__file__).with_name("zero_ranks.py")
+        processes.append(subprocess.Popen([sys.executable, str(script), str(file)], stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-4000:]
+    return torch.load(scratch / "results.pt", weights_only=False)

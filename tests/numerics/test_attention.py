@@ -1,6 +1,7 @@
 """Attention inside the segments of a flat row: token by token from its definition, for every kernel of this machine."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -109,8 +110,9 @@ class _Layer(torch.nn.Module):
 @pytest.mark.parametrize("keyword", ["softcap", "s_aux", "position_bias", "head_mask", "something_new"])
 def test_a_keyword_that_changes_attention_is_declined(keyword):
     query, key, value = _drawn(ROW, torch.float32)
+    asked: dict[str, Any] = {keyword: 30.0}
     with pytest.raises(UnsupportedAttentionError, match=keyword):
-        attend(_Layer(), query, key, value, None, segments=ROW, **{keyword: 30.0})
+        attend(_Layer(), query, key, value, None, segments=ROW, **asked)
 
 
 def test_the_layers_own_dtype_does_not_matter_under_autocast():

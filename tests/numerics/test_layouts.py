@@ -1,6 +1,7 @@
 """Shared and packed rows: the rewards and the gradient of each completion alone, for every architecture."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,11 @@ from pairwright.model.batches import Layout, collate
 from pairwright.model.reward_model import RewardModel
 
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"]
-CASES: list[tuple[str, Layout]] = [(name, layout) for name in DECODERS for layout in ("shared", "packed")]
-CASES += [(name, "packed") for name in ("bert", "roberta", "modernbert")]
+FLAT: tuple[Layout, ...] = ("shared", "packed")
+CASES: list[tuple[str, Layout]] = [
+    *itertools.product(DECODERS, FLAT),
+    *((name, "packed") for name in ("bert", "roberta", "modernbert")),
+]
 # The others take norms or rotary angles in float32 whatever their weights are.
 IN_FLOAT64 = ["gpt2", "gpt_neox", "opt", "bert", "roberta", "modernbert"]
 

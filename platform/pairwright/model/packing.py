@@ -6,6 +6,7 @@ longest does: groups of like length share a round and are dealt within it.
 """
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,6 @@ import numpy as np
 from pairwright.model.batches import Layout
 from pairwright.model.costs import Floats, ModelShape, PartSizes, overhead, padded_cost
 
-# Rounds of flat rows tried beyond the fewest.
-MORE_ROUNDS_TRIED = 2
 # Cuts that a round of padded rows looks back at before it leaves some out.
 ALL_CUTS_BACK = 8
 
@@ -67,17 +66,20 @@ def _rounds_of_bins(
     parts: PartSizes, layout: Layout, shape: ModelShape, world_size: int, budget: int
 ) -> list[list[Packed]]:
     tokens, costs = parts.tokens_I(layout), parts.costs_I(layout, shape)
-    fewest = -(-int(tokens.sum()) // (world_size * budget))
-    options: list[tuple[float, list[list[Packed]]]] = []
-    num_rounds = fewest
-    while len(options) <= MORE_ROUNDS_TRIED:
+    at_least = max(float(costs.sum()) / world_size, float(costs.max(initial=0.0)))
+    best: list[list[Packed]] = []
+    least = math.inf
+    num_rounds = -(-int(tokens.sum()) // (world_size * budget))
+    while at_least + num_rounds * overhead(shape) < least:
         bins = _deal(costs, tokens.tolist(), world_size * num_rounds, budget)
         if bins is not None:
             bins.sort(reverse=True)
             rounds = [bins[first : first + world_size] for first in range(0, len(bins), world_size)]
-            options.append((sum(micro_batches[0].cost + overhead(shape) for micro_batches in rounds), rounds))
+            time = sum(micro_batches[0].cost + overhead(shape) for micro_batches in rounds)
+            if time < least:
+                best, least = rounds, time
         num_rounds += 1
-    return min(options, key=lambda option: option[0])[1]
+    return best
 
 
 def _deal(costs: Floats, tokens: list[int], num_bins: int, budget: int) -> list[Packed] | None:
@@ -108,7 +110,7 @@ def _deal(costs: Floats, tokens: list[int], num_bins: int, budget: int) -> list[
 
 def _rounds_by_length(parts: PartSizes, shape: ModelShape, world_size: int, budget: int) -> list[list[Packed]]:
     """Return the rounds of least time that cuts of the parts in order of length give."""
-    by_length = np.lexsort((-parts.rows_I, -parts.longest_I))
+    by_length = np.argsort(-parts.longest_I, kind="stable")
     rows, longest = parts.rows_I[by_length].tolist(), parts.longest_I[by_length].tolist()
     tokens_before = np.concatenate([[0], np.cumsum(parts.tokens_I("padded")[by_length])]).tolist()
     # At multiples of the world size: one part a rank always fits.

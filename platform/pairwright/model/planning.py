@@ -18,7 +18,7 @@ import numpy as np
 from pairwright.data.token_table import GroupSizes
 from pairwright.errors import ConfigError
 from pairwright.model.batches import Layout
-from pairwright.model.costs import Ints, ModelShape, PartSizes, overhead
+from pairwright.model.costs import ModelShape, PartSizes, overhead
 from pairwright.model.packing import Packed, pack
 
 # In forwards: a backward takes two; a divided group has a forward more.
@@ -101,37 +101,58 @@ def plan_step(sizes: GroupSizes, completion_tokens: CompletionTokens, rules: Rul
     num_tokens = sum(batch.num_tokens + batch.num_padding for rank in plan.whole for batch in rank)
     best, least = plan, (1 - LEAST_GAIN) * quality.time
     for share in PART_SHARES:
-        candidate = _plan(sizes, completion_tokens, rules, int(share * num_tokens / rules.world_size))
-        time = quality_of(candidate, rules).time
-        if time < least:
-            best, least = candidate, time
+        division = _Division.of(sizes, completion_tokens, rules, int(share * num_tokens / rules.world_size))
+        if division.least_time(rules) < least:
+            candidate = division.plan(rules)
+            time = quality_of(candidate, rules).time
+            if time < least:
+                best, least = candidate, time
     return best
 
 
 def plan_forward(sizes: GroupSizes, completion_tokens: CompletionTokens, rules: Rules) -> Plan:
     """Return a plan that divides only groups over the budget: for an evaluation; arguments as of ``plan_step``."""
-    return _plan(sizes, completion_tokens, rules, rules.micro_batch_tokens)
+    return _Division.of(sizes, completion_tokens, rules, rules.micro_batch_tokens).plan(rules)
 
 
-def _plan(sizes: GroupSizes, completion_tokens: CompletionTokens, rules: Rules, largest: int) -> Plan:
-    """Return the plan that divides groups of more tokens than ``largest``, into parts of no more where it can."""
-    if rules.world_size < 1:
-        raise ValueError(f"world_size is {rules.world_size}, expected at least 1")
-    groups = _whole(sizes)
-    largest = min(largest, rules.micro_batch_tokens)
-    is_divided_G = (groups.tokens_I(rules.layout) > largest) & (groups.rows_I > 1)
-    parts = [
-        part
-        for g in np.flatnonzero(is_divided_G).tolist()
-        for part in _divide(g, int(sizes.prompt_tokens_G[g]), completion_tokens(g), rules.layout, largest)
-    ]
-    divided = _sizes_of_parts(sizes, completion_tokens, parts)
-    whole_G = np.flatnonzero(~is_divided_G)
-    wholes = [Part(g, 0, int(sizes.num_completions_G[g])) for g in whole_G.tolist()]
-    return Plan(
-        divided=_ranks(parts, divided, rules),
-        whole=_ranks(wholes, groups.take(whole_G), rules),
-    )
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """Which groups are divided, and into what."""
+
+    parts: list[Part]
+    part_sizes: PartSizes
+    wholes: list[Part]
+    whole_sizes: PartSizes
+
+    @classmethod
+    def of(cls, sizes: GroupSizes, completion_tokens: CompletionTokens, rules: Rules, largest: int) -> "_Division":
+        """Divide the groups of more tokens than ``largest`` into parts of no more where that can be."""
+        if rules.world_size < 1:
+            raise ValueError(f"world_size is {rules.world_size}, expected at least 1")
+        groups, largest = _whole(sizes), min(largest, rules.micro_batch_tokens)
+        is_divided_G = (groups.tokens_I(rules.layout) > largest) & (groups.rows_I > 1)
+        parts = [
+            part
+            for g in np.flatnonzero(is_divided_G).tolist()
+            for part in _divide(g, int(sizes.prompt_tokens_G[g]), completion_tokens(g), rules.layout, largest)
+        ]
+        whole_G = np.flatnonzero(~is_divided_G)
+        wholes = [Part(g, 0, int(sizes.num_completions_G[g])) for g in whole_G.tolist()]
+        return cls(parts, _sizes_of_parts(sizes, completion_tokens, parts), wholes, groups.take(whole_G))
+
+    def least_time(self, rules: Rules) -> float:
+        """Return what no plan of these parts and wholes can be faster than."""
+        time = 0.0
+        for sizes, passes in ((self.part_sizes, PASSES_DIVIDED), (self.whole_sizes, PASSES_WHOLE)):
+            if sizes.rows_I.size:
+                cost_I = sizes.costs_I(rules.layout, rules.shape)
+                time += passes * (max(cost_I.sum() / rules.world_size, cost_I.max()) + overhead(rules.shape))
+        return time
+
+    def plan(self, rules: Rules) -> Plan:
+        return Plan(
+            divided=_ranks(self.parts, self.part_sizes, rules), whole=_ranks(self.wholes, self.whole_sizes, rules)
+        )
 
 
 def _whole(sizes: GroupSizes) -> PartSizes:
@@ -197,23 +218,17 @@ def _ranks(parts: Sequence[Part], sizes: PartSizes, rules: Rules) -> Ranks:
         world_size=rules.world_size,
         micro_batch_tokens=rules.micro_batch_tokens,
     )
-    text_I = sizes.tokens_I("shared" if rules.layout == "shared" else "packed")
-    return [[_planned(batch, parts, sizes, text_I, rules.layout) for batch in rank] for rank in packed]
+    texts = sizes.tokens_I("shared" if rules.layout == "shared" else "packed").tolist()
+    rows, longest = sizes.rows_I.tolist(), sizes.longest_I.tolist()
 
+    def planned(batch: Packed) -> PlannedMicroBatch:
+        num_tokens = num_computed = sum(texts[item] for item in batch.items)
+        if rules.layout == "padded" and batch.items:
+            num_computed = sum(rows[item] for item in batch.items) * max(longest[item] for item in batch.items)
+        parts_inside = tuple(parts[item] for item in batch.items)
+        return PlannedMicroBatch(parts_inside, num_tokens, num_computed - num_tokens, batch.cost)
 
-def _planned(
-    packed: Packed, parts: Sequence[Part], sizes: PartSizes, text_I: Ints, layout: Layout
-) -> PlannedMicroBatch:
-    items = packed.items
-    num_tokens, num_computed = int(text_I[items].sum()), int(text_I[items].sum())
-    if layout == "padded" and items:
-        num_computed = int(sizes.rows_I[items].sum() * sizes.longest_I[items].max())
-    return PlannedMicroBatch(
-        parts=tuple(parts[item] for item in items),
-        num_tokens=num_tokens,
-        num_padding=num_computed - num_tokens,
-        cost=packed.cost,
-    )
+    return [[planned(batch) for batch in rank] for rank in packed]
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

@@ -1,0 +1,176 @@
+"""How long ranks wait for each other under the plans of model/planning.py, and how long planning takes; no GPU.
+
+    python benchmarks/plan_quality.py
+
+Groups are InstructGPT's: 4 to 9 completions each; prompts and completions of lognormal length (sigma 0.5, medians 200
+and 150 tokens, from 8 to 900). Costs are those of model/costs.py for a model of a billion parameters.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from pairwright.data.token_table import GroupColumns, GroupSizes
+from pairwright.model.batches import Layout
+from pairwright.model.costs import ATTENTION_FLOP_COST, MICRO_BATCH_OVERHEAD_TOKENS, ModelShape, overhead
+from pairwright.model.planning import PASSES_WHOLE, PlanQuality, Rules, plan_forward, plan_step, quality_of
+from pairwright.training.order import group_indices
+
+LLAMA_1B = ModelShape(linear_parameters=973_000_000, attention_width=16 * 2048)
+BUDGET = 16384
+SEEDS = 20
+LAYOUTS = get_args(Layout)
+COLUMNS = (
+    "| groups | layout | ranks | rounds | idle | padding | step / perfect deal | bound for whole groups "
+    "| groups divided: idle, step | planning, ms |"
+)
+
+
+def main() -> None:
+    lines = [COLUMNS, "|" + "---|" * 10]
+    for num_groups in (64, 512):
+        for layout in LAYOUTS:
+            for world_size in (2, 8, 64, 512):
+                lines.append(_line(num_groups, layout, world_size))
+                print(lines[-1], flush=True)
+    growth = ["| groups in the table | columns, bytes a group | one step's plan, ms (median of 50) |", "|---|---|---|"]
+    for num_groups in (10**6, 10**7, 10**8):
+        growth.append(_growth(num_groups))
+        print(growth[-1], flush=True)
+    name = f"plan_quality_{os.cpu_count()}cpu_{datetime.now(UTC):%Y-%m-%d}.md"
+    (Path(__file__).parent / "results" / name).write_text(_report(lines, growth))
+
+
+def _groups(num_groups: int, seed: int) -> tuple[GroupSizes, Callable[[int], list[int]]]:
+    rng = np.random.default_rng(seed)
+
+    def lengths(median: int, num: int) -> list[int]:
+        return np.clip(rng.lognormal(np.log(median), 0.5, num), 8, 900).astype(int).tolist()
+
+    prompts = np.array(lengths(200, num_groups))
+    completions = [lengths(150, int(rng.integers(4, 10))) for _ in range(num_groups)]
+    sizes = GroupSizes(
+        num_completions_G=np.array([len(tokens) for tokens in completions]),
+        prompt_tokens_G=prompts,
+        completion_tokens_G=np.array([sum(tokens) for tokens in completions]),
+        longest_row_tokens_G=prompts + np.array([max(tokens) for tokens in completions]),
+    )
+    return sizes, completions.__getitem__
+
+
+def _line(num_groups: int, layout: Layout, world_size: int) -> str:
+    rules = Rules(layout=layout, shape=LLAMA_1B, world_size=world_size, micro_batch_tokens=BUDGET)
+    whole, chosen, perfect, bound, seconds = [], [], [], [], []
+    for seed in range(SEEDS):
+        groups = _groups(num_groups, seed)
+        started = time.process_time()
+        chosen.append(quality_of(plan_step(*groups, rules), rules))
+        seconds.append(time.process_time() - started)
+        plan = plan_forward(*groups, rules)
+        whole.append(quality_of(plan, rules))
+        alone = [_alone(groups[0], g, rules) for g in range(num_groups)]
+        perfect.append(PASSES_WHOLE * sum(alone) / world_size)
+        bound.append(max(perfect[-1], PASSES_WHOLE * max(alone)) + PASSES_WHOLE * overhead(rules.shape))
+    divided = [quality.num_divided for quality in chosen]
+    in_parts = "-"
+    if any(divided):
+        in_parts = f"{statistics.mean(divided):.0f}: {_spread(_idle(chosen))}, {_spread(_ratio(chosen, perfect), 2)}"
+    return (
+        f"| {num_groups} | {layout} | {world_size} | {statistics.mean(q.rounds for q in whole):.1f} "
+        f"| {_spread(_idle(whole))} | {statistics.mean(q.padding_share for q in whole):.0%} "
+        f"| {_spread(_ratio(whole, perfect), 2)} | {np.mean(np.divide(bound, perfect)):.2f} "
+        f"| {in_parts} | {1e3 * statistics.median(seconds):.1f} |"
+    )
+
+
+def _alone(sizes: GroupSizes, g: int, rules: Rules) -> float:
+    """Return the cost of a group in a micro-batch of its own."""
+    one = GroupSizes(
+        num_completions_G=sizes.num_completions_G[g : g + 1],
+        prompt_tokens_G=sizes.prompt_tokens_G[g : g + 1],
+        completion_tokens_G=sizes.completion_tokens_G[g : g + 1],
+        longest_row_tokens_G=sizes.longest_row_tokens_G[g : g + 1],
+    )
+    alone = Rules(layout=rules.layout, shape=rules.shape, world_size=1, micro_batch_tokens=10**9)
+    return plan_forward(one, lambda _: [], alone).whole[0][0].cost
+
+
+def _idle(qualities: list[PlanQuality]) -> list[float]:
+    return [100 * quality.idle_share for quality in qualities]
+
+
+def _ratio(qualities: list[PlanQuality], perfect: list[float]) -> list[float]:
+    return [quality.time / time for quality, time in zip(qualities, perfect, strict=True)]
+
+
+def _spread(values: list[float], digits: int = 1) -> str:
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _growth(num_groups: int) -> str:
+    """Time one step's plan, from the step's number on, over a table of so many groups: 512 of them for 64 ranks."""
+    columns, groups_per_step = GroupColumns.empty(num_groups), 512
+    rng = np.random.default_rng(0)
+    for start in range(0, num_groups, 10**6):
+        part = slice(start, start + 10**6)
+        completions = rng.integers(4, 10, 10**6)
+        columns.num_completions_G[part] = completions
+        columns.num_pairs_G[part] = completions * (completions - 1) // 2
+        columns.prompt_tokens_G[part] = np.clip(rng.lognormal(np.log(200), 0.5, 10**6), 8, 900)
+        columns.completion_tokens_G[part] = completions * 170
+        columns.longest_row_tokens_G[part] = columns.prompt_tokens_G[part] + 250
+        columns.weight_G[part] = 1.0
+    rows = rng.permutation(num_groups) if num_groups <= 10**7 else np.arange(num_groups)[::-1]
+    rules = Rules(layout="shared", shape=LLAMA_1B, world_size=64, micro_batch_tokens=BUDGET)
+    seconds = []
+    for step in range(50):
+        started = time.process_time()
+        mine = rows[group_indices(num_groups, seed=0, epoch=0, step=step, groups_per_step=groups_per_step)]
+        float(columns.weight_G[mine].sum())
+        sizes = columns.sizes_of(mine)
+        plan_step(sizes, lambda g, sizes=sizes: [170] * int(sizes.num_completions_G[g]), rules)
+        seconds.append(time.process_time() - started)
+    num_bytes = sum(column.itemsize for column in columns) + rows.itemsize
+    return f"| {num_groups:,} | {num_bytes} | {1e3 * statistics.median(seconds):.1f} |"
+
+
+def _report(lines: list[str], growth: list[str]) -> str:
+    return "\n".join(
+        [
+            "# Plans: how long ranks wait, how much is padding, how long planning takes",
+            "",
+            f"`python benchmarks/plan_quality.py`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs, Python "
+            f"{platform.python_version()}, numpy {np.__version__}. {SEEDS} steps each, mean ± standard deviation. "
+            f"Costs by the model of cost: a shape of a billion parameters, a FLOP of attention {ATTENTION_FLOP_COST:g} of "
+            f"a linear layer, {MICRO_BATCH_OVERHEAD_TOKENS} tokens' overhead a forward; at most {BUDGET} tokens a "
+            "forward. Planning in CPU time.",
+            "",
+            "- rounds, idle, padding, step: of the plan that keeps groups whole; idle is the share of all ranks' time "
+            "that they wait for the costliest micro-batch of a round.",
+            "- step / perfect deal: time of the step over what the same groups, unpadded against each other, would "
+            "take if work could be cut at will, overhead included.",
+            "- bound for whole groups: the same of the best that any plan can do that divides no group.",
+            "- groups divided: what the planner takes instead where dividing some wins a tenth of the step or more: "
+            "how many, idle share in %, step / perfect deal. Idle in %.",
+            "",
+            *lines,
+            "",
+            "## Growth",
+            "",
+            "From the number of a step to the plan of its 512 groups for 64 ranks: order, columns, plan.",
+            "",
+            *growth,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

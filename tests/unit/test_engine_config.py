@@ -1,0 +1,48 @@
+"""Combinations of engine keys that DeepSpeed cannot do are refused before anything starts."""
+
+import pytest
+
+from pairwright.config import TrainConfig, load_config
+from pairwright.errors import ConfigError
+from pairwright.training.engine import deepspeed_config
+
+REQUIRED = ["output=o", "model.path=m", "data.pairs=p"]
+
+
+def load(*overrides: str) -> TrainConfig:
+    return load_config(TrainConfig, None, [*REQUIRED, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("key", "stage", "least"), [("offload_optimizer", 0, 1), ("offload_parameters", 0, 3), ("offload_parameters", 2, 3)]
+)
+def test_offload_needs_a_stage_that_partitions_what_is_offloaded(key: str, stage: int, least: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} needs engine\.zero_stage {least} or more, found {stage}"):
+        load(f"engine.{key}=true", f"engine.zero_stage={stage}")
+
+
+def test_parameters_are_not_offloaded_without_the_optimizer() -> None:
+    with pytest.raises(ConfigError, match=r"needs engine\.offload_optimizer too"):
+        load("engine.offload_parameters=true", "engine.zero_stage=3")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offload_reaches_deepspeed(stage: int) -> None:
+    overrides = ["engine.offload_optimizer=true", f"engine.zero_stage={stage}"]
+    config = load(*overrides, *(["engine.offload_parameters=true"] if stage == 3 else []))
+    zero = deepspeed_config(config.engine, config.optimizer)["zero_optimization"]
+    offloaded = {key for key in ("offload_optimizer", "offload_param") if zero.get(key) == {"device": "cpu"}}
+    assert offloaded == ({"offload_optimizer", "offload_param"} if stage == 3 else {"offload_optimizer"})
+
+
+def test_lora_is_off_unless_its_section_is_there() -> None:
+    assert load().lora is None
+    lora = load("lora.rank=8").lora
+    assert lora is not None
+    assert (lora.rank, lora.target_modules) == (8, "all-linear")
+
+
+@pytest.mark.parametrize("value", ["[]", '[""]', "q_proj", "3"])
+def test_target_modules_are_all_linear_or_a_list_of_names(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.target_modules"):
+        load(f"lora.target_modules={value}")

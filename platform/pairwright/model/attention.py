@@ -16,12 +16,13 @@ from transformers.masking_utils import sdpa_mask
 from pairwright.errors import PairwrightError
 from pairwright.model.attention_any import Kernel, Rule, attend_by_segment
 from pairwright.model.attention_cpu import attend_on_cpu
+from pairwright.model.attention_gpu import attend_on_gpu
 from pairwright.model.batches import Segments
 
 IMPLEMENTATION = "pairwright_segments"
 """Name of ``attend`` in transformers' attention interface."""
 
-KERNELS: dict[str, Kernel] = {"cpu": attend_on_cpu}
+KERNELS: dict[str, Kernel] = {"cpu": attend_on_cpu, "cuda": attend_on_gpu}
 """By type of device; ``attend_by_segment`` on all others."""
 
 # Keywords of attention layers that do not change what is computed here.

@@ -18,6 +18,8 @@ from pairwright.model.attention_gradient import Operands, Tile, tiled_gradients
 from pairwright.model.batches import Segments
 
 CPU = torch.device("cpu")
+# Dtypes whose backward pass is attention_gradient.py's.
+BY_PRODUCTS = frozenset({torch.bfloat16, torch.float16})
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -68,7 +70,7 @@ class _Attention(torch.autograd.Function):
         )
         into = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         into_heads = _by_key_head(*into)[0], into[1][0], into[2][0]
-        if query.dtype in (torch.bfloat16, torch.float16):
+        if query.dtype in BY_PRODUCTS:
             operands = Operands.of(query_, key_, value_, out_, grad_, log_sum, ctx.scaling)
             tiled_gradients(operands, ctx.tiles, ctx.scaling, into_heads)
         else:

@@ -117,6 +117,29 @@ def test_dropout_comes_from_the_seed_also_where_activations_are_recomputed(
     assert relative_difference(on["gradients"][0], off["gradients"][0]) > 0.01
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_groups_over_the_budget_train_as_in_one_piece(
+    runs: Callable[[int], Results], full_reference: Reference, world_size: int, stage: int
+) -> None:
+    """Their parts lie on both ranks, and the smaller groups, whole, beside them."""
+    found = runs(world_size)[f"divided zero{stage}"]
+    losses = [figures["loss"] for figures in found["figures"]]
+    assert losses == pytest.approx(full_reference["losses"], rel=LOSS_TOLERANCE)
+    gradient = relative_difference(found["gradients"][0], full_reference["gradient"])
+    change = relative_difference(changes(found, full_reference), full_reference["change"])
+    print(f"divided, ZeRO-{stage}, {world_size} ranks: gradient off by {gradient:.1e}, weights' change by {change:.1e}")
+    assert gradient < GRADIENT_TOLERANCE
+    assert change < CHANGE_TOLERANCE
+
+
+def test_dropout_of_divided_groups_is_drawn_alike_where_activations_are_recomputed(
+    runs: Callable[[int], Results],
+) -> None:
+    on, recomputed = (runs(2)[f"divided dropout {kind}"]["gradients"][0] for kind in ("on", "recomputed"))
+    assert relative_difference(recomputed, on) < GRADIENT_TOLERANCE
+
+
 def test_the_stages_and_layouts_of_these_tests_are_all_there_are() -> None:
     """A new one has to be tried here too."""
     assert set(get_args(Layout)) == set(LAYOUTS)

@@ -1,13 +1,14 @@
 """Loss and gradient under real DeepSpeed, ZeRO 0-3, on 1, 2 and 3 ranks, against one written pair by pair in float64.
 
-The reference is in zero_world.py and shares no code with the library. Over the three numbers of ranks every stage meets
-every layout.
+The reference is in tests/zero_world.py and shares no code with the library. Over the three numbers of ranks every stage
+meets every layout.
 """
 
 import math
 from collections.abc import Callable
 
 import pytest
+
 from zero_runs import Results
 from zero_world import Reference, changes, relative_difference
 

@@ -1,7 +1,7 @@
-"""One rank of a real DeepSpeed run without Ray: started by test_zero_ranks.py, writes what it computed on rank 0.
+"""One rank of a real DeepSpeed run without Ray: started by zero_runs.py, writes what it computed on rank 0.
 
-Argument: a JSON file of {rank, world_size, port, tokens, scratch, output, label_smoothing, optimizer, cases}; a case is
-a dictionary as of ``test_zero_ranks.case``.
+Argument: a JSON file of {rank, world_size, device, port, tokens, scratch, output, label_smoothing, optimizer, cases}; a
+case is a dictionary as of ``zero_runs.case``.
 """
 
 import json
@@ -133,7 +133,7 @@ def main() -> None:
         "WORLD_SIZE": str(arguments["world_size"]),
     }
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("nccl" if arguments["device"] == "cuda" else "gloo")
     join_process_group()
     results = {case["name"]: run_case(case, arguments) for case in arguments["cases"]}
     if dist.get_rank() == 0:

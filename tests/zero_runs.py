@@ -1,14 +1,16 @@
 """The DeepSpeed tests' runs: the cases of each number of ranks, and the processes that run them (zero_ranks.py)."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
 from zero_world import (
     ADAM_EPS,
     LABEL_SMOOTHING,
@@ -61,9 +63,31 @@ def all_cases(world: World, world_size: int) -> list[dict[str, Any]]:
         for stage in range(4)
         for shift, precision in enumerate(("fp32", "bf16"))
     ]
+    if world_size in (1, 2):
+        cases += _divided_cases(world, world_size)
     if world_size == 2:
         cases += [*_lora_cases(world), *_checkpointing_cases(world), *_offload_cases(world), *_dropout_cases(world)]
     return cases
+
+
+def _divided_cases(world: World, world_size: int) -> Iterator[dict[str, Any]]:
+    """A budget under most groups; on two ranks also with dropout, kept and recomputed."""
+    for stage in range(4):
+        layout = LAYOUTS[(stage + world_size) % 3]
+        yield case(world, f"divided zero{stage}", stage, layout=layout, micro_batch_tokens=50)
+    if world_size == 2:
+        for kind in ("on", "recomputed"):
+            yield case(
+                world,
+                f"divided dropout {kind}",
+                3,
+                model=str(world["gpt2"]),
+                layout="shared",
+                micro_batch_tokens=50,
+                dropout=True,
+                gradient_checkpointing=kind == "recomputed",
+                num_steps=1,
+            )
 
 
 def _lora_cases(world: World) -> Iterator[dict[str, Any]]:
@@ -123,7 +147,9 @@ def _dropout_cases(world: World) -> Iterator[dict[str, Any]]:
             )
 
 
-def run_ranks(world: World, world_size: int, cases: list[dict[str, Any]]) -> Results:
+def run_ranks(
+    world: World, world_size: int, cases: list[dict[str, Any]], *, device: Literal["cpu", "cuda"] = "cpu"
+) -> Results:
     """Run cases one after the other in processes of one process group, and return what rank 0 found, by name."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -132,6 +158,7 @@ def run_ranks(world: World, world_size: int, cases: list[dict[str, Any]]) -> Res
     scratch.mkdir()
     arguments = {
         "world_size": world_size,
+        "device": device,
         "port": port,
         "tokens": str(world["tokens"]),
         "scratch": str(scratch),
@@ -150,7 +177,15 @@ def run_ranks(world: World, world_size: int, cases: list[dict[str, Any]]) -> Res
         file = scratch / f"arguments-{rank}.json"
         file.write_text(json.dumps(arguments | {"rank": rank}))
         script = Path(__file__).with_name("zero_ranks.py")
-        processes.append(subprocess.Popen([sys.executable, str(script), str(file)], stderr=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(script), str(file)],
+                # On a machine with GPUs too, unless they are asked for.
+                env=os.environ | ({"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if device == "cpu" else {}),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-4000:]

@@ -20,8 +20,8 @@ from pairwright.data.tokens import TokenGroup
 from pairwright.model.judgements import Judgements
 
 Layout = Literal["shared", "packed", "padded"]
-"""``shared``: one row of [prompt][completion 1]...[completion K], group after group; ``packed``: one row of whole texts;
-``padded``: one row a text."""
+"""``shared``: one row of [prompt][completion 1]...[completion K], group after group; ``packed``: one row of texts, each
+whole; ``padded``: one row a text."""
 
 
 @dataclass(frozen=True, slots=True)

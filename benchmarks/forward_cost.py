@@ -23,7 +23,7 @@ import torch
 
 from pairwright.data.tokens import TokenGroup
 from pairwright.model.batches import Layout, collate
-from pairwright.model.costs import ModelShape, PartSizes
+from pairwright.model.costs import ATTENTION_FLOP_COST, ModelShape, PartSizes
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.model.small import new_small_model
 from pairwright.training.global_batch import shape_of
@@ -91,9 +91,8 @@ def _fit(model: RewardModel, layout: Layout, device: str, repeats: int, name: st
             *(np.array([n]) for n in (completions, prompt, completions * completion, prompt + completion))
         )
         linear = float(sizes.costs_I(layout, alone)[0])
-        seen = float(sizes.costs_I(layout, ModelShape(linear_parameters=0, attention_width=1))[0])
-        # The cost of attention as model/costs.py has it, at a factor of 1.
-        features.append([1.0, groups * linear, groups * seen * shape.attention_width / _factor()])
+        attention = float(sizes.costs_I(layout, ModelShape(0, shape.attention_width))[0])
+        features.append([1.0, groups * linear, groups * attention / ATTENTION_FLOP_COST])
     rows = np.array(features) / np.array(seconds)[:, None]
     (overhead, per_linear, per_attention), *_ = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)
     errors = np.abs(rows @ np.array([overhead, per_linear, per_attention]) - 1)
@@ -102,12 +101,6 @@ def _fit(model: RewardModel, layout: Layout, device: str, repeats: int, name: st
         f"| {name} | {layout} | {tokens:.0f} | {per_attention / per_linear:.2f} | {1e-9 / per_linear * 3:.1f} "
         f"| {errors.max():.0%} |"
     )
-
-
-def _factor() -> float:
-    unit = ModelShape(linear_parameters=0, attention_width=1)
-    one = PartSizes(*(np.array([n]) for n in (1, 0, 1, 1)))
-    return float(one.costs_I("padded", unit)[0]) / 4
 
 
 def _seconds(model: RewardModel, layout: Layout, device: str, repeats: int) -> list[float]:

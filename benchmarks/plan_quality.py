@@ -148,9 +148,9 @@ def _report(lines: list[str], growth: list[str]) -> str:
             "",
             f"`python benchmarks/plan_quality.py`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs, Python "
             f"{platform.python_version()}, numpy {np.__version__}. {SEEDS} steps each, mean ± standard deviation. "
-            f"Costs by the model of cost: a shape of a billion parameters, a FLOP of attention {ATTENTION_FLOP_COST:g} of "
-            f"a linear layer, {MICRO_BATCH_OVERHEAD_TOKENS} tokens' overhead a forward; at most {BUDGET} tokens a "
-            "forward. Planning in CPU time.",
+            "Costs by the model of cost: a shape of a billion parameters, a FLOP of attention "
+            f"{ATTENTION_FLOP_COST:g} of a linear layer, {MICRO_BATCH_OVERHEAD_TOKENS} tokens' overhead a forward; at "
+            f"most {BUDGET} tokens a forward. Planning in CPU time.",
             "",
             "- rounds, idle, padding, step: of the plan that keeps groups whole; idle is the share of all ranks' time "
             "that they wait for the costliest micro-batch of a round.",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pairwright.errors import StoreError
@@ -239,7 +240,9 @@ class TokenTable:
             named.append(pa.table({"group": batch.column("group_id").take(pa.array(rows)), "row": rows + start}))
         if not named:
             return np.empty(0, np.int64)
-        return pa.concat_tables(named).sort_by("group")["row"].to_numpy()
+        table = pa.concat_tables(named)
+        # Indices, not the sorted table: ids of more than 2 GiB fit into no array of strings.
+        return table["row"].take(pc.sort_indices(table, [("group", "ascending")])).to_numpy()
 
     def completion_tokens(self, i: int) -> Int32s:
         """Return the tokens of each of a group's completions, without the prompt, int32, shape (K,)."""
@@ -325,7 +328,7 @@ def _columns_of(views: _Views) -> GroupColumns:
         prompt_tokens_G=prompts,
         completion_tokens_G=np.diff(views.token_offsets[views.completion_offsets]),
         longest_row_tokens_G=prompts + longest,
-        weight_G=weight,
+        weight_G=weight.astype(np.float64, copy=False),
     )
 
 

@@ -242,7 +242,8 @@ class TokenTable:
             return np.empty(0, np.int64)
         table = pa.concat_tables(named)
         # Indices, not the sorted table: ids of more than 2 GiB fit into no array of strings.
-        return table["row"].take(pc.sort_indices(table, [("group", "ascending")])).to_numpy()
+        order = pc.call_function("sort_indices", [table], pc.SortOptions([("group", "ascending")]))
+        return table["row"].take(order).to_numpy()
 
     def completion_tokens(self, i: int) -> Int32s:
         """Return the tokens of each of a group's completions, without the prompt, int32, shape (K,)."""

@@ -19,11 +19,11 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 ScalarOrInts = Any
 
-# What a micro-batch costs whatever its size, in tokens' worth of linear layers. On CPU about 50 to 200 were measured in
+# What a micro-batch costs whatever its size, in tokens' worth of linear layers. On CPU 33 to 201 were measured in
 # November 2026; launches and ZeRO-3's gathers on a GPU take more. A plan hardly depends on it: it weighs fewer rounds
 # against more even ones.
 MICRO_BATCH_OVERHEAD_TOKENS = 512
-# Time of a FLOP of causal attention in those of a linear layer: on CPU 0.9 to 2.2 in float32, 1.7 to 4.2 in bfloat16.
+# Time of a FLOP of causal attention in those of a linear layer: on CPU 1.1 to 2.3 in float32, 1.4 to 3.9 in bfloat16.
 ATTENTION_FLOP_COST = 2.0
 
 

@@ -27,7 +27,7 @@ PASSES_DIVIDED = 4
 # Dividing groups for balance alone must save this share of the step: the model of cost is no better than that.
 LEAST_GAIN = 0.1
 # Largest part tried, as shares of what each rank has in a perfect deal.
-PART_SHARES = (1.5, 1.0, 0.7, 0.5, 0.35)
+PART_SHARES = (1.0, 0.6, 0.35)
 
 CompletionTokens = Callable[[int], Sequence[int]]
 """Position of a group in the global batch -> tokens of each of its completions; asked only of groups to be divided."""

@@ -24,6 +24,12 @@ from pairwright.model.small import new_small_model
 
 ROOT = Path(__file__).parents[1]
 NUM_STEPS = 32
+TRAINING: dict[str, Any] = {
+    "epochs": 4,
+    "max_steps": NUM_STEPS,
+    "checkpoint_every_steps": 8,
+    "log_every_steps": 1,
+}
 """Long enough, at about 0.3 s a step, for an accident to happen on the way."""
 
 
@@ -75,7 +81,7 @@ def run_config(folder: Path, name: str, **sections: dict[str, Any]) -> TrainConf
         "tokens": {"max_length": 128},
         "batches": {"groups_per_step": 16, "micro_batch_tokens": 1024},
         "optimizer": {"learning_rate": 3e-3},
-        "training": {"epochs": 4, "max_steps": NUM_STEPS, "checkpoint_every_steps": 8, "log_every_steps": 1},
+        "training": TRAINING,
         "workers": {"num_workers": 2},
     }
     merged = {key: values.get(key, {}) | sections.get(key, {}) for key in values | sections}
@@ -86,6 +92,8 @@ def start_command(config: TrainConfig, file: Path) -> subprocess.Popen[str]:
     """Start ``pairwright train`` as a user would, in a process and a Ray cluster of its own."""
     file.write_text(_as_toml(config.model_dump(mode="json")))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    # Ray commits a checkpoint when its controller next looks, every 2 s by default: in that time these runs are over.
+    environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
     return subprocess.Popen(
         [sys.executable, "-m", "pairwright.cli", "train", str(file)],
         cwd=ROOT,

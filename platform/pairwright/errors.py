@@ -52,6 +52,10 @@ class CheckpointError(PairwrightError):
     """A checkpoint that is damaged or belongs to another run."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that is not what was written; an older one may do."""
+
+
 class TrainingError(PairwrightError):
     """A run that cannot go on."""
 

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
 from pairwright.cli import app
-from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints
+from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints, mend_list
 from pairwright.cluster.run_folder import RunFolder, RunIdentity
 from pairwright.errors import StoreError
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
@@ -105,6 +106,24 @@ def test_a_torn_list_and_a_run_without_checkpoints_are_said(run: Path, tmp_path:
         RunIdentity(digest="d", config={}, pairs_url="p", pairs_version=1, tokens_digest="t", model_digest="m")
     )
     assert format_checkpoints(kept_checkpoints(str(fresh), verify=False)).endswith("no checkpoints yet")
+
+
+@pytest.mark.parametrize("content", ['{"checkpoint_res', None], ids=["torn", "names what is gone"])
+def test_a_list_that_ray_would_refuse_is_written_anew_from_what_is_whole(run: Path, content: str | None) -> None:
+    snapshot = run / "checkpoints" / "checkpoint_manager_snapshot.json"
+    if content is None:
+        commit(run, 10, 99)
+    else:
+        snapshot.write_text(content)
+    damaged = run / "checkpoints" / name(20) / TAG / "rank-1.pt"
+    damaged.write_bytes(b"\xff" + damaged.read_bytes()[1:])
+    said = mend_list(RunFolder(str(run)))
+    assert said is not None
+    assert said.endswith("those that are whole: 30, 10")
+    state = _CheckpointManagerState.model_validate_json(snapshot.read_text())
+    assert [result.checkpoint_dir_name for result in state.checkpoint_results] == [name(10), name(30)]
+    assert state.latest_checkpoint_result == state.checkpoint_results[-1]
+    assert mend_list(RunFolder(str(run))) is None
 
 
 def test_a_folder_that_is_no_run_is_refused_and_not_made(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Reads what the run wrote and what Ray's snapshot names; starts no Ray, so it can
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -105,11 +106,55 @@ def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], 
     content = read_object(store, SNAPSHOT_NAME)
     if content is None:
         return "missing", []
+    names = committed_in(content)
+    return ("torn", []) if names is None else ("read", names)
+
+
+def committed_in(snapshot: bytes) -> list[str] | None:
+    """Return the names in Ray Train's list of committed checkpoints, the newest last; None where it is torn."""
     try:
-        snapshot = msgspec.json.decode(content, type=_Snapshot)
+        return [named.checkpoint_dir_name for named in msgspec.json.decode(snapshot, type=_Snapshot).checkpoint_results]
     except msgspec.DecodeError:
-        return "torn", []
-    return "read", [named.checkpoint_dir_name for named in snapshot.checkpoint_results]
+        return None
+
+
+def mend_list(folder: RunFolder) -> str | None:
+    """Write Ray's list of committed checkpoints anew if it is torn or names one that is gone, which Ray would refuse.
+
+    It is written in place, so a driver that dies meanwhile tears it. The new list has every checkpoint whose hashes are
+    right, whether or not the old one had come to name it: each is an exact state of this run.
+
+    Returns:
+        What was found and done, for the log; None if nothing was wrong.
+    """
+    if folder.identity() is None:
+        return None
+    found = kept_checkpoints(folder.url, verify=False)
+    gone = [kept.name for kept in found.checkpoints if kept.bytes == 0]
+    if found.snapshot != "torn" and not gone:
+        return None
+    whole = [kept for kept in kept_checkpoints(folder.url, verify=True).checkpoints if kept.damage is None]
+    results = [
+        {"version": 0, "checkpoint_dir_name": kept.name, "metrics": {"step": _step(kept)}} for kept in reversed(whole)
+    ]
+    state = {
+        "ray_version": version("ray"),
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(results))),
+        "latest_checkpoint_result": results[-1] if results else None,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": len(results),
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+    url = folder.path(CHECKPOINTS_NAME)
+    with store_errors(url):
+        obstore.put(open_store(url), SNAPSHOT_NAME, msgspec.json.encode(state))
+    wrong = "was cut short" if found.snapshot == "torn" else f"named what is gone ({', '.join(gone)})"
+    kept_steps = ", ".join(f"{_step(kept)}" for kept in whole)
+    return f"the list of committed checkpoints {wrong}; written anew with those that are whole: {kept_steps or 'none'}"
 
 
 def _looked_at(

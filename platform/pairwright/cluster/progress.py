@@ -72,6 +72,7 @@ class Watcher:
         self.board = ray.remote(num_cpus=0)(Board).remote()
         self.num_restarts = 0
         self.num_resumes = 0
+        self.num_damaged = 0
         self.last_step = 0
         self._log_every_steps = log_every_steps
         self._publish = publish
@@ -147,6 +148,10 @@ class Watcher:
         if kind == "restart":
             self.num_restarts += 1
             self._print(f"lost workers ({'; '.join(record['causes'])}); starting new ones")
+            return
+        if kind == "damaged":
+            self.num_damaged += 1
+            self._print(f"a checkpoint is damaged, the one before it is tried: {record['reason']}")
             return
         prefix = "train" if kind == "step" else "validation"
         for name, value in record.items():

@@ -60,6 +60,8 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     resumes: int
     restarts: int
+    damaged_checkpoints: int
+    """How often a checkpoint was found damaged and the one before it tried."""
     seconds: float
     """Of the command that finished it, tokenising included; not of those that died before."""
     validation: dict[str, Any]

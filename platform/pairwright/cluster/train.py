@@ -18,6 +18,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pairwright import __version__
+from pairwright.cluster.checkpoints import mend_list
 from pairwright.cluster.progress import RestartNotice, Watcher, last_line
 from pairwright.cluster.run_folder import (
     CHECKPOINTS_NAME,
@@ -104,6 +105,8 @@ def train(config: TrainConfig) -> TrainSummary:
         if (summary := folder.summary()) is not None:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
         _announce(config, prepared, folder)
+        if (mended := mend_list(folder)) is not None:
+            print(f"  {mended}", flush=True)
         with Watcher(
             folder.local_directory, log_every_steps=config.training.log_every_steps, publish=folder.publish
         ) as watcher:
@@ -266,6 +269,7 @@ def _summary(
         steps=prepared.schedule.num_steps,
         resumes=watcher.num_resumes,
         restarts=watcher.num_restarts,
+        damaged_checkpoints=watcher.num_damaged,
         seconds=round(seconds, 1),
         validation=outcome["validation"],
         versions={"pairwright": __version__, "python": platform.python_version()}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from pairwright.errors import CheckpointError
+from pairwright.errors import CheckpointError, DamagedCheckpointError
 
 TAG = "state"
 MANIFEST_NAME = "checkpoint.json"
@@ -58,26 +58,30 @@ def read_manifest(directory: Path) -> CheckpointManifest:
     """Return a checkpoint's manifest.
 
     Raises:
-        CheckpointError: if the folder has none, or one that cannot be read.
+        DamagedCheckpointError: if the folder has none, or one that cannot be read.
     """
     try:
         return msgspec.json.decode((directory / MANIFEST_NAME).read_bytes(), type=CheckpointManifest)
     except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"{directory}: not a checkpoint: {MANIFEST_NAME} cannot be read ({error})") from None
+        raise DamagedCheckpointError(
+            f"{directory}: not a checkpoint: {MANIFEST_NAME} cannot be read ({error})"
+        ) from None
 
 
 def verify(directory: Path, manifest: CheckpointManifest, *, rank: int) -> None:
     """Check what this rank is about to read, its own files and rank 0's, against the recorded sizes and hashes.
 
     Raises:
-        CheckpointError: naming the first file that is missing or differs.
+        DamagedCheckpointError: naming the first file that is missing or differs.
     """
     for writer in sorted({0, rank} & set(range(manifest.world_size))):
         listing = directory / listing_name(writer)
         try:
             files = msgspec.json.decode(listing.read_bytes(), type=list[ShardFile])
         except (OSError, msgspec.DecodeError) as error:
-            raise CheckpointError(f"{listing}: the list of rank {writer}'s files cannot be read ({error})") from None
+            raise DamagedCheckpointError(
+                f"{listing}: the list of rank {writer}'s files cannot be read ({error})"
+            ) from None
         for expected in files:
             _check(directory, expected)
 
@@ -107,13 +111,13 @@ def _describe(path: Path, directory: Path) -> ShardFile:
 def _check(directory: Path, expected: ShardFile) -> None:
     path = directory / expected.path
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing from its checkpoint")
+        raise DamagedCheckpointError(f"{path}: missing from its checkpoint")
     if path.stat().st_size != expected.bytes:
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"{path}: {path.stat().st_size} bytes, expected {expected.bytes}; it was cut short or changed"
         )
     if _sha256(path) != expected.sha256:
-        raise CheckpointError(f"{path}: content differs from what was written (SHA-256); the file is damaged")
+        raise DamagedCheckpointError(f"{path}: content differs from what was written (SHA-256); the file is damaged")
 
 
 def _sha256(path: Path) -> str:

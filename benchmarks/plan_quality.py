@@ -17,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 
-from pairwright.data.token_table import GroupColumns, GroupSizes
+from pairwright.data.group_sizes import GroupColumns, GroupSizes
 from pairwright.model.batches import Layout
 from pairwright.model.costs import ATTENTION_FLOP_COST, MICRO_BATCH_OVERHEAD_TOKENS, ModelShape, overhead
 from pairwright.model.planning import PASSES_WHOLE, PlanQuality, Rules, plan_forward, plan_step, quality_of

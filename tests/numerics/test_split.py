@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pairwright.config import LossConfig
-from pairwright.data.token_table import GroupSizes
+from pairwright.data.group_sizes import GroupSizes
 from pairwright.data.tokens import TokenGroup
 from pairwright.model.batches import MicroBatch, collate
 from pairwright.model.costs import ModelShape

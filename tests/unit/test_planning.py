@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairwright.data.token_table import GroupSizes
+from pairwright.data.group_sizes import GroupSizes
 from pairwright.errors import ConfigError
 from pairwright.model.batches import Layout
 from pairwright.model.costs import MICRO_BATCH_OVERHEAD_TOKENS, ModelShape

@@ -15,7 +15,7 @@ from typing import NamedTuple, assert_never
 
 import numpy as np
 
-from pairwright.data.token_table import GroupSizes
+from pairwright.data.group_sizes import GroupSizes
 from pairwright.errors import ConfigError
 from pairwright.model.batches import Layout
 from pairwright.model.costs import ModelShape, PartSizes, overhead

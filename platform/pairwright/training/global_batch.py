@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pairwright.config import TrainConfig
-from pairwright.data.token_table import GroupSizes
+from pairwright.data.group_sizes import GroupSizes
 from pairwright.data.tokens import TokenGroup, TokenTable
 from pairwright.model.batches import Layout, MicroBatch, collate
 from pairwright.model.costs import ModelShape

@@ -18,6 +18,7 @@ from pairwright.model.attention_any import Kernel, Rule, attend_by_segment
 from pairwright.model.attention_cpu import attend_on_cpu
 from pairwright.model.attention_gpu import attend_on_gpu
 from pairwright.model.batches import Segments
+from pairwright.model.last_layer import attend_at_last_tokens
 
 IMPLEMENTATION = "pairwright_segments"
 """Name of ``attend`` in transformers' attention interface."""
@@ -91,6 +92,8 @@ def attend(
         )
     query, key, value = _of_one_dtype(query, key, value)
     rule = Rule(is_causal=is_causal, window=sliding_window, scaling=scaling, dropout=dropout)
+    if segments.reads_last_tokens and not dropout and query.device.type == "cpu":
+        return attend_at_last_tokens(query, key, value, segments, sliding_window, scaling), None
     return KERNELS.get(query.device.type, attend_by_segment)(query, key, value, segments, rule), None
 
 

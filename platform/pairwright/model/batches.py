@@ -36,6 +36,8 @@ class Segments:
     """Tokens of each group's prompt; 0 where it is not shared."""
     completion_tokens_G: tuple[tuple[int, ...], ...]
     """Tokens of each of its completions."""
+    reads_last_tokens: bool = False
+    """Whether only the last token of each completion is asked for: in a decoder's last layer (last_layer.py)."""
 
     def completion_spans(self) -> list[tuple[int, int]]:
         """Return where each completion starts and ends in the row, in order, in tokens."""

@@ -21,6 +21,7 @@ from pairwright.errors import ModelError
 from pairwright.model import attention
 from pairwright.model.batches import MicroBatch, Segments
 from pairwright.model.encoders import encoder_positions, position_padding_idx, reward_at_first_token
+from pairwright.model.last_layer import LastLayer
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class RewardModel(nn.Module):
         self.model = model
         self.export_config = export_config
         self.pools_last_token = name == DECODER_HEAD
+        if self.pools_last_token:
+            LastLayer(model)
         self._own_attention = model.config._attn_implementation or "eager"
 
     def forward(

@@ -145,7 +145,8 @@ def same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bo
 
 
 def _as_toml(values: dict[str, Any]) -> str:
-    top = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if not isinstance(value, dict))
+    plain = {key: value for key, value in values.items() if value is not None and not isinstance(value, dict)}
+    top = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plain.items())
     for section, items in values.items():
         if isinstance(items, dict):
             lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in items.items() if value is not None)

@@ -63,6 +63,7 @@ def test_a_run_leaves_a_model_a_summary_checkpoints_and_event_files(undisturbed:
     assert {"torch", "ray", "deepspeed", "transformers"} <= summary["versions"].keys()
     assert summary["validation"]["overall"]["pairs"] > 0
     assert steps_logged(output) == list(range(1, NUM_STEPS + 1))
+    assert '"layout": "shared"' in next(output.glob("metrics-*.jsonl")).read_text()
     assert committed_steps(output) == [24, 32]
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
 
@@ -199,6 +200,7 @@ def test_a_killed_driver_started_again_ends_in_the_same_weights(undisturbed: Tra
         ({"data": {"version": 7}}, StoreError, "7"),
         ({"model": {"path": "nowhere"}}, ModelError, "nowhere"),
         ({"batches": {"groups_per_step": 5000}}, ConfigError, "groups_per_step is 5000.*has only .* groups"),
+        ({"lora": {"target_modules": ["q_porj"]}}, ModelError, "'q_porj' fits no linear layer.*q_proj"),
         ({"workers": {"num_workers": 99}}, ConfigError, "needs 99 CPUs"),
         ({"workers": {"use_gpu": True}}, ConfigError, "workers.use_gpu=false"),
     ],

@@ -38,10 +38,11 @@ from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ConfigError, TrainingError
 from pairwright.evaluation.exported import model_digest
+from pairwright.model.lora import check_targets
 from pairwright.model.reward_model import read_config
 from pairwright.training.schedule import Schedule, schedule_of
 
-PACKAGES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy")
+PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """
     manifest = Table.open(config.data.pairs, "pairs").manifest(config.data.version)
     load_tokenizer(config.model.path)
-    read_config(config.model.path)
+    _check_model(config)
     num_groups = int(manifest.totals["groups"] - manifest.totals["groups_validation"])
     schedule = schedule_of(num_groups, config)
     return {
@@ -143,7 +144,15 @@ def _check_resources(config: TrainConfig) -> None:
         )
 
 
+def _check_model(config: TrainConfig) -> None:
+    """Refuse what only the architecture decides, before anything is written."""
+    read_config(config.model.path)
+    if config.lora is not None:
+        check_targets(config.model.path, config.lora)
+
+
 def _prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Manifest) -> Prepared:
+    _check_model(config)
     tokens_url, tokens_manifest = ensure_tokens(
         config.data.pairs,
         version=manifest.version,

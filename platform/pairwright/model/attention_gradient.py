@@ -35,12 +35,26 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """Part of a tile, or several tiles of one length side by side."""
+class _Span:
+    """Tokens of several tiles, or of part of one: ``num_tiles`` times ``length`` of them, ``step`` apart."""
 
-    queries: slice
-    keys: slice
+    start: int
+    length: int
     num_tiles: int
+    step: int
+
+    def of(self, tensor_HTD: Tensor) -> Tensor:
+        """Return a view of shape (..., tiles, length, D) of a tensor of shape (..., T, D)."""
+        rows = tensor_HTD.narrow(-2, self.start, (self.num_tiles - 1) * self.step + self.length)
+        return rows.unfold(-2, self.length, self.step).transpose(-1, -2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Part of a tile, or several tiles of one shape."""
+
+    queries: _Span
+    keys: _Span
     first_query: int
     """Place in the tile of the first query, for the causal rule."""
     tile: Tile
@@ -89,9 +103,9 @@ def tiled_gradients(
     for piece in _pieces(tiles, num_heads * num_shared):
         grad_query, grad_key, grad_value = _piece_gradients(operands, piece, scaling, scratch, head_dim)
         put = Tensor.copy_ if piece.tile.is_own else Tensor.add_
-        put(into_query[:, :, piece.queries], grad_query)
-        into_key[:, piece.keys].add_(grad_key)
-        into_value[:, piece.keys].add_(grad_value)
+        put(piece.queries.of(into_query), grad_query)
+        piece.keys.of(into_key).add_(grad_key)
+        piece.keys.of(into_value).add_(grad_value)
 
 
 def _columns(numbers: Tensor, dtype: torch.dtype) -> Tensor:
@@ -105,64 +119,83 @@ def _columns(numbers: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _pieces(tiles: Sequence[Tile], num_heads: int) -> Iterator[_Piece]:
-    """Yield pieces of about ``MOST_NUMBERS`` weights; of a causal tile only those with a key to see."""
+    """Yield pieces of about ``MOST_NUMBERS`` weights."""
     first = 0
     while first < len(tiles):
         tile = tiles[first]
-        num_queries, num_keys = tile.queries.stop - tile.queries.start, tile.keys.stop - tile.keys.start
-        last = first + 1
-        room = MOST_NUMBERS // (num_heads * num_queries * num_keys)
-        while last < len(tiles) and last - first < room and _lies_behind(tiles[last], tiles[last - 1]):
-            last += 1
-        if last > first + 1:
-            span = slice(tile.queries.start, tiles[last - 1].queries.stop)
-            yield _Piece(span, span, last - first, 0, tile)
+        num_queries, num_keys = _length(tile.queries), _length(tile.keys)
+        most = min(len(tiles) - first, MOST_NUMBERS // (num_heads * num_queries * num_keys))
+        alike = 1
+        while alike < most and _goes_on(tiles[first : first + alike + 1]):
+            alike += 1
+        if alike > 1:
+            step = tiles[first + 1].queries.start - tile.queries.start
+            queries = _Span(tile.queries.start, num_queries, alike, step)
+            yield _Piece(queries, _Span(tile.keys.start, num_keys, alike, step), 0, tile)
         else:
-            rows = max(FEWEST_QUERIES, MOST_NUMBERS // (num_heads * num_keys))
-            # Equal pieces, and at least two of a causal tile: the first has no use for the later half of the keys.
-            num_pieces = max(-(-num_queries // rows), 2 if tile.is_causal and num_queries > 2 * FEWEST_QUERIES else 1)
-            rows = -(-num_queries // num_pieces)
-            for start in range(0, num_queries, rows):
-                stop = min(start + rows, num_queries)
-                queries = slice(tile.queries.start + start, tile.queries.start + stop)
-                keys = slice(tile.keys.start, tile.keys.start + stop) if tile.is_causal else tile.keys
-                yield _Piece(queries, keys, 1, start, tile)
-        first = last
+            yield from _cut(tile, num_heads)
+        first += alike
 
 
-def _lies_behind(tile: Tile, before: Tile) -> bool:
-    """Whether two segments of one length stand side by side and follow one plain rule."""
-    same_rule = tile.is_causal == before.is_causal and tile.mask is before.mask is None
-    same_length = tile.queries.stop - tile.queries.start == before.queries.stop - before.queries.start
-    return tile.is_own and before.is_own and same_rule and same_length and tile.queries.start == before.queries.stop
+def _cut(tile: Tile, num_heads: int) -> Iterator[_Piece]:
+    """Yield a tile in pieces of equal numbers of queries; of a causal one's keys only those that a piece sees."""
+    num_queries, num_keys = _length(tile.queries), _length(tile.keys)
+    most = max(FEWEST_QUERIES, MOST_NUMBERS // (num_heads * num_keys))
+    # At least two of a causal tile: the first has no use for the later half of the keys.
+    num_pieces = max(-(-num_queries // most), 2 if tile.is_causal and num_queries > 2 * FEWEST_QUERIES else 1)
+    rows = -(-num_queries // num_pieces)
+    for start in range(0, num_queries, rows):
+        stop = min(start + rows, num_queries)
+        seen = stop if tile.is_causal else num_keys
+        queries = _Span(tile.queries.start + start, stop - start, 1, 1)
+        yield _Piece(queries, _Span(tile.keys.start, seen, 1, 1), start, tile)
+
+
+def _goes_on(tiles: Sequence[Tile]) -> bool:
+    """Whether the last of several tiles is like those before it: of one shape, one plain rule, one step further on."""
+    before, tile = tiles[-2:]
+    step, first_step = (b.queries.start - a.queries.start for a, b in ((before, tile), (tiles[0], tiles[1])))
+    return (
+        tile.mask is before.mask is None
+        and (tile.is_own, tile.is_causal) == (before.is_own, before.is_causal)
+        and _length(tile.queries) == _length(before.queries)
+        and _length(tile.keys) == _length(before.keys)
+        and step == first_step == tile.keys.start - before.keys.start
+    )
+
+
+def _length(span: slice) -> int:
+    return span.stop - span.start
 
 
 def _piece_gradients(
     operands: Operands, piece: _Piece, scaling: float, scratch: list[Tensor], head_dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what a piece adds to the gradients of its queries, keys and values."""
+    """Return what a piece adds to the gradients of its queries, (H', G, tiles, length, D), keys and values."""
     num_heads, num_shared, _, width = operands.query_HGTD.shape
-    rows = num_shared * (piece.queries.stop - piece.queries.start) // piece.num_tiles
+    num_tiles = piece.queries.num_tiles
     query, grad = (
-        tensor[:, :, piece.queries].unflatten(2, (piece.num_tiles, -1)).transpose(1, 2).reshape(-1, rows, width)
+        piece.queries.of(tensor).transpose(1, 2).reshape(num_heads * num_tiles, -1, width)
         for tensor in (operands.query_HGTD, operands.grad_HGTD)
     )
     key, value = (
-        tensor[:, piece.keys].reshape(num_heads * piece.num_tiles, -1, width)
+        piece.keys.of(tensor).reshape(num_heads * num_tiles, -1, width)
         for tensor in (operands.key_HTD, operands.value_HTD)
     )
     # Keys by queries: two of the three products below then need no transposed copy.
-    shape = (key.shape[0], key.shape[1], query.shape[1])
-    weights, change = _views(scratch, shape)
+    weights, change = _views(scratch, (key.shape[0], key.shape[1], query.shape[1]))
     torch.baddbmm(weights.new_zeros(1), key, query.mT, beta=0, alpha=scaling, out=weights).exp_()
-    _hide(weights.unflatten(2, (num_shared, -1)).transpose(1, 2), piece)
+    _hide(weights.unflatten(2, (num_shared, -1)).transpose(1, 2) if num_shared > 1 else weights, piece)
     torch.bmm(value, grad.mT, out=change).mul_(weights)
     key, query, grad = key[..., :head_dim], query[..., :head_dim], grad[..., :head_dim]
     grad_query = torch.bmm(change.mT, key).mul_(scaling)
     grad_key = torch.bmm(change, query).mul_(scaling)
     grad_value = torch.bmm(weights, grad)
-    of_queries = grad_query.view(num_heads, piece.num_tiles, num_shared, -1, head_dim).transpose(1, 2).flatten(2, 3)
-    return of_queries, grad_key.view(num_heads, -1, head_dim), grad_value.view(num_heads, -1, head_dim)
+    return (
+        grad_query.view(num_heads, num_tiles, num_shared, -1, head_dim).transpose(1, 2),
+        grad_key.view(num_heads, num_tiles, -1, head_dim),
+        grad_value.view(num_heads, num_tiles, -1, head_dim),
+    )
 
 
 def _views(scratch: list[Tensor], shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

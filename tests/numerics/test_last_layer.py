@@ -32,14 +32,14 @@ def _rewards(model: RewardModel, batch: MicroBatch) -> torch.Tensor:
 
 
 def _rows_seen(model: RewardModel, batch: MicroBatch) -> set[int]:
-    """Return how many tokens reach the matrices of the last layer that make no keys."""
-    layer = last_layer(model.model)
-    assert layer is not None
+    """Return how many tokens reach the modules of the last layer that make no keys."""
+    found = last_layer(model.model)
+    assert found is not None
     seen: set[int] = set()
     # Before the hooks that narrow come these, so what is counted is what comes out of the module itself.
     handles = [
         module.register_forward_hook(lambda _m, _args, out: seen.add(out[..., 0].numel()), prepend=True)
-        for module in narrowed(layer)
+        for module in narrowed(*found)
     ]
     _rewards(model, batch)
     for handle in handles:
@@ -48,7 +48,7 @@ def _rows_seen(model: RewardModel, batch: MicroBatch) -> set[int]:
 
 
 @pytest.mark.parametrize("architecture", DECODERS)
-def test_only_tokens_that_are_read_reach_the_last_feed_forward_network(load, architecture):
+def test_only_tokens_that_are_read_pass_the_last_attention(load, architecture):
     model = load(architecture)
     model.take_flat_rows(enabled=True)
     assert _rows_seen(model, collate(_groups(0), 0, "shared")) == {5}

@@ -19,6 +19,7 @@ from torch import Tensor
 # Weights computed at once; more leave the cache, fewer cost calls. Found with benchmarks/train_vs_trl.py.
 MOST_NUMBERS = 2**19
 FEWEST_QUERIES = 64
+TOKENS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,9 @@ class Operands:
     ) -> "Operands":
         """Return the operands of (H', G, T, D) tensors; keys and values are alike for all G."""
         key, value = key[:, 0], value[:, 0]
-        delta_HGT = (grad.to(log_sum.dtype) * out).sum(-1)
+        # Some hundred tokens at a time: widened copies of the whole row would leave the cache.
+        chunks = zip(grad.split(TOKENS_AT_ONCE, dim=2), out.split(TOKENS_AT_ONCE, dim=2), strict=True)
+        delta_HGT = torch.cat([(g.to(log_sum.dtype) * o.to(log_sum.dtype)).sum(-1) for g, o in chunks], dim=2)
         columns = _columns(log_sum / -scaling, query.dtype)
         ones = key.new_ones(()).expand(*key.shape[:2], columns.shape[-1])
         return cls(

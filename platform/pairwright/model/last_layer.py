@@ -23,6 +23,11 @@ from pairwright.model.batches import Segments
 ATTENTION_NAMES = frozenset({"self_attn", "attn", "attention"})
 # And its layers for queries and for what leaves it.
 KEYLESS_NAMES = frozenset({"q_proj", "o_proj", "out_proj", "c_proj", "dense"})
+# Norms behind attention, in the last layer and behind it.
+NORM_NAMES = frozenset(
+    {"post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm", "final_layer_norm", "ln_2"}
+)
+FINAL_NORM_NAMES = frozenset({"norm", "ln_f", "final_layer_norm"})
 
 
 class LastLayer:
@@ -35,14 +40,20 @@ class LastLayer:
     def __init__(self, decoder: PreTrainedModel) -> None:
         self._read_N: Tensor | None = None
         self._num_tokens = 0
-        layer = last_layer(decoder)
-        attention = None if layer is None else attention_of(layer)
-        if layer is None or attention is None:
+        found = last_layer(decoder)
+        attention = None if found is None else attention_of(found[1])
+        if found is None or attention is None:
             return
+        stack, layer = found
+        stack.register_forward_pre_hook(self._start)
         attention.register_forward_pre_hook(self._enter, with_kwargs=True)
-        for module in narrowed(layer):
+        for module in narrowed(stack, layer):
             module.register_forward_pre_hook(self._gather)
             module.register_forward_hook(self._scatter)
+
+    def _start(self, stack: nn.Module, args: tuple[Any, ...]) -> None:
+        # What comes before the last layer's attention has every token.
+        self._read_N = None
 
     def _enter(self, attention: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         segments: Segments | None = keywords.get("segments")
@@ -66,11 +77,16 @@ class LastLayer:
         return whole.index_copy(-2, self._read_N, out_ND)
 
 
-def last_layer(decoder: PreTrainedModel) -> nn.Module | None:
-    """Return the last of a decoder's layers; None where its modules are arranged in another way."""
+def last_layer(decoder: PreTrainedModel) -> tuple[nn.Module, nn.Module] | None:
+    """Return the module that holds a decoder's layers and the last of them; None where they are arranged otherwise."""
     num_layers = decoder.config.get_text_config().num_hidden_layers
-    found = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers]
-    return found[0][-1] if len(found) == 1 else None
+    found = [
+        (module, child[-1])
+        for module in decoder.modules()
+        for child in module.children()
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def attention_of(layer: nn.Module) -> nn.Module | None:
@@ -78,14 +94,20 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
     return next((module for name, module in layer.named_children() if name in ATTENTION_NAMES), None)
 
 
-def narrowed(layer: nn.Module) -> list[nn.Module]:
-    """Return the modules of a layer that hold matrices, take token by token, and make no keys or values."""
-    return [
-        module
+def narrowed(stack: nn.Module, layer: nn.Module) -> list[nn.Module]:
+    """Return the modules that take token by token what the last layer's attention returned, and its queries' matrix."""
+    inside = [
+        (part, module)
         for name, child in layer.named_children()
-        for part, module in (child.named_children() if name in ATTENTION_NAMES else [("", child)])
-        if (not part or part in KEYLESS_NAMES) and any(parameter.ndim >= 2 for parameter in module.parameters())
+        for part, module in (child.named_children() if name in ATTENTION_NAMES else [(name, child)])
+        if name not in ATTENTION_NAMES or part in KEYLESS_NAMES
     ]
+    found = [
+        module
+        for name, module in inside
+        if name in NORM_NAMES or any(parameter.ndim >= 2 for parameter in module.parameters())
+    ]
+    return found + [module for name, module in stack.named_children() if name in FINAL_NORM_NAMES]
 
 
 @lru_cache(maxsize=4)

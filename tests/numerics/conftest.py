@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import zero_runs
-import zero_world
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
+import zero_runs
+import zero_world
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.model.small import new_small_model
 

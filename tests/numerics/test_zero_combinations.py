@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import get_args
 
 import pytest
-from zero_runs import LAYOUTS, Results
-from zero_world import Reference, changes, relative_difference
 
 from pairwright.config import EngineConfig
 from pairwright.model.batches import Layout
+from zero_runs import LAYOUTS, Results
+from zero_world import Reference, changes, relative_difference
 
 # Measured in November 2026 over all of these: gradient at most 7.7e-7, change of the weights 1.1e-5.
 GRADIENT_TOLERANCE = 2e-6

@@ -142,7 +142,7 @@ def test_ctrl_c_ends_as_a_line_and_status_130(tmp_path: Path, run: Run) -> None:
     os.mkfifo(tmp_path / "never.toml")  # nobody writes to it, so that reading it waits for ever
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # ignored in what a shell starts in the background
+    )  # what a shell started in the background ignores it
     threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
     try:
         ended = run("train", "never.toml")

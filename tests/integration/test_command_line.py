@@ -140,9 +140,8 @@ def test_a_wrong_command_line_ends_with_status_2_and_the_way_to_help(command: st
 
 def test_ctrl_c_ends_as_a_line_and_status_130(tmp_path: Path, run: Run) -> None:
     os.mkfifo(tmp_path / "never.toml")  # nobody writes to it, so that reading it waits for ever
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # what a shell started in the background ignores it
+    # What a shell starts in the background ignores the signal, this suite too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
     try:
         ended = run("train", "never.toml")

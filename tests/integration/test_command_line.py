@@ -138,15 +138,19 @@ def test_a_wrong_command_line_ends_with_status_2_and_the_way_to_help(command: st
     assert "--help" in ended.err
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises; what a shell starts in the background ignores it, this suite too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_as_a_line_and_status_130(tmp_path: Path, run: Run) -> None:
     os.mkfifo(tmp_path / "never.toml")  # nobody writes to it, so that reading it waits for ever
-    # What a shell starts in the background ignores the signal, this suite too.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
-    try:
-        ended = run("train", "never.toml")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    ended = run("train", "never.toml")
     assert ended == (130, "", "interrupted: nothing half done counts; the same command can be run again\n")
 
 
@@ -218,7 +222,7 @@ def test_a_source_that_cannot_be_read_fails_alone_and_is_named(tmp_path: Path, r
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_cluster", "interruptible")
 def test_an_ingestion_stopped_half_way_is_not_there_and_goes_in_whole_the_next_time(tmp_path: Path, run: Run) -> None:
     num_records = 40_000
     with (tmp_path / "in.jsonl").open("w") as file:

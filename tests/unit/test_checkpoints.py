@@ -86,6 +86,18 @@ def test_a_flipped_byte_is_found_by_verification_alone_and_a_short_file_at_once(
     assert status(run) == 1
 
 
+def test_the_next_start_goes_on_from_the_newest_that_is_whole(run: Path) -> None:
+    for step, expected in (
+        (20, "goes on from step 10"),
+        (10, "no committed checkpoint is whole: the next start refuses"),
+    ):
+        (run / "checkpoints" / name(step) / TAG / "rank-0.pt").unlink()
+        assert expected in format_checkpoints(kept_checkpoints(str(run), verify=False))
+    (run / "checkpoints" / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_res')
+    said = format_checkpoints(kept_checkpoints(str(run), verify=False))
+    assert "goes on from step 30" in said, "a list written anew has what was not committed too"
+
+
 def test_missing_parts_are_named(run: Path) -> None:
     (run / "checkpoints" / name(10) / TAG / "rank-0.pt").unlink()
     (run / "checkpoints" / name(20) / "files-00001.json").unlink()

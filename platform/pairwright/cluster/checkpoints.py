@@ -36,8 +36,8 @@ class KeptCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Its ``checkpoint.json``, if that can be read."""
     bytes: int
     """Of all its files."""
-    written_at: datetime
-    """When its newest file was written."""
+    written_at: datetime | None
+    """When its newest file was written; None where Ray's snapshot names a folder that is gone."""
     damage: str | None
     """What is wrong with it; None if nothing was found, by names and sizes or, verified, by every hash."""
 
@@ -54,9 +54,15 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
     """The newest step first."""
 
     @property
+    def list_is_broken(self) -> bool:
+        """Whether the next start has to write Ray's list anew (``mend_list``)."""
+        return self.snapshot == "torn" or any(kept.written_at is None for kept in self.checkpoints)
+
+    @property
     def next_start(self) -> KeptCheckpoint | None:
-        """The newest committed checkpoint, which the next start of the run goes on from."""
-        return next((found for found in self.checkpoints if found.committed), None)
+        """The newest whole one of those that the next start looks at: the committed, or all if the list is broken."""
+        looked_at = [kept for kept in self.checkpoints if kept.committed or self.list_is_broken]
+        return next((kept for kept in looked_at if kept.damage is None), None)
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -130,8 +136,7 @@ def mend_list(folder: RunFolder) -> str | None:
     if folder.identity() is None:
         return None
     found = kept_checkpoints(folder.url, verify=False)
-    gone = [kept.name for kept in found.checkpoints if kept.bytes == 0]
-    if found.snapshot != "torn" and not gone:
+    if not found.list_is_broken:
         return None
     whole = [kept for kept in kept_checkpoints(folder.url, verify=True).checkpoints if kept.damage is None]
     results = [
@@ -152,7 +157,8 @@ def mend_list(folder: RunFolder) -> str | None:
     url = folder.path(CHECKPOINTS_NAME)
     with store_errors(url):
         obstore.put(open_store(url), SNAPSHOT_NAME, msgspec.json.encode(state))
-    wrong = "was cut short" if found.snapshot == "torn" else f"named what is gone ({', '.join(gone)})"
+    gone = ", ".join(kept.name for kept in found.checkpoints if kept.written_at is None)
+    wrong = f"named what is gone ({gone})" if gone else "was cut short"
     kept_steps = ", ".join(f"{_step(kept)}" for kept in whole)
     return f"the list of committed checkpoints {wrong}; written anew with those that are whole: {kept_steps or 'none'}"
 
@@ -180,7 +186,7 @@ def _gone(name: str) -> KeptCheckpoint:
         committed=True,
         manifest=None,
         bytes=0,
-        written_at=datetime.fromisoformat("1970-01-01T00:00:00Z"),
+        written_at=None,
         damage="the folder is gone",
     )
 
@@ -243,10 +249,15 @@ def format_checkpoints(found: KeptCheckpoints) -> str:
         lines.append(f"{_name(kept):>10}  {kept.bytes / 1e6:10,.1f} MB  {_standing(kept, found):<22}  {kept.name}")
         if kept.damage is not None:
             lines.append(f"{'':>10}  {kept.damage}")
-    first = found.next_start
-    start = "its first step" if first is None else f"step {_step(first)}" if first.damage is None else None
-    lines.append(f"the next start goes on from {start}" if start else "the newest committed checkpoint is damaged")
-    return "\n".join(lines)
+    return "\n".join([*lines, _next_start(found)])
+
+
+def _next_start(found: KeptCheckpoints) -> str:
+    if found.next_start is not None:
+        return f"the next start goes on from step {_step(found.next_start):,}"
+    if any(kept.committed and kept.written_at is not None for kept in found.checkpoints):
+        return "no committed checkpoint is whole: the next start refuses, until the checkpoints folder is removed"
+    return "the next start goes on from its first step"
 
 
 def _name(kept: KeptCheckpoint) -> str:

@@ -72,6 +72,7 @@ class RewardModel(nn.Module):
         if self.pools_last_token:
             LastLayer(model)
         self._own_attention = model.config._attn_implementation or "eager"
+        self._takes_flat_rows = False
 
     def forward(
         self,
@@ -110,6 +111,7 @@ class RewardModel(nn.Module):
     def _rewards_of_flat_row(
         self, input_ids_RT: Tensor, position_ids_RT: Tensor, segments: Segments, last_N: Tensor
     ) -> Tensor:
+        assert self._takes_flat_rows, "without take_flat_rows every text would see all that stand before it"
         # A mask of four dimensions is taken as it is: nothing is built from it, and ``attend`` does not look at it.
         nothing_masked = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=input_ids_RT.device)
         if self.pools_last_token:
@@ -144,6 +146,7 @@ class RewardModel(nn.Module):
                 f"{type(self.model).__name__} takes no attention but its own implementation"
             )
         self.model.set_attn_implementation(attention.IMPLEMENTATION if enabled else self._own_attention)
+        self._takes_flat_rows = enabled
 
     @property
     def drops_out(self) -> bool:

@@ -87,7 +87,7 @@ class _Figures:
 
     def not_finite(self) -> list[str]:
         """Return the groups whose micro-batch has a loss that is not finite."""
-        finite = [bool(is_finite) for is_finite in torch.stack(self._losses).isfinite()] if self._losses else []
+        finite = torch.stack(self._losses).isfinite().tolist() if self._losses else []
         return [name for names, good in zip(self._group_ids, finite, strict=True) if not good for name in names]
 
 

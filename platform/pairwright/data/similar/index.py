@@ -19,7 +19,7 @@ class KeyIndex:
     """
 
     keys_M: np.ndarray  # noqa: N815 - shape suffix: M keys
-    owners_M: np.ndarray  # noqa: N815
+    owners_M: np.ndarray  # noqa: N815 - shape suffix: M keys
 
     def candidates(
         self, keys: np.ndarray, queries: np.ndarray, *, min_shared: int, num_most: int

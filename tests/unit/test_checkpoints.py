@@ -7,9 +7,10 @@ import pytest
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
 from pairwright.cli import app
-from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints, mend_list
+from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints
+from pairwright.cluster.mending import Mended, mend
 from pairwright.cluster.run_folder import RunFolder, RunIdentity
-from pairwright.errors import StoreError
+from pairwright.errors import CheckpointError, StoreError
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
 
 STEPS = (10, 20, 30)
@@ -129,13 +130,45 @@ def test_a_list_that_ray_would_refuse_is_written_anew_from_what_is_whole(run: Pa
         snapshot.write_text(content)
     damaged = run / "checkpoints" / name(20) / TAG / "rank-1.pt"
     damaged.write_bytes(b"\xff" + damaged.read_bytes()[1:])
-    said = mend_list(RunFolder(str(run)))
+    said = mend(RunFolder(str(run))).list_written_anew
     assert said is not None
     assert said.endswith("those that are whole: 30, 10")
     state = _CheckpointManagerState.model_validate_json(snapshot.read_text())
     assert [result.checkpoint_dir_name for result in state.checkpoint_results] == [name(10), name(30)]
     assert state.latest_checkpoint_result == state.checkpoint_results[-1]
-    assert mend_list(RunFolder(str(run))) is None
+    assert mend(RunFolder(str(run))) == Mended(set_aside={}, list_written_anew=None)
+
+
+def listed(run: Path) -> list[str]:
+    """Return what Ray itself reads in its list, and that its newest entry is where it would start."""
+    content = (run / "checkpoints" / "checkpoint_manager_snapshot.json").read_text()
+    state = _CheckpointManagerState.model_validate_json(content)
+    assert state.latest_checkpoint_result == state.checkpoint_results[-1]
+    return [result.checkpoint_dir_name for result in state.checkpoint_results]
+
+
+def test_a_damaged_checkpoint_leaves_rays_list_and_is_kept_for_its_reader(run: Path) -> None:
+    (run / "checkpoints" / name(20) / TAG / "rank-0.pt").write_bytes(b"short")
+    assert mend(RunFolder(str(run))).set_aside == {name(20): "state/rank-0.pt has 5 bytes, expected 1,000"}
+    assert listed(run) == [name(10)]
+    assert (run / "checkpoints-damaged" / name(20) / TAG / "rank-0.pt").read_bytes() == b"short"
+    assert not (run / "checkpoints" / name(20)).exists()
+    assert mend(RunFolder(str(run))).set_aside == {}
+
+
+def test_what_only_the_workers_can_see_is_set_aside_at_their_word(run: Path) -> None:
+    assert mend(RunFolder(str(run)), damaged={name(20): "a hash"}).set_aside == {name(20): "a hash"}
+    assert listed(run) == [name(10)]
+
+
+def test_the_last_checkpoint_is_refused_in_its_place_not_set_aside(run: Path) -> None:
+    (run / "checkpoints" / name(10) / "files-00001.json").unlink()
+    before = sorted(run.rglob("*"))
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint .* is whole.*a hash.*files-00001\.json is missing.*remove"
+    ):
+        mend(RunFolder(str(run)), damaged={name(20): "a hash"})
+    assert sorted(run.rglob("*")) == before
 
 
 def test_a_folder_that_is_no_run_is_refused_and_not_made(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ Reads what the run wrote and what Ray's snapshot names; starts no Ray, so it can
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -55,7 +54,7 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def list_is_broken(self) -> bool:
-        """Whether the next start has to write Ray's list anew (``mend_list``)."""
+        """Whether the next start has to write Ray's list anew (``mending.mend``)."""
         return self.snapshot == "torn" or any(kept.written_at is None for kept in self.checkpoints)
 
     @property
@@ -104,63 +103,21 @@ def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
             for name, entries in sorted(folders.items())
         ]
         found += [_gone(name) for name in committed if name not in folders]
-    found.sort(key=lambda kept: (_step(kept), kept.committed), reverse=True)
+    found.sort(key=lambda kept: (step_of(kept), kept.committed), reverse=True)
     return KeptCheckpoints(run=folder.url, verified=verify, snapshot=snapshot, checkpoints=found)
 
 
 def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], list[str]]:
+    """Return the state of Ray Train's list of committed checkpoints, and the names in it, the newest last."""
     content = read_object(store, SNAPSHOT_NAME)
     if content is None:
         return "missing", []
-    names = committed_in(content)
-    return ("torn", []) if names is None else ("read", names)
-
-
-def committed_in(snapshot: bytes) -> list[str] | None:
-    """Return the names in Ray Train's list of committed checkpoints, the newest last; None where it is torn."""
     try:
-        return [named.checkpoint_dir_name for named in msgspec.json.decode(snapshot, type=_Snapshot).checkpoint_results]
+        return "read", [
+            named.checkpoint_dir_name for named in msgspec.json.decode(content, type=_Snapshot).checkpoint_results
+        ]
     except msgspec.DecodeError:
-        return None
-
-
-def mend_list(folder: RunFolder) -> str | None:
-    """Write Ray's list of committed checkpoints anew if it is torn or names one that is gone, which Ray would refuse.
-
-    It is written in place, so a driver that dies meanwhile tears it. The new list has every checkpoint whose hashes are
-    right, whether or not the old one had come to name it: each is an exact state of this run.
-
-    Returns:
-        What was found and done, for the log; None if nothing was wrong.
-    """
-    if folder.identity() is None:
-        return None
-    found = kept_checkpoints(folder.url, verify=False)
-    if not found.list_is_broken:
-        return None
-    whole = [kept for kept in kept_checkpoints(folder.url, verify=True).checkpoints if kept.damage is None]
-    results = [
-        {"version": 0, "checkpoint_dir_name": kept.name, "metrics": {"step": _step(kept)}} for kept in reversed(whole)
-    ]
-    state = {
-        "ray_version": version("ray"),
-        "checkpoint_results": results,
-        "checkpoint_report_indices": list(range(len(results))),
-        "latest_checkpoint_result": results[-1] if results else None,
-        "pending_training_results": [],
-        "pending_validation_specs": [],
-        "current_report_index": len(results),
-        "validated_checkpoint_dir_names": [],
-        "timed_out_validation_checkpoint_dir_names": [],
-        "failed_validation_checkpoint_dir_names": [],
-    }
-    url = folder.path(CHECKPOINTS_NAME)
-    with store_errors(url):
-        obstore.put(open_store(url), SNAPSHOT_NAME, msgspec.json.encode(state))
-    gone = ", ".join(kept.name for kept in found.checkpoints if kept.written_at is None)
-    wrong = f"named what is gone ({gone})" if gone else "was cut short"
-    kept_steps = ", ".join(f"{_step(kept)}" for kept in whole)
-    return f"the list of committed checkpoints {wrong}; written anew with those that are whole: {kept_steps or 'none'}"
+        return "torn", []
 
 
 def _looked_at(
@@ -234,7 +191,8 @@ def _sha256(store: ObjectStore, path: str) -> str | None:
     return digest.hexdigest()
 
 
-def _step(kept: KeptCheckpoint) -> int:
+def step_of(kept: KeptCheckpoint) -> int:
+    """Return the step of a checkpoint; -1 if its manifest cannot be read."""
     return -1 if kept.manifest is None else kept.manifest.step
 
 
@@ -254,7 +212,7 @@ def format_checkpoints(found: KeptCheckpoints) -> str:
 
 def _next_start(found: KeptCheckpoints) -> str:
     if found.next_start is not None:
-        return f"the next start goes on from step {_step(found.next_start):,}"
+        return f"the next start goes on from step {step_of(found.next_start):,}"
     if any(kept.committed and kept.written_at is not None for kept in found.checkpoints):
         return "no committed checkpoint is whole: the next start refuses, until the checkpoints folder is removed"
     return "the next start goes on from its first step"

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from pairwright.cluster.mending import Mended
+
 POLL_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 SILENCE_SECONDS = 60.0
@@ -108,6 +110,13 @@ class Watcher:
         self._writer.close()
         self._publish()
 
+    def mended(self, mended: Mended) -> None:
+        """Show, and count, what the driver put in order before it starts workers."""
+        if mended.list_written_anew is not None:
+            self.board.put.remote({"kind": "mended", "step": 0, "what": mended.list_written_anew})
+        for name, reason in mended.set_aside.items():
+            self.board.put.remote({"kind": "damaged", "step": 0, "name": name, "reason": reason})
+
     def _watch(self) -> None:
         published = heard = time.monotonic()
         while True:
@@ -151,7 +160,10 @@ class Watcher:
             return
         if kind == "damaged":
             self.num_damaged += 1
-            self._print(f"a checkpoint is damaged, the one before it is tried: {record['reason']}")
+            self._print(f"a checkpoint is damaged and set aside: {record['reason']}")
+            return
+        if kind == "mended":
+            self._print(record["what"])
             return
         prefix = "train" if kind == "step" else "validation"
         for name, value in record.items():

@@ -22,6 +22,7 @@ RUN_NAME = "run.json"
 SUMMARY_NAME = "training.json"
 MODEL_NAME = "model"
 CHECKPOINTS_NAME = "checkpoints"
+DAMAGED_NAME = "checkpoints-damaged"
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +62,7 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     resumes: int
     restarts: int
     damaged_checkpoints: int
-    """How often a checkpoint was found damaged and the one before it tried."""
+    """How many checkpoints were found damaged and set aside."""
     seconds: float
     """Of the command that finished it, tokenising included; not of those that died before."""
     validation: dict[str, Any]

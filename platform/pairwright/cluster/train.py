@@ -9,7 +9,6 @@ import platform
 import time
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,29 +17,23 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pairwright import __version__
-from pairwright.cluster.checkpoints import mend_list
+from pairwright.cluster.mending import mend
+from pairwright.cluster.preparing import Prepared, check_model, prepare, version_of, with_absolute_paths
 from pairwright.cluster.progress import RestartNotice, Watcher, last_line
 from pairwright.cluster.run_folder import (
     CHECKPOINTS_NAME,
     MODEL_NAME,
     RunFolder,
-    RunIdentity,
     TrainedOn,
     TrainingSummary,
-    identity_config,
 )
 from pairwright.cluster.session import ray_session
-from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.cluster.worker_task import WorkerTask, start_worker
-from pairwright.config import TrainConfig, config_digest, digest_of
+from pairwright.config import TrainConfig, config_digest
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
-from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ConfigError, TrainingError
-from pairwright.evaluation.exported import model_digest
-from pairwright.model.lora import check_targets
-from pairwright.model.reward_model import read_config
-from pairwright.training.schedule import Schedule, schedule_of
+from pairwright.training.schedule import schedule_of
 
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
@@ -57,16 +50,6 @@ class TrainSummary:
     """Whether an earlier command had finished this run."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What the driver worked out before it starts workers."""
-
-    tokens_url: str
-    tokens_manifest: Manifest
-    schedule: Schedule
-    identity: RunIdentity
-
-
 def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Return the resolved configuration and the size of the run, having checked what can be checked without a cluster.
 
@@ -75,7 +58,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """
     manifest = Table.open(config.data.pairs, "pairs").manifest(config.data.version)
     load_tokenizer(config.model.path)
-    _check_model(config)
+    check_model(config)
     num_groups = int(manifest.totals["groups"] - manifest.totals["groups_validation"])
     schedule = schedule_of(num_groups, config)
     return {
@@ -97,32 +80,22 @@ def train(config: TrainConfig) -> TrainSummary:
     """
     folder = RunFolder(config.output)
     pairs = Table.open(config.data.pairs, "pairs")
-    manifest = pairs.manifest(_version_of(config, folder))
+    manifest = pairs.manifest(version_of(config, folder))
     started = time.time()
     with ray_session():
         _check_resources(config)
-        prepared = _prepare(config, folder, pairs, manifest)
+        prepared = prepare(config, folder, pairs, manifest)
         folder.claim(prepared.identity)
         if (summary := folder.summary()) is not None:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
         _announce(config, prepared, folder)
-        if (mended := mend_list(folder)) is not None:
-            print(f"  {mended}", flush=True)
         with Watcher(
             folder.local_directory, log_every_steps=config.training.log_every_steps, publish=folder.publish
         ) as watcher:
-            outcome = _fit(config, prepared, folder, watcher)
+            outcome = _fit_from_what_is_whole(config, prepared, folder, watcher)
     summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
     folder.finish(summary)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
-
-
-def _version_of(config: TrainConfig, folder: RunFolder) -> int | None:
-    """Return the data version of a run: as configured, else as the run in this folder recorded, else the newest."""
-    if config.data.version is not None:
-        return config.data.version
-    identity = folder.identity()
-    return None if identity is None or identity.pairs_url != config.data.pairs else identity.pairs_version
 
 
 def _check_resources(config: TrainConfig) -> None:
@@ -144,51 +117,6 @@ def _check_resources(config: TrainConfig) -> None:
         )
 
 
-def _check_model(config: TrainConfig) -> None:
-    """Refuse what only the architecture decides, before anything is written."""
-    read_config(config.model.path)
-    if config.lora is not None:
-        check_targets(config.model.path, config.lora)
-
-
-def _prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Manifest) -> Prepared:
-    _check_model(config)
-    tokens_url, tokens_manifest = ensure_tokens(
-        config.data.pairs,
-        version=manifest.version,
-        tokenizer_path=config.model.path,
-        config=config.tokens,
-        into=config.tokens.cache or f"{folder.url.rsplit('/', 1)[0]}/tokens",
-    )
-    table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
-    rows = table.rows_of_split("train")
-    schedule = schedule_of(len(rows), config)
-    parts = {
-        "config": identity_config(config),
-        "pairs_url": pairs.url,
-        "pairs_version": manifest.version,
-        "tokens_digest": tokens_manifest.digest,
-        "model_digest": _starting_weights(config.model.path),
-    }
-    identity = RunIdentity(digest=digest_of({k: v for k, v in parts.items() if k != "pairs_url"}), **parts)
-    return Prepared(tokens_url=tokens_url, tokens_manifest=tokens_manifest, schedule=schedule, identity=identity)
-
-
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return the configuration for workers, which Ray Train starts in a folder of their own."""
-    path, template = Path(config.model.path), config.tokens.chat_template
-    model = config.model.model_copy(update={"path": str(path.resolve()) if path.is_dir() else config.model.path})
-    is_file = template is not None and template.endswith(".jinja")
-    resolved = str(Path(template).resolve()) if template is not None and is_file else template
-    tokens = config.tokens.model_copy(update={"chat_template": resolved})
-    return config.model_copy(update={"model": model, "tokens": tokens})
-
-
-def _starting_weights(path: str) -> str:
-    """Return the digest of a local model directory; a hub name stands for itself."""
-    return model_digest(Path(path)) if Path(path).is_dir() else f"hub:{path}"
-
-
 def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> None:
     totals, workers, data = prepared.tokens_manifest.totals, config.workers, config.data
     print(
@@ -204,9 +132,22 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
     )
 
 
+def _fit_from_what_is_whole(
+    config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher
+) -> dict[str, Any]:
+    """Train to the end; where the workers find the newest checkpoint damaged, set it aside and start them again."""
+    damaged: dict[str, str] = {}
+    while True:
+        watcher.mended(mend(folder, damaged=damaged))
+        outcome = _fit(config, prepared, folder, watcher)
+        if "damaged" not in outcome:
+            return outcome
+        damaged = {outcome["damaged"]: outcome["reason"]}
+
+
 def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
     task = WorkerTask(
-        config=_with_absolute_paths(config),
+        config=with_absolute_paths(config),
         run_digest=prepared.identity.digest,
         run_url=folder.url,
         tokens_url=prepared.tokens_url,
@@ -227,7 +168,8 @@ def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wa
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS_NAME,
             storage_path=folder.url,
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
+            # What the run has left: a checkpoint set aside starts the workers anew, but no new count.
+            failure_config=ray.train.FailureConfig(max_failures=max(0, workers.max_failures - watcher.num_restarts)),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
             callbacks=callbacks,
         ),

@@ -8,8 +8,8 @@ import dataclasses
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -24,15 +24,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from pairwright.cluster.checkpoints import SNAPSHOT_NAME, committed_in
-from pairwright.cluster.progress import Board
+from pairwright.cluster.progress import Board, last_line
 from pairwright.cluster.run_folder import store_model
 from pairwright.cluster.worker_task import WorkerTask
 from pairwright.config import TrainConfig
 from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
-from pairwright.errors import DamagedCheckpointError, ModelError, PairwrightError
+from pairwright.errors import CheckpointError, DamagedCheckpointError, ModelError, PairwrightError
 from pairwright.model.batches import Layout
 from pairwright.model.export import choose_pad_token, save_reward_model
 from pairwright.model.layouts import LayoutChoice, choose_layout
@@ -57,27 +56,10 @@ class RayTrainHost:
         self._board = board
         self._uploading: Path | None = None
 
-    def committed_checkpoints(self) -> Sequence[str]:
-        newest = ray.train.get_checkpoint()
-        if newest is None:
-            return []
-        # One rank reads Ray's list, so that all go through the same.
-        names = [_committed_names(newest) if self.rank == 0 else []]
-        dist.broadcast_object_list(names, src=0)
-        return names[0]
-
-    @contextmanager
-    def opened_checkpoint(self, name: str) -> Iterator[Path]:
-        newest = ray.train.get_checkpoint()
-        assert newest is not None
-        path = str(Path(newest.path).with_name(name))
-        with ExitStack() as stack:
-            try:
-                checkpoint = ray.train.Checkpoint(path, newest.filesystem)
-                directory = Path(stack.enter_context(checkpoint.as_directory()))
-            except OSError as error:
-                raise DamagedCheckpointError(f"{path}: cannot be fetched: {error}") from None
-            yield directory
+    def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
+        # Ray gave every rank the same when it started the group.
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else _fetched(checkpoint)
 
     def wait_for_upload(self) -> None:
         # Ray deletes the folder once it is uploaded; its own queue has no bound.
@@ -110,11 +92,20 @@ class _Prepared:
 
 
 def train_worker(task: WorkerTask) -> dict[str, Any]:
-    """Train on this rank; returns the final evaluation, or ``{"error": message}`` for what all ranks found wrong."""
+    """Train on this rank.
+
+    Returns:
+        The final evaluation; or what all ranks found wrong: ``{"error": message}``, or ``{"damaged": name, "reason":
+        message}`` for the checkpoint that they were to start from, which the driver then sets aside.
+    """
     disable_progress_bar()
     join_process_group()
     try:
         return _train(task, _prepare_together(task))
+    except DamagedCheckpointError as error:
+        damaged = ray.train.get_checkpoint()
+        assert damaged is not None
+        return {"damaged": Path(damaged.path).name, "reason": str(error)}
     except PairwrightError as error:
         return {"error": str(error)}
 
@@ -224,13 +215,22 @@ def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask
         store_model(Path(directory), task.run_url)
 
 
-def _committed_names(newest: ray.train.Checkpoint) -> list[str]:
-    """Return the names in Ray's list of committed checkpoints, the newest first; beside it, the one that Ray gave."""
-    folder, _, name = str(newest.path).rpartition("/")
-    assert newest.filesystem is not None
-    with newest.filesystem.open_input_stream(f"{folder}/{SNAPSHOT_NAME}") as content:
-        listed = committed_in(content.read())
-    return list(dict.fromkeys([name, *reversed(listed or [])]))
+@contextmanager
+def _fetched(checkpoint: ray.train.Checkpoint) -> Iterator[Path]:
+    """Give a checkpoint as a local folder.
+
+    Raises:
+        CheckpointError: if it cannot be read from where it is stored, which says nothing of what is stored there.
+    """
+    with ExitStack() as stack:
+        try:
+            directory = Path(stack.enter_context(checkpoint.as_directory()))
+        except OSError as error:
+            raise CheckpointError(
+                f"{checkpoint.path}: cannot be fetched: {last_line(error)}; when the storage answers again, the same "
+                "command goes on from it"
+            ) from None
+        yield directory
 
 
 def _agreed_token() -> str:

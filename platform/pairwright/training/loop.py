@@ -6,7 +6,7 @@ a pure function of (data, seed, step), so a resume is ``for step in range(restor
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from pairwright import __version__
-from pairwright.errors import CheckpointError, DamagedCheckpointError
+from pairwright.errors import CheckpointError
 from pairwright.model.reward_model import RewardModel
 from pairwright.training.agreement import raise_together
 from pairwright.training.checkpoint import (
@@ -42,12 +42,11 @@ class Host(Protocol):
     attempt: str
     """Names this start of the run, the same on every rank: a checkpoint's folder must never be used twice."""
 
-    def committed_checkpoints(self) -> Sequence[str]:
-        """The names of the committed checkpoints, the newest first, the same on every rank. A collective."""
-        ...
+    def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
+        """The newest committed checkpoint, the same on every rank, as a local folder; None where there is none.
 
-    def opened_checkpoint(self, name: str) -> AbstractContextManager[Path]:
-        """One of them, as a local folder; raises CheckpointError where it cannot be fetched."""
+        Entering raises CheckpointError where it cannot be fetched.
+        """
         ...
 
     def wait_for_upload(self) -> None:
@@ -69,7 +68,7 @@ def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, Mapping[str
     Raises:
         TrainingError: if a loss or a gradient is not finite, before the update is kept.
         ModelError: if a reward of the validation split is not finite.
-        CheckpointError: if checkpoints are there and none is whole, or if they are another run's.
+        CheckpointError: if the newest checkpoint is damaged, cannot be fetched, or is another run's.
 
     All of these are raised on every rank alike.
     """
@@ -151,38 +150,28 @@ def _save(
 
 
 def _restore(engine: Engine, run: Run, host: Host) -> int:
-    """Load the newest committed checkpoint that every rank finds whole, and return its step; 0 where there is none.
+    """Load the newest committed checkpoint and return its step; 0 where there is none.
 
     Raises:
-        CheckpointError: if none is whole, or if one belongs to another run or number of workers.
+        DamagedCheckpointError: if a rank finds that it is not what was written.
+        CheckpointError: if it cannot be fetched, or belongs to another run or number of workers.
     """
-    damage: list[str] = []
-    for name in host.committed_checkpoints():
-        try:
-            manifest = _loaded(engine, run, host, name)
-        except DamagedCheckpointError as error:
-            damage.append(str(error))
-            if host.rank == 0:
-                host.progress({"kind": "damaged", "step": 0, "reason": str(error)})
-            continue
-        if host.rank == 0:
-            host.progress({"kind": "resumed", "step": manifest.step, "num_steps": manifest.num_steps})
-        return manifest.step
-    if damage:
-        raise CheckpointError(
-            f"no checkpoint of this run is whole: {'; '.join(damage)}. To start it again from its first step, remove "
-            "its checkpoints folder"
-        )
-    return 0
+    checkpoint = host.newest_checkpoint()
+    if checkpoint is None:
+        return 0
+    manifest = _loaded(engine, run, host, checkpoint)
+    if host.rank == 0:
+        host.progress({"kind": "resumed", "step": manifest.step, "num_steps": manifest.num_steps})
+    return manifest.step
 
 
-def _loaded(engine: Engine, run: Run, host: Host, name: str) -> CheckpointManifest:
+def _loaded(engine: Engine, run: Run, host: Host, checkpoint: AbstractContextManager[Path]) -> CheckpointManifest:
     """Load a checkpoint if all ranks find it whole, else raise the first one's error on every rank."""
     error: CheckpointError | None = None
     read: tuple[Path, CheckpointManifest] | None = None
     with ExitStack() as stack:
         try:
-            directory = stack.enter_context(host.opened_checkpoint(name))
+            directory = stack.enter_context(checkpoint)
             manifest = read_manifest(directory)
             check_belongs(manifest, directory, run_digest=run.run_digest, world_size=host.world_size)
             verify(directory, manifest, rank=host.rank)

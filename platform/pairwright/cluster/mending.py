@@ -1,0 +1,130 @@
+"""Checkpoints that an accident left in disorder -> Ray's list, which names what is there and, as far as known, whole.
+
+The driver's work, before and between the times that workers are at work: Ray refuses a list that names what is gone,
+always starts from its newest entry, and counts a damaged one among those it keeps. So a damaged checkpoint leaves the
+list, and goes to a folder of its own, where a person can look at it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import msgspec
+import obstore
+from obstore.store import ObjectStore
+
+from pairwright.cluster.checkpoints import (
+    SNAPSHOT_NAME,
+    KeptCheckpoint,
+    KeptCheckpoints,
+    kept_checkpoints,
+    step_of,
+)
+from pairwright.cluster.run_folder import CHECKPOINTS_NAME, DAMAGED_NAME, RunFolder
+from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What was out of order and what was done."""
+
+    set_aside: dict[str, str]
+    """Damaged checkpoint -> what is wrong with it; each now lies below ``checkpoints-damaged/``."""
+    list_written_anew: str | None
+    """Why Ray's list itself could not be used, and what the new one names; None if it could."""
+
+
+def mend(folder: RunFolder, *, damaged: Mapping[str, str] | None = None) -> Mended:
+    """Leave in Ray's list what is whole, and set aside what it names and is damaged.
+
+    Names and sizes are compared here; hashes by the workers, each its own files, who say what they find. Only a list
+    that is torn, or names what is gone, is written anew from every checkpoint whose hashes are right, whether or not
+    the old one had come to name it: each is an exact state of this run. To be called while no worker is at work.
+
+    Args:
+        folder: of a run that may not have started yet.
+        damaged: checkpoint -> what workers found wrong with it, beyond names and sizes.
+
+    Raises:
+        CheckpointError: if the list names checkpoints and none of them is whole; nothing is changed then.
+        StoreError: if the folder cannot be read or written.
+    """
+    if folder.identity() is None:
+        return Mended(set_aside={}, list_written_anew=None)
+    found = kept_checkpoints(folder.url, verify=False)
+    broken = found.list_is_broken
+    if broken:
+        found = kept_checkpoints(folder.url, verify=True)
+    wrong = _wrong(found, damaged or {})
+    whole = [kept for kept in found.checkpoints if (kept.committed or broken) and _wrong_with(kept, damaged) is None]
+    if wrong and not whole:
+        raise CheckpointError(
+            f"no checkpoint of this run is whole: {'; '.join(f'{name}: {reason}' for name, reason in wrong.items())}. "
+            f"To start it again from its first step, remove {folder.path(CHECKPOINTS_NAME)}"
+        )
+    if broken or wrong:
+        _write_list(folder, whole)
+    for name in wrong:
+        _set_aside(folder, name)
+    return Mended(set_aside=wrong, list_written_anew=_why_anew(found, whole) if broken else None)
+
+
+def _wrong_with(kept: KeptCheckpoint, damaged: Mapping[str, str] | None) -> str | None:
+    return (damaged or {}).get(kept.name, kept.damage)
+
+
+def _wrong(found: KeptCheckpoints, damaged: Mapping[str, str]) -> dict[str, str]:
+    """Return what is wrong with each committed checkpoint that is there and damaged."""
+    reasons = {
+        kept.name: _wrong_with(kept, damaged)
+        for kept in found.checkpoints
+        if kept.committed and kept.written_at is not None
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _why_anew(found: KeptCheckpoints, whole: list[KeptCheckpoint]) -> str:
+    gone = ", ".join(kept.name for kept in found.checkpoints if kept.written_at is None)
+    wrong = f"named what is gone ({gone})" if gone else "was cut short"
+    steps = ", ".join(f"{step_of(kept)}" for kept in whole)
+    return f"the list of committed checkpoints {wrong}; written anew with those that are whole: {steps or 'none'}"
+
+
+def _write_list(folder: RunFolder, whole: list[KeptCheckpoint]) -> None:
+    """Write Ray Train's list of committed checkpoints, in one put: the given ones, which come newest first."""
+    results = [
+        {"version": 0, "checkpoint_dir_name": kept.name, "metrics": {"step": step_of(kept)}} for kept in reversed(whole)
+    ]
+    state = {
+        "ray_version": version("ray"),
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(results))),
+        "latest_checkpoint_result": results[-1] if results else None,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": len(results),
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
+    url = folder.path(CHECKPOINTS_NAME)
+    with store_errors(url):
+        obstore.put(open_store(url), SNAPSHOT_NAME, msgspec.json.encode(state))
+
+
+def _set_aside(folder: RunFolder, name: str) -> None:
+    """Move a checkpoint that Ray's list no longer names out of Ray's folder."""
+    source, target = local_root(folder.path(CHECKPOINTS_NAME)), local_root(folder.path(DAMAGED_NAME))
+    with store_errors(folder.path(DAMAGED_NAME)):
+        if source is not None and target is not None:
+            target.mkdir(exist_ok=True)
+            (source / name).rename(target / name)
+            return
+        store = open_store(folder.url)
+        for path in _paths_below(store, f"{CHECKPOINTS_NAME}/{name}/"):
+            obstore.rename(store, path, path.replace(CHECKPOINTS_NAME, DAMAGED_NAME, 1))
+
+
+def _paths_below(store: ObjectStore, prefix: str) -> list[str]:
+    return [entry["path"] for chunk in obstore.list(store, prefix=prefix) for entry in chunk]

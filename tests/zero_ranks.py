@@ -18,6 +18,7 @@ from deepspeed.utils import safe_get_full_grad
 
 from pairwright.config import TrainConfig
 from pairwright.data.tokens import TokenTable
+from pairwright.errors import NotFiniteError
 from pairwright.model.lora import add_adapters
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.training.engine import DTYPES, Engine, join_process_group
@@ -82,7 +83,7 @@ def make_model(config: TrainConfig, case: dict[str, Any]) -> RewardModel:
 
 def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     config = config_of(case, arguments)
-    tokens = TokenTable([Path(arguments["tokens"])])
+    tokens = TokenTable([Path(case["tokens"] or arguments["tokens"])])
     layout, shape = case["layout"], shape_of(make_model(config, case))
     run = Run(config=config, run_digest="", tokens=tokens, pad_token_id=0, layout=layout, shape=shape)
     rows, rate = np.arange(len(tokens)), config.optimizer.learning_rate
@@ -90,18 +91,30 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     def new_engine() -> RecordingEngine:
         return RecordingEngine(make_model(config, case), engine=config.engine, optimizer=config.optimizer)
 
-    engine, figures = new_engine(), []
-    for step in range(case["num_steps"]):
+    engine, figures, refused = new_engine(), [], []
+    for step, some in case["steps"] or [(step, rows) for step in range(case["num_steps"])]:
         if case["resumes"] and step == case["num_steps"] - 1:
             engine = resumed(engine, new_engine, Path(arguments["scratch"]))
-        figures.append(train_step(engine, run, rows, rate, step=step))
+        before = engine.full_state_dict() if case["steps"] else None
+        try:
+            figures.append(train_step(engine, run, np.array(some), rate, step=step))
+        except NotFiniteError as error:
+            refused.append({"message": str(error), "unchanged": same_weights(before, engine.full_state_dict())})
     state = engine.full_state_dict()
     return {
         "figures": figures,
+        "refused": refused,
         "gradients": engine.gradients,
         "saved": engine.saved,
         "state": {} if state is None else {name: tensor.float().numpy() for name, tensor in state.items()},
     }
+
+
+def same_weights(before: dict[str, torch.Tensor] | None, after: dict[str, torch.Tensor] | None) -> bool:
+    """Return whether two states on rank 0 are equal to the bit; a weight may be NaN."""
+    if before is None or after is None:
+        return dist.get_rank() != 0
+    return all(torch.equal(before[name].nan_to_num(7.0), after[name].nan_to_num(7.0)) for name in before | after)
 
 
 def resumed(engine: RecordingEngine, new_engine: Any, scratch: Path) -> RecordingEngine:

@@ -40,6 +40,9 @@ def case(world: World, name: str, stage: int, **settings: Any) -> dict[str, Any]
         "lora": None,
         "num_steps": NUM_STEPS,
         "resumes": False,
+        # Of a run that does not take all rows in each step: another table, and each step's number and rows.
+        "tokens": None,
+        "steps": None,
     }
     assert settings.keys() <= defaults.keys()
     return {"name": name, "engine": engine} | defaults | settings

@@ -12,7 +12,8 @@ PairwrightError
 │   └── CommitConflict  another writer took this version (retried; reaches a user only when retries run out)
 ├── ModelError        a model or tokenizer that cannot be used
 ├── CheckpointError   a checkpoint that is damaged or belongs to another run
-├── TrainingError     a run that cannot go on (non-finite loss, lost workers)
+├── TrainingError     a run that cannot go on (lost workers, no memory)
+│   └── NotFiniteError  a step whose loss or gradient is not finite
 └── ClusterError      a task that failed in a way nobody foresaw, or a cluster that gave up
 """
 
@@ -58,6 +59,10 @@ class DamagedCheckpointError(CheckpointError):
 
 class TrainingError(PairwrightError):
     """A run that cannot go on."""
+
+
+class NotFiniteError(TrainingError):
+    """A step whose loss or gradient is not finite, and which changed nothing."""
 
 
 class ClusterError(PairwrightError):

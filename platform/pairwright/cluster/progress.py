@@ -165,6 +165,9 @@ class Watcher:
         if kind == "mended":
             self._print(record["what"])
             return
+        if kind == "skipped":
+            self._print(f"skipped {record['reason']}")
+            return
         prefix = "train" if kind == "step" else "validation"
         for name, value in record.items():
             if name not in NOT_FIGURES and value is not None:

@@ -63,6 +63,8 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     damaged_checkpoints: int
     """How many checkpoints were found damaged and set aside."""
+    skipped_steps: tuple[int, ...] = ()
+    """Steps whose loss or gradient was not finite, and which changed nothing (``training.on_non_finite``)."""
     seconds: float
     """Of the command that finished it, tokenising included; not of those that died before."""
     validation: dict[str, Any]
@@ -156,7 +158,15 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
         "data": True,
         "tokens": {"cache"},
         "batches": {"micro_batch_tokens", "layout"},
-        "training": {"log_every_steps", "evaluate_every_steps", "checkpoint_every_steps", "keep_checkpoints"},
+        "training": {
+            "log_every_steps",
+            "evaluate_every_steps",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            # They decide whether a run comes to its end, never in which weights.
+            "on_non_finite",
+            "max_skipped_steps",
+        },
         "workers": True,
     }
     return config.model_dump(mode="json", exclude=free_to_change)

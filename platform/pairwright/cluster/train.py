@@ -221,6 +221,7 @@ def _summary(
         resumes=watcher.num_resumes,
         restarts=watcher.num_restarts,
         damaged_checkpoints=watcher.num_damaged,
+        skipped_steps=tuple(outcome["skipped_steps"]),
         seconds=round(seconds, 1),
         validation=outcome["validation"],
         versions={"pairwright": __version__, "python": platform.python_version()}

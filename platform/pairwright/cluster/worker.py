@@ -174,10 +174,10 @@ def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
     if host.rank == 0:
         choice = prepared.layout_choice
         host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
-    engine, validation = train(prepared.run, prepared.model, host)
-    _export(engine, prepared, task)
+    trained = train(prepared.run, prepared.model, host)
+    _export(trained.engine, prepared, task)
     host.wait_for_upload()
-    return {"validation": validation}
+    return {"validation": trained.validation, "skipped_steps": trained.skipped_steps}
 
 
 def _check_positions(model: RewardModel, tokens: TokenTable, config: TrainConfig) -> None:

@@ -163,6 +163,10 @@ class TrainingConfig(Section):
     """Steps between two checkpoints."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints are kept."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What a step does whose loss or gradient is not finite: stop the run, or change nothing and go on."""
+    max_skipped_steps: PositiveInt = 10
+    """How many steps a run may skip so, over all its starts, before it stops."""
 
 
 class WorkersConfig(Section):

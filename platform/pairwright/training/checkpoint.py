@@ -31,6 +31,8 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     run_digest: str
     """Digest of everything that decides the result: configuration, data, tokenizer, starting weights."""
     code_version: str
+    skipped_steps: tuple[int, ...] = ()
+    """Of these steps: the ones that changed nothing, since their loss or gradient was not finite."""
 
 
 class ShardFile(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ the loss is multiplied by the world size once, ``scale_wrt_gas`` is off, and cli
 """
 
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,21 @@ class Engine:
         self._deepspeed.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Update the weights and return the global gradient norm before clipping."""
+        """Update the weights and return the global gradient norm before clipping, the same on every rank.
+
+        If the norm is not finite, neither a weight nor a moment of the optimizer changes, and the gradient is dropped.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._deepspeed.set_gradient_accumulation_boundary(True)
         if self._max_norm_here is not None:
-            norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm_here)
-            self._deepspeed.step()
-            return float(norm)
+            norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm_here))
+            if math.isfinite(norm):
+                self._deepspeed.step()
+            else:
+                self._deepspeed.zero_grad()
+            return norm
+        # DeepSpeed's own optimizers leave out an update whose norm is not finite (tests/numerics/test_non_finite.py).
         self._deepspeed.step()
         return float(self._deepspeed.get_global_grad_norm())
 

@@ -8,13 +8,14 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
 
 from pairwright import __version__
-from pairwright.errors import CheckpointError
+from pairwright.errors import CheckpointError, NotFiniteError
 from pairwright.model.reward_model import RewardModel
 from pairwright.training.agreement import raise_together
 from pairwright.training.checkpoint import (
@@ -29,6 +30,7 @@ from pairwright.training.engine import Engine
 from pairwright.training.global_batch import Run
 from pairwright.training.order import group_indices
 from pairwright.training.schedule import Schedule, learning_rate_at, schedule_of
+from pairwright.training.skipping import with_skipped
 from pairwright.training.step import evaluate_split, train_step
 
 CHECKPOINT_FORMAT_VERSION = 1
@@ -62,11 +64,33 @@ class Host(Protocol):
         ...
 
 
-def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, Mapping[str, Any]]:
-    """Train to the last step and return the engine and the final evaluation on the validation split.
+@dataclass(frozen=True)
+class _Taken:
+    """Where a run stands after a step."""
+
+    step: int
+    """Its number, from 1."""
+    figures: dict[str, float]
+    """Of this step; empty if it was skipped."""
+    skipped: tuple[int, ...]
+    """Steps skipped so far."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is there after the last step."""
+
+    engine: Engine
+    validation: Mapping[str, Any]
+    """Figures on the validation split, empty where it holds no pair."""
+    skipped_steps: tuple[int, ...]
+
+
+def train(run: Run, model: RewardModel, host: Host) -> Trained:
+    """Train to the last step and evaluate on the validation split.
 
     Raises:
-        TrainingError: if a loss or a gradient is not finite, before the update is kept.
+        TrainingError: if a loss or a gradient is not finite and may not be skipped; the step has changed nothing.
         ModelError: if a reward of the validation split is not finite.
         CheckpointError: if the newest checkpoint is damaged, cannot be fetched, or is another run's.
 
@@ -76,7 +100,7 @@ def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, Mapping[str
     rows = run.tokens.rows_of_split("train")
     schedule = schedule_of(len(rows), config)
     engine = Engine(model, engine=config.engine, optimizer=config.optimizer)
-    first_step = _restore(engine, run, host)
+    first_step, skipped = _restore(engine, run, host)
     for step in range(first_step, schedule.num_steps):
         started = time.perf_counter()
         indices = group_indices(
@@ -87,24 +111,26 @@ def train(run: Run, model: RewardModel, host: Host) -> tuple[Engine, Mapping[str
             groups_per_step=config.batches.groups_per_step,
         )
         rate = learning_rate_at(step, schedule.num_steps, config.optimizer)
-        figures = train_step(engine, run, rows[indices], rate, step=step)
+        try:
+            figures = train_step(engine, run, rows[indices], rate, step=step)
+            record = _step_record(step + 1, schedule, figures, rate, time.perf_counter() - started)
+        except NotFiniteError as error:
+            skipped, figures = with_skipped(skipped, step + 1, error, config.training), {}
+            record = {"kind": "skipped", "step": step + 1, "num_steps": schedule.num_steps, "reason": str(error)}
         if host.rank == 0:
-            seconds = time.perf_counter() - started
-            host.progress(_step_record(step + 1, schedule, figures, rate, seconds))
-        _after_step(engine, run, host, schedule, step + 1, figures)
+            host.progress(record)
+        _after_step(engine, run, host, schedule, _Taken(step + 1, figures, skipped))
     final = evaluate_split(engine, run, "validation")
     if host.rank == 0 and final:
         host.progress({"kind": "evaluation", "step": schedule.num_steps, **final["overall"]})
-    return engine, final
+    return Trained(engine, final, skipped)
 
 
-def _after_step(
-    engine: Engine, run: Run, host: Host, schedule: Schedule, steps_taken: int, figures: dict[str, float]
-) -> None:
-    training = run.config.training
+def _after_step(engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken) -> None:
+    training, steps_taken = run.config.training, taken.step
     is_last = steps_taken == schedule.num_steps
     if is_last or steps_taken % training.checkpoint_every_steps == 0:
-        _save(engine, run, host, schedule, steps_taken, figures)
+        _save(engine, run, host, schedule, taken)
     if training.evaluate_every_steps and not is_last and steps_taken % training.evaluate_every_steps == 0:
         report = evaluate_split(engine, run, "validation")
         if host.rank == 0 and report:
@@ -129,28 +155,27 @@ def _step_record(
 # --------------------------------------------------------------------------------------------- checkpoints
 
 
-def _save(
-    engine: Engine, run: Run, host: Host, schedule: Schedule, steps_taken: int, figures: dict[str, float]
-) -> None:
+def _save(engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken) -> None:
     host.wait_for_upload()
-    directory = Path(tempfile.mkdtemp(prefix=f"pairwright-step-{steps_taken}-rank-{host.rank}-"))
+    directory = Path(tempfile.mkdtemp(prefix=f"pairwright-step-{taken.step}-rank-{host.rank}-"))
     engine.save(directory, TAG)
     manifest = CheckpointManifest(
         format_version=CHECKPOINT_FORMAT_VERSION,
-        step=steps_taken,
+        step=taken.step,
         num_steps=schedule.num_steps,
         world_size=host.world_size,
         zero_stage=run.config.engine.zero_stage,
         precision=run.config.engine.precision,
         run_digest=run.run_digest,
         code_version=__version__,
+        skipped_steps=taken.skipped,
     )
     write_manifests(directory, manifest, rank=host.rank)
-    host.save_checkpoint({"step": steps_taken, **figures}, directory, f"step-{steps_taken:08d}-{host.attempt}")
+    host.save_checkpoint({"step": taken.step, **taken.figures}, directory, f"step-{taken.step:08d}-{host.attempt}")
 
 
-def _restore(engine: Engine, run: Run, host: Host) -> int:
-    """Load the newest committed checkpoint and return its step; 0 where there is none.
+def _restore(engine: Engine, run: Run, host: Host) -> tuple[int, tuple[int, ...]]:
+    """Load the newest committed checkpoint and return its step, 0 where there is none, and the steps skipped so far.
 
     Raises:
         DamagedCheckpointError: if a rank finds that it is not what was written.
@@ -158,11 +183,11 @@ def _restore(engine: Engine, run: Run, host: Host) -> int:
     """
     checkpoint = host.newest_checkpoint()
     if checkpoint is None:
-        return 0
+        return 0, ()
     manifest = _loaded(engine, run, host, checkpoint)
     if host.rank == 0:
         host.progress({"kind": "resumed", "step": manifest.step, "num_steps": manifest.num_steps})
-    return manifest.step
+    return manifest.step, manifest.skipped_steps
 
 
 def _loaded(engine: Engine, run: Run, host: Host, checkpoint: AbstractContextManager[Path]) -> CheckpointManifest:

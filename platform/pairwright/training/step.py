@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pairwright.data.tokens import TokenGroup
-from pairwright.errors import ModelError, TrainingError
+from pairwright.errors import ModelError, NotFiniteError
 from pairwright.model.judgements import Judgements
 from pairwright.model.loss import preference_loss
 from pairwright.model.metrics import EvaluationSums, merged
@@ -41,19 +41,15 @@ def train_step(engine: StepEngine, run: Run, rows: np.ndarray, learning_rate: fl
         step: its number, from 0.
 
     Raises:
-        TrainingError: on every rank, if a loss or a gradient is not finite on any, before the update is kept.
+        NotFiniteError: on every rank, if a loss or a gradient is not finite on any; neither a weight nor a moment of
+            the optimizer has changed then.
     """
     # Also without dropout, whose rates are then 0: gradient checkpointing is silently off in evaluation mode.
     engine.train(training=True)
     figures = _accumulate(engine, run, rows, step=step)
-    _stop_if_not_finite(step, figures.not_finite(), engine.device)
     grad_norm = engine.step(learning_rate)
     if not math.isfinite(grad_norm):
-        raise TrainingError(
-            f"step {step + 1}: the gradient's norm is {grad_norm} though the loss is finite; lower "
-            'optimizer.learning_rate, or try engine.precision = "fp32". First groups of this step: '
-            + ", ".join(run.tokens.group_id(int(row)) for row in rows[:8])
-        )
+        raise _not_finite(step, figures.not_finite(), [run.tokens.group_id(int(row)) for row in rows[:8]])
     dist.all_reduce(figures.sums)
     loss, weight, correct, margin, num_tokens = figures.sums.tolist()
     return {
@@ -104,7 +100,7 @@ def _accumulate(engine: StepEngine, run: Run, rows: np.ndarray, *, step: int) ->
         work.seed_dropout(number)
         reward_N = engine.rewards(batch)
         loss = preference_loss(reward_N, batch.judgements, run.config.loss, global_weight=global_weight)
-        engine.accumulate(loss, is_last=planned is mine[-1])
+        engine.accumulate(loss * _poison(loss), is_last=planned is mine[-1])
         figures.add(reward_N, batch.judgements, loss, batch.group_ids)
         figures.add_tokens(batch.num_tokens)
     return figures
@@ -116,7 +112,7 @@ def _accumulate_divided(work: GlobalBatch, figures: _Figures, global_weight: Ten
     groups = work.groups(work.divided_positions)
     judgements = Judgements.of(groups).to(reward_M.device)
     loss = preference_loss(reward_M, judgements, work.run.config.loss, global_weight=global_weight)
-    (gradient_M,) = torch.autograd.grad(loss, reward_M)
+    (gradient_M,) = torch.autograd.grad(loss * _poison(loss), reward_M)
     if dist.get_rank() == 0:  # every rank has the same
         figures.add(reward_M, judgements, loss, tuple(group.group_id for group in groups))
     mine = work.plan.divided[dist.get_rank()]
@@ -130,19 +126,35 @@ def _accumulate_divided(work: GlobalBatch, figures: _Figures, global_weight: Ten
         figures.add_tokens(batch.num_tokens)
 
 
-def _stop_if_not_finite(step: int, group_ids: Sequence[str], device: torch.device) -> None:
-    """Raise on every rank, before the update, if a loss was not finite on any."""
-    num_bad = torch.tensor(float(len(group_ids)), device=device)
-    dist.all_reduce(num_bad)
-    if num_bad.item() == 0:
-        return
+def _poison(loss: Tensor) -> Tensor:
+    """Return 1 for a finite loss, else NaN: as a factor it makes the gradient as bad as the loss.
+
+    An infinite loss may have a finite gradient. With this the gradient's norm, which all ranks learn before the update,
+    says all, and no step has to ask for more.
+    """
+    return 1.0 + 0.0 * loss.detach()
+
+
+def _not_finite(step: int, group_ids: Sequence[str], first_of_step: Sequence[str]) -> NotFiniteError:
+    """Return what to say of a step whose gradient is not finite; a collective.
+
+    Args:
+        step: its number, from 0.
+        group_ids: of the groups whose micro-batch on this rank has a loss that is not finite.
+        first_of_step: the first of the global batch's groups, to be named where every loss is finite.
+    """
     gathered: list[list[str]] = [[]] * dist.get_world_size()
     dist.all_gather_object(gathered, list(group_ids))
-    named = [group_id for ids in gathered for group_id in ids]
-    raise TrainingError(
-        f"step {step + 1}: the loss is not finite in the micro-batch of groups {', '.join(named[:16])}; the weights "
-        "were not updated. Look for odd texts in these rows of the pairs table (by group_id), or lower "
-        "optimizer.learning_rate and give the new run another output"
+    found = [name for names in gathered for name in names]
+    if not found:
+        return NotFiniteError(
+            f"step {step + 1}: the gradient is not finite, though the loss is; lower optimizer.learning_rate, or try "
+            f'engine.precision = "fp32". First groups of this step: {", ".join(first_of_step)}'
+        )
+    return NotFiniteError(
+        f"step {step + 1}: the loss is not finite in the micro-batches with groups {', '.join(found[:8])}"
+        f"{f' and {len(found) - 8} more' if len(found) > 8 else ''}; look at these rows of the pairs table (by "
+        "group_id), or lower optimizer.learning_rate and give the new run another output"
     )
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def resumed(engine: RecordingEngine, new_engine: Any, scratch: Path) -> Recordin
     engine.save(directory, "state")
     dist.barrier()
     fresh = new_engine()
-    fresh.load(directory, "state")
+    fresh.load(directory, "state", universal=False)
     dist.barrier()
     if dist.get_rank() == 0:
         files = [torch.load(file, weights_only=False) for file in directory.rglob("*model_states.pt")]
@@ -136,7 +137,7 @@ def resumed(engine: RecordingEngine, new_engine: Any, scratch: Path) -> Recordin
     return fresh
 
 
-def main() -> None:
+def main(run_case: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> None:
     arguments = json.loads(Path(sys.argv[1]).read_text())
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
@@ -156,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(run_case)

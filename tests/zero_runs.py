@@ -151,7 +151,12 @@ def _dropout_cases(world: World) -> Iterator[dict[str, Any]]:
 
 
 def run_ranks(
-    world: World, world_size: int, cases: list[dict[str, Any]], *, device: Literal["cpu", "cuda"] = "cpu"
+    world: World,
+    world_size: int,
+    cases: list[dict[str, Any]],
+    *,
+    device: Literal["cpu", "cuda"] = "cpu",
+    script: str = "zero_ranks.py",
 ) -> Results:
     """Run cases one after the other in processes of one process group, and return what rank 0 found, by name."""
     with socket.socket() as probe:
@@ -179,10 +184,10 @@ def run_ranks(
     for rank in range(world_size):
         file = scratch / f"arguments-{rank}.json"
         file.write_text(json.dumps(arguments | {"rank": rank}))
-        script = Path(__file__).with_name("zero_ranks.py")
+        path = Path(__file__).with_name(script)
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(script), str(file)],
+                [sys.executable, str(path), str(file)],
                 # On a machine with GPUs too, unless they are asked for.
                 env=os.environ | ({"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if device == "cpu" else {}),
                 stderr=subprocess.PIPE,

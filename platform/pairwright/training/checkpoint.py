@@ -77,19 +77,21 @@ def verify(directory: Path, manifest: CheckpointManifest, *, rank: int) -> None:
         DamagedCheckpointError: naming the first file that is missing or differs.
     """
     for writer in sorted({0, rank} & set(range(manifest.world_size))):
-        listing = directory / listing_name(writer)
-        try:
-            files = msgspec.json.decode(listing.read_bytes(), type=list[ShardFile])
-        except (OSError, msgspec.DecodeError) as error:
-            raise DamagedCheckpointError(
-                f"{listing}: the list of rank {writer}'s files cannot be read ({error})"
-            ) from None
-        for expected in files:
-            _check(directory, expected)
+        _verify_files_of(directory, writer)
 
 
-def check_belongs(manifest: CheckpointManifest, directory: Path, *, run_digest: str, world_size: int) -> None:
-    """Refuse a checkpoint of another run, or one that was written by another number of workers.
+def verify_all(directory: Path, manifest: CheckpointManifest) -> None:
+    """Check the files of every rank that wrote, as ``verify`` does those that one rank reads.
+
+    Raises:
+        DamagedCheckpointError: naming the first file that is missing or differs.
+    """
+    for writer in range(manifest.world_size):
+        _verify_files_of(directory, writer)
+
+
+def check_belongs(manifest: CheckpointManifest, directory: Path, *, run_digest: str) -> None:
+    """Refuse a checkpoint of another run.
 
     Raises:
         CheckpointError: saying what differs and what to do.
@@ -99,11 +101,16 @@ def check_belongs(manifest: CheckpointManifest, directory: Path, *, run_digest: 
             f"{directory}: this checkpoint belongs to another run (digest {manifest.run_digest[:12]}, this run is "
             f"{run_digest[:12]}); give the new run another output"
         )
-    if manifest.world_size != world_size:
-        raise CheckpointError(
-            f"{directory}: written by {manifest.world_size} workers, this run has {world_size}; "
-            f"set workers.num_workers={manifest.world_size} to go on with it"
-        )
+
+
+def _verify_files_of(directory: Path, writer: int) -> None:
+    listing = directory / listing_name(writer)
+    try:
+        files = msgspec.json.decode(listing.read_bytes(), type=list[ShardFile])
+    except (OSError, msgspec.DecodeError) as error:
+        raise DamagedCheckpointError(f"{listing}: the list of rank {writer}'s files cannot be read ({error})") from None
+    for expected in files:
+        _check(directory, expected)
 
 
 def _describe(path: Path, directory: Path) -> ShardFile:

@@ -1,4 +1,4 @@
-"""Micro-batches -> one optimizer step, over DeepSpeed ZeRO 0-3: the only file that imports deepspeed.
+"""Micro-batches -> one optimizer step, over DeepSpeed ZeRO 0-3: with conversion.py, all that imports deepspeed.
 
 DeepSpeed averages gradients over ranks, divides by an accumulation count of its own and clips at 1.0 unless told
 otherwise (TRAPS.md 21). Here the loss already has the global batch's divisor, so each of the three is set by hand:
@@ -124,14 +124,45 @@ class Engine:
         (directory / tag).mkdir(parents=True, exist_ok=True)
         self._deepspeed.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
 
-    def load(self, directory: Path, tag: str) -> None:
-        """Read back weights and optimizer state that as many ranks had saved."""
+    def load(self, directory: Path, tag: str, *, universal: bool) -> None:
+        """Read back weights and optimizer state.
+
+        Args:
+            directory: whose folder ``tag`` holds them.
+            tag: as they were saved under.
+            universal: whether they are in the form that any number of ranks reads (training/conversion.py); else
+                as many ranks had saved them, or any number without ZeRO.
+        """
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in self._param_groups]
+        self._deepspeed._config.load_universal_checkpoint = universal
+        # It warns that no one told it of tensor parallelism, which there is none of.
+        deepspeed_logger.setLevel(logging.ERROR if universal else logging.WARNING)
         self._deepspeed.load_checkpoint(
             str(directory),
             tag=tag,
             load_lr_scheduler_states=False,
             load_module_strict=not self._has_frozen,
         )
+        self._deepspeed._config.load_universal_checkpoint = False
+        deepspeed_logger.setLevel(logging.WARNING)
+        if universal:
+            self._mend_after_universal_load(settings)
+
+    def _mend_after_universal_load(self, settings: list[dict[str, Any]]) -> None:
+        """Undo what DeepSpeed 0.19.8 gets wrong under ZeRO-3, where it reads one group's settings for all.
+
+        Biases and norms would decay like matrices, and AdamW would count a step once for each group, since all share
+        one tensor (tests/numerics/test_world_sizes.py).
+        """
+        for group, setting in zip(self._param_groups, settings, strict=True):
+            group.update(setting)
+        for state in self._optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].clone()
+
+    @property
+    def _param_groups(self) -> list[dict[str, Any]]:
+        return self._optimizer.param_groups
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """Return all weights on the CPU on rank 0, None elsewhere; under ZeRO-3 they are gathered layer by layer."""

@@ -26,6 +26,7 @@ from pairwright.training.checkpoint import (
     verify,
     write_manifests,
 )
+from pairwright.training.conversion import converted
 from pairwright.training.engine import Engine
 from pairwright.training.global_batch import Run
 from pairwright.training.order import group_indices
@@ -179,7 +180,7 @@ def _restore(engine: Engine, run: Run, host: Host) -> tuple[int, tuple[int, ...]
 
     Raises:
         DamagedCheckpointError: if a rank finds that it is not what was written.
-        CheckpointError: if it cannot be fetched, or belongs to another run or number of workers.
+        CheckpointError: if it cannot be fetched, or belongs to another run, or cannot be converted here.
     """
     checkpoint = host.newest_checkpoint()
     if checkpoint is None:
@@ -198,14 +199,22 @@ def _loaded(engine: Engine, run: Run, host: Host, checkpoint: AbstractContextMan
         try:
             directory = stack.enter_context(checkpoint)
             manifest = read_manifest(directory)
-            check_belongs(manifest, directory, run_digest=run.run_digest, world_size=host.world_size)
-            verify(directory, manifest, rank=host.rank)
+            check_belongs(manifest, directory, run_digest=run.run_digest)
+            if _needs_conversion(manifest, host):
+                directory = stack.enter_context(converted(directory, manifest))
+            else:
+                verify(directory, manifest, rank=host.rank)
             read = directory, manifest
         except CheckpointError as found:
             error = found
         raise_together(error)
         assert read is not None
-        engine.load(read[0], TAG)
+        engine.load(read[0], TAG, universal=_needs_conversion(read[1], host))
         # No rank may leave, and drop its copy of the folder, while another still reads.
         dist.barrier()
     return read[1]
+
+
+def _needs_conversion(manifest: CheckpointManifest, host: Host) -> bool:
+    """Whether each rank's file holds a part for another number of ranks; without ZeRO, rank 0's holds it all."""
+    return manifest.world_size != host.world_size and manifest.zero_stage > 0

@@ -1,0 +1,87 @@
+"""One rank of a whole run through training/loop.py on real DeepSpeed, without Ray: started by zero_runs.run_ranks.
+
+Its host keeps checkpoints in a folder, as Ray Train does on storage, and may end the run right after one of them. A
+case is a dictionary as of ``zero_runs.case`` with {checkpoints: folder, every: steps, stops_after: step or None}.
+"""
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+import zero_ranks
+from pairwright.data.tokens import TokenTable
+from pairwright.errors import PairwrightError
+from pairwright.training.checkpoint import MANIFEST_NAME
+from pairwright.training.global_batch import Run, shape_of
+from pairwright.training.loop import train
+
+
+class StoppedError(Exception):
+    """The run was to end here."""
+
+
+class FolderHost:
+    """The loop's ``Host`` on a folder that all ranks see."""
+
+    def __init__(self, folder: Path, stops_after: int | None) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.attempt = f"{self.world_size}ranks"
+        self.records: list[dict[str, Any]] = []
+        self._folder, self._stops_after = folder, stops_after
+
+    def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
+        dist.barrier()
+        found = sorted(path.parent for path in self._folder.glob(f"*/{MANIFEST_NAME}"))
+        return nullcontext(found[-1]) if found else None
+
+    def wait_for_upload(self) -> None:
+        pass
+
+    def save_checkpoint(self, metrics: dict[str, Any], directory: Path, name: str) -> None:
+        shutil.copytree(directory, self._folder / name, dirs_exist_ok=True)
+        shutil.rmtree(directory)
+        dist.barrier()
+        if metrics["step"] == self._stops_after:
+            raise StoppedError
+
+    def progress(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+
+def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    config = zero_ranks.config_of(case, arguments)
+    training = {"epochs": case["num_steps"], "checkpoint_every_steps": case["every"]}
+    batches = {"groups_per_step": case["groups_per_step"]}
+    config = config.model_copy(
+        update={
+            "training": config.training.model_copy(update=training),
+            "batches": config.batches.model_copy(update=batches),
+        }
+    )
+    model = zero_ranks.make_model(config, case)
+    start = {name: tensor.float().numpy().copy() for name, tensor in model.state_dict().items()}
+    run = Run(
+        config=config,
+        run_digest="",
+        tokens=TokenTable([Path(arguments["tokens"])]),
+        pad_token_id=0,
+        layout=case["layout"],
+        shape=shape_of(model),
+    )
+    host = FolderHost(Path(case["checkpoints"]), case["stops_after"])
+    try:
+        engine = train(run, model, host).engine
+    except StoppedError:
+        return {"records": host.records}
+    except PairwrightError as error:
+        return {"records": host.records, "error": str(error)}
+    state = engine.full_state_dict() or {}
+    change = {name: tensor.float().numpy() - start[name] for name, tensor in state.items()}
+    return {"records": host.records, "start": start, "change": change}
+
+
+if __name__ == "__main__":
+    zero_ranks.main(run_case)

@@ -88,9 +88,13 @@ def run_config(folder: Path, name: str, **sections: dict[str, Any]) -> TrainConf
     return TrainConfig.model_validate({"output": str(folder / name)} | merged)
 
 
+def write_config(config: TrainConfig, file: Path) -> None:
+    file.write_text(_as_toml(config.model_dump(mode="json")))
+
+
 def start_command(config: TrainConfig, file: Path) -> subprocess.Popen[str]:
     """Start ``pairwright train`` as a user would, in a process and a Ray cluster of its own."""
-    file.write_text(_as_toml(config.model_dump(mode="json")))
+    write_config(config, file)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     # Ray commits a checkpoint when its controller next looks, every 2 s by default: in that time these runs are over.
     environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"

@@ -2,8 +2,8 @@
 
 Each verb parses its arguments, calls one function and prints what it returned; heavy libraries are imported inside, so
 that ``pairwright --help`` answers at once. A mistake of the user's ends as one message and exit status 1, never as a
-traceback; exit status 2 means the command line itself was wrong, 130 that somebody stopped it. What nobody foresaw
-keeps its traceback.
+traceback; exit status 2 means the command line itself was wrong, 130 that somebody pressed Ctrl-C and
+143 that SIGTERM stopped a training run. What nobody foresaw keeps its traceback.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from pairwright import __version__, cli_runs, cli_tables
-from pairwright.errors import DataError, PairwrightError
+from pairwright.errors import DataError, PairwrightError, StoppedError
 
 app = typer.Typer(
     name="pairwright",
@@ -33,6 +33,7 @@ Settings = Annotated[
 Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 INTERRUPTED = 130
+TERMINATED = 143
 Split = Literal["train", "validation"]
 
 
@@ -316,6 +317,9 @@ def main() -> None:
     """Run a verb; what its message explains ends as that and exit status 1, and Ctrl-C says what it leaves."""
     try:
         app()
+    except StoppedError as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(TERMINATED)
     except PairwrightError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

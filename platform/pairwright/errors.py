@@ -14,6 +14,7 @@ PairwrightError
 ├── CheckpointError   a checkpoint that is damaged or belongs to another run
 ├── TrainingError     a run that cannot go on (lost workers, no memory)
 │   └── NotFiniteError  a step whose loss or gradient is not finite
+├── StoppedError      a run that SIGTERM asked to stop; the same command goes on with it
 └── ClusterError      a task that failed in a way nobody foresaw, or a cluster that gave up
 """
 
@@ -63,6 +64,10 @@ class TrainingError(PairwrightError):
 
 class NotFiniteError(TrainingError):
     """A step whose loss or gradient is not finite, and which changed nothing."""
+
+
+class StoppedError(PairwrightError):  # exit status 143, not 1: nothing went wrong
+    """A run that SIGTERM asked to stop; the same command goes on with it."""
 
 
 class ClusterError(PairwrightError):

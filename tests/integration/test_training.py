@@ -19,7 +19,7 @@ from pairwright.cluster.run_folder import RunFolder
 from pairwright.cluster.train import dry_run, train
 from pairwright.config import TrainConfig
 from pairwright.data.store import Table
-from pairwright.errors import ConfigError, ModelError, StoreError, TrainingError
+from pairwright.errors import ConfigError, ModelError, StoppedError, StoreError, TrainingError
 from training_runs import (
     NUM_STEPS,
     TRAINING,
@@ -192,6 +192,28 @@ def test_a_killed_driver_started_again_ends_in_the_same_weights(undisturbed: Tra
     log, _ = again.communicate(timeout=400)
     assert again.returncode == 0, log
     assert "resumed from the checkpoint of step" in log
+    assert same_bits(weights(output), weights(Path(undisturbed.output)))
+
+
+def signal_after(step: int, output: Path, which: signal.Signals) -> None:
+    wait_until(lambda: step in steps_logged(output), timeout_seconds=200, what=f"step {step}")
+    os.kill(os.getpid(), which)
+
+
+def test_sigterm_leads_to_a_checkpoint_at_once_and_the_same_command_to_the_same_weights(
+    undisturbed: TrainConfig, folder: Path, ray_cluster: None
+) -> None:
+    config = run_config(folder, "stopped", training={**TRAINING, "checkpoint_every_steps": NUM_STEPS})
+    output = Path(config.output)
+    threading.Thread(target=signal_after, args=(5, output, signal.SIGTERM), daemon=True).start()
+    with pytest.raises(StoppedError, match=r"goes on from step \d+, whose checkpoint is committed") as stopped:
+        train(config)
+    (step,) = committed_steps(output)
+    assert f"step {step}," in str(stopped.value)
+    assert step == max(steps_logged(output)) < NUM_STEPS, "no step after the checkpoint is lost"
+    summary = train(config).training
+    assert (summary.resumes, summary.restarts) == (1, 0)
+    assert steps_logged(output) == list(range(1, NUM_STEPS + 1))
     assert same_bits(weights(output), weights(Path(undisturbed.output)))
 
 

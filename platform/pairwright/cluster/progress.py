@@ -33,10 +33,17 @@ class Board:
 
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
+        self._stop_asked: str | None = None
 
     @ray.method
-    def put(self, record: dict[str, Any]) -> None:
+    def put(self, record: dict[str, Any]) -> str | None:
+        """Keep a record; the answer is the signal for which the driver asks the run to stop, if any."""
         self._records.append(record)
+        return self._stop_asked
+
+    @ray.method
+    def ask_to_stop(self, signal_name: str) -> None:
+        self._stop_asked = signal_name
 
     @ray.method
     def take(self) -> list[dict[str, Any]]:
@@ -157,6 +164,9 @@ class Watcher:
         if kind == "restart":
             self.num_restarts += 1
             self._print(f"lost workers ({'; '.join(record['causes'])}); starting new ones")
+            return
+        if kind == "notice":
+            self._print(f"after step {step}: {record['reason']}")
             return
         if kind == "damaged":
             self.num_damaged += 1

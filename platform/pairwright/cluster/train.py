@@ -6,18 +6,19 @@ command again after any death of the driver finds the run's own records and goes
 
 import os
 import platform
+import signal
 import time
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import ray.train
-from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pairwright import __version__
 from pairwright.cluster.mending import mend
+from pairwright.cluster.notices import StopSignals, TerminationNotice
 from pairwright.cluster.preparing import Prepared, check_model, prepare, version_of, with_absolute_paths
 from pairwright.cluster.progress import RestartNotice, Watcher, last_line
 from pairwright.cluster.run_folder import (
@@ -32,7 +33,7 @@ from pairwright.cluster.worker_task import WorkerTask, start_worker
 from pairwright.config import TrainConfig, config_digest
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
-from pairwright.errors import ConfigError, TrainingError
+from pairwright.errors import ConfigError, StoppedError, TrainingError
 from pairwright.training.schedule import schedule_of
 
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
@@ -77,12 +78,25 @@ def train(config: TrainConfig) -> TrainSummary:
         ConfigError: if the output holds another run, or the batch cannot be planned.
         StoreError, ModelError: if the pairs table or the model cannot be used.
         TrainingError: if the run stopped for good; what it left is still there to go on from.
+        StoppedError: if SIGTERM asked it to stop; KeyboardInterrupt, if Ctrl-C did.
     """
+    signals = StopSignals()
+    try:
+        return _train(config, signals)
+    except KeyboardInterrupt:
+        if signals.received != signal.SIGTERM:
+            raise
+        raise StoppedError(
+            f"run {config.output}: ended at once by SIGTERM; the same command goes on from the newest checkpoint"
+        ) from None
+
+
+def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
     folder = RunFolder(config.output)
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(version_of(config, folder))
     started = time.time()
-    with ray_session():
+    with ray_session(), signals:  # in this order: Ray takes SIGTERM for itself when it starts
         _check_resources(config)
         prepared = prepare(config, folder, pairs, manifest)
         folder.claim(prepared.identity)
@@ -92,7 +106,10 @@ def train(config: TrainConfig) -> TrainSummary:
         with Watcher(
             folder.local_directory, log_every_steps=config.training.log_every_steps, publish=folder.publish
         ) as watcher:
+            signals.ask_through(watcher.board)
             outcome = _fit_from_what_is_whole(config, prepared, folder, watcher)
+            if "stopped" in outcome:
+                _say_stopped(folder, outcome["stopped"], signals)
     summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
     folder.finish(summary)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
@@ -132,6 +149,23 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
     )
 
 
+class _Trainer(TorchTrainer):
+    """Ray's trainer without its answer to Ctrl-C, which is to abort: our signals ask for a checkpoint first."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
+def _say_stopped(folder: RunFolder, step: int, signals: StopSignals) -> NoReturn:
+    """Raise what ends a command whose run was asked to stop and did."""
+    where = f"from step {step}, whose checkpoint is committed" if step else "from its first step"
+    said = f"run {folder.url}: stopped; the same command goes on {where}"
+    if signals.received == signal.SIGINT:
+        print(said, flush=True)
+        raise KeyboardInterrupt
+    raise StoppedError(said)
+
+
 def _fit_from_what_is_whole(
     config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher
 ) -> dict[str, Any]:
@@ -155,8 +189,9 @@ def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wa
         board=watcher.board,
     )
     workers = config.workers
-    callbacks: list[UserCallback] = [RestartNotice(watcher.board)]
-    trainer = TorchTrainer(
+    # Typed for UserCallback, and checked for what both are.
+    callbacks: list[Any] = [RestartNotice(watcher.board), TerminationNotice()]
+    trainer = _Trainer(
         start_worker,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import ray
 import ray.train
@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from pairwright.cluster.notices import RankNotices
 from pairwright.cluster.progress import Board, last_line
 from pairwright.cluster.run_folder import store_model
 from pairwright.cluster.worker_task import WorkerTask
@@ -40,7 +41,7 @@ from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.training.agreement import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
-from pairwright.training.loop import train
+from pairwright.training.loop import Stopped, train
 
 UPLOAD_POLL_SECONDS = 0.05
 
@@ -53,7 +54,7 @@ class RayTrainHost:
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.attempt = _agreed_token()
-        self._board = board
+        self._notices = RankNotices(board, self.rank)
         self._uploading: Path | None = None
 
     def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
@@ -77,7 +78,10 @@ class RayTrainHost:
         )
 
     def progress(self, record: dict[str, Any]) -> None:
-        self._board.put.remote(record)
+        self._notices.put(record)
+
+    def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
+        return self._notices.agreed(steps_taken)
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,9 @@ def train_worker(task: WorkerTask) -> dict[str, Any]:
     """Train on this rank.
 
     Returns:
-        The final evaluation; or what all ranks found wrong: ``{"error": message}``, or ``{"damaged": name, "reason":
-        message}`` for the checkpoint that they were to start from, which the driver then sets aside.
+        The final evaluation; ``{"stopped": step}`` if the run was asked to stop; or what all ranks found wrong:
+        ``{"error": message}``, or ``{"damaged": name, "reason": message}`` for the checkpoint that they were to start
+        from, which the driver then sets aside.
     """
     disable_progress_bar()
     join_process_group()
@@ -175,6 +180,9 @@ def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
         choice = prepared.layout_choice
         host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
     trained = train(prepared.run, prepared.model, host)
+    if isinstance(trained, Stopped):
+        # Ray ends the run once every rank's upload has ended and is committed.
+        return {"stopped": trained.step}
     _export(trained.engine, prepared, task)
     host.wait_for_upload()
     return {"validation": trained.validation, "skipped_steps": trained.skipped_steps}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
 
@@ -64,6 +64,13 @@ class Host(Protocol):
         """Show one step's, or one evaluation's, figures; called on rank 0."""
         ...
 
+    def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
+        """Whether a checkpoint is wanted now, or that and the end, the same on every rank. A collective, once a step.
+
+        Wanted is what was not asked for before: a node that will be taken away is told of once.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class _Taken:
@@ -87,8 +94,15 @@ class Trained:
     skipped_steps: tuple[int, ...]
 
 
-def train(run: Run, model: RewardModel, host: Host) -> Trained:
-    """Train to the last step and evaluate on the validation split.
+@dataclass(frozen=True)
+class Stopped:
+    """A run that was asked to stop, and has a checkpoint of its last step on the way."""
+
+    step: int
+
+
+def train(run: Run, model: RewardModel, host: Host) -> Trained | Stopped:
+    """Train to the last step and evaluate on the validation split, or to where the host asks the run to stop.
 
     Raises:
         TrainingError: if a loss or a gradient is not finite and may not be skipped; the step has changed nothing.
@@ -102,6 +116,8 @@ def train(run: Run, model: RewardModel, host: Host) -> Trained:
     schedule = schedule_of(len(rows), config)
     engine = Engine(model, engine=config.engine, optimizer=config.optimizer)
     first_step, skipped = _restore(engine, run, host)
+    if host.asked(first_step) == "stop":
+        return Stopped(first_step)
     for step in range(first_step, schedule.num_steps):
         started = time.perf_counter()
         indices = group_indices(
@@ -120,18 +136,25 @@ def train(run: Run, model: RewardModel, host: Host) -> Trained:
             record = {"kind": "skipped", "step": step + 1, "num_steps": schedule.num_steps, "reason": str(error)}
         if host.rank == 0:
             host.progress(record)
-        _after_step(engine, run, host, schedule, _Taken(step + 1, figures, skipped))
+        asked = host.asked(step + 1)
+        _after_step(engine, run, host, schedule, _Taken(step + 1, figures, skipped), asked)
+        if asked == "stop":
+            return Stopped(step + 1)
     final = evaluate_split(engine, run, "validation")
     if host.rank == 0 and final:
         host.progress({"kind": "evaluation", "step": schedule.num_steps, **final["overall"]})
     return Trained(engine, final, skipped)
 
 
-def _after_step(engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken) -> None:
+def _after_step(
+    engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken, asked: Literal["save", "stop"] | None
+) -> None:
     training, steps_taken = run.config.training, taken.step
     is_last = steps_taken == schedule.num_steps
-    if is_last or steps_taken % training.checkpoint_every_steps == 0:
+    if asked or is_last or steps_taken % training.checkpoint_every_steps == 0:
         _save(engine, run, host, schedule, taken)
+    if asked == "stop":
+        return
     if training.evaluate_every_steps and not is_last and steps_taken % training.evaluate_every_steps == 0:
         report = evaluate_split(engine, run, "validation")
         if host.rank == 0 and report:

@@ -136,10 +136,19 @@ def wait_for_first_file(url: str, command: Command) -> None:
 
 def stored_files(url: str) -> set[str]:
     """Return the data and refused files that lie in a table's folder."""
+    return _below(url, "data/", "refused/")
+
+
+def scratch_files(url: str) -> set[str]:
+    """Return the files of a table's folder that are there only while a command works on it."""
+    return _below(url, "landing/")
+
+
+def _below(url: str, *folders: str) -> set[str]:
     if "://" not in url and not Path(url).is_dir():
         return set()
     stored = {item["path"] for chunk in obstore.list(open_store(url)) for item in chunk}
-    return {path for path in stored if path.startswith(("data/", "refused/"))}
+    return {path for path in stored if path.startswith(folders)}
 
 
 def unnamed_files(url: str) -> int:

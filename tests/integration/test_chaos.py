@@ -13,7 +13,16 @@ from pathlib import Path
 
 import obstore
 import pytest
-from accidents import Command, Content, Reader, newest_content, reading, unnamed_files, wait_for_first_file
+from accidents import (
+    Command,
+    Content,
+    Reader,
+    newest_content,
+    reading,
+    scratch_files,
+    unnamed_files,
+    wait_for_first_file,
+)
 
 from pairwright.data.store import Table, open_store
 from pairwright.data.vacuum import vacuum
@@ -21,6 +30,8 @@ from pairwright.data.vacuum import vacuum
 SEED = 20261121
 NUM_KILLS = 25
 RANGE_BYTES = "range_bytes=131072"
+STRETCH_BYTES = "stretch_bytes=500000"
+"""Groups are then spread over several stretches, and exchanged; in one process there is one stretch."""
 PLACES = [
     pytest.param("local", "ray", id="local on Ray"),
     pytest.param("s3", "ray", id="s3 on Ray"),
@@ -63,7 +74,7 @@ def test_what_was_killed_at_any_moment_and_run_again_leaves_the_table_of_an_undi
 ) -> None:
     base = str(tmp_path) if place == "local" else request.getfixturevalue("s3_bucket")
     sources = put_sources(base, num_records=10_000)
-    works = undisturbed(base, sources, tmp_path, ray_environment)
+    works = undisturbed(base, sources, tmp_path, ray_environment, in_stretches=where == "ray")
     rng = random.Random(SEED)
     lines = [
         f"seed {SEED}, {place}, {where}: "
@@ -105,12 +116,14 @@ def draw(rng: random.Random, number: int, work: Work) -> Kill:
     return Kill(seconds, after_first_file, driver_only=rng.random() < 0.3)
 
 
-def undisturbed(base: str, sources: list[str], folder: Path, environment: dict[str, str]) -> list[Work]:
+def undisturbed(
+    base: str, sources: list[str], folder: Path, environment: dict[str, str], *, in_stretches: bool
+) -> list[Work]:
     """Run both commands to their end and return them with what they made."""
     annotations, pairs = f"{base}/annotations", f"{base}/pairs"
     commands = {
         "ingest": (["ingest", *sources, "--set", RANGE_BYTES], annotations),
-        "expand": (["expand", annotations], pairs),
+        "expand": (["expand", annotations, *(["--set", STRETCH_BYTES] if in_stretches else [])], pairs),
     }
     works = []
     for name, (arguments, into) in commands.items():
@@ -147,7 +160,7 @@ def accident(work: Work, url: str, kill: Kill, log: Path, reader: Reader, enviro
     assert Table(url, "annotations").versions() == [1]
     leftovers = unnamed_files(url)
     vacuum(url, older_than=timedelta(0), keep_versions=None, is_dry_run=False)
-    assert (unnamed_files(url), newest_content(url)) == (0, work.content)
+    assert (unnamed_files(url), scratch_files(url), newest_content(url)) == (0, set(), work.content)
     left = "it had ended" if ended else f"{len(versions)} versions, {unnamed:>3} unnamed files"
     return (
         f"{work.name} {kill}: {left:<28}; again {seconds:>4.1f} s, {leftovers:>3} unnamed files vacuumed; "

@@ -64,18 +64,16 @@ def refused_in(url: Path | str, manifest: Manifest) -> list[str]:
     return sorted(str(one) for file in manifest.refused_files for one in table.read_refused(file))
 
 
-def test_train_prompts_that_nearly_stand_in_validation_go_whatever_the_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_prompts_that_nearly_stand_in_validation_go_whatever_the_files(tmp_path: Path) -> None:
     rows = rankings()
     train, validation = prompts_of(rows, "train"), prompts_of(rows, "validation")
     expected = {name for name, text in train.items() if max(share(text, v) for v in validation.values()) >= 0.7}
     assert 20 < len(expected) < len(train)
-    monkeypatch.setattr("pairwright.cluster.grouping.STRETCH_BYTES", 1)
+    config = DROP.model_copy(update={"stretch_bytes": 1})
     made = []
     for name, tables in {"one": [rows], "many": [rows[::-1][start::5] for start in range(5)]}.items():
         commit_annotations(str(tmp_path / name), [annotations_table(table) for table in tables])
-        made.append(expand(str(tmp_path / name), str(tmp_path / f"{name} pairs"), DROP, version=None))
+        made.append(expand(str(tmp_path / name), str(tmp_path / f"{name} pairs"), config, version=None))
     for manifest, name in zip(made, ("one", "many"), strict=True):
         assert kept_in(tmp_path / f"{name} pairs", manifest) == (train.keys() | validation.keys()) - expected
         assert manifest.totals["groups_near_duplicate"] == len(expected)

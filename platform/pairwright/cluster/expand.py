@@ -62,7 +62,9 @@ def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig) 
         def work(rows: pa.Table) -> list[_Expanded]:
             return [_write_groups(rows, target, config, left_out)]
 
-        expanded = on_groups(source, read, work, _Expanded, scratch=target, what="expanded")
+        expanded = on_groups(
+            source, read, work, _Expanded, scratch=target, stretch_bytes=config.stretch_bytes, what="expanded"
+        )
     return _commit(target, expanded, made_from, config)
 
 

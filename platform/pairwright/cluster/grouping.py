@@ -1,10 +1,10 @@
 """An annotations version -> calls of one function with whole groups: texts move only where a group is spread.
 
-Files are taken in stretches of about 64 MB. A first pass reads group ids alone; a group whose annotations lie within
-one stretch, as nearly all do, is handed over where it is read, and the others are exchanged through files (Ray's own
-shuffle kept them all in memory: expanding 8 GB peaked at 5.6 GB, and needed a second read of every stretch). The
-driver holds 8 bytes a group and stretch. What is handed over together is a function of the version alone, never of the
-cluster.
+Files are taken in stretches of ``stretch_bytes``. A first pass reads group ids alone; a group whose annotations lie
+within one stretch, as nearly all do, is handed over where it is read, and the others are exchanged through files (Ray's
+own shuffle kept them all in memory: expanding 8 GB peaked at 5.6 GB, and needed a second read of every stretch). The
+driver holds 8 bytes a group and stretch. What is handed over together is a function of the version and of
+``stretch_bytes`` alone, never of the cluster.
 """
 
 import sys
@@ -23,8 +23,6 @@ from pairwright.data.store import DataFile, Manifest, Table
 
 ResultT = TypeVar("ResultT", bound=msgspec.Struct)
 
-STRETCH_BYTES = 16 * 1024 * 1024
-"""Of compressed files; text unpacks to about four times as much."""
 ROWS_PER_PARTITION = 4096
 
 
@@ -52,6 +50,7 @@ def on_groups(
     result: type[ResultT],
     *,
     scratch: Table,
+    stretch_bytes: int,
     what: str,
 ) -> list[ResultT]:
     """Return what ``work`` returns for all groups of a version, in an order that depends on the version alone.
@@ -63,12 +62,13 @@ def on_groups(
             pickle.
         result: type of the results, for msgpack; they should be small.
         scratch: table that may hold the rows of spread groups while this runs.
+        stretch_bytes: of files that one task takes.
         what: what groups become, for the person who waits.
 
     Raises:
         PairwrightError: the first one that ``work``, or a read, raised anywhere.
     """
-    stretches = stretches_of(manifest.files)
+    stretches = stretches_of(manifest.files, stretch_bytes)
     if not stretches:
         return []
     # One stretch is one task's work, and nothing in it is spread: worth no cluster.
@@ -84,12 +84,12 @@ def on_groups(
     return [msgspec.msgpack.decode(found, type=result) for part in done for found in part.results]
 
 
-def stretches_of(files: Sequence[DataFile]) -> list[list[DataFile]]:
+def stretches_of(files: Sequence[DataFile], stretch_bytes: int) -> list[list[DataFile]]:
     """Return the files of a version in runs of neighbours that are worth a task each."""
     stretches: list[list[DataFile]] = []
-    filled = STRETCH_BYTES
+    filled = stretch_bytes
     for file in files:
-        if filled + file.bytes > STRETCH_BYTES:
+        if filled + file.bytes > stretch_bytes:
             stretches.append([])
             filled = 0
         stretches[-1].append(file)

@@ -128,7 +128,7 @@ def find_left_out(source: Table, read: Manifest, config: ExpandConfig, sets: Eva
 
 
 def _validation_prompts(source: Table, read: Manifest, config: ExpandConfig) -> _Reference:
-    stretches = stretches_of(read.files)
+    stretches = stretches_of(read.files, config.stretch_bytes)
 
     def work(item: int) -> Iterator[_Block]:
         prompts = (
@@ -200,7 +200,7 @@ def _collect(found: Iterable[_Block]) -> _Reference:
 
 
 def _compare(source: Table, read: Manifest, config: ExpandConfig, shared: Any) -> dict[str, _LeftOut]:
-    stretches = stretches_of(read.files)
+    stretches = stretches_of(read.files, config.stretch_bytes)
 
     def work(item: int) -> Iterator[_LeftOut]:
         references: dict[str, _Reference] = ray.get(shared)

@@ -32,3 +32,5 @@ class ExpandConfig(Section):
     """Evaluation sets (sources with a ``prompt`` in each record, or tables); groups that overlap one are left out."""
     overlap_words: Annotated[int, Field(ge=0)] = 13
     """Words in a row that a prompt may not share with an evaluation prompt; 0: only near-duplicates of one overlap."""
+    stretch_bytes: PositiveInt = 16 * 1024 * 1024
+    """Bytes of annotations, as they lie compressed, that one task takes; their text is about four times as much."""

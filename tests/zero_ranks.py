@@ -22,6 +22,7 @@ from pairwright.data.tokens import TokenTable
 from pairwright.errors import NotFiniteError
 from pairwright.model.lora import add_adapters
 from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.step import train_step
@@ -101,6 +102,8 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
             figures.append(train_step(engine, run, np.array(some), rate, step=step))
         except NotFiniteError as error:
             refused.append({"message": str(error), "unchanged": same_weights(before, engine.full_state_dict())})
+    if case["saves"] is not None:
+        save(engine, config, Path(case["saves"]))
     state = engine.full_state_dict()
     return {
         "figures": figures,
@@ -116,6 +119,23 @@ def same_weights(before: dict[str, torch.Tensor] | None, after: dict[str, torch.
     if before is None or after is None:
         return dist.get_rank() != 0
     return all(torch.equal(before[name].nan_to_num(7.0), after[name].nan_to_num(7.0)) for name in before | after)
+
+
+def save(engine: RecordingEngine, config: TrainConfig, directory: Path) -> None:
+    """Write a checkpoint as a run does, all ranks into one folder."""
+    engine.save(directory, TAG)
+    dist.barrier()
+    manifest = CheckpointManifest(
+        format_version=1,
+        step=1,
+        num_steps=1,
+        world_size=engine.world_size,
+        zero_stage=config.engine.zero_stage,
+        precision=config.engine.precision,
+        run_digest="",
+        code_version="",
+    )
+    write_manifests(directory, manifest, rank=dist.get_rank())
 
 
 def resumed(engine: RecordingEngine, new_engine: Any, scratch: Path) -> RecordingEngine:

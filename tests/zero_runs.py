@@ -43,9 +43,15 @@ def case(world: World, name: str, stage: int, **settings: Any) -> dict[str, Any]
         # Of a run that does not take all rows in each step: another table, and each step's number and rows.
         "tokens": None,
         "steps": None,
+        "saves": None,
     }
     assert settings.keys() <= defaults.keys()
     return {"name": name, "engine": engine} | defaults | settings
+
+
+def saved_in(world: World, world_size: int, name: str) -> str:
+    """Return the folder of the checkpoint that a case of so many ranks leaves, where it leaves one."""
+    return str(world["folder"] / f"saved-{world_size}-{name.replace(' ', '-')}")
 
 
 def all_cases(world: World, world_size: int) -> list[dict[str, Any]]:
@@ -62,6 +68,7 @@ def all_cases(world: World, world_size: int) -> list[dict[str, Any]]:
             precision=precision,
             layout=LAYOUTS[(stage + world_size + shift) % 3],
             micro_batch_tokens=300 if stage % 2 == 0 else 100_000,
+            saves=saved_in(world, world_size, f"zero{stage} {precision}"),
         )
         for stage in range(4)
         for shift, precision in enumerate(("fp32", "bf16"))
@@ -107,6 +114,7 @@ def _lora_cases(world: World) -> Iterator[dict[str, Any]]:
                 gradient_checkpointing=(stage + index) % 2 == 0,
                 resumes=index == 0,
                 num_steps=NUM_STEPS if index == 0 else 1,
+                saves=saved_in(world, 2, f"lora zero{stage} {layout}"),
                 **offload,
             )
     for stage, layout in enumerate(LAYOUTS, start=1):

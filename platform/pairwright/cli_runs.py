@@ -1,8 +1,10 @@
-"""The verbs of the console script that look after training runs: checkpoints.
+"""The verbs of the console script that look after training runs: checkpoints, export.
 
 As in ``cli.py``, each verb parses its arguments, calls one function and prints what it returned.
 """
 
+import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -26,3 +28,23 @@ def checkpoints(
     print(msgspec.json.format(msgspec.json.encode(found)).decode() if as_json else format_checkpoints(found))
     if any(kept.committed and kept.damage is not None for kept in found.checkpoints):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Output folder of a training run, or its URL.")],
+    into: Annotated[str, typer.Option(help="Directory or URL for the model; must not hold anything yet.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="NAME|STEP", help="Which; the one that the run goes on from if not given.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Where the run's starting model lies now, if it was moved.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint's model as the plain Hugging Face directory that the run would have exported then."""
+    from pairwright.cluster.export import export_checkpoint
+
+    exported = export_checkpoint(run, checkpoint=checkpoint, into=into, model=model)
+    if as_json:
+        print(json.dumps(asdict(exported), indent=2))
+        return
+    print(f"model   {exported.into}, of step {exported.step} (checkpoint {exported.checkpoint})")

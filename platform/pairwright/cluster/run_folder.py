@@ -15,6 +15,7 @@ from obstore.exceptions import AlreadyExistsError, NotFoundError
 from obstore.store import ObjectStore
 
 from pairwright.config import TrainConfig
+from pairwright.data.locations import local_root
 from pairwright.data.store import Input, open_store
 from pairwright.errors import ConfigError
 
@@ -137,18 +138,23 @@ class RunFolder:
 
 def store_model(source: Path, run_url: str) -> None:
     """Put an exported model directory into a run's folder, whole or not at all where the folder is local."""
-    if "://" in run_url:
-        store = open_store(f"{run_url}/{MODEL_NAME}")
+    store_directory(source, f"{run_url}/{MODEL_NAME}")
+
+
+def store_directory(source: Path, url: str) -> None:
+    """Put a local directory at a path or URL, in place of what is there; whole or not at all where that is local."""
+    root = local_root(url)
+    if root is None:
+        store = open_store(url)
         for path in sorted(source.rglob("*")):
             if path.is_file():
                 obstore.put(store, path.relative_to(source).as_posix(), path)
         return
-    target = Path(run_url) / MODEL_NAME
-    partial = target.with_name(f"{MODEL_NAME}.partial")
+    partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    shutil.rmtree(root, ignore_errors=True)
+    partial.rename(root)
 
 
 def identity_config(config: TrainConfig) -> dict[str, Any]:

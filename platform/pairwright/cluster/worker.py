@@ -36,12 +36,12 @@ from pairwright.errors import CheckpointError, DamagedCheckpointError, ModelErro
 from pairwright.model.batches import Layout
 from pairwright.model.export import choose_pad_token, save_reward_model
 from pairwright.model.layouts import LayoutChoice, choose_layout
-from pairwright.model.lora import add_adapters
-from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.model.reward_model import RewardModel
 from pairwright.training.agreement import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import Stopped, train
+from pairwright.training.starting_model import starting_model
 
 UPLOAD_POLL_SECONDS = 0.05
 
@@ -143,17 +143,7 @@ def _prepare(task: WorkerTask) -> _Prepared:
     tokenizer = load_tokenizer(config.model.path)
     template = resolve_template(tokenizer, config.tokens)
     pad_token_id = choose_pad_token(tokenizer)
-    model = load_reward_model(
-        config.model.path,
-        dtype=DTYPES[config.engine.precision],
-        seed=config.training.seed,
-        dropout=config.model.dropout,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        pad_token_id=pad_token_id,
-        vocab_size=len(tokenizer),
-    )
-    if config.lora is not None:
-        add_adapters(model, config.lora, seed=config.training.seed)
+    model = starting_model(config, tokenizer, pad_token_id=pad_token_id)
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
     _check_positions(model, tokens, config)
     choice = choose_layout(

@@ -6,6 +6,7 @@ case is a dictionary as of ``zero_runs.case``.
 
 import json
 import os
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
 from pairwright.config import TrainConfig
 from pairwright.data.tokens import TokenTable
-from pairwright.errors import NotFiniteError
+from pairwright.errors import NotFiniteError, OutOfMemoryError
 from pairwright.model.lora import add_adapters
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
+from pairwright.training.pulse import Pulse
 from pairwright.training.step import train_step
 
 
@@ -91,9 +94,12 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     rows, rate = np.arange(len(tokens)), config.optimizer.learning_rate
 
     def new_engine() -> RecordingEngine:
-        return RecordingEngine(make_model(config, case), engine=config.engine, optimizer=config.optimizer)
+        model = make_model(config, case)
+        return RecordingEngine(model, engine=config.engine, optimizer=config.optimizer, pulse=Pulse())
 
     engine, figures, refused = new_engine(), [], []
+    if case["memory_bytes"] is not None:
+        return {"message": message_without_memory(case, engine, run)}
     for step, some in case["steps"] or [(step, rows) for step in range(case["num_steps"])]:
         if case["resumes"] and step == case["num_steps"] - 1:
             engine = resumed(engine, new_engine, Path(arguments["scratch"]))
@@ -112,6 +118,19 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
         "saved": engine.saved,
         "state": {} if state is None else {name: tensor.float().numpy() for name, tensor in state.items()},
     }
+
+
+def message_without_memory(case: dict[str, Any], engine: Engine, run: Run) -> str:
+    """Return what a step says that the system refuses memory."""
+    taken = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (taken + case["memory_bytes"], resource.RLIM_INFINITY))
+    try:
+        train_step(engine, run, np.arange(len(run.tokens)), 0.0, step=0)
+    except OutOfMemoryError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return "there was enough"
 
 
 def same_weights(before: dict[str, torch.Tensor] | None, after: dict[str, torch.Tensor] | None) -> bool:

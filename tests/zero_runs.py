@@ -42,6 +42,8 @@ def case(world: World, name: str, stage: int, **settings: Any) -> dict[str, Any]
         "resumes": False,
         # Of a run that does not take all rows in each step: another table, and each step's number and rows.
         "tokens": None,
+        # Bytes of address space that a rank may take beyond what it has when its steps begin.
+        "memory_bytes": None,
         "steps": None,
         "saves": None,
     }

@@ -13,7 +13,8 @@ PairwrightError
 ├── ModelError        a model or tokenizer that cannot be used
 ├── CheckpointError   a checkpoint that is damaged or belongs to another run
 ├── TrainingError     a run that cannot go on (lost workers, no memory)
-│   └── NotFiniteError  a step whose loss or gradient is not finite
+│   ├── NotFiniteError  a step whose loss or gradient is not finite
+│   └── OutOfMemoryError  a rank that got no memory
 ├── StoppedError      a run that SIGTERM asked to stop; the same command goes on with it
 └── ClusterError      a task that failed in a way nobody foresaw, or a cluster that gave up
 """
@@ -68,6 +69,10 @@ class NotFiniteError(TrainingError):
 
 class StoppedError(PairwrightError):  # exit status 143, not 1: nothing went wrong
     """A run that SIGTERM asked to stop; the same command goes on with it."""
+
+
+class OutOfMemoryError(TrainingError):
+    """A rank that got no memory; the same again would end the same way."""
 
 
 class ClusterError(PairwrightError):

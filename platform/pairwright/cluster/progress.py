@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from pairwright.cluster.heartbeat import Beat, Watchdog, beat_seconds
 from pairwright.cluster.mending import Mended
 
 POLL_SECONDS = 0.5
@@ -34,6 +35,34 @@ class Board:
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
         self._stop_asked: str | None = None
+        self._beats: dict[int, Beat] = {}
+        self._ended: set[str] = set()
+        self._refusal: str | None = None
+
+    @ray.method
+    def refuse(self, reason: str) -> None:
+        """Keep why no further start of the ranks can help."""
+        self._refusal = self._refusal or reason
+
+    @ray.method
+    def refusal(self) -> str | None:
+        return self._refusal
+
+    @ray.method
+    def beat(self, beat: Beat) -> bool:
+        """Take a rank's beat and return whether its group is to end."""
+        self._beats[beat.rank] = beat
+        return beat.attempt in self._ended
+
+    @ray.method
+    def beats(self) -> list[Beat]:
+        """Return the newest beat of each rank."""
+        return list(self._beats.values())
+
+    @ray.method
+    def end(self, attempt: str) -> None:
+        """Have the ranks of a group end themselves."""
+        self._ended.add(attempt)
 
     @ray.method
     def put(self, record: dict[str, Any]) -> str | None:
@@ -74,15 +103,20 @@ class Watcher:
     Args:
         directory: local folder for the event files; the run's own where that is local.
         log_every_steps: steps between two printed lines.
+        hang_seconds: as of ``workers.hang_seconds``.
         publish: called every minute and at the end, to copy the folder to where the run's output lives.
     """
 
-    def __init__(self, directory: Path, *, log_every_steps: int, publish: Callable[[], None]) -> None:
+    def __init__(
+        self, directory: Path, *, log_every_steps: int, hang_seconds: float, publish: Callable[[], None]
+    ) -> None:
         self.board = ray.remote(num_cpus=0)(Board).remote()
         self.num_restarts = 0
         self.num_resumes = 0
         self.num_damaged = 0
         self.last_step = 0
+        self._watchdog = Watchdog(hang_seconds)
+        self._look_seconds = beat_seconds(hang_seconds)
         self._log_every_steps = log_every_steps
         self._publish = publish
         self._stop = threading.Event()
@@ -125,7 +159,7 @@ class Watcher:
             self.board.put.remote({"kind": "damaged", "step": 0, "name": name, "reason": reason})
 
     def _watch(self) -> None:
-        published = heard = time.monotonic()
+        published = heard = looked = time.monotonic()
         while True:
             stopping = self._stop.wait(POLL_SECONDS)
             records = self._taken()
@@ -135,14 +169,30 @@ class Watcher:
                 self._metrics.flush()
                 heard = time.monotonic()
             elif time.monotonic() - heard > SILENCE_SECONDS:
-                self._print(f"no step for {SILENCE_SECONDS:.0f} s; the cluster has {_free_resources()}")
+                self._print(
+                    f"no step for {SILENCE_SECONDS:.0f} s ({self._watchdog.doing() or 'no rank has started'}); the "
+                    f"cluster has {_free_resources()}"
+                )
                 heard = time.monotonic()
+            if time.monotonic() - looked > self._look_seconds:
+                self._look_for_hang()
+                looked = time.monotonic()
             if stopping:
                 return
             if time.monotonic() - published > PUBLISH_SECONDS:
                 self._writer.flush()
                 self._publish()
                 published = time.monotonic()
+
+    def _look_for_hang(self) -> None:
+        try:
+            beats = ray.get(self.board.beats.remote(), timeout=30)
+        except (RayActorError, GetTimeoutError):
+            return
+        hang = self._watchdog.look(beats, time.monotonic())
+        if hang is not None:
+            self._show({"kind": "hang", "step": self.last_step, "reason": hang.reason})
+            self.board.end.remote(hang.attempt)
 
     def _taken(self) -> list[dict[str, Any]]:
         try:
@@ -163,6 +213,7 @@ class Watcher:
             return
         if kind == "restart":
             self.num_restarts += 1
+            self._watchdog.group_is_gone()
             self._print(f"lost workers ({'; '.join(record['causes'])}); starting new ones")
             return
         if kind == "notice":
@@ -174,6 +225,9 @@ class Watcher:
             return
         if kind == "mended":
             self._print(record["what"])
+            return
+        if kind == "hang":
+            self._print(f"the run hangs: {record['reason']}; ending its workers, so that new ones start")
             return
         if kind == "skipped":
             self._print(f"skipped {record['reason']}")

@@ -104,7 +104,10 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
         _announce(config, prepared, folder)
         with Watcher(
-            folder.local_directory, log_every_steps=config.training.log_every_steps, publish=folder.publish
+            folder.local_directory,
+            log_every_steps=config.training.log_every_steps,
+            hang_seconds=config.workers.hang_seconds,
+            publish=folder.publish,
         ) as watcher:
             signals.ask_through(watcher.board)
             outcome = _fit_from_what_is_whole(config, prepared, folder, watcher)

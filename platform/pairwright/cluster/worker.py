@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from pairwright.cluster.heartbeat import Heart
 from pairwright.cluster.notices import RankNotices
 from pairwright.cluster.progress import Board, last_line
 from pairwright.cluster.run_folder import store_model
@@ -32,7 +33,7 @@ from pairwright.config import TrainConfig
 from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
-from pairwright.errors import CheckpointError, DamagedCheckpointError, ModelError, PairwrightError
+from pairwright.errors import CheckpointError, DamagedCheckpointError, ModelError, OutOfMemoryError, PairwrightError
 from pairwright.model.batches import Layout
 from pairwright.model.export import choose_pad_token, save_reward_model
 from pairwright.model.layouts import LayoutChoice, choose_layout
@@ -41,6 +42,7 @@ from pairwright.training.agreement import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import Stopped, train
+from pairwright.training.pulse import Pulse
 from pairwright.training.starting_model import starting_model
 
 UPLOAD_POLL_SECONDS = 0.05
@@ -55,6 +57,7 @@ class RayTrainHost:
         self.world_size = context.get_world_size()
         self.attempt = _agreed_token()
         self._notices = RankNotices(board, self.rank)
+        self.pulse = Pulse()
         self._uploading: Path | None = None
 
     def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
@@ -104,6 +107,8 @@ def train_worker(task: WorkerTask) -> dict[str, Any]:
         from, which the driver then sets aside.
     """
     disable_progress_bar()
+    if (refusal := ray.get(task.board.refusal.remote())) is not None:
+        return {"error": refusal}
     join_process_group()
     try:
         return _train(task, _prepare_together(task))
@@ -111,6 +116,10 @@ def train_worker(task: WorkerTask) -> dict[str, Any]:
         damaged = ray.train.get_checkpoint()
         assert damaged is not None
         return {"damaged": Path(damaged.path).name, "reason": str(error)}
+    except OutOfMemoryError as error:
+        # The other ranks wait for this one in a collective: Ray has to replace them, and the new ones end with this.
+        ray.get(task.board.refuse.remote(str(error)))
+        raise
     except PairwrightError as error:
         return {"error": str(error)}
 
@@ -169,12 +178,20 @@ def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
     if host.rank == 0:
         choice = prepared.layout_choice
         host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
-    trained = train(prepared.run, prepared.model, host)
-    if isinstance(trained, Stopped):
-        # Ray ends the run once every rank's upload has ended and is committed.
-        return {"stopped": trained.step}
-    _export(trained.engine, prepared, task)
-    host.wait_for_upload()
+    with Heart(
+        task.board,
+        host.pulse,
+        rank=host.rank,
+        world_size=host.world_size,
+        attempt=host.attempt,
+        hang_seconds=task.config.workers.hang_seconds,
+    ):
+        trained = train(prepared.run, prepared.model, host)
+        if isinstance(trained, Stopped):
+            # Ray ends the run once every rank's upload has ended and is committed.
+            return {"stopped": trained.step}
+        _export(trained.engine, prepared, task)
+        host.wait_for_upload()
     return {"validation": trained.validation, "skipped_steps": trained.skipped_steps}
 
 

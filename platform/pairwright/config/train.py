@@ -180,6 +180,8 @@ class WorkersConfig(Section):
     """CPUs that Ray reserves for each worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often lost workers are replaced before the run gives up."""
+    hang_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Without any progress for so long (or five times the longest pause so far), all workers are replaced."""
 
 
 class TrainConfig(Section):

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from pairwright.config import EngineConfig, OptimizerConfig
 from pairwright.model.batches import MicroBatch
 from pairwright.model.reward_model import RewardModel
+from pairwright.training import memory
+from pairwright.training.pulse import Pulse
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -56,7 +58,10 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig) -> dict[s
 class Engine:
     """A reward model under DeepSpeed on this rank; every method but ``learning_rate`` is a collective."""
 
-    def __init__(self, model: RewardModel, *, engine: EngineConfig, optimizer: OptimizerConfig) -> None:
+    def __init__(self, model: RewardModel, *, engine: EngineConfig, optimizer: OptimizerConfig, pulse: Pulse) -> None:
+        self._pulse = pulse
+        self._rank = dist.get_rank()
+        self._batch: MicroBatch | None = None
         self.zero_stage = engine.zero_stage
         self._max_norm_here = optimizer.max_gradient_norm if _clips_here(engine) else None
         self.world_size = dist.get_world_size()
@@ -83,15 +88,19 @@ class Engine:
 
     def rewards(self, batch: MicroBatch) -> Tensor:
         """Return the reward of each completion of a micro-batch, float32, shape (N,)."""
-        # Through the engine: ZeRO's hooks sit on the wrapper, never on the bare backbone.
-        return self._deepspeed(
-            batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N
-        )
+        self._pulse.forward()
+        self._batch = batch
+        with memory.named("the forward pass", batch, rank=self._rank):
+            # Through the engine: ZeRO's hooks sit on the wrapper, never on the bare backbone.
+            return self._deepspeed(
+                batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N
+            )
 
     def accumulate(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of this micro-batch's share of the global loss; the last one of a step says so."""
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
-        self._deepspeed.backward(loss * self.world_size, scale_wrt_gas=False)
+        with memory.named("the backward pass", self._batch, rank=self._rank):
+            self._deepspeed.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
         """Update the weights and return the global gradient norm before clipping, the same on every rank.
@@ -104,12 +113,14 @@ class Engine:
         if self._max_norm_here is not None:
             norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm_here))
             if math.isfinite(norm):
-                self._deepspeed.step()
+                with memory.named("the optimizer's update", None, rank=self._rank):
+                    self._deepspeed.step()
             else:
                 self._deepspeed.zero_grad()
             return norm
-        # DeepSpeed's own optimizers leave out an update whose norm is not finite (tests/numerics/test_non_finite.py).
-        self._deepspeed.step()
+        with memory.named("the optimizer's update", None, rank=self._rank):
+            # DeepSpeed's own optimizers leave out one whose norm is not finite (tests/numerics/test_non_finite.py).
+            self._deepspeed.step()
         return float(self._deepspeed.get_global_grad_norm())
 
     def train(self, *, training: bool) -> None:

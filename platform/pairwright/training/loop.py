@@ -30,6 +30,7 @@ from pairwright.training.conversion import converted
 from pairwright.training.engine import Engine
 from pairwright.training.global_batch import Run
 from pairwright.training.order import group_indices
+from pairwright.training.pulse import Pulse
 from pairwright.training.schedule import Schedule, learning_rate_at, schedule_of
 from pairwright.training.skipping import with_skipped
 from pairwright.training.step import evaluate_split, train_step
@@ -44,6 +45,8 @@ class Host(Protocol):
     world_size: int
     attempt: str
     """Names this start of the run, the same on every rank: a checkpoint's folder must never be used twice."""
+    pulse: Pulse
+    """Where the loop says what this rank is doing."""
 
     def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
         """The newest committed checkpoint, the same on every rank, as a local folder; None where there is none.
@@ -114,11 +117,13 @@ def train(run: Run, model: RewardModel, host: Host) -> Trained | Stopped:
     config = run.config
     rows = run.tokens.rows_of_split("train")
     schedule = schedule_of(len(rows), config)
-    engine = Engine(model, engine=config.engine, optimizer=config.optimizer)
+    host.pulse.begins("loading", 0, is_watched=False)
+    engine = Engine(model, engine=config.engine, optimizer=config.optimizer, pulse=host.pulse)
     first_step, skipped = _restore(engine, run, host)
     if host.asked(first_step) == "stop":
         return Stopped(first_step)
     for step in range(first_step, schedule.num_steps):
+        host.pulse.begins("training", step + 1, is_watched=True)
         started = time.perf_counter()
         indices = group_indices(
             schedule.num_groups,
@@ -140,7 +145,9 @@ def train(run: Run, model: RewardModel, host: Host) -> Trained | Stopped:
         _after_step(engine, run, host, schedule, _Taken(step + 1, figures, skipped), asked)
         if asked == "stop":
             return Stopped(step + 1)
+    host.pulse.begins("evaluating", schedule.num_steps, is_watched=True)
     final = evaluate_split(engine, run, "validation")
+    host.pulse.begins("ending", schedule.num_steps, is_watched=False)
     if host.rank == 0 and final:
         host.progress({"kind": "evaluation", "step": schedule.num_steps, **final["overall"]})
     return Trained(engine, final, skipped)
@@ -156,6 +163,7 @@ def _after_step(
     if asked == "stop":
         return
     if training.evaluate_every_steps and not is_last and steps_taken % training.evaluate_every_steps == 0:
+        host.pulse.begins("evaluating", steps_taken, is_watched=True)
         report = evaluate_split(engine, run, "validation")
         if host.rank == 0 and report:
             host.progress({"kind": "evaluation", "step": steps_taken, **report["overall"]})
@@ -180,6 +188,7 @@ def _step_record(
 
 
 def _save(engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken) -> None:
+    host.pulse.begins("saving", taken.step, is_watched=False)
     host.wait_for_upload()
     directory = Path(tempfile.mkdtemp(prefix=f"pairwright-step-{taken.step}-rank-{host.rank}-"))
     engine.save(directory, TAG)

@@ -45,7 +45,7 @@ class ExportedCheckpoint:
 def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str | None) -> ExportedCheckpoint:
     """Write the model of a checkpoint, of any ZeRO stage and number of ranks, as the run would have exported it.
 
-    Takes memory for the starting model and the checkpoint's weights, in the run's precision, and reads the checkpoint
+    Takes memory for one copy of the model, two under LoRA (docs/training.md has figures), and reads the checkpoint
     twice. A remote one is downloaded, to a temporary folder.
 
     Args:

@@ -185,7 +185,7 @@ def test_a_drained_node_leads_to_a_checkpoint_before_the_deadline_and_the_run_go
     reference, config = (run_config(folder, name, training=training) for name in ("longer", "drained"))
     log, _ = start_command(reference, folder / "longer.toml").communicate(timeout=300)
     with three_nodes() as cluster:
-        drain = threading.Thread(target=drain_the_node_of_rank_0, args=(cluster, config, 4))
+        drain = threading.Thread(target=drain_the_node_of_rank_0, args=(cluster, config, 4), daemon=True)
         drain.start()
         summary = train(config).training
         drain.join()

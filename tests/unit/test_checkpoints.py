@@ -8,7 +8,7 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _Chec
 
 from pairwright.cli import app
 from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints
-from pairwright.cluster.mending import Mended, mend
+from pairwright.cluster.mending import Mended, Swept, mend, sweep
 from pairwright.cluster.run_folder import RunFolder, RunIdentity
 from pairwright.errors import CheckpointError, StoreError
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
@@ -169,6 +169,22 @@ def test_the_last_checkpoint_is_refused_in_its_place_not_set_aside(run: Path) ->
     ):
         mend(RunFolder(str(run)), damaged={name(20): "a hash"})
     assert sorted(run.rglob("*")) == before
+
+
+def test_leftovers_of_uploads_that_never_ended_are_removed_and_what_is_committed_stays(run: Path) -> None:
+    folder = RunFolder(str(run))
+    assert sweep(folder, older_than_seconds=600) == Swept(num_folders=0, bytes=0), "it may still be written"
+    left = sum(file.stat().st_size for file in (run / "checkpoints" / name(30)).rglob("*") if file.is_file())
+    assert sweep(folder, older_than_seconds=0) == Swept(num_folders=1, bytes=left)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_dir()) == [name(10), name(20)]
+    assert status(run, "--verify") == 0
+
+
+def test_nothing_is_removed_where_the_list_cannot_be_read(run: Path) -> None:
+    snapshot = run / "checkpoints" / "checkpoint_manager_snapshot.json"
+    for break_it in (lambda: snapshot.write_text('{"checkpoint_res'), snapshot.unlink, lambda: commit(run, 10, 99)):
+        break_it()
+        assert sweep(RunFolder(str(run)), older_than_seconds=0).num_folders == 0
 
 
 def test_a_folder_that_is_no_run_is_refused_and_not_made(tmp_path: Path) -> None:

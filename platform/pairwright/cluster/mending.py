@@ -5,8 +5,10 @@ always starts from its newest entry, and counts a damaged one among those it kee
 list, and goes to a folder of its own, where a person can look at it.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 
 import msgspec
@@ -33,6 +35,14 @@ class Mended:
     """Damaged checkpoint -> what is wrong with it; each now lies below ``checkpoints-damaged/``."""
     list_written_anew: str | None
     """Why Ray's list itself could not be used, and what the new one names; None if it could."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What uploads that never ended had left, and was removed."""
+
+    num_folders: int
+    bytes: int
 
 
 def mend(folder: RunFolder, *, damaged: Mapping[str, str] | None = None) -> Mended:
@@ -111,6 +121,42 @@ def _write_list(folder: RunFolder, whole: list[KeptCheckpoint]) -> None:
     url = folder.path(CHECKPOINTS_NAME)
     with store_errors(url):
         obstore.put(open_store(url), SNAPSHOT_NAME, msgspec.json.encode(state))
+
+
+def sweep(folder: RunFolder, *, older_than_seconds: float) -> Swept:
+    """Remove what uploads that never ended left in Ray's folder: whatever its list does not name.
+
+    To be called while no worker of this run is at work.
+
+    Args:
+        folder: of a run.
+        older_than_seconds: keep what was written since; the workers of a driver that was just killed may still write.
+
+    Raises:
+        StoreError: if the folder cannot be read or written.
+    """
+    found = kept_checkpoints(folder.url, verify=False)
+    if found.snapshot != "read" or found.list_is_broken:
+        return Swept(num_folders=0, bytes=0)
+    before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
+    left = [
+        kept
+        for kept in found.checkpoints
+        if not kept.committed and kept.written_at is not None and kept.written_at <= before
+    ]
+    for kept in left:
+        _remove(folder, kept.name)
+    return Swept(num_folders=len(left), bytes=sum(kept.bytes for kept in left))
+
+
+def _remove(folder: RunFolder, name: str) -> None:
+    with store_errors(folder.path(CHECKPOINTS_NAME)):
+        root = local_root(folder.path(CHECKPOINTS_NAME))
+        if root is not None:
+            shutil.rmtree(root / name)
+            return
+        store = open_store(folder.url)
+        obstore.delete(store, _paths_below(store, f"{CHECKPOINTS_NAME}/{name}/"))
 
 
 def _set_aside(folder: RunFolder, name: str) -> None:

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from pairwright.cluster.heartbeat import Beat, Watchdog, beat_seconds
-from pairwright.cluster.mending import Mended
+from pairwright.cluster.mending import Mended, Swept
 
 POLL_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
@@ -157,6 +157,12 @@ class Watcher:
             self.board.put.remote({"kind": "mended", "step": 0, "what": mended.list_written_anew})
         for name, reason in mended.set_aside.items():
             self.board.put.remote({"kind": "damaged", "step": 0, "name": name, "reason": reason})
+
+    def swept(self, swept: Swept) -> None:
+        """Show what was removed of uploads that never ended."""
+        if swept.num_folders:
+            what = f"removed {swept.num_folders} checkpoints that were never committed ({swept.bytes / 1e6:,.1f} MB)"
+            self.board.put.remote({"kind": "mended", "step": 0, "what": what})
 
     def _watch(self) -> None:
         published = heard = looked = time.monotonic()

@@ -17,7 +17,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pairwright import __version__
-from pairwright.cluster.mending import mend
+from pairwright.cluster.mending import mend, sweep
 from pairwright.cluster.notices import StopSignals, TerminationNotice
 from pairwright.cluster.preparing import Prepared, check_model, prepare, version_of, with_absolute_paths
 from pairwright.cluster.progress import RestartNotice, Watcher, last_line
@@ -36,6 +36,8 @@ from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ConfigError, StoppedError, TrainingError
 from pairwright.training.schedule import schedule_of
 
+LEFTOVER_SECONDS = 600.0
+"""Far longer than the workers of a killed driver live; what they left and is younger goes when the run is over."""
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
 
@@ -174,10 +176,12 @@ def _fit_from_what_is_whole(
 ) -> dict[str, Any]:
     """Train to the end; where the workers find the newest checkpoint damaged, set it aside and start them again."""
     damaged: dict[str, str] = {}
+    watcher.swept(sweep(folder, older_than_seconds=LEFTOVER_SECONDS))
     while True:
         watcher.mended(mend(folder, damaged=damaged))
         outcome = _fit(config, prepared, folder, watcher)
         if "damaged" not in outcome:
+            watcher.swept(sweep(folder, older_than_seconds=0))
             return outcome
         damaged = {outcome["damaged"]: outcome["reason"]}
 

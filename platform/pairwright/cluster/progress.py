@@ -229,6 +229,9 @@ class Watcher:
             self.num_damaged += 1
             self._print(f"a checkpoint is damaged and set aside: {record['reason']}")
             return
+        if kind == "refused":
+            self._print(f"{record['reason']}; trying again in {record['seconds']:.0f} s")
+            return
         if kind == "mended":
             self._print(record["what"])
             return

@@ -172,6 +172,7 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
             # They decide whether a run comes to its end, never in which weights.
             "on_non_finite",
             "max_skipped_steps",
+            "storage_patience_seconds",
         },
         "workers": True,
     }

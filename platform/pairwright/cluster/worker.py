@@ -5,35 +5,29 @@ lost worker and make the same mistake again. Any other exception is raised, so t
 """
 
 import dataclasses
-import secrets
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import ray
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
-from ray.actor import ActorProxy
-from ray.train import CheckpointUploadMode
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from pairwright.cluster.heartbeat import Heart
-from pairwright.cluster.notices import RankNotices
-from pairwright.cluster.progress import Board, last_line
+from pairwright.cluster.host import RayTrainHost
 from pairwright.cluster.run_folder import store_model
 from pairwright.cluster.worker_task import WorkerTask
 from pairwright.config import TrainConfig
 from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
-from pairwright.errors import CheckpointError, DamagedCheckpointError, ModelError, OutOfMemoryError, PairwrightError
+from pairwright.errors import DamagedCheckpointError, ModelError, OutOfMemoryError, PairwrightError
 from pairwright.model.batches import Layout
 from pairwright.model.export import choose_pad_token, save_reward_model
 from pairwright.model.layouts import LayoutChoice, choose_layout
@@ -42,49 +36,7 @@ from pairwright.training.agreement import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import Stopped, train
-from pairwright.training.pulse import Pulse
 from pairwright.training.starting_model import starting_model
-
-UPLOAD_POLL_SECONDS = 0.05
-
-
-class RayTrainHost:
-    """This rank's place in the run, as Ray Train sees it; the loop's ``Host``."""
-
-    def __init__(self, board: ActorProxy[Board]) -> None:
-        context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.world_size = context.get_world_size()
-        self.attempt = _agreed_token()
-        self._notices = RankNotices(board, self.rank)
-        self.pulse = Pulse()
-        self._uploading: Path | None = None
-
-    def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
-        # Ray gave every rank the same when it started the group.
-        checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else _fetched(checkpoint)
-
-    def wait_for_upload(self) -> None:
-        # Ray deletes the folder once it is uploaded; its own queue has no bound.
-        while self._uploading is not None and self._uploading.exists():
-            time.sleep(UPLOAD_POLL_SECONDS)
-
-    def save_checkpoint(self, metrics: dict[str, Any], directory: Path, name: str) -> None:
-        self._uploading = directory
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(directory),
-            checkpoint_dir_name=name,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-        )
-
-    def progress(self, record: dict[str, Any]) -> None:
-        self._notices.put(record)
-
-    def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
-        return self._notices.agreed(steps_taken)
 
 
 @dataclass(frozen=True)
@@ -173,22 +125,28 @@ def _prepare(task: WorkerTask) -> _Prepared:
     return _Prepared(run=run, model=model, tokenizer=tokenizer, template=template, layout_choice=choice)
 
 
-def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
-    host = RayTrainHost(task.board)
-    if host.rank == 0:
-        choice = prepared.layout_choice
-        host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
-    with Heart(
+def _heart(task: WorkerTask, host: RayTrainHost) -> Heart:
+    return Heart(
         task.board,
         host.pulse,
         rank=host.rank,
         world_size=host.world_size,
         attempt=host.attempt,
         hang_seconds=task.config.workers.hang_seconds,
-    ):
+    )
+
+
+def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
+    with ExitStack() as stack:
+        patience_seconds = task.config.training.storage_patience_seconds
+        host = stack.enter_context(RayTrainHost(task.board, patience_seconds=patience_seconds))
+        stack.enter_context(_heart(task, host))
+        if host.rank == 0:
+            choice = prepared.layout_choice
+            host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
         trained = train(prepared.run, prepared.model, host)
         if isinstance(trained, Stopped):
-            # Ray ends the run once every rank's upload has ended and is committed.
+            host.wait_for_upload()
             return {"stopped": trained.step}
         _export(trained.engine, prepared, task)
         host.wait_for_upload()
@@ -228,28 +186,3 @@ def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask
             tokens=task.config.tokens,
         )
         store_model(Path(directory), task.run_url)
-
-
-@contextmanager
-def _fetched(checkpoint: ray.train.Checkpoint) -> Iterator[Path]:
-    """Give a checkpoint as a local folder.
-
-    Raises:
-        CheckpointError: if it cannot be read from where it is stored, which says nothing of what is stored there.
-    """
-    with ExitStack() as stack:
-        try:
-            directory = Path(stack.enter_context(checkpoint.as_directory()))
-        except OSError as error:
-            raise CheckpointError(
-                f"{checkpoint.path}: cannot be fetched: {last_line(error)}; when the storage answers again, the same "
-                "command goes on from it"
-            ) from None
-        yield directory
-
-
-def _agreed_token() -> str:
-    """Return a token that rank 0 drew, the same on every rank."""
-    tokens = [secrets.token_hex(3)]
-    dist.broadcast_object_list(tokens, src=0)
-    return tokens[0]

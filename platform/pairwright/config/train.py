@@ -167,6 +167,8 @@ class TrainingConfig(Section):
     """What a step does whose loss or gradient is not finite: stop the run, or change nothing and go on."""
     max_skipped_steps: PositiveInt = 10
     """How many steps a run may skip so, over all its starts, before it stops."""
+    storage_patience_seconds: Annotated[float, Field(ge=0)] = 1800.0
+    """How long a disk or a storage that refuses a checkpoint is asked again, before the run stops."""
 
 
 class WorkersConfig(Section):

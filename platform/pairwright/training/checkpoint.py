@@ -64,7 +64,7 @@ def read_manifest(directory: Path) -> CheckpointManifest:
     """
     try:
         return msgspec.json.decode((directory / MANIFEST_NAME).read_bytes(), type=CheckpointManifest)
-    except (OSError, msgspec.DecodeError) as error:
+    except (FileNotFoundError, msgspec.DecodeError) as error:
         raise DamagedCheckpointError(
             f"{directory}: not a checkpoint: {MANIFEST_NAME} cannot be read ({error})"
         ) from None
@@ -107,7 +107,7 @@ def _verify_files_of(directory: Path, writer: int) -> None:
     listing = directory / listing_name(writer)
     try:
         files = msgspec.json.decode(listing.read_bytes(), type=list[ShardFile])
-    except (OSError, msgspec.DecodeError) as error:
+    except (FileNotFoundError, msgspec.DecodeError) as error:
         raise DamagedCheckpointError(f"{listing}: the list of rank {writer}'s files cannot be read ({error})") from None
     for expected in files:
         _check(directory, expected)

@@ -8,12 +8,14 @@ the loss is multiplied by the world size once, ``scale_wrt_gas`` is off, and cli
 import logging
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
@@ -81,6 +83,10 @@ class Engine:
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=client, config=deepspeed_config(engine, optimizer), dist_init_required=False
         )
+        self._writer = _Writer(self._deepspeed._config)
+        self._deepspeed.checkpoint_engine = self._writer
+        # Programs for reading the shards, which `pairwright export` does; they would be written between collectives.
+        self._deepspeed._copy_recovery_script = lambda save_path: None
 
     @property
     def device(self) -> torch.device:
@@ -131,9 +137,14 @@ class Engine:
         """Write this rank's shards below ``directory``; each rank has a directory of its own.
 
         Frozen weights are left out: they are the starting model's, which the run's digest names.
+
+        Raises:
+            OSError: if this rank could not write, as on a full disk; after all that ranks do together.
         """
-        (directory / tag).mkdir(parents=True, exist_ok=True)
+        self._writer.error = None
         self._deepspeed.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        if self._writer.error is not None:
+            raise OSError(f"{directory}: {self._writer.error}") from self._writer.error
 
     def load(self, directory: Path, tag: str, *, universal: bool) -> None:
         """Read back weights and optimizer state.
@@ -184,6 +195,32 @@ class Engine:
         if dist.get_rank() != 0:
             return None
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+class _Writer(TorchCheckpointEngine):
+    """Writes as DeepSpeed does, but keeps an error: raised between collectives it would leave the others waiting."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.error: Exception | None = None
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002 (DeepSpeed's signature)
+        self._try(lambda: super(_Writer, self).makedirs(path, exist_ok=exist_ok))
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        self._try(lambda: super(_Writer, self).save(state_dict, path))
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self.error is not None:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.error = error
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):  # what torch's zip writer says of a full disk
+                raise
+            self.error = error
 
 
 def _clips_here(engine: EngineConfig) -> bool:

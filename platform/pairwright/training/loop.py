@@ -4,7 +4,6 @@ The loop knows no Ray: a ``Host`` tells it its place and takes what it reports. 
 a pure function of (data, seed, step), so a resume is ``for step in range(restored, num_steps)`` and nothing more.
 """
 
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -24,13 +23,13 @@ from pairwright.training.checkpoint import (
     check_belongs,
     read_manifest,
     verify,
-    write_manifests,
 )
 from pairwright.training.conversion import converted
 from pairwright.training.engine import Engine
 from pairwright.training.global_batch import Run
 from pairwright.training.order import group_indices
 from pairwright.training.pulse import Pulse
+from pairwright.training.saving import staged
 from pairwright.training.schedule import Schedule, learning_rate_at, schedule_of
 from pairwright.training.skipping import with_skipped
 from pairwright.training.step import evaluate_split, train_step
@@ -55,8 +54,15 @@ class Host(Protocol):
         """
         ...
 
+    def staging_folder(self, name: str) -> Path:
+        """Return a new empty folder on this rank's disk; raises OSError if there is no room."""
+        ...
+
     def wait_for_upload(self) -> None:
-        """Return once the checkpoint before has left this rank's disk, so that at most one is on its way."""
+        """Return once the checkpoint before has left every rank's disk: at most one is on its way. A collective.
+
+        Raises CheckpointError, on every rank alike, where a rank's could not be stored.
+        """
         ...
 
     def save_checkpoint(self, metrics: dict[str, Any], directory: Path, name: str) -> None:
@@ -64,7 +70,7 @@ class Host(Protocol):
         ...
 
     def progress(self, record: dict[str, Any]) -> None:
-        """Show one step's, or one evaluation's, figures; called on rank 0."""
+        """Show one step's, or one evaluation's, figures, from rank 0; or what went wrong, from any rank."""
         ...
 
     def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
@@ -190,8 +196,6 @@ def _step_record(
 def _save(engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken) -> None:
     host.pulse.begins("saving", taken.step, is_watched=False)
     host.wait_for_upload()
-    directory = Path(tempfile.mkdtemp(prefix=f"pairwright-step-{taken.step}-rank-{host.rank}-"))
-    engine.save(directory, TAG)
     manifest = CheckpointManifest(
         format_version=CHECKPOINT_FORMAT_VERSION,
         step=taken.step,
@@ -203,7 +207,7 @@ def _save(engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Take
         code_version=__version__,
         skipped_steps=taken.skipped,
     )
-    write_manifests(directory, manifest, rank=host.rank)
+    directory = staged(engine, manifest, host, patience_seconds=run.config.training.storage_patience_seconds)
     host.save_checkpoint({"step": taken.step, **taken.figures}, directory, f"step-{taken.step:08d}-{host.attempt}")
 
 
@@ -239,6 +243,8 @@ def _loaded(engine: Engine, run: Run, host: Host, checkpoint: AbstractContextMan
             read = directory, manifest
         except CheckpointError as found:
             error = found
+        except OSError as found:
+            error = CheckpointError(f"rank {host.rank} cannot read the newest checkpoint: {found}")
         raise_together(error)
         assert read is not None
         engine.load(read[0], TAG, universal=_needs_conversion(read[1], host))

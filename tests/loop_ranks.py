@@ -1,7 +1,8 @@
 """One rank of a whole run through training/loop.py on real DeepSpeed, without Ray: started by zero_runs.run_ranks.
 
 Its host keeps checkpoints in a folder, as Ray Train does on storage, and may end the run right after one of them. A
-case is a dictionary as of ``zero_runs.case`` with {checkpoints: folder, every: steps, stops_after: step or None}.
+case is a dictionary as of ``zero_runs.case`` with {checkpoints: folder, every: steps, stops_after: step or None} and
+perhaps {training: more of that section}.
 """
 
 import shutil
@@ -16,7 +17,8 @@ from pairwright.data.tokens import TokenTable
 from pairwright.errors import PairwrightError
 from pairwright.training.checkpoint import MANIFEST_NAME
 from pairwright.training.global_batch import Run, shape_of
-from pairwright.training.loop import train
+from pairwright.training.loop import Trained, train
+from pairwright.training.pulse import Pulse
 
 
 class StoppedError(Exception):
@@ -29,6 +31,7 @@ class FolderHost:
     def __init__(self, folder: Path, stops_after: int | None) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.attempt = f"{self.world_size}ranks"
+        self.pulse = Pulse()
         self.records: list[dict[str, Any]] = []
         self._folder, self._stops_after = folder, stops_after
 
@@ -36,6 +39,9 @@ class FolderHost:
         dist.barrier()
         found = sorted(path.parent for path in self._folder.glob(f"*/{MANIFEST_NAME}"))
         return nullcontext(found[-1]) if found else None
+
+    def asked(self, steps_taken: int) -> None:
+        pass
 
     def wait_for_upload(self) -> None:
         pass
@@ -53,7 +59,7 @@ class FolderHost:
 
 def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     config = zero_ranks.config_of(case, arguments)
-    training = {"epochs": case["num_steps"], "checkpoint_every_steps": case["every"]}
+    training = {"epochs": case["num_steps"], "checkpoint_every_steps": case["every"]} | case.get("training", {})
     batches = {"groups_per_step": case["groups_per_step"]}
     config = config.model_copy(
         update={
@@ -66,21 +72,22 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     run = Run(
         config=config,
         run_digest="",
-        tokens=TokenTable([Path(arguments["tokens"])]),
+        tokens=TokenTable([Path(case["tokens"] or arguments["tokens"])]),
         pad_token_id=0,
         layout=case["layout"],
         shape=shape_of(model),
     )
     host = FolderHost(Path(case["checkpoints"]), case["stops_after"])
     try:
-        engine = train(run, model, host).engine
+        trained = train(run, model, host)
     except StoppedError:
         return {"records": host.records}
     except PairwrightError as error:
         return {"records": host.records, "error": str(error)}
-    state = engine.full_state_dict() or {}
+    assert isinstance(trained, Trained)
+    state = trained.engine.full_state_dict() or {}
     change = {name: tensor.float().numpy() - start[name] for name, tensor in state.items()}
-    return {"records": host.records, "start": start, "change": change}
+    return {"records": host.records, "start": start, "change": change, "skipped": trained.skipped_steps}
 
 
 if __name__ == "__main__":

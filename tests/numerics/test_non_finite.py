@@ -34,14 +34,14 @@ STEPS = [
 ]
 
 
-def spoilt_tokens(folder: Path) -> Path:
-    """Write the good groups and, behind them, the three bad ones."""
+def spoilt_tokens(folder: Path, *, num_bad: int = 3) -> Path:
+    """Write the good groups and, behind them, the first of the three bad ones."""
     groups = make_groups(seed=1)
     bad = [with_token(groups[2], NAN_TOKEN), with_token(groups[2], HUGE_TOKEN)]
     bad.append(dataclasses.replace(groups[2], margin_P=np.full(len(groups[2].margin_P), np.inf, np.float32)))
     named = [dataclasses.replace(group, group_id=f"{100 + row:032x}") for row, group in enumerate(bad, start=NAN)]
-    table = Table(str(folder / "spoilt_tokens"), "tokens")
-    rows = groups_to_table([*groups, *named], ["train"] * (len(groups) + len(named)))
+    table = Table(str(folder / f"spoilt_tokens_{num_bad}"), "tokens")
+    rows = groups_to_table([*groups, *named[:num_bad]], ["train"] * (len(groups) + num_bad))
     path = table.local_path(table.write_data(rows, compress=False))
     assert path is not None
     return path
@@ -116,3 +116,37 @@ def test_the_bad_group_is_named_where_its_loss_shows_it(runs: Callable[[str], Re
     assert "the gradient is not finite" in by_gradient
     assert f"{100 + HUGE:032x}" in by_gradient
     assert f"{100 + INFINITE:032x}" in by_margin
+
+
+@pytest.mark.slow
+def test_skipped_steps_count_over_a_resume_and_the_run_ends_in_the_same_weights(world: World, tmp_path: Path) -> None:
+    # One of nine groups is bad, so one of an epoch's three steps is: three in all.
+    shared = {"tokens": str(spoilt_tokens(tmp_path, num_bad=1)), "model": str(spoilt_model(world)), "num_steps": 3}
+
+    def whole_run(name: str, folder: str, *, most: int = 10, stops_after: int | None = None) -> dict[str, Any]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        of_loop = {"checkpoints": str(tmp_path / folder), "every": 2, "groups_per_step": 4, "stops_after": stops_after}
+        training = {"on_non_finite": "skip", "max_skipped_steps": most}
+        return case(world, name, 2, **shared) | of_loop | {"training": training}
+
+    first = run_ranks(
+        world,
+        2,
+        [
+            whole_run("whole", "whole"),
+            whole_run("stopped", "again", stops_after=4),
+            whole_run("stopped too", "too often", stops_after=4),
+        ],
+        script="loop_ranks.py",
+    )
+    then = run_ranks(
+        world, 2, [whole_run("again", "again"), whole_run("too often", "too often", most=2)], script="loop_ranks.py"
+    )
+    whole, again = first["whole"], then["again"]
+    assert [(step - 1) // 3 for step in whole["skipped"]] == [0, 1, 2]
+    assert again["records"][0]["kind"] == "resumed"
+    assert again["skipped"] == whole["skipped"]
+    for tensor, expected in whole["change"].items():
+        np.testing.assert_array_equal(again["change"][tensor], expected, err_msg=tensor)
+    first_two = ", ".join(map(str, whole["skipped"][:2]))
+    assert f"Steps {first_two} were skipped for that before" in then["too often"]["error"]

@@ -6,6 +6,7 @@ perhaps {training: more of that section}.
 """
 
 import shutil
+import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ class FolderHost:
 
     def asked(self, steps_taken: int) -> None:
         pass
+
+    def staging_folder(self, name: str) -> Path:
+        return Path(tempfile.mkdtemp(prefix=name))
 
     def wait_for_upload(self) -> None:
         pass

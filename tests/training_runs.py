@@ -92,10 +92,11 @@ def write_config(config: TrainConfig, file: Path) -> None:
     file.write_text(_as_toml(config.model_dump(mode="json")))
 
 
-def start_command(config: TrainConfig, file: Path) -> subprocess.Popen[str]:
-    """Start ``pairwright train`` as a user would, in a process and a Ray cluster of its own."""
+def start_command(config: TrainConfig, file: Path, *, address: str | None = None) -> subprocess.Popen[str]:
+    """Start ``pairwright train`` as a user would, in a process of its own, on a cluster of its own or the one given."""
     write_config(config, file)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {} if address is None else {"RAY_ADDRESS": address}
     # Ray commits a checkpoint when its controller next looks, every 2 s by default: in that time these runs are over.
     environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
     return subprocess.Popen(

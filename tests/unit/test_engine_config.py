@@ -1,4 +1,4 @@
-"""Combinations of engine keys that DeepSpeed cannot do are refused before anything starts."""
+"""Combinations of engine keys, and numbers of workers, that cannot be are refused before anything starts."""
 
 import pytest
 
@@ -46,3 +46,15 @@ def test_lora_is_off_unless_its_section_is_there() -> None:
 def test_target_modules_are_all_linear_or_a_list_of_names(value: str) -> None:
     with pytest.raises(ConfigError, match=r"lora\.target_modules"):
         load(f"lora.target_modules={value}")
+
+
+@pytest.mark.parametrize(("value", "least", "most"), [("3", 3, 3), ("[1,4]", 1, 4), ("[2,2]", 2, 2)])
+def test_a_number_of_workers_is_one_or_a_range(value: str, least: int, most: int) -> None:
+    workers = load(f"workers.num_workers={value}").workers
+    assert (workers.least, workers.most) == (least, most)
+
+
+@pytest.mark.parametrize(("value", "message"), [("[3,2]", "swap the two"), ("[0,2]", "num_workers"), ("[1]", "num_wo")])
+def test_a_range_of_workers_that_cannot_be_is_refused(value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(f"workers.num_workers={value}")

@@ -16,6 +16,7 @@ import ray
 from ray.actor import ActorProxy
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -110,10 +111,13 @@ class Watcher:
     def __init__(
         self, directory: Path, *, log_every_steps: int, hang_seconds: float, publish: Callable[[], None]
     ) -> None:
-        self.board = ray.remote(num_cpus=0)(Board).remote()
+        # Beside the driver, which it is of no use without: anywhere else, a lost node would take it along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
         self.num_restarts = 0
         self.num_resumes = 0
         self.num_damaged = 0
+        self.world_sizes: list[int] = []
         self.last_step = 0
         self._watchdog = Watchdog(hang_seconds)
         self._look_seconds = beat_seconds(hang_seconds)
@@ -213,6 +217,11 @@ class Watcher:
         if kind == "resumed":
             self.num_resumes += 1
             self._print(f"resumed from the checkpoint of step {step} of {record['num_steps']}")
+            return
+        if kind == "workers":
+            if self.world_sizes and self.world_sizes[-1] != record["world_size"]:
+                self._print(f"{record['world_size']} workers now; there were {self.world_sizes[-1]}")
+            self.world_sizes.append(record["world_size"])
             return
         if kind == "layout":
             self._print(f"layout {record['layout']}: {record['reason']}")

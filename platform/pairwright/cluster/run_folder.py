@@ -64,6 +64,8 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     damaged_checkpoints: int
     """How many checkpoints were found damaged and set aside."""
+    world_sizes: tuple[int, ...] = ()
+    """Numbers of workers that the command which finished it started, one after the other."""
     skipped_steps: tuple[int, ...] = ()
     """Steps whose loss or gradient was not finite, and which changed nothing (``training.on_non_finite``)."""
     seconds: float

@@ -126,21 +126,22 @@ def _check_resources(config: TrainConfig) -> None:
         return
     workers, resources = config.workers, ray.cluster_resources()
     num_cpus, num_gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    if workers.num_workers * workers.cpus_per_worker > num_cpus:
+    if workers.least * workers.cpus_per_worker > num_cpus:
         raise ConfigError(
-            f"workers.num_workers={workers.num_workers} with workers.cpus_per_worker={workers.cpus_per_worker} needs "
-            f"{workers.num_workers * workers.cpus_per_worker} CPUs; this machine has {num_cpus:.0f}. Lower them, or "
+            f"workers.num_workers={workers.least} with workers.cpus_per_worker={workers.cpus_per_worker} needs "
+            f"{workers.least * workers.cpus_per_worker} CPUs; this machine has {num_cpus:.0f}. Lower them, or "
             "submit to a cluster"
         )
-    if workers.use_gpu and workers.num_workers > num_gpus:
+    if workers.use_gpu and workers.least > num_gpus:
         raise ConfigError(
-            f"workers.use_gpu with workers.num_workers={workers.num_workers} needs as many GPUs; this machine has "
+            f"workers.use_gpu with workers.num_workers={workers.least} needs as many GPUs; this machine has "
             f"{num_gpus:.0f}. Set workers.use_gpu=false, or submit to a cluster"
         )
 
 
 def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> None:
     totals, workers, data = prepared.tokens_manifest.totals, config.workers, config.data
+    num_workers = f"{workers.least}" if workers.least == workers.most else f"{workers.least} to {workers.most}"
     print(
         f"run {folder.url}\n"
         f"  data    {data.pairs} version {prepared.identity.pairs_version}: {prepared.schedule.num_groups:,} groups to "
@@ -148,7 +149,7 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
         f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
         f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups unpaired\n"
         f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups\n"
-        f"  workers {workers.num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
+        f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
         f"{config.engine.precision}",
         flush=True,
     )
@@ -196,6 +197,7 @@ def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wa
         board=watcher.board,
     )
     workers = config.workers
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_seconds)
     # Typed for UserCallback, and checked for what both are.
     callbacks: list[Any] = [RestartNotice(watcher.board), TerminationNotice()]
     trainer = _Trainer(
@@ -204,6 +206,7 @@ def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wa
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
+            elastic_resize_monitor_interval_s=workers.resize_seconds,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
         ),
@@ -263,6 +266,7 @@ def _summary(
         resumes=watcher.num_resumes,
         restarts=watcher.num_restarts,
         damaged_checkpoints=watcher.num_damaged,
+        world_sizes=tuple(watcher.world_sizes),
         skipped_steps=tuple(outcome["skipped_steps"]),
         seconds=round(seconds, 1),
         validation=outcome["validation"],

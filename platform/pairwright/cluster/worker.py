@@ -143,6 +143,7 @@ def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
         stack.enter_context(_heart(task, host))
         if host.rank == 0:
             choice = prepared.layout_choice
+            host.progress({"kind": "workers", "step": 0, "world_size": host.world_size})
             host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
         trained = train(prepared.run, prepared.model, host)
         if isinstance(trained, Stopped):

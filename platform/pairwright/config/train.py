@@ -174,8 +174,8 @@ class TrainingConfig(Section):
 class WorkersConfig(Section):
     """The processes that train."""
 
-    num_workers: PositiveInt = 1
-    """Ranks: processes that train, one GPU each where GPUs are used."""
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Ranks: processes that train, one GPU each where GPUs are used; [least, most]: as many as there is room for."""
     use_gpu: bool = False
     """Give each worker a GPU."""
     cpus_per_worker: PositiveInt = 1
@@ -184,6 +184,26 @@ class WorkersConfig(Section):
     """How often lost workers are replaced before the run gives up."""
     hang_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Without any progress for so long (or five times the longest pause so far), all workers are replaced."""
+    start_timeout_seconds: PositiveInt = 60
+    """How long a start waits for all workers before the cluster is counted anew; a node's boot time at least."""
+    resize_seconds: PositiveInt = 60
+    """With [least, most]: time between two looks at whether there is room for more workers."""
+
+    @model_validator(mode="after")
+    def _least_is_at_most_most(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"num_workers is [{self.least}, {self.most}], expected [least, most]: swap the two")
+        return self
+
+    @property
+    def least(self) -> int:
+        """The fewest ranks that the run goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most(self) -> int:
+        """The most ranks that the run takes."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class TrainConfig(Section):

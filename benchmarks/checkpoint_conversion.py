@@ -145,6 +145,7 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
     from pairwright.model.reward_model import load_reward_model
     from pairwright.model.small import new_small_model
     from pairwright.training.engine import DTYPES, Engine, join_process_group
+    from pairwright.training.pulse import Pulse
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(world_size), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
@@ -173,7 +174,12 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
         vocab_size=None,
     )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = Engine(model, engine=EngineConfig(zero_stage=int(stage), precision=precision), optimizer=OptimizerConfig())
+    engine = Engine(
+        model,
+        engine=EngineConfig(zero_stage=int(stage), precision=precision),
+        optimizer=OptimizerConfig(),
+        pulse=Pulse(),
+    )
     engine.accumulate(engine.rewards(collate([], 0, "padded")).sum(), is_last=True)
     engine.step(1e-4)
     return engine, num_parameters

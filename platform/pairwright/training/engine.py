@@ -33,6 +33,9 @@ def join_process_group() -> None:
     # 17 lines a step otherwise; what DeepSpeed warns of stays.
     warnings.filterwarnings("ignore", category=FutureWarning)
     deepspeed_logger.setLevel(logging.WARNING)
+    # On a CPU it would compile a kernel for inference, under a lock file that a process killed meanwhile leaves behind:
+    # every later start on that node would wait for it for ever (found so in November 2026).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
 
 

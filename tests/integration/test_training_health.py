@@ -4,13 +4,17 @@ import os
 import re
 import signal
 import threading
+import time
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from pairwright.cluster.train import train
 from training_runs import (
+    NUM_STEPS,
     make_model,
     make_pairs,
     run_config,
@@ -53,5 +57,31 @@ def test_a_rank_that_stands_still_is_named_and_replaced_and_changes_nothing_in_t
     log = capsys.readouterr().out
     assert re.search(rf"the run hangs: nothing has gone on .*rank \d \(process {stopped[0]} on .*silent", log), log
     assert summary.restarts == 1
+    (recovery,) = summary.recoveries
+    assert f"process {stopped[0]}" in recovery.causes[0]
+    assert recovery.restored_step % 8 == 0
+    assert 0 <= recovery.steps_redone <= 9
+    assert recovery.seconds is not None
     assert not psutil.pid_exists(stopped[0])
     assert same_bits(weights(Path(config.output)), weights(Path(undisturbed.output)))
+    figures = served_figures(config.output)
+    assert figures["restarts"] == 1
+    assert figures["skipped_steps"] == 0
+    assert figures["checkpoint_age_seconds"] < 120
+    assert figures["loss"] > 0
+
+
+def served_figures(run: str) -> dict[str, float]:
+    """Return a finished run's figures as the agent of Ray's node serves them to Prometheus."""
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    deadline = time.monotonic() + 60
+    found: dict[str, float] = {}
+    while found.get("step") != NUM_STEPS:  # Ray passes them on every ten seconds
+        assert time.monotonic() < deadline, found
+        time.sleep(1.0)
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            text = answer.read().decode()
+        lines = re.findall(r"^ray_pairwright_training_(\w+)\{(.*)\} (\S+)$", text, flags=re.MULTILINE)
+        found = {name: float(value) for name, tags, value in lines if f'run="{run}"' in tags}
+    return found

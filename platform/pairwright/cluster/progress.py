@@ -21,13 +21,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from pairwright.cluster.health import Health
 from pairwright.cluster.heartbeat import Beat, Watchdog, beat_seconds
+from pairwright.cluster.log_lines import event_line, format_figures
 from pairwright.cluster.mending import Mended, Swept
+from pairwright.cluster.recovery import Recoveries
 
 POLL_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 SILENCE_SECONDS = 60.0
-NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch"})
+NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch", "time"})
 
 
 class Board:
@@ -68,7 +71,7 @@ class Board:
     @ray.method
     def put(self, record: dict[str, Any]) -> str | None:
         """Keep a record; the answer is the signal for which the driver asks the run to stop, if any."""
-        self._records.append(record)
+        self._records.append(record | {"time": round(time.time(), 3)})
         return self._stop_asked
 
     @ray.method
@@ -82,10 +85,14 @@ class Board:
 
 
 class RestartNotice(UserCallback):
-    """Tells the driver of lost workers; Ray Train calls it on its controller."""
+    """Tells the driver of lost workers and of committed checkpoints; Ray Train calls it on its controller."""
 
     def __init__(self, board: "ActorProxy[Board]") -> None:
         self._board = board
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if checkpoint is not None:
+            self._board.put.remote({"kind": "committed", "step": metrics[0]["step"]})
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         causes = [f"rank {rank}: {last_line(error)}" for rank, error in sorted(worker_exceptions.items())]
@@ -103,13 +110,14 @@ class Watcher:
 
     Args:
         directory: local folder for the event files; the run's own where that is local.
+        run: the run's output, by which its metrics are told apart.
         log_every_steps: steps between two printed lines.
         hang_seconds: as of ``workers.hang_seconds``.
         publish: called every minute and at the end, to copy the folder to where the run's output lives.
     """
 
     def __init__(
-        self, directory: Path, *, log_every_steps: int, hang_seconds: float, publish: Callable[[], None]
+        self, directory: Path, *, run: str, log_every_steps: int, hang_seconds: float, publish: Callable[[], None]
     ) -> None:
         # Beside the driver, which it is of no use without: anywhere else, a lost node would take it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -119,6 +127,8 @@ class Watcher:
         self.num_damaged = 0
         self.world_sizes: list[int] = []
         self.last_step = 0
+        self.recoveries = Recoveries()
+        self.health = Health(run)
         self._watchdog = Watchdog(hang_seconds)
         self._look_seconds = beat_seconds(hang_seconds)
         self._log_every_steps = log_every_steps
@@ -186,6 +196,7 @@ class Watcher:
                 heard = time.monotonic()
             if time.monotonic() - looked > self._look_seconds:
                 self._look_for_hang()
+                self.health.tell()
                 looked = time.monotonic()
             if stopping:
                 return
@@ -201,7 +212,7 @@ class Watcher:
             return
         hang = self._watchdog.look(beats, time.monotonic())
         if hang is not None:
-            self._show({"kind": "hang", "step": self.last_step, "reason": hang.reason})
+            self.board.put.remote({"kind": "hang", "step": self.last_step, "reason": hang.reason})
             self.board.end.remote(hang.attempt)
 
     def _taken(self) -> list[dict[str, Any]]:
@@ -213,43 +224,37 @@ class Watcher:
 
     def _show(self, record: dict[str, Any]) -> None:
         self._metrics.write(json.dumps(record) + "\n")
+        self.health.take(record)
+        if record["kind"] in ("step", "evaluation"):
+            self._show_figures(record)
+            return
+        self._count(record)
+        if (line := event_line(record)) is not None:
+            self._print(line)
+
+    def _count(self, record: dict[str, Any]) -> None:
+        match record["kind"]:
+            case "resumed":
+                self.num_resumes += 1
+                self.recoveries.resumed(record["step"])
+            case "hang":
+                self.recoveries.hangs(record["reason"])
+            case "restart":
+                self.num_restarts += 1
+                self._watchdog.group_is_gone()
+                self.recoveries.lost(record["causes"], last_step=self.last_step, now=record["time"])
+            case "damaged":
+                self.num_damaged += 1
+            case "workers":
+                self._count_workers(record["world_size"])
+
+    def _count_workers(self, world_size: int) -> None:
+        if self.world_sizes and self.world_sizes[-1] != world_size:
+            self._print(f"{world_size} workers now; there were {self.world_sizes[-1]}")
+        self.world_sizes.append(world_size)
+
+    def _show_figures(self, record: dict[str, Any]) -> None:
         kind, step = record["kind"], record["step"]
-        if kind == "resumed":
-            self.num_resumes += 1
-            self._print(f"resumed from the checkpoint of step {step} of {record['num_steps']}")
-            return
-        if kind == "workers":
-            if self.world_sizes and self.world_sizes[-1] != record["world_size"]:
-                self._print(f"{record['world_size']} workers now; there were {self.world_sizes[-1]}")
-            self.world_sizes.append(record["world_size"])
-            return
-        if kind == "layout":
-            self._print(f"layout {record['layout']}: {record['reason']}")
-            return
-        if kind == "restart":
-            self.num_restarts += 1
-            self._watchdog.group_is_gone()
-            self._print(f"lost workers ({'; '.join(record['causes'])}); starting new ones")
-            return
-        if kind == "notice":
-            self._print(f"after step {step}: {record['reason']}")
-            return
-        if kind == "damaged":
-            self.num_damaged += 1
-            self._print(f"a checkpoint is damaged and set aside: {record['reason']}")
-            return
-        if kind == "refused":
-            self._print(f"{record['reason']}; trying again in {record['seconds']:.0f} s")
-            return
-        if kind == "mended":
-            self._print(record["what"])
-            return
-        if kind == "hang":
-            self._print(f"the run hangs: {record['reason']}; ending its workers, so that new ones start")
-            return
-        if kind == "skipped":
-            self._print(f"skipped {record['reason']}")
-            return
         prefix = "train" if kind == "step" else "validation"
         for name, value in record.items():
             if name not in NOT_FIGURES and value is not None:
@@ -257,6 +262,10 @@ class Watcher:
         if kind == "evaluation":
             self._print(f"validation after step {step}: {format_figures(record)}")
             return
+        for name in ("restarts", "skipped_steps", "checkpoint_age_seconds"):
+            self._writer.add_scalar(f"health/{name}", self.health.figures[name], step)
+        if (line := self.recoveries.stepped(record["time"])) is not None:
+            self._print(line)
         self.last_step = step
         if self._console.is_terminal:
             self._bar.update(
@@ -277,17 +286,3 @@ def _free_resources() -> str:
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
     return f"{', '.join(parts)} on {len(ray.nodes())} nodes"
-
-
-def format_figures(record: dict[str, Any]) -> str:
-    """Return a record's figures as one line, in the order in which they matter."""
-    formats = {
-        "loss": "loss {:.4f}",
-        "log_loss": "log loss {:.4f}",
-        "accuracy": "accuracy {:.3f}",
-        "reward_margin": "reward margin {:+.3f}",
-        "grad_norm": "grad norm {:.3g}",
-        "learning_rate": "lr {:.3g}",
-        "tokens_per_second": "{:,.0f} tokens/s",
-    }
-    return "  ".join(text.format(record[name]) for name, text in formats.items() if record.get(name) is not None)

@@ -14,6 +14,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, NotFoundError
 from obstore.store import ObjectStore
 
+from pairwright.cluster.recovery import Recovery
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root
 from pairwright.data.store import Input, open_store
@@ -62,6 +63,8 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     resumes: int
     restarts: int
+    recoveries: list[Recovery] = []
+    """The losses of workers behind ``restarts``, in order."""
     damaged_checkpoints: int
     """How many checkpoints were found damaged and set aside."""
     world_sizes: tuple[int, ...] = ()

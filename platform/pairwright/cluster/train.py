@@ -107,6 +107,7 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
         _announce(config, prepared, folder)
         with Watcher(
             folder.local_directory,
+            run=folder.url,
             log_every_steps=config.training.log_every_steps,
             hang_seconds=config.workers.hang_seconds,
             publish=folder.publish,
@@ -265,6 +266,7 @@ def _summary(
         steps=prepared.schedule.num_steps,
         resumes=watcher.num_resumes,
         restarts=watcher.num_restarts,
+        recoveries=watcher.recoveries.all,
         damaged_checkpoints=watcher.num_damaged,
         world_sizes=tuple(watcher.world_sizes),
         skipped_steps=tuple(outcome["skipped_steps"]),

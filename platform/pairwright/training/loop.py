@@ -144,7 +144,7 @@ def train(run: Run, model: RewardModel, host: Host) -> Trained | Stopped:
             record = _step_record(step + 1, schedule, figures, rate, time.perf_counter() - started)
         except NotFiniteError as error:
             skipped, figures = with_skipped(skipped, step + 1, error, config.training), {}
-            record = {"kind": "skipped", "step": step + 1, "num_steps": schedule.num_steps, "reason": str(error)}
+            record = {"kind": "skipped", "step": step + 1, "num_skipped": len(skipped), "reason": str(error)}
         if host.rank == 0:
             host.progress(record)
         asked = host.asked(step + 1)

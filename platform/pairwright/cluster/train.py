@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from pairwright import __version__
 from pairwright.cluster.mending import mend, sweep
@@ -157,10 +158,24 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer without its answer to Ctrl-C, which is to abort: our signals ask for a checkpoint first."""
+    """Ray's trainer, but for its answer to Ctrl-C, and for where its controller looks for the cluster."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        pass
+        """Do nothing, where Ray would abort: our signals ask for a checkpoint first."""
+
+    def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> ray.train.Result:
+        """Tell the controller which cluster it is on: Ray 2.60's asks the last one that was started on the machine.
+
+        It asks there whether it is alive itself, and gives the run's nodes back if the answer is no; where that other
+        cluster has ended, every run waits for an answer, 12 s, before it ends.
+        """
+        ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+        before = os.environ.get("RAY_ADDRESS")
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        try:
+            return super()._initialize_and_run_controller(**controller_init_kwargs)
+        finally:
+            os.environ.pop("RAY_ADDRESS") if before is None else os.environ.update(RAY_ADDRESS=before)
 
 
 def _say_stopped(folder: RunFolder, step: int, signals: StopSignals) -> NoReturn:

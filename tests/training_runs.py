@@ -33,13 +33,13 @@ TRAINING: dict[str, Any] = {
 """Long enough, at about 0.3 s a step, for an accident to happen on the way."""
 
 
-def make_pairs(url: Path, *, num_groups: int, seed: int = 0) -> pa.Table:
+def make_pairs(url: Path, *, num_groups: int, seed: int = 0, expansion: ExpandConfig | None = None) -> pa.Table:
     """Commit a pairs table of synthetic rankings and return its rows."""
     lines = "\n".join(json.dumps(record) for record in make_rankings(num_groups, seed=seed))
     config = IngestConfig()
     accepted, refused = parse_lines(lines.encode(), 1, "synthetic", parser_for("native", config), config)
     assert not refused, refused[:3]
-    rows, totals = expand_groups(annotations_to_arrow(accepted), ExpandConfig())
+    rows, totals = expand_groups(annotations_to_arrow(accepted), expansion or ExpandConfig())
     table = Table(str(url), "pairs")
     file = table.write_data(rows)
     manifest = Manifest(

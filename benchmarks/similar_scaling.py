@@ -1,11 +1,12 @@
 """Grouping, repeats and near-duplicate prompts at growing numbers of annotations: seconds, memory, what is found.
 
-    python benchmarks/similar_scaling.py --millions 1 2 4 --into FOLDER
+    python benchmarks/similar_scaling.py --millions 1 2 4 --into FOLDER [--stages "expand" "expand, near-duplicates"]
 
 Short synthetic annotations: about three judgements a prompt, lines in random order. One prompt in 50 is another one
 with an edited word, one in 10 is filled into one template, and one record in 100 repeats an earlier one, half of those
 with another ranking. Every stage is a command of its own and its whole life counts. Memory is looked at every 0.2 s: of
-the command itself (the driver) and of the largest Ray worker, each with the shared memory that it maps.
+the command itself (the driver) and of the largest Ray worker, each with the shared memory that it maps. CPU seconds are
+of all processes of a command, Ray's own among them; what else the machine does changes them little.
 """
 
 import argparse
@@ -41,11 +42,14 @@ TEMPLATE = (
 def main() -> None:
     parser = argparse.ArgumentParser(description="How the cost of looking after repeats and near-duplicates grows.")
     parser.add_argument("--millions", type=float, nargs="+", default=[1, 2, 4], help="annotations, in millions")
+    parser.add_argument(
+        "--stages", nargs="+", default=list(STAGES), choices=list(STAGES), help="after the first ingest"
+    )
     parser.add_argument("--into", type=Path, required=True, help="folder for input and tables; emptied at the end")
     options = parser.parse_args()
     rows = []
     for millions in options.millions:
-        for stage, measured in _measure(options.into / f"{millions:g}", round(millions * 1e6)).items():
+        for stage, measured in _measure(options.into / f"{millions:g}", round(millions * 1e6), options.stages).items():
             print(f"{millions:g} M {stage}: {measured}", flush=True)
             rows.append((millions, stage, measured))
         shutil.rmtree(options.into / f"{millions:g}")
@@ -97,7 +101,7 @@ def _record(number: int, prompt: str, first: int) -> str:
 # ------------------------------------------------------------------------------------------- measurement
 
 
-def _measure(folder: Path, num_annotations: int) -> dict[str, dict[str, float]]:
+def _measure(folder: Path, num_annotations: int, stages: list[str]) -> dict[str, dict[str, float]]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     num_edited = write_input(folder, num_annotations, seed=0)
@@ -114,36 +118,43 @@ def _measure(folder: Path, num_annotations: int) -> dict[str, dict[str, float]]:
     }  # fmt: skip
     measured = {}
     for stage, command in commands.items():
+        if stage not in {"ingest", *stages}:
+            continue
         watched = _watched([sys.executable, "-m", "pairwright.cli", *command, "--json"])
         found = watched.pop("output")
         totals = found["totals"] or {}
         names = {"ingest": ["refused"], "ingest again": ["refused"], "expand": ["groups"]}
         left_out = ["groups_near_duplicate", "groups_contaminated"]
         measured[stage] = watched | {name: totals[name] for name in names.get(stage, left_out)}
-    measured["expand, near-duplicates"]["edited_copies"] = num_edited
+    if "expand, near-duplicates" in measured:
+        measured["expand, near-duplicates"]["edited_copies"] = num_edited
     return measured
 
 
 def _watched(command: list[str]) -> dict:
-    """Run a command; return its seconds, the most memory of it and of its largest descendant, MiB, and its JSON."""
+    """Run a command; return its seconds by clock and by CPU, its most memory, that of its largest worker, its JSON."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        peak = {"driver_mib": 0, "worker_mib": 0}
-        watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peak), daemon=True)
+        peak: dict[str, int] = {"driver_mib": 0, "worker_mib": 0}
+        cpu: dict[int, float] = {}
+        watcher = threading.Thread(target=_watch, args=(psutil.Process(process.pid), peak, cpu), daemon=True)
         watcher.start()
         assert process.stdout is not None
         output = process.stdout.read()
     watcher.join()
     if process.returncode > 1:  # 1 where every record was refused, as with a copy
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
-    return {"seconds": round(time.perf_counter() - start, 1), **peak, "output": json.loads(output)}
+    seconds = round(time.perf_counter() - start, 1)
+    return {"seconds": seconds, "cpu_seconds": round(sum(cpu.values()), 1), **peak, "output": json.loads(output)}
 
 
-def _watch(driver: psutil.Process, peak: dict[str, int]) -> None:
+def _watch(driver: psutil.Process, peak: dict[str, int], cpu: dict[int, float]) -> None:
     while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
         try:
             peak["driver_mib"] = max(peak["driver_mib"], driver.memory_info().rss >> 20)
+            cpu[driver.pid] = sum(driver.cpu_times()[:2])
             for child in driver.children(recursive=True):
+                cpu[child.pid] = sum(child.cpu_times()[:2])
                 if child.name().startswith("ray::"):
                     peak["worker_mib"] = max(peak["worker_mib"], child.memory_info().rss >> 20)
         except psutil.NoSuchProcess:
@@ -165,21 +176,22 @@ def _report(rows: list[tuple[float, str, dict[str, float]]], options: argparse.N
         "",
         *(f"- {stage}: {what}" for stage, what in STAGES.items()),
         "",
-        "| stage | million annotations | seconds | seconds a million | driver MiB | largest worker MiB | found |",
-        "|---|---|---|---|---|---|---|",
+        "| stage | million annotations | seconds | CPU seconds | a million | driver MiB | largest worker MiB | found |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for stage in STAGES:
         for millions, name, measured in rows:
             if name == stage:
                 found = ", ".join(f"{key} {value:,}" for key, value in measured.items() if key not in _MEASURES)
                 lines.append(
-                    f"| {stage} | {millions:g} | {measured['seconds']:.0f} | {measured['seconds'] / millions:.0f} | "
+                    f"| {stage} | {millions:g} | {measured['seconds']:.0f} | {measured['cpu_seconds']:.0f} | "
+                    f"{measured['cpu_seconds'] / millions:.0f} | "
                     f"{measured['driver_mib']:,} | {measured['worker_mib']:,} | {found} |"
                 )
     return "\n".join([*lines, ""])
 
 
-_MEASURES = ("seconds", "driver_mib", "worker_mib")
+_MEASURES = ("seconds", "cpu_seconds", "driver_mib", "worker_mib")
 
 
 if __name__ == "__main__":

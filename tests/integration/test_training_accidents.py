@@ -11,7 +11,7 @@ import pytest
 from training_ordeal import Nodes, Ordeal, nodes
 
 from pairwright.config import ExpandConfig, TrainConfig
-from training_runs import make_model, make_pairs, run_config, same_bits, weights
+from training_runs import committed_steps, make_model, make_pairs, run_config, same_bits, weights
 
 SEED = 20261121
 NUM_STEPS = 100
@@ -30,7 +30,7 @@ def kill_worker(ordeal: Ordeal, rng: random.Random) -> None:
 
 
 def kill_raylet(ordeal: Ordeal, rng: random.Random) -> None:
-    ordeal.cluster.kill(rng.choice(ordeal.workers()))
+    ordeal.cluster.kill(ordeal.cluster.of(rng.choice(ordeal.workers())))
     ordeal.cluster.add()
 
 
@@ -65,6 +65,8 @@ def cut_a_file(ordeal: Ordeal, rng: random.Random) -> None:
 
 
 def damage_between_starts(ordeal: Ordeal, damage: Callable[[bytes], bytes]) -> None:
+    # With one alone the run could not go on, and says so.
+    ordeal.wait(lambda: len(committed_steps(ordeal.output)) > 1, "a second checkpoint")
     ordeal.driver.kill()
     ordeal.damage_newest(damage)
     ordeal.start_again()
@@ -80,12 +82,11 @@ def terminate_driver(ordeal: Ordeal, rng: random.Random) -> None:
 
 
 def take_a_node_back(ordeal: Ordeal, rng: random.Random) -> None:
-    worker = rng.choice(ordeal.workers())
-    ordeal.cluster.drain(worker, seconds=DEADLINE_SECONDS)
+    node = ordeal.cluster.of(rng.choice(ordeal.workers()))
+    ordeal.cluster.drain(node, seconds=DEADLINE_SECONDS)
     ordeal.cluster.add()
     time.sleep(DEADLINE_SECONDS)
-    if worker.is_running():
-        ordeal.cluster.kill(worker)
+    ordeal.cluster.kill(node)
 
 
 ACCIDENTS = {
@@ -185,17 +186,23 @@ def test_whatever_befalls_a_run_it_ends_in_the_weights_of_the_undisturbed_one(
     undisturbed = Ordeal(config_of(folder, f"{name}-undisturbed", zero_stage, precision), folder, cluster)
     undisturbed.end()
     rng = random.Random(f"{SEED} {name}")
+    say(capsys, f"\nZeRO-{zero_stage}, {precision}, seed {SEED}")
     disturbed = Ordeal(config_of(folder, name, zero_stage, precision), folder, cluster)
     try:
-        names = rng.sample(sorted(ACCIDENTS), ACCIDENTS_PER_RUN)
-        outcomes = [befall(disturbed, name, rng) for name in names]
+        outcomes = []
+        for accident in rng.sample(sorted(ACCIDENTS), ACCIDENTS_PER_RUN):
+            outcomes.append(befall(disturbed, accident, rng))
+            say(capsys, f"  {outcomes[-1]}")
         disturbed.end()
     finally:
         disturbed.abandon()
     is_same = same_bits(weights(disturbed.output), weights(undisturbed.output))
-    with capsys.disabled():
-        print(f"\nZeRO-{zero_stage}, {precision}, seed {SEED}: {'equal to the last bit' if is_same else 'DIFFERENT'}")
-        print("\n".join(f"  {outcome}" for outcome in outcomes))
+    say(capsys, f"  weights at the end: {'equal to the last bit' if is_same else 'DIFFERENT'}")
     assert is_same
     # What was being uploaded when the accident came is lost too.
     assert all(outcome.redone <= 2 * EVERY_STEPS for outcome in outcomes)
+
+
+def say(capsys: pytest.CaptureFixture[str], line: str) -> None:
+    with capsys.disabled():
+        print(line, flush=True)

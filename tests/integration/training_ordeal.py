@@ -6,18 +6,20 @@ that this one started, and nothing else ever is.
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from pairwright.config import TrainConfig
 from training_runs import committed_steps, start_command, training_workers, wait_until
 
-DRIVER_TIMEOUT_SECONDS = 300.0
+DRIVER_TIMEOUT_SECONDS = 600.0
 
 
 class Nodes:
@@ -37,32 +39,31 @@ class Nodes:
         """Return how many nodes there are, without the head."""
         return len(self._cluster.worker_nodes)
 
-    def kill(self, worker: psutil.Process) -> None:
-        """Kill -9 the raylet above a worker, and what else the node ran."""
-        node = self._above(worker)
-        psutil.Process(_raylet_pid(node)).kill()
+    def of(self, worker: psutil.Process) -> Node:
+        """Return the node that a worker runs on."""
+        above = {parent.pid for parent in worker.parents()}
+        return next(node for node in self._cluster.worker_nodes if _raylet(node).pid in above)
+
+    def kill(self, node: Node) -> None:
+        """Kill -9 a node's raylet, if it is there, and what else the node ran."""
+        _raylet(node).kill()
         self._cluster.remove_node(node, allow_graceful=False)
 
-    def drain(self, worker: psutil.Process, *, seconds: int) -> None:
-        """Tell the cluster, as a cloud's notice does, that a worker's node will be taken back in so many seconds."""
-        command = ["ray", "drain-node", f"--address={self.address}", f"--node-id={self._above(worker).node_id}"]
+    def drain(self, node: Node, *, seconds: int) -> None:
+        """Tell the cluster, as a cloud's notice does, that a node will be taken back in so many seconds."""
+        command = [str(Path(sys.executable).parent / "ray"), "drain-node", f"--address={self.address}"]
+        command += [f"--node-id={node.node_id}", f"--deadline-remaining-seconds={seconds}"]
         command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot instance taken back"]
-        done = subprocess.run(
-            [*command, f"--deadline-remaining-seconds={seconds}"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def end(self) -> None:
         """End all nodes."""
         self._cluster.shutdown()
 
-    def _above(self, worker: psutil.Process) -> Any:
-        above = {parent.pid for parent in worker.parents()}
-        return next(node for node in self._cluster.worker_nodes if _raylet_pid(node) in above)
 
-
-def _raylet_pid(node: Any) -> int:
-    return node.all_processes["raylet"][0].process.pid
+def _raylet(node: Node) -> subprocess.Popen[bytes]:
+    return node.all_processes["raylet"][0].process
 
 
 @contextmanager
@@ -124,7 +125,7 @@ class Ordeal:
         """Return the last step recorded."""
         return max((record["step"] for record in self.records("step")), default=0)
 
-    def wait(self, condition: Callable[[], bool], what: str, *, seconds: float = 200.0) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, *, seconds: float = 400.0) -> None:
         """Wait for something, or fail with the log if the driver ends before."""
 
         def holds() -> bool:

@@ -1,8 +1,8 @@
 """A checkpoint's folder on this rank's disk -> the run's storage, in Ray's upload thread; or the reason why not.
 
 Left to itself Ray takes an upload that fails for a lost worker: it replaces the whole group, which redoes the steps
-since the last checkpoint only to meet the same storage, and gives up after ``max_failures`` of these (measured with
-Ray 2.60). Here the upload is tried again while training goes on; the loop waits for it before the next checkpoint.
+since the last checkpoint only to meet the same storage, and gives up after ``max_failures`` of these (as Ray 2.60's
+source has it). Here the upload is tried again while training goes on; the loop waits for it before the next checkpoint.
 """
 
 import shutil

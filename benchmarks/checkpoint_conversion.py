@@ -176,7 +176,7 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = Engine(
         model,
-        engine=EngineConfig(zero_stage=int(stage), precision=precision),
+        engine=EngineConfig.model_validate({"zero_stage": int(stage), "precision": precision}),
         optimizer=OptimizerConfig(),
         pulse=Pulse(),
     )

@@ -129,9 +129,8 @@ def befall(ordeal: Ordeal, name: str, rng: random.Random) -> Outcome:
     num_resumed = len(ordeal.records("resumed"))
     began = time.monotonic()
     ACCIDENTS[name](ordeal, rng)
-    at_step = ordeal.last_step()
     ordeal.wait(lambda: len(ordeal.records("resumed")) > num_resumed, f"a resume after: {name}")
-    restored_step = ordeal.records("resumed")[-1]["step"]
+    at_step, restored_step = ordeal.last_resume()
     num_steps = len(ordeal.records("step"))
     ordeal.wait(lambda: len(ordeal.records("step")) > num_steps, f"a step after: {name}")
     return Outcome(name, at_step, restored_step, time.monotonic() - began)

@@ -110,8 +110,14 @@ class Ordeal:
         """Return the processes of the run's ranks."""
         return training_workers(psutil.Process())
 
-    def records(self, kind: str) -> list[dict[str, Any]]:
-        """Return what the run has recorded of a kind, in the order of writing."""
+    def last_resume(self) -> tuple[int, int]:
+        """Return the last step taken before the run last went on from a checkpoint, and that checkpoint's step."""
+        records = self.records("step", "resumed")
+        place = max(number for number, record in enumerate(records) if record["kind"] == "resumed")
+        return max(record["step"] for record in records[:place]), records[place]["step"]
+
+    def records(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return what the run has recorded of these kinds, in the order of writing."""
         found = []
         for file in sorted(self.output.glob("metrics-*.jsonl")):
             for line in file.read_text().splitlines():
@@ -119,7 +125,7 @@ class Ordeal:
                     found.append(json.loads(line))
                 except json.JSONDecodeError:
                     continue  # the driver was killed in the middle of it, or is writing it now
-        return [record for record in found if record["kind"] == kind]
+        return [record for record in found if record["kind"] in kinds]
 
     def last_step(self) -> int:
         """Return the last step recorded."""

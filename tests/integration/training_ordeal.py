@@ -162,6 +162,6 @@ class Ordeal:
         """Change a file of the newest committed checkpoint."""
         step = max(committed_steps(self.output))
         folder = next((self.output / "checkpoints").glob(f"step-{step:08d}-*"))
-        file = max(folder.rglob("*optim_states.pt"), key=lambda path: path.name)
+        file = max(folder.rglob("*.pt"), key=lambda path: (path.stat().st_size, path.name))
         file.write_bytes(damage(file.read_bytes()))
         return f"of step {step}"

@@ -137,8 +137,14 @@ def wait_until(condition: Callable[[], bool], *, timeout_seconds: float, what: s
 
 def training_workers(of: psutil.Process) -> list[psutil.Process]:
     """Return the processes of a run's ranks, found below the process that started its cluster."""
-    living = [child for child in of.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in living if "RayTrainWorker" in " ".join(child.cmdline()[:1])]
+    found = []
+    for child in of.children(recursive=True):
+        try:
+            if child.status() != psutil.STATUS_ZOMBIE and "RayTrainWorker" in " ".join(child.cmdline()[:1]):
+                found.append(child)
+        except psutil.NoSuchProcess:  # a process that has just ended, or is a zombie by now
+            continue
+    return found
 
 
 def weights(output: Path) -> dict[str, np.ndarray]:

@@ -2,11 +2,9 @@
 
 Made in process, on this node's own disk, by whichever of its ranks comes first: the others wait for the lock and read
 what it made. It is made beside and renamed when whole, so that a converter that was killed leaves nothing that counts.
-What no living process uses is removed by the next one that comes. Two thirds of the work is writing: one file a
-weight, moment by moment, which is what lets a rank read just its part.
-
-Needs up to three times the optimizer's shards in free space; memory stays near the largest weight, since shards are
-mapped and not read (benchmarks/checkpoint_conversion.py).
+What no living process uses is removed by the next one that comes. It writes a file for each moment of each weight,
+which is what lets a rank read just its part; shards are mapped, not read whole. Time and memory against the model's
+size have still to be measured (benchmarks/checkpoint_conversion.py).
 """
 
 import argparse

@@ -14,7 +14,7 @@ from pairwright.config import ExpandConfig, TrainConfig
 from training_runs import committed_steps, make_model, make_pairs, run_config, same_bits, weights
 
 SEED = 20261121
-NUM_STEPS = 100
+NUM_STEPS = 240
 EVERY_STEPS = 5
 ACCIDENTS_PER_RUN = 8
 DEADLINE_SECONDS = 12

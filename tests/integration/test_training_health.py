@@ -60,7 +60,8 @@ def test_a_rank_that_stands_still_is_named_and_replaced_and_changes_nothing_in_t
     (recovery,) = summary.recoveries
     assert f"process {stopped[0]}" in recovery.causes[0]
     assert recovery.restored_step % 8 == 0
-    assert 0 <= recovery.steps_redone <= 9
+    # Never more than the interval, and the one whose checkpoint was on its way.
+    assert 0 <= recovery.steps_redone <= 16
     assert recovery.seconds is not None
     assert not psutil.pid_exists(stopped[0])
     assert same_bits(weights(Path(config.output)), weights(Path(undisturbed.output)))

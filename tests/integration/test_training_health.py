@@ -15,11 +15,11 @@ import ray
 from pairwright.cluster.train import train
 from training_runs import (
     NUM_STEPS,
+    committed_steps,
     make_model,
     make_pairs,
     run_config,
     same_bits,
-    steps_logged,
     training_workers,
     wait_until,
     weights,
@@ -36,21 +36,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stop_a_worker_after(step: int, output: Path, stopped: list[int]) -> None:
-    wait_until(lambda: step in steps_logged(output), timeout_seconds=200, what=f"step {step}")
+def stop_a_worker_with_a_checkpoint(output: Path, stopped: list[int]) -> None:
+    # Once one is committed: what is still on its way would be lost too, and more steps with it.
+    wait_until(lambda: bool(committed_steps(output)), timeout_seconds=200, what="a checkpoint")
     victim = training_workers(psutil.Process())[-1]
     os.kill(victim.pid, signal.SIGSTOP)
     stopped.append(victim.pid)
 
 
 def test_a_rank_that_stands_still_is_named_and_replaced_and_changes_nothing_in_the_weights(
-    folder: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+    folder: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Ray commits when its controller next looks, every 2 s by default: in that time this run would be over.
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     undisturbed = run_config(folder, "undisturbed")
     train(undisturbed)
     config = run_config(folder, "stopped", workers={"hang_seconds": 10})
     stopped: list[int] = []
-    stopper = threading.Thread(target=stop_a_worker_after, args=(10, Path(config.output), stopped))
+    stopper = threading.Thread(target=stop_a_worker_with_a_checkpoint, args=(Path(config.output), stopped))
     stopper.start()
     summary = train(config).training
     stopper.join()
@@ -60,8 +63,7 @@ def test_a_rank_that_stands_still_is_named_and_replaced_and_changes_nothing_in_t
     (recovery,) = summary.recoveries
     assert f"process {stopped[0]}" in recovery.causes[0]
     assert recovery.restored_step % 8 == 0
-    # Never more than the interval, and the one whose checkpoint was on its way.
-    assert 0 <= recovery.steps_redone <= 16
+    assert 0 <= recovery.steps_redone <= 9
     assert recovery.seconds is not None
     assert not psutil.pid_exists(stopped[0])
     assert same_bits(weights(Path(config.output)), weights(Path(undisturbed.output)))

@@ -207,7 +207,7 @@ class _Writer(TorchCheckpointEngine):
         super().__init__(config)
         self.error: Exception | None = None
 
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002 (DeepSpeed's signature)
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - DeepSpeed's signature
         self._try(lambda: super(_Writer, self).makedirs(path, exist_ok=exist_ok))
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:

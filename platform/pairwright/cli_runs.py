@@ -35,7 +35,8 @@ def export(
     run: Annotated[str, typer.Argument(help="Output folder of a training run, or its URL.")],
     into: Annotated[str, typer.Option(help="Directory or URL for the model; must not hold anything yet.")],
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="NAME|STEP", help="Which; the one that the run goes on from if not given.")
+        str | None,
+        typer.Option(metavar="NAME|STEP|best", help="Which; the one that the run goes on from if not given."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where the run's starting model lies now, if it was moved.")] = None,
     as_json: AsJson = False,

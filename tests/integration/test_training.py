@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pairwright.cluster.checkpoints import kept_checkpoints
+from pairwright.cluster.export import export_checkpoint
 from pairwright.cluster.run_folder import RunFolder
 from pairwright.cluster.train import dry_run, train
 from pairwright.config import TrainConfig
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, ray_cluster: None) -> TrainConfig:
-    config = run_config(folder, "undisturbed")
+    config = run_config(folder, "undisturbed", training=TRAINING | {"evaluate_every_steps": 8, "keep_best": "log_loss"})
     summary = train(config)
     assert not summary.already_finished
     return config
@@ -118,6 +119,23 @@ def test_its_checkpoints_are_listed_whole_and_the_last_is_where_a_start_goes_on(
     listed = [(kept.manifest and kept.manifest.step, kept.committed, kept.damage) for kept in found.checkpoints]
     assert listed == [(32, True, None), (24, True, None)]
     assert found.next_start == found.checkpoints[0]
+
+
+def test_the_best_checkpoint_by_its_evaluation_is_kept_and_can_be_exported(
+    undisturbed: TrainConfig, tmp_path: Path
+) -> None:
+    records = [json.loads(line) for file in Path(undisturbed.output).glob("metrics-*.jsonl") for line in file.open()]
+    log_loss = {record["step"]: record["log_loss"] for record in records if record["kind"] == "evaluation"}
+    assert sorted(log_loss) == [8, 16, 24, 32]
+    lowest = min(log_loss, key=lambda step: log_loss[step])
+    best = kept_checkpoints(undisturbed.output, verify=True).best
+    assert best is not None
+    assert best.manifest is not None
+    assert best.damage is None
+    assert (best.manifest.step, best.manifest.validation["log_loss"]) == (lowest, log_loss[lowest])
+    assert [record["step"] for record in records if record["kind"] == "best"][-1] == lowest
+    exported = export_checkpoint(undisturbed.output, checkpoint="best", into=str(tmp_path / "best"), model=None)
+    assert exported.step == lowest
 
 
 def unfinished_copy(of: TrainConfig, folder: Path, name: str) -> TrainConfig:

@@ -1,17 +1,20 @@
 """What `pairwright checkpoints` says of a run's folder: whole, damaged, unfinished, or with a torn list of Ray's."""
 
-import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
 from pairwright.cli import app
+from pairwright.cluster.best import Figure, keep_best
 from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints
 from pairwright.cluster.mending import Mended, Swept, mend, sweep
-from pairwright.cluster.run_folder import RunFolder, RunIdentity
+from pairwright.cluster.run_folder import RunFolder
 from pairwright.errors import CheckpointError, StoreError
-from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
+from pairwright.training.checkpoint import TAG
+from run_folders import add, claim, commit, name
 
 STEPS = (10, 20, 30)
 
@@ -20,37 +23,11 @@ STEPS = (10, 20, 30)
 def run(tmp_path: Path) -> Path:
     """A run of two ranks: steps 10 and 20 are committed, 30 was being uploaded when the driver died."""
     root = tmp_path / "run"
-    RunFolder(str(root)).claim(
-        RunIdentity(digest="d", config={}, pairs_url="p", pairs_version=1, tokens_digest="t", model_digest="m")
-    )
+    claim(root)
     for step in STEPS:
-        folder = root / "checkpoints" / name(step)
-        (folder / TAG).mkdir(parents=True)
-        for rank in range(2):
-            (folder / TAG / f"rank-{rank}.pt").write_bytes(bytes([rank]) * 1000)
-            manifest = CheckpointManifest(
-                format_version=1,
-                step=step,
-                num_steps=40,
-                world_size=2,
-                zero_stage=2,
-                precision="fp32",
-                run_digest="d",
-                code_version="0",
-            )
-            write_manifests(folder, manifest, rank=rank)
+        add(root, step, {})
     commit(root, *STEPS[:2])
     return root
-
-
-def name(step: int) -> str:
-    return f"step-{step:08d}-abc"
-
-
-def commit(root: Path, *steps: int) -> None:
-    results = [{"version": 0, "checkpoint_dir_name": name(step), "metrics": {}} for step in steps]
-    snapshot = {"ray_version": "2.60.0", "checkpoint_results": results}
-    (root / "checkpoints" / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
 
 
 def status(run: Path, *flags: str) -> int:
@@ -115,9 +92,7 @@ def test_a_torn_list_and_a_run_without_checkpoints_are_said(run: Path, tmp_path:
     (run / "checkpoints" / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_res')
     assert "checkpoint_manager_snapshot.json) is torn" in format_checkpoints(kept_checkpoints(str(run), verify=False))
     fresh = tmp_path / "fresh"
-    RunFolder(str(fresh)).claim(
-        RunIdentity(digest="d", config={}, pairs_url="p", pairs_version=1, tokens_digest="t", model_digest="m")
-    )
+    claim(fresh)
     assert format_checkpoints(kept_checkpoints(str(fresh), verify=False)).endswith("no checkpoints yet")
 
 
@@ -191,3 +166,82 @@ def test_a_folder_that_is_no_run_is_refused_and_not_made(tmp_path: Path) -> None
     with pytest.raises(StoreError, match=r"no run here \(run\.json is missing\)"):
         kept_checkpoints(str(tmp_path / "nothing"), verify=False)
     assert not (tmp_path / "nothing").exists()
+
+
+# --------------------------------------------------------------------------------------------------------- the best
+
+
+def evaluated(run: Path, **accuracy_of_step: float) -> None:
+    """Commit checkpoints of these steps, each with its accuracy, and nothing else."""
+    shutil.rmtree(run / "checkpoints")
+    steps = {int(key.removeprefix("step")): accuracy for key, accuracy in accuracy_of_step.items()}
+    for step, accuracy in steps.items():
+        add(run, step, {"accuracy": accuracy, "log_loss": 1 - accuracy})
+    commit(run, *steps)
+
+
+def best_step(run: Path) -> int | None:
+    best = kept_checkpoints(str(run), verify=True).best
+    assert [path.name for path in (run / "checkpoints-best").glob("*")] == ([] if best is None else [best.name])
+    return None if best is None or best.manifest is None or best.damage else best.manifest.step
+
+
+@pytest.mark.parametrize("by", ["accuracy", "log_loss"])
+def test_the_best_is_kept_until_a_better_one_comes_whatever_ray_removes(run: Path, by: Figure) -> None:
+    folder = RunFolder(str(run))
+    assert keep_best(folder, by) is None, "none was evaluated"
+    for kept, expected, step in (
+        ({"step10": 0.5, "step20": 0.7}, 20, 20),
+        ({"step30": 0.6}, None, 20),
+        ({"step40": 0.7}, None, 20),
+        ({"step50": 0.8, "step60": 0.75}, 50, 50),
+    ):
+        evaluated(run, **kept)
+        best = keep_best(folder, by)
+        assert (best and best.manifest and best.manifest.step) == expected
+        assert best_step(run) == step
+    said = format_checkpoints(kept_checkpoints(str(run), verify=False))
+    assert re.search(rf"step 50 .* best  .*checkpoints-best/{name(50)}  \(log loss 0\.2000  accuracy 0\.800\)", said)
+
+
+def test_one_that_is_damaged_or_not_committed_is_never_the_best(run: Path) -> None:
+    evaluated(run, step10=0.5, step20=0.6)
+    add(run, 30, {"accuracy": 0.9})
+    (run / "checkpoints" / name(20) / TAG / "rank-0.pt").write_bytes(b"short")
+    keep_best(RunFolder(str(run)), "accuracy")
+    assert best_step(run) == 10
+
+
+def test_what_a_driver_that_was_killed_left_of_a_copy_is_no_best_and_gives_way(run: Path) -> None:
+    evaluated(run, step10=0.5)
+    (run / "checkpoints-best" / ".partial" / TAG).mkdir(parents=True)
+    (run / "checkpoints-best" / name(99) / TAG).mkdir(parents=True)
+    (run / "checkpoints-best" / name(99) / TAG / "rank-0.pt").write_bytes(b"half")
+    keep_best(RunFolder(str(run)), "accuracy")
+    assert best_step(run) == 10
+
+
+def test_where_no_other_is_whole_the_next_start_goes_on_from_the_best(run: Path) -> None:
+    evaluated(run, step10=0.7)
+    keep_best(RunFolder(str(run)), "accuracy")
+    evaluated(run, step20=0.6, step30=0.5)
+    for step in (20, 30):
+        (run / "checkpoints" / name(step) / TAG / "rank-1.pt").unlink()
+    assert "goes on from the best one, step 10" in format_checkpoints(kept_checkpoints(str(run), verify=False))
+    mended = mend(RunFolder(str(run)))
+    assert mended.list_written_anew == "no other is whole: back to the best one, step 10"
+    assert sorted(mended.set_aside) == [name(20), name(30)]
+    assert listed(run) == [name(10)]
+    assert kept_checkpoints(str(run), verify=True).set_aside == [name(20), name(30)]
+    assert status(run, "--verify") == 0
+
+
+def test_a_best_one_that_is_damaged_too_helps_nobody(run: Path) -> None:
+    evaluated(run, step10=0.7)
+    keep_best(RunFolder(str(run)), "accuracy")
+    # The same bytes on the disk, where that can link files.
+    file = run / "checkpoints-best" / name(10) / TAG / "rank-1.pt"
+    for copy in (file, run / "checkpoints" / name(10) / TAG / "rank-1.pt"):
+        copy.write_bytes(b"\xff" * 1000)
+    with pytest.raises(CheckpointError, match="no checkpoint of this run is whole"):
+        mend(RunFolder(str(run)), damaged={name(10): "a hash"})

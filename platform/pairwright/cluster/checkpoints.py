@@ -13,7 +13,8 @@ import obstore
 from obstore.exceptions import NotFoundError
 from obstore.store import ObjectStore
 
-from pairwright.cluster.run_folder import CHECKPOINTS_NAME, RUN_NAME, RunFolder, read_object
+from pairwright.cluster.log_lines import format_figures
+from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_NAME, RUN_NAME, RunFolder, read_object
 from pairwright.data.locations import local_root, store_errors
 from pairwright.data.store import open_store
 from pairwright.errors import StoreError
@@ -51,6 +52,10 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
     """Ray's list of what is committed."""
     checkpoints: list[KeptCheckpoint]
     """The newest step first."""
+    best: KeptCheckpoint | None = None
+    """The one that ``training.keep_best`` keeps apart, below ``checkpoints-best/``."""
+    set_aside: list[str] = []
+    """Damaged ones, below ``checkpoints-damaged/``."""
 
     @property
     def list_is_broken(self) -> bool:
@@ -88,28 +93,42 @@ def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
     folder = RunFolder(run) if root is None or root.is_dir() else None  # which would make the folder
     if folder is None or folder.identity() is None:
         raise StoreError(f"{run}: no run here ({RUN_NAME} is missing); expected the output of `pairwright train`")
-    url = folder.path(CHECKPOINTS_NAME)
-    store = open_store(url)
-    with store_errors(url):
+    store = open_store(folder.url)
+    with store_errors(folder.url):
         snapshot, committed = _committed(store)
-        folders: dict[str, list[ObjectMeta]] = {}
-        for chunk in obstore.list(store):
-            for entry in chunk:
-                name, separator, _ = entry["path"].partition("/")
-                if separator:
-                    folders.setdefault(name, []).append(entry)
+        folders = _folders(store, CHECKPOINTS_NAME)
         found = [
-            _looked_at(store, name, entries, committed=name in committed, verify=verify)
+            _looked_at(store, f"{CHECKPOINTS_NAME}/{name}", entries, committed=name in committed, verify=verify)
             for name, entries in sorted(folders.items())
         ]
         found += [_gone(name) for name in committed if name not in folders]
+        kept_apart = [
+            _looked_at(store, f"{BEST_NAME}/{name}", entries, committed=True, verify=verify)
+            for name, entries in sorted(_folders(store, BEST_NAME).items())
+        ]
+        set_aside = sorted(_folders(store, DAMAGED_NAME))
     found.sort(key=lambda kept: (step_of(kept), kept.committed), reverse=True)
-    return KeptCheckpoints(run=folder.url, verified=verify, snapshot=snapshot, checkpoints=found)
+    # More than one where a driver was killed between keeping one and dropping the one before.
+    best = max(kept_apart, key=lambda kept: (kept.damage is None, step_of(kept)), default=None)
+    return KeptCheckpoints(
+        run=folder.url, verified=verify, snapshot=snapshot, checkpoints=found, best=best, set_aside=set_aside
+    )
+
+
+def _folders(store: ObjectStore, below: str) -> dict[str, list["ObjectMeta"]]:
+    """Return folder -> what is in it, for the folders below one of a run's."""
+    folders: dict[str, list[ObjectMeta]] = {}
+    for chunk in obstore.list(store, prefix=f"{below}/"):
+        for entry in chunk:
+            _, name, *rest = entry["path"].split("/")
+            if rest and not name.startswith("."):
+                folders.setdefault(name, []).append(entry)
+    return folders
 
 
 def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], list[str]]:
     """Return the state of Ray Train's list of committed checkpoints, and the names in it, the newest last."""
-    content = read_object(store, SNAPSHOT_NAME)
+    content = read_object(store, f"{CHECKPOINTS_NAME}/{SNAPSHOT_NAME}")
     if content is None:
         return "missing", []
     try:
@@ -121,14 +140,14 @@ def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], 
 
 
 def _looked_at(
-    store: ObjectStore, name: str, entries: Sequence["ObjectMeta"], *, committed: bool, verify: bool
+    store: ObjectStore, path: str, entries: Sequence["ObjectMeta"], *, committed: bool, verify: bool
 ) -> KeptCheckpoint:
-    manifest, damage = _manifest(store, name)
+    manifest, damage = _manifest(store, path)
     if manifest is not None:
         sizes = {entry["path"]: entry["size"] for entry in entries}
-        damage = _damage(store, name, manifest, sizes, verify=verify)
+        damage = _damage(store, path, manifest, sizes, verify=verify)
     return KeptCheckpoint(
-        name=name,
+        name=path.rpartition("/")[2],
         committed=committed,
         manifest=manifest,
         bytes=sum(entry["size"] for entry in entries),
@@ -148,8 +167,8 @@ def _gone(name: str) -> KeptCheckpoint:
     )
 
 
-def _manifest(store: ObjectStore, name: str) -> tuple[CheckpointManifest | None, str | None]:
-    content = read_object(store, f"{name}/{MANIFEST_NAME}")
+def _manifest(store: ObjectStore, path: str) -> tuple[CheckpointManifest | None, str | None]:
+    content = read_object(store, f"{path}/{MANIFEST_NAME}")
     if content is None:
         return None, f"{MANIFEST_NAME} is missing"
     try:
@@ -159,11 +178,11 @@ def _manifest(store: ObjectStore, name: str) -> tuple[CheckpointManifest | None,
 
 
 def _damage(
-    store: ObjectStore, name: str, manifest: CheckpointManifest, sizes: dict[str, int], *, verify: bool
+    store: ObjectStore, path: str, manifest: CheckpointManifest, sizes: dict[str, int], *, verify: bool
 ) -> str | None:
     """Return the first thing that is wrong with a checkpoint's files, or None."""
     for rank in range(manifest.world_size):
-        content = read_object(store, f"{name}/{listing_name(rank)}")
+        content = read_object(store, f"{path}/{listing_name(rank)}")
         if content is None:
             return f"{listing_name(rank)} is missing"
         try:
@@ -171,12 +190,12 @@ def _damage(
         except msgspec.DecodeError as error:
             return f"{listing_name(rank)} cannot be read ({error})"
         for file in files:
-            size = sizes.get(f"{name}/{file.path}")
+            size = sizes.get(f"{path}/{file.path}")
             if size is None:
                 return f"{file.path} is missing"
             if size != file.bytes:
                 return f"{file.path} has {size:,} bytes, expected {file.bytes:,}"
-            if verify and _sha256(store, f"{name}/{file.path}") != file.sha256:
+            if verify and _sha256(store, f"{path}/{file.path}") != file.sha256:
                 return f"{file.path} is not what was written (SHA-256)"
     return None
 
@@ -198,21 +217,33 @@ def step_of(kept: KeptCheckpoint) -> int:
 
 def format_checkpoints(found: KeptCheckpoints) -> str:
     """Return the checkpoints as text, a line each."""
-    if not found.checkpoints:
+    if not found.checkpoints and found.best is None:
         return f"run {found.run}: no checkpoints yet"
     lines = [f"run {found.run}"]
     if found.snapshot != "read":
         lines.append(f"  Ray's list of committed checkpoints ({SNAPSHOT_NAME}) is {found.snapshot}")
     for kept in found.checkpoints:
-        lines.append(f"{_name(kept):>10}  {kept.bytes / 1e6:10,.1f} MB  {_standing(kept, found):<22}  {kept.name}")
-        if kept.damage is not None:
-            lines.append(f"{'':>10}  {kept.damage}")
+        lines += _lines(kept, _standing(kept, found), kept.name)
+    if found.best is not None:
+        lines += _lines(found.best, "best", f"{BEST_NAME}/{found.best.name}")
+    lines += [f"set aside, damaged: {DAMAGED_NAME}/{name}" for name in found.set_aside]
     return "\n".join([*lines, _next_start(found)])
+
+
+def _lines(kept: KeptCheckpoint, standing: str, name: str) -> list[str]:
+    lines = [f"{_name(kept):>10}  {kept.bytes / 1e6:10,.1f} MB  {standing:<22}  {name}"]
+    if kept.manifest is not None and kept.manifest.validation:
+        lines[0] += f"  ({format_figures(kept.manifest.validation)})"
+    return lines if kept.damage is None else [*lines, f"{'':>10}  {kept.damage}"]
 
 
 def _next_start(found: KeptCheckpoints) -> str:
     if found.next_start is not None:
         return f"the next start goes on from step {step_of(found.next_start):,}"
+    if found.checkpoints and found.best is not None and found.best.damage is None:
+        return (
+            f"no committed checkpoint is whole: the next start goes on from the best one, step {step_of(found.best):,}"
+        )
     if any(kept.committed and kept.written_at is not None for kept in found.checkpoints):
         return "no committed checkpoint is whole: the next start refuses, until the checkpoints folder is removed"
     return "the next start goes on from its first step"

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from pairwright.cluster.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
-from pairwright.cluster.run_folder import CHECKPOINTS_NAME, RunFolder, RunIdentity, store_directory
+from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RunFolder, RunIdentity, store_directory
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, open_store, store_errors
 from pairwright.data.templates import resolve_template
@@ -50,7 +50,7 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
 
     Args:
         run: output folder of a run, a path or a URL.
-        checkpoint: name or step; None for the one from which the run would go on.
+        checkpoint: name, step or "best"; None for the one from which the run would go on.
         into: directory or URL; made, and must not hold anything yet.
         model: where the run's starting model lies now; None where it still lies where the run found it.
 
@@ -62,7 +62,7 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
     """
     disable_progress_bar()
     found = kept_checkpoints(run, verify=False)
-    kept, manifest = _chosen(found, checkpoint)
+    kept, manifest, below = _chosen(found, checkpoint)
     folder = RunFolder(run)
     identity = folder.identity()
     assert identity is not None
@@ -70,20 +70,23 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
         raise CheckpointError(f"{folder.url}: checkpoint {kept.name} belongs to another run than run.json says")
     config = _config_of(identity, folder, model)
     _refuse_what_is_there(into)
-    with _local_copy(folder.path(f"{CHECKPOINTS_NAME}/{kept.name}")) as directory:
+    with _local_copy(folder.path(f"{below}/{kept.name}")) as directory:
         _export(config, directory, manifest, into)
     return ExportedCheckpoint(checkpoint=kept.name, step=manifest.step, into=into)
 
 
-def _chosen(found: KeptCheckpoints, wanted: str | None) -> tuple[KeptCheckpoint, CheckpointManifest]:
-    """Return the checkpoint of a name or a step, a committed and whole one first."""
-    listed = sorted(found.checkpoints, key=lambda kept: (kept.damage is not None, not kept.committed))
+def _chosen(found: KeptCheckpoints, wanted: str | None) -> tuple[KeptCheckpoint, CheckpointManifest, str]:
+    """Return the checkpoint of a name or a step, a committed and whole one first, and the folder that it lies in."""
+    best = [] if found.best is None else [found.best]
+    listed = sorted([*found.checkpoints, *best], key=lambda kept: (kept.damage is not None, not kept.committed))
     if wanted is None:
         fitting = [kept for kept in [found.next_start, *listed] if kept is not None]
+    elif wanted == "best":
+        fitting = best
     else:
         fitting = [kept for kept in listed if wanted in (kept.name, _step(kept))]
     if not fitting:
-        there = ", ".join(f"{kept.name} (step {_step(kept)})" for kept in found.checkpoints) or "none"
+        there = ", ".join(f"{kept.name} (step {_step(kept)})" for kept in listed) or "none"
         raise CheckpointError(f"{found.run}: no checkpoint {wanted or 'yet'}; there are: {there}")
     kept = fitting[0]
     if kept.damage is not None or kept.manifest is None:
@@ -91,7 +94,7 @@ def _chosen(found: KeptCheckpoints, wanted: str | None) -> tuple[KeptCheckpoint,
             f"{found.run}: checkpoint {kept.name} is damaged ({kept.damage}); `pairwright checkpoints` "
             "lists those that are whole"
         )
-    return kept, kept.manifest
+    return kept, kept.manifest, BEST_NAME if kept is found.best else CHECKPOINTS_NAME
 
 
 def _step(kept: KeptCheckpoint) -> str:

@@ -1,5 +1,6 @@
 """A run's records -> the lines of its log."""
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -24,10 +25,12 @@ def event_line(record: dict[str, Any]) -> str | None:
             return f"{record['reason']}; trying again in {record['seconds']:.0f} s"
         case "mended":
             return record["what"]
+        case "best":
+            return f"the checkpoint of step {record['step']} is the best so far: {format_figures(record)}"
     return None
 
 
-def format_figures(record: dict[str, Any]) -> str:
+def format_figures(record: Mapping[str, Any]) -> str:
     """Return a record's figures as one line, in the order in which they matter."""
     formats = {
         "loss": "loss {:.4f}",

@@ -5,7 +5,6 @@ always starts from its newest entry, and counts a damaged one among those it kee
 list, and goes to a folder of its own, where a person can look at it.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,6 @@ from importlib.metadata import version
 
 import msgspec
 import obstore
-from obstore.store import ObjectStore
 
 from pairwright.cluster.checkpoints import (
     SNAPSHOT_NAME,
@@ -22,8 +20,9 @@ from pairwright.cluster.checkpoints import (
     kept_checkpoints,
     step_of,
 )
-from pairwright.cluster.run_folder import CHECKPOINTS_NAME, DAMAGED_NAME, RunFolder
-from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.cluster.folders import copy_folder, move_folder, remove_folder
+from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_NAME, RunFolder
+from pairwright.data.locations import open_store, store_errors
 from pairwright.errors import CheckpointError
 
 
@@ -34,7 +33,8 @@ class Mended:
     set_aside: dict[str, str]
     """Damaged checkpoint -> what is wrong with it; each now lies below ``checkpoints-damaged/``."""
     list_written_anew: str | None
-    """Why Ray's list itself could not be used, and what the new one names; None if it could."""
+    """Why Ray's list could not be used as it was, and what the new one names; None if it could, less what was set
+    aside."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def mend(folder: RunFolder, *, damaged: Mapping[str, str] | None = None) -> Mend
         damaged: checkpoint -> what workers found wrong with it, beyond names and sizes.
 
     Raises:
-        CheckpointError: if the list names checkpoints and none of them is whole; nothing is changed then.
+        CheckpointError: if the list names checkpoints and neither of them nor the best one is whole; nothing is
+            changed then.
         StoreError: if the folder cannot be read or written.
     """
     if folder.identity() is None:
@@ -68,16 +69,30 @@ def mend(folder: RunFolder, *, damaged: Mapping[str, str] | None = None) -> Mend
         found = kept_checkpoints(folder.url, verify=True)
     wrong = _wrong(found, damaged or {})
     whole = [kept for kept in found.checkpoints if (kept.committed or broken) and _wrong_with(kept, damaged) is None]
-    if wrong and not whole:
+    best = None if whole or not (broken or wrong) else _whole_best(folder, damaged)
+    if wrong and not whole and best is None:
         raise CheckpointError(
             f"no checkpoint of this run is whole: {'; '.join(f'{name}: {reason}' for name, reason in wrong.items())}. "
             f"To start it again from its first step, remove {folder.path(CHECKPOINTS_NAME)}"
         )
+    for name in wrong:
+        move_folder(folder, f"{CHECKPOINTS_NAME}/{name}", f"{DAMAGED_NAME}/{name}")
+    if best is not None:
+        copy_folder(folder, f"{BEST_NAME}/{best.name}", f"{CHECKPOINTS_NAME}/{best.name}")
+        whole = [best]
     if broken or wrong:
         _write_list(folder, whole)
-    for name in wrong:
-        _set_aside(folder, name)
+    if best is not None:
+        return Mended(
+            set_aside=wrong, list_written_anew=f"no other is whole: back to the best one, step {step_of(best)}"
+        )
     return Mended(set_aside=wrong, list_written_anew=_why_anew(found, whole) if broken else None)
+
+
+def _whole_best(folder: RunFolder, damaged: Mapping[str, str] | None) -> KeptCheckpoint | None:
+    """Return the best checkpoint, which is kept apart, if there is one and every hash in it is right."""
+    best = kept_checkpoints(folder.url, verify=True).best
+    return best if best is not None and _wrong_with(best, damaged) is None else None
 
 
 def _wrong_with(kept: KeptCheckpoint, damaged: Mapping[str, str] | None) -> str | None:
@@ -145,32 +160,5 @@ def sweep(folder: RunFolder, *, older_than_seconds: float) -> Swept:
         if not kept.committed and kept.written_at is not None and kept.written_at <= before
     ]
     for kept in left:
-        _remove(folder, kept.name)
+        remove_folder(folder, f"{CHECKPOINTS_NAME}/{kept.name}")
     return Swept(num_folders=len(left), bytes=sum(kept.bytes for kept in left))
-
-
-def _remove(folder: RunFolder, name: str) -> None:
-    with store_errors(folder.path(CHECKPOINTS_NAME)):
-        root = local_root(folder.path(CHECKPOINTS_NAME))
-        if root is not None:
-            shutil.rmtree(root / name)
-            return
-        store = open_store(folder.url)
-        obstore.delete(store, _paths_below(store, f"{CHECKPOINTS_NAME}/{name}/"))
-
-
-def _set_aside(folder: RunFolder, name: str) -> None:
-    """Move a checkpoint that Ray's list no longer names out of Ray's folder."""
-    source, target = local_root(folder.path(CHECKPOINTS_NAME)), local_root(folder.path(DAMAGED_NAME))
-    with store_errors(folder.path(DAMAGED_NAME)):
-        if source is not None and target is not None:
-            target.mkdir(exist_ok=True)
-            (source / name).rename(target / name)
-            return
-        store = open_store(folder.url)
-        for path in _paths_below(store, f"{CHECKPOINTS_NAME}/{name}/"):
-            obstore.rename(store, path, path.replace(CHECKPOINTS_NAME, DAMAGED_NAME, 1))
-
-
-def _paths_below(store: ObjectStore, prefix: str) -> list[str]:
-    return [entry["path"] for chunk in obstore.list(store, prefix=prefix) for entry in chunk]

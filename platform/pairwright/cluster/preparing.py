@@ -11,6 +11,7 @@ from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.config import TrainConfig, digest_of
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokens import TokenTable, local_token_paths
+from pairwright.errors import ConfigError
 from pairwright.evaluation.exported import model_digest
 from pairwright.model.lora import check_targets
 from pairwright.model.reward_model import read_config
@@ -59,6 +60,11 @@ def prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Mani
     )
     table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
     rows = table.rows_of_split("train")
+    if config.training.keep_best is not None and not len(table.rows_of_split("validation")):
+        raise ConfigError(
+            f'training.keep_best = "{config.training.keep_best}" needs a validation split, and {pairs.url} version '
+            f"{manifest.version} has none; leave it out, or expand with validation_fraction above 0"
+        )
     schedule = schedule_of(len(rows), config)
     parts = {
         "config": identity_config(config),

@@ -129,6 +129,8 @@ class Watcher:
         self.last_step = 0
         self.recoveries = Recoveries()
         self.health = Health(run)
+        self.on_commit: Callable[[], None] | None = None
+        """Called, soon, once a checkpoint is committed."""
         self._watchdog = Watchdog(hang_seconds)
         self._look_seconds = beat_seconds(hang_seconds)
         self._log_every_steps = log_every_steps
@@ -165,18 +167,22 @@ class Watcher:
         self._writer.close()
         self._publish()
 
+    def say(self, record: dict[str, Any]) -> None:
+        """Show a record of the driver's own, in its turn."""
+        self.board.put.remote(record)
+
     def mended(self, mended: Mended) -> None:
         """Show, and count, what the driver put in order before it starts workers."""
         if mended.list_written_anew is not None:
-            self.board.put.remote({"kind": "mended", "step": 0, "what": mended.list_written_anew})
+            self.say({"kind": "mended", "step": 0, "what": mended.list_written_anew})
         for name, reason in mended.set_aside.items():
-            self.board.put.remote({"kind": "damaged", "step": 0, "name": name, "reason": reason})
+            self.say({"kind": "damaged", "step": 0, "name": name, "reason": reason})
 
     def swept(self, swept: Swept) -> None:
         """Show what was removed of uploads that never ended."""
         if swept.num_folders:
             what = f"removed {swept.num_folders} checkpoints that were never committed ({swept.bytes / 1e6:,.1f} MB)"
-            self.board.put.remote({"kind": "mended", "step": 0, "what": what})
+            self.say({"kind": "mended", "step": 0, "what": what})
 
     def _watch(self) -> None:
         published = heard = looked = time.monotonic()
@@ -212,7 +218,7 @@ class Watcher:
             return
         hang = self._watchdog.look(beats, time.monotonic())
         if hang is not None:
-            self.board.put.remote({"kind": "hang", "step": self.last_step, "reason": hang.reason})
+            self.say({"kind": "hang", "step": self.last_step, "reason": hang.reason})
             self.board.end.remote(hang.attempt)
 
     def _taken(self) -> list[dict[str, Any]]:
@@ -245,6 +251,8 @@ class Watcher:
                 self.recoveries.lost(record["causes"], last_step=self.last_step, now=record["time"])
             case "damaged":
                 self.num_damaged += 1
+            case "committed" if self.on_commit is not None:
+                self.on_commit()
             case "workers":
                 self._count_workers(record["world_size"])
 

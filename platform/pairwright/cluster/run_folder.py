@@ -25,6 +25,7 @@ SUMMARY_NAME = "training.json"
 MODEL_NAME = "model"
 CHECKPOINTS_NAME = "checkpoints"
 DAMAGED_NAME = "checkpoints-damaged"
+BEST_NAME = "checkpoints-best"
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +175,7 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
             "evaluate_every_steps",
             "checkpoint_every_steps",
             "keep_checkpoints",
+            "keep_best",
             # They decide whether a run comes to its end, never in which weights.
             "on_non_finite",
             "max_skipped_steps",

@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from pairwright import __version__
+from pairwright.cluster.best import BestKeeper, Figure
 from pairwright.cluster.mending import mend, sweep
 from pairwright.cluster.notices import StopSignals, TerminationNotice
 from pairwright.cluster.preparing import Prepared, check_model, prepare, version_of, with_absolute_paths
@@ -106,13 +108,10 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
         if (summary := folder.summary()) is not None:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
         _announce(config, prepared, folder)
-        with Watcher(
-            folder.local_directory,
-            run=folder.url,
-            log_every_steps=config.training.log_every_steps,
-            hang_seconds=config.workers.hang_seconds,
-            publish=folder.publish,
-        ) as watcher:
+        with ExitStack() as stack:
+            watcher = stack.enter_context(_watcher(config, folder))
+            if config.training.keep_best is not None:
+                stack.enter_context(_best_kept(config.training.keep_best, folder, watcher))
             signals.ask_through(watcher.board)
             outcome = _fit_from_what_is_whole(config, prepared, folder, watcher)
             if "stopped" in outcome:
@@ -120,6 +119,22 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
     summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
     folder.finish(summary)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
+
+
+def _watcher(config: TrainConfig, folder: RunFolder) -> Watcher:
+    return Watcher(
+        folder.local_directory,
+        run=folder.url,
+        log_every_steps=config.training.log_every_steps,
+        hang_seconds=config.workers.hang_seconds,
+        publish=folder.publish,
+    )
+
+
+def _best_kept(by: Figure, folder: RunFolder, watcher: Watcher) -> BestKeeper:
+    keeper = BestKeeper(folder, by, watcher.say)
+    watcher.on_commit = keeper.committed
+    return keeper
 
 
 def _check_resources(config: TrainConfig) -> None:

@@ -163,12 +163,24 @@ class TrainingConfig(Section):
     """Steps between two checkpoints."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints are kept."""
+    keep_best: Literal["accuracy", "log_loss"] | None = None
+    """Keep one more: the best by this figure on the validation split; needs evaluate_every_steps."""
     on_non_finite: Literal["stop", "skip"] = "stop"
     """What a step does whose loss or gradient is not finite: stop the run, or change nothing and go on."""
     max_skipped_steps: PositiveInt = 10
     """How many steps a run may skip so, over all its starts, before it stops."""
     storage_patience_seconds: Annotated[float, Field(ge=0)] = 1800.0
     """How long a disk or a storage that refuses a checkpoint is asked again, before the run stops."""
+
+    @model_validator(mode="after")
+    def _best_is_evaluated(self) -> Self:
+        every = self.evaluate_every_steps
+        if self.keep_best and (every is None or every % self.checkpoint_every_steps):
+            raise ValueError(
+                f"keep_best needs evaluate_every_steps to be a multiple of checkpoint_every_steps "
+                f"({self.checkpoint_every_steps}), so that every evaluation has its checkpoint; found {every}"
+            )
+        return self
 
 
 class WorkersConfig(Section):

@@ -33,6 +33,8 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     code_version: str
     skipped_steps: tuple[int, ...] = ()
     """Of these steps: the ones that changed nothing, since their loss or gradient was not finite."""
+    validation: dict[str, float] = {}
+    """Weighted accuracy and log loss on the validation split after this step; empty where it was not evaluated."""
 
 
 class ShardFile(msgspec.Struct, frozen=True):

@@ -35,6 +35,8 @@ from pairwright.training.skipping import with_skipped
 from pairwright.training.step import evaluate_split, train_step
 
 CHECKPOINT_FORMAT_VERSION = 1
+FIGURES_KEPT = ("accuracy", "log_loss")
+"""Of an evaluation, in the checkpoint of its step."""
 
 
 class Host(Protocol):
@@ -128,6 +130,7 @@ def train(run: Run, model: RewardModel, host: Host) -> Trained | Stopped:
     first_step, skipped = _restore(engine, run, host)
     if host.asked(first_step) == "stop":
         return Stopped(first_step)
+    final: Mapping[str, Any] | None = None
     for step in range(first_step, schedule.num_steps):
         host.pulse.begins("training", step + 1, is_watched=True)
         started = time.perf_counter()
@@ -148,31 +151,44 @@ def train(run: Run, model: RewardModel, host: Host) -> Trained | Stopped:
         if host.rank == 0:
             host.progress(record)
         asked = host.asked(step + 1)
-        _after_step(engine, run, host, schedule, _Taken(step + 1, figures, skipped), asked)
+        final = _after_step(engine, run, host, schedule, _Taken(step + 1, figures, skipped), asked)
         if asked == "stop":
             return Stopped(step + 1)
-    host.pulse.begins("evaluating", schedule.num_steps, is_watched=True)
-    final = evaluate_split(engine, run, "validation")
+    if final is None:
+        # The checkpoint that the run went on from is that of its last step.
+        final = _evaluated(engine, run, host, schedule.num_steps)
     host.pulse.begins("ending", schedule.num_steps, is_watched=False)
-    if host.rank == 0 and final:
-        host.progress({"kind": "evaluation", "step": schedule.num_steps, **final["overall"]})
     return Trained(engine, final, skipped)
 
 
 def _after_step(
     engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken, asked: Literal["save", "stop"] | None
-) -> None:
+) -> Mapping[str, Any] | None:
+    """Save and evaluate, where it is time to; return what the evaluation found, None where there was none.
+
+    The evaluation comes first, so that a checkpoint says how good it is. Not so if it was asked for: somebody is about
+    to take a node away.
+    """
     training, steps_taken = run.config.training, taken.step
     is_last = steps_taken == schedule.num_steps
-    if asked or is_last or steps_taken % training.checkpoint_every_steps == 0:
-        _save(engine, run, host, schedule, taken)
+    if asked:
+        _save(engine, run, host, schedule, taken, {})
     if asked == "stop":
-        return
-    if training.evaluate_every_steps and not is_last and steps_taken % training.evaluate_every_steps == 0:
-        host.pulse.begins("evaluating", steps_taken, is_watched=True)
-        report = evaluate_split(engine, run, "validation")
-        if host.rank == 0 and report:
-            host.progress({"kind": "evaluation", "step": steps_taken, **report["overall"]})
+        return None
+    report: Mapping[str, Any] | None = None
+    if is_last or (training.evaluate_every_steps and steps_taken % training.evaluate_every_steps == 0):
+        report = _evaluated(engine, run, host, steps_taken)
+    if not asked and (is_last or steps_taken % training.checkpoint_every_steps == 0):
+        _save(engine, run, host, schedule, taken, report or {})
+    return report
+
+
+def _evaluated(engine: Engine, run: Run, host: Host, steps_taken: int) -> Mapping[str, Any]:
+    host.pulse.begins("evaluating", steps_taken, is_watched=True)
+    report = evaluate_split(engine, run, "validation")
+    if host.rank == 0 and report:
+        host.progress({"kind": "evaluation", "step": steps_taken, **report["overall"]})
+    return report
 
 
 def _step_record(
@@ -193,7 +209,9 @@ def _step_record(
 # --------------------------------------------------------------------------------------------- checkpoints
 
 
-def _save(engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken) -> None:
+def _save(
+    engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken, validation: Mapping[str, Any]
+) -> None:
     host.pulse.begins("saving", taken.step, is_watched=False)
     host.wait_for_upload()
     manifest = CheckpointManifest(
@@ -206,6 +224,7 @@ def _save(engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Take
         run_digest=run.run_digest,
         code_version=__version__,
         skipped_steps=taken.skipped,
+        validation={name: validation["overall"][name] for name in FIGURES_KEPT} if validation else {},
     )
     directory = staged(engine, manifest, host, patience_seconds=run.config.training.storage_patience_seconds)
     host.save_checkpoint({"step": taken.step, **taken.figures}, directory, f"step-{taken.step:08d}-{host.attempt}")

@@ -1,0 +1,91 @@
+"""Folders below a run's output, local or on object storage: copied, moved, removed.
+
+A local folder appears whole or not at all, and a copy of it takes no room where the disk can link files. On object
+storage each object is put alone, those at its top last: a ``checkpoint.json`` says that the rest is there.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import obstore
+from obstore.store import ObjectStore
+
+from pairwright.cluster.run_folder import RunFolder
+from pairwright.data.locations import local_root, open_store, store_errors
+
+MOST_BYTES_COPIED_BY_THE_STORE = 5 * 1000**3
+"""S3 copies objects up to 5 GB by itself; larger ones go through this machine."""
+
+
+def copy_folder(run: RunFolder, source: str, target: str) -> None:
+    """Copy a folder of a run, in place of what is at the target.
+
+    Raises:
+        StoreError: if it cannot be read or written.
+    """
+    with store_errors(run.path(target)):
+        if (root := local_root(run.url)) is not None:
+            _copy_local(root / source, root / target)
+            return
+        store = open_store(run.url)
+        remove_folder(run, target)
+        for path, size in sorted(_objects_below(store, source).items(), key=lambda entry: -entry[0].count("/")):
+            copied = f"{target}/{path.removeprefix(f'{source}/')}"
+            if size < MOST_BYTES_COPIED_BY_THE_STORE:
+                obstore.copy(store, path, copied)
+            else:
+                obstore.put(store, copied, (bytes(part) for part in obstore.get(store, path).stream()))
+
+
+def move_folder(run: RunFolder, source: str, target: str) -> None:
+    """Move a folder of a run to where nothing is yet.
+
+    Raises:
+        StoreError: if it cannot be read or written.
+    """
+    with store_errors(run.path(target)):
+        if (root := local_root(run.url)) is not None:
+            (root / target).parent.mkdir(exist_ok=True)
+            (root / source).rename(root / target)
+            return
+        store = open_store(run.url)
+        for path in _objects_below(store, source):
+            obstore.rename(store, path, f"{target}/{path.removeprefix(f'{source}/')}")
+
+
+def remove_folder(run: RunFolder, name: str) -> None:
+    """Remove a folder of a run, if it is there.
+
+    Raises:
+        StoreError: if it cannot be read or written.
+    """
+    with store_errors(run.path(name)):
+        if (root := local_root(run.url)) is not None:
+            if (root / name).exists():
+                shutil.rmtree(root / name)
+            return
+        store = open_store(run.url)
+        if paths := list(_objects_below(store, name)):
+            obstore.delete(store, paths)
+
+
+def _copy_local(source: Path, target: Path) -> None:
+    partial = target.with_name(".partial")  # of one name, so that the next copy clears away what a killed one left
+    shutil.rmtree(partial, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
+    shutil.copytree(source, partial, copy_function=_link_or_copy)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        shutil.copy2(source, target)
+
+
+def _objects_below(store: ObjectStore, name: str) -> dict[str, int]:
+    """Return path -> bytes."""
+    return {entry["path"]: entry["size"] for chunk in obstore.list(store, prefix=f"{name}/") for entry in chunk}

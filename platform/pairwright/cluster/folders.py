@@ -4,6 +4,7 @@ A local folder appears whole or not at all, and a copy of it takes no room where
 storage each object is put alone, those at its top last: a ``checkpoint.json`` says that the rest is there.
 """
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -35,7 +36,7 @@ def copy_folder(run: RunFolder, source: str, target: str) -> None:
             if size < MOST_BYTES_COPIED_BY_THE_STORE:
                 obstore.copy(store, path, copied)
             else:
-                obstore.put(store, copied, (bytes(part) for part in obstore.get(store, path).stream()))
+                asyncio.run(_through_here(store, path, copied))
 
 
 def move_folder(run: RunFolder, source: str, target: str) -> None:
@@ -68,6 +69,11 @@ def remove_folder(run: RunFolder, name: str) -> None:
         store = open_store(run.url)
         if paths := list(_objects_below(store, name)):
             obstore.delete(store, paths)
+
+
+async def _through_here(store: ObjectStore, source: str, target: str) -> None:
+    found = await obstore.get_async(store, source)
+    await obstore.put_async(store, target, found.stream())
 
 
 def _copy_local(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ NUM_STEPS = 240
 EVERY_STEPS = 5
 ACCIDENTS_PER_RUN = 8
 DEADLINE_SECONDS = 12
+REFUSED_SECONDS = 4
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3600)]
 
@@ -26,21 +27,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(3600)]
 
 
 def kill_worker(ordeal: Ordeal, rng: random.Random) -> None:
+    ordeal.strikes()
     rng.choice(ordeal.workers()).kill()
 
 
 def kill_raylet(ordeal: Ordeal, rng: random.Random) -> None:
+    ordeal.strikes()
     ordeal.cluster.kill(ordeal.cluster.of(rng.choice(ordeal.workers())))
     ordeal.cluster.add()
 
 
 def kill_driver(ordeal: Ordeal, rng: random.Random) -> None:
+    ordeal.strikes()
     ordeal.driver.kill()
     ordeal.start_again()
 
 
 def kill_in_upload(ordeal: Ordeal, rng: random.Random) -> None:
     ordeal.wait_for_upload()
+    ordeal.strikes()
     rng.choice(ordeal.workers()).kill()
 
 
@@ -49,6 +54,7 @@ def kill_in_validation(ordeal: Ordeal, rng: random.Random) -> None:
     assert every is not None
     wanted = (ordeal.last_step() // every + 1) * every
     ordeal.wait(lambda: ordeal.last_step() >= wanted, f"the validation after step {wanted}")
+    ordeal.strikes()
     rng.choice(ordeal.workers()).kill()
 
 
@@ -67,16 +73,19 @@ def cut_a_file(ordeal: Ordeal, rng: random.Random) -> None:
 def damage_between_starts(ordeal: Ordeal, damage: Callable[[bytes], bytes]) -> None:
     # With one alone the run could not go on, and says so.
     ordeal.wait(lambda: len(committed_steps(ordeal.output)) > 1, "a second checkpoint")
+    ordeal.strikes()
     ordeal.driver.kill()
     ordeal.damage_newest(damage)
     ordeal.start_again()
 
 
 def stop_a_rank(ordeal: Ordeal, rng: random.Random) -> None:
+    ordeal.strikes()
     rng.choice(ordeal.workers()).send_signal(signal.SIGSTOP)
 
 
 def terminate_driver(ordeal: Ordeal, rng: random.Random) -> None:
+    ordeal.strikes()
     ordeal.driver.send_signal(signal.SIGTERM)
     ordeal.start_again()
 
@@ -86,7 +95,19 @@ def take_a_node_back(ordeal: Ordeal, rng: random.Random) -> None:
     ordeal.cluster.drain(node, seconds=DEADLINE_SECONDS)
     ordeal.cluster.add()
     time.sleep(DEADLINE_SECONDS)
+    ordeal.strikes()
     ordeal.cluster.kill(node)
+
+
+def refuse_writes(ordeal: Ordeal, rng: random.Random) -> None:
+    with ordeal.checkpoints_refused():
+        ordeal.wait(lambda: bool(ordeal.records("refused")), "a checkpoint that cannot be stored")
+        time.sleep(rng.uniform(0, REFUSED_SECONDS))
+    # And then what is under way is lost, so that the next start shows what became of the checkpoint.
+    steps = max(committed_steps(ordeal.output))
+    ordeal.wait(lambda: max(committed_steps(ordeal.output)) > steps, "the checkpoint that was refused")
+    ordeal.strikes()
+    rng.choice(ordeal.workers()).kill()
 
 
 ACCIDENTS = {
@@ -100,6 +121,7 @@ ACCIDENTS = {
     "SIGSTOP of a rank": stop_a_rank,
     "SIGTERM to the driver": terminate_driver,
     "a node taken back, with notice": take_a_node_back,
+    "storage refuses writes, then kill -9": refuse_writes,
 }
 
 
@@ -111,6 +133,8 @@ class Outcome:
     at_step: int
     restored_step: int
     seconds: float
+    parts: str
+    """Of these: to the loss being known, to new workers, to the checkpoint loaded, to the first step."""
 
     @property
     def redone(self) -> int:
@@ -119,7 +143,7 @@ class Outcome:
     def __str__(self) -> str:
         return (
             f"{self.name:<42} at step {self.at_step:>2}, restored {self.restored_step:>2}, {self.redone:>2} steps "
-            f"redone, {self.seconds:>5.1f} s to the next step"
+            f"redone, {self.seconds:>5.1f} s to the next step: {self.parts}"
         )
 
 
@@ -127,13 +151,12 @@ def befall(ordeal: Ordeal, name: str, rng: random.Random) -> Outcome:
     """Let an accident happen after a few more steps; return once the run has taken its next step."""
     ordeal.wait_for_steps(rng.randint(2, 7))
     num_resumed = len(ordeal.records("resumed"))
-    began = time.monotonic()
     ACCIDENTS[name](ordeal, rng)
     ordeal.wait(lambda: len(ordeal.records("resumed")) > num_resumed, f"a resume after: {name}")
     at_step, restored_step = ordeal.last_resume()
     num_steps = len(ordeal.records("step"))
     ordeal.wait(lambda: len(ordeal.records("step")) > num_steps, f"a step after: {name}")
-    return Outcome(name, at_step, restored_step, time.monotonic() - began)
+    return Outcome(name, at_step, restored_step, time.time() - ordeal.struck_at, ordeal.parts())
 
 
 # --------------------------------------------------------------------------------------------------- ordeals

@@ -1,11 +1,13 @@
 """Training on real Ray clusters of several nodes whose number changes: a node is lost, another one comes."""
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -18,6 +20,7 @@ from training_runs import (
     run_config,
     start_command,
     steps_logged,
+    training_workers,
     wait_until,
     weights,
 )
@@ -92,14 +95,80 @@ def test_a_run_shrinks_with_a_lost_node_grows_with_a_new_one_and_ends_in_the_sam
     assert summary.world_sizes[0] == 2
     assert summary.world_sizes[-1] == 2
     assert 1 in summary.world_sizes
-    check_same_weights(output, undisturbed(folder, nodes, stage), stage)
+    check_same_weights(output, undisturbed(folder, stage, nodes.address), stage)
 
 
-def undisturbed(folder: Path, nodes: Cluster, stage: int) -> Path:
-    config = elastic_config(folder, f"undisturbed-{stage}", stage)
-    driver = start_command(config, folder / f"undisturbed-{stage}.toml", address=nodes.address)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_worker_killed_in_the_conversion_of_its_checkpoint_changes_nothing(
+    folder: Path, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One driver, killed with two workers at work; the next one has one worker, which is killed twice on the way."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where checkpoints are converted
+    config = elastic_config(folder, f"converted-{stage}", stage)
+    file = folder / f"converted-{stage}.toml"
+    driver = start_command(with_workers(config, 2), file)
+    wait_until(lambda: bool(committed_steps(Path(config.output))), timeout_seconds=240, what="a checkpoint")
+    end_with_workers(driver)
+    driver = start_command(with_workers(config, 1), file)
+    for _ in range(2):
+        kill_in_conversion(driver, tmp_path)
     log, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, log
+    summary = RunFolder(config.output).summary()
+    assert summary is not None
+    assert (summary.restarts, set(summary.world_sizes)) == (2, {1})
+    assert summary.recoveries[-1].restored_step > 0
+    assert not converted_folders(tmp_path), "nothing is left of them"
+    check_same_weights(Path(config.output), undisturbed(folder, stage), stage)
+
+
+def kill_in_conversion(driver: subprocess.Popen[str], place: Path) -> None:
+    """Wait until a worker converts, stop it to be sure that it still does, and kill it."""
+    killed: list[psutil.Process] = []
+
+    def is_done() -> bool:
+        partial = [path for path in converted_folders(place) if path.suffix == ".partial"]
+        workers = training_workers(psutil.Process(driver.pid))
+        if not partial or not workers:
+            return False
+        workers[0].suspend()
+        if not partial[0].is_dir():
+            workers[0].resume()
+            return False
+        assert converted_folders(place) == partial, "it has its name only when whole"
+        killed.append(workers[0])
+        return True
+
+    wait_until(is_done, timeout_seconds=240, what="a conversion")
+    killed[0].kill()
+    wait_until(lambda: not killed[0].is_running(), timeout_seconds=30, what="its end")
+
+
+def converted_folders(place: Path) -> list[Path]:
+    return [path for path in place.glob("pairwright-universal-*/*") if path.is_dir()]
+
+
+def with_workers(config: TrainConfig, num_workers: int) -> TrainConfig:
+    return config.model_copy(update={"workers": config.workers.model_copy(update={"num_workers": num_workers})})
+
+
+def end_with_workers(driver: subprocess.Popen[str]) -> None:
+    """Kill a driver and wait until nothing of its run is at work."""
+    workers = training_workers(psutil.Process(driver.pid))
+    driver.kill()
+    driver.communicate()
+    wait_until(
+        lambda: not any(worker.is_running() for worker in workers), timeout_seconds=60, what="its workers to end"
+    )
+
+
+def undisturbed(folder: Path, stage: int, address: str | None = None) -> Path:
+    """Return the output of a run of two workers, made by the first test that asks."""
+    config = elastic_config(folder, f"undisturbed-{stage}", stage)
+    if not (Path(config.output) / "training.json").exists():
+        driver = start_command(config, folder / f"undisturbed-{stage}.toml", address=address)
+        log, _ = driver.communicate(timeout=600)
+        assert driver.returncode == 0, log
     return Path(config.output)
 
 

@@ -5,8 +5,10 @@ that this one started, and nothing else ever is.
 """
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +86,7 @@ class Ordeal:
         self.output = Path(config.output)
         self._file = folder / f"{self.output.name}.toml"
         self.driver = self._started()
+        self.struck_at = time.time()
 
     def _started(self) -> subprocess.Popen[str]:
         return start_command(self.config, self._file, address=self.cluster.address)
@@ -127,6 +130,21 @@ class Ordeal:
                     continue  # the driver was killed in the middle of it, or is writing it now
         return [record for record in found if record["kind"] in kinds]
 
+    def strikes(self) -> None:
+        """Take note that an accident happens now."""
+        self.struck_at = time.time()
+
+    def parts(self) -> str:
+        """Return how long each part of a recovery took, in seconds, from the accident to the first step."""
+        parts, before = [], self.struck_at
+        for name, kind in (("lost", "restart"), ("workers", "workers"), ("load", "resumed"), ("step", "step")):
+            times = [record["time"] for record in self.records(kind) if record["time"] > before]
+            if not times:
+                continue  # a driver that was killed or asked to stop: no loss for its next one to know of
+            parts.append(f"{name} {times[0] - before:.1f}")
+            before = times[0]
+        return ", ".join(parts)
+
     def last_step(self) -> int:
         """Return the last step recorded."""
         return max((record["step"] for record in self.records("step")), default=0)
@@ -157,6 +175,18 @@ class Ordeal:
             return bool(written - set(committed_steps(self.output)))
 
         self.wait(is_uploading, "a checkpoint on its way")
+
+    @contextmanager
+    def checkpoints_refused(self) -> Iterator[None]:
+        """Let the file system refuse whatever would be new in the folder of checkpoints."""
+        folder = self.output / "checkpoints"
+        # What root may do whatever the permissions say, it may not where nothing can be changed.
+        command, refuse, allow = ("chattr", "+i", "-i") if os.geteuid() == 0 else ("chmod", "a-w", "u+w")
+        subprocess.run([command, refuse, str(folder)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([command, allow, str(folder)], check=True)
 
     def damage_newest(self, damage: Callable[[bytes], bytes]) -> str:
         """Change a file of the newest committed checkpoint."""

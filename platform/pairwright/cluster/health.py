@@ -13,6 +13,7 @@ GAUGES = {
     "loss": "Loss of the last step",
     "tokens_per_second": "Tokens per second of the last step",
     "checkpoint_age_seconds": "Seconds since the newest checkpoint was committed, or since the start",
+    "checkpoint_stall_seconds": "For how long training stood still for the newest checkpoint",
     "restarts": "How often this command replaced lost workers",
     "skipped_steps": "Steps of the run skipped because loss or gradient was not finite",
 }
@@ -22,7 +23,7 @@ class Health:
     """The health of one run, by its output; Prometheus sees ``ray_pairwright_training_*{run="..."}``."""
 
     def __init__(self, run: str) -> None:
-        self.figures: dict[str, float] = {"restarts": 0, "skipped_steps": 0}
+        self.figures: dict[str, float] = {"restarts": 0, "skipped_steps": 0, "checkpoint_stall_seconds": 0.0}
         self._committed_at = time.monotonic()
         self._gauges = {
             name: Gauge(f"pairwright_training_{name}", description=text, tag_keys=("run",))
@@ -41,6 +42,8 @@ class Health:
                 self.figures |= {"step": record["step"], "skipped_steps": record["num_skipped"]}
             case "restart":
                 self.figures["restarts"] += 1
+            case "saved":
+                self.figures["checkpoint_stall_seconds"] = record["waited_seconds"] + record["written_seconds"]
             case "committed":
                 self._committed_at = time.monotonic()
 

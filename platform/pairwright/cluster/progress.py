@@ -242,7 +242,7 @@ class Watcher:
         match record["kind"]:
             case "resumed":
                 self.num_resumes += 1
-                self.recoveries.resumed(record["step"])
+                self.recoveries.resumed(record["step"], now=record["time"])
             case "hang":
                 self.recoveries.hangs(record["reason"])
             case "restart":
@@ -254,6 +254,7 @@ class Watcher:
             case "committed" if self.on_commit is not None:
                 self.on_commit()
             case "workers":
+                self.recoveries.started(record["time"])
                 self._count_workers(record["world_size"])
 
     def _count_workers(self, world_size: int) -> None:
@@ -270,7 +271,7 @@ class Watcher:
         if kind == "evaluation":
             self._print(f"validation after step {step}: {format_figures(record)}")
             return
-        for name in ("restarts", "skipped_steps", "checkpoint_age_seconds"):
+        for name in ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkpoint_stall_seconds"):
             self._writer.add_scalar(f"health/{name}", self.health.figures[name], step)
         if (line := self.recoveries.stepped(record["time"])) is not None:
             self._print(line)

@@ -18,6 +18,10 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     """Steps that had been taken since that checkpoint."""
     seconds: float | None
     """From then to the end of the first step that the new workers took; None if they took none."""
+    workers_seconds: float | None = None
+    """Of these, until the new workers were there, each with a model in hand."""
+    load_seconds: float | None = None
+    """Of these, after that, until the checkpoint was loaded; None if there was none."""
 
 
 class Recoveries:
@@ -26,7 +30,7 @@ class Recoveries:
     def __init__(self) -> None:
         self._ended: list[Recovery] = []
         self._lost: Recovery | None = None
-        self._lost_at = 0.0
+        self._lost_at = self._workers_at = 0.0
         self._hang: str | None = None
 
     @property
@@ -48,11 +52,22 @@ class Recoveries:
             at=datetime.now(UTC), causes=causes, restored_step=0, steps_redone=last_step, seconds=None
         )
 
-    def resumed(self, step: int) -> None:
-        """Take note of the checkpoint that the workers start from."""
+    def started(self, now: float) -> None:
+        """Take note of new workers."""
+        self._workers_at = now
+        if self._lost is not None:
+            self._lost = msgspec.structs.replace(self._lost, workers_seconds=round(now - self._lost_at, 1))
+
+    def resumed(self, step: int, *, now: float) -> None:
+        """Take note of the checkpoint that the workers have loaded."""
         if self._lost is not None:
             last_step = self._lost.restored_step + self._lost.steps_redone
-            self._lost = msgspec.structs.replace(self._lost, restored_step=step, steps_redone=max(0, last_step - step))
+            self._lost = msgspec.structs.replace(
+                self._lost,
+                restored_step=step,
+                steps_redone=max(0, last_step - step),
+                load_seconds=round(now - self._workers_at, 1),
+            )
 
     def stepped(self, now: float) -> str | None:
         """End with the first step after a loss, and return the line that says so."""
@@ -60,4 +75,7 @@ class Recoveries:
             return None
         lost, self._lost = msgspec.structs.replace(self._lost, seconds=round(now - self._lost_at, 1)), None
         self._ended.append(lost)
-        return f"going on {lost.seconds:.0f} s after the loss, {lost.steps_redone} steps taken again"
+        parts = {"workers": lost.workers_seconds, "checkpoint": lost.load_seconds}
+        split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds is not None)
+        took = f"{lost.seconds:.0f} s after the loss{f' ({split})' if split else ''}"
+        return f"going on {took}, {lost.steps_redone} steps taken again"

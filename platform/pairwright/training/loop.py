@@ -213,7 +213,9 @@ def _save(
     engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken, validation: Mapping[str, Any]
 ) -> None:
     host.pulse.begins("saving", taken.step, is_watched=False)
+    began = time.perf_counter()
     host.wait_for_upload()
+    waited = time.perf_counter()
     manifest = CheckpointManifest(
         format_version=CHECKPOINT_FORMAT_VERSION,
         step=taken.step,
@@ -228,6 +230,9 @@ def _save(
     )
     directory = staged(engine, manifest, host, patience_seconds=run.config.training.storage_patience_seconds)
     host.save_checkpoint({"step": taken.step, **taken.figures}, directory, f"step-{taken.step:08d}-{host.attempt}")
+    if host.rank == 0:
+        seconds = {"waited_seconds": waited - began, "written_seconds": time.perf_counter() - waited}
+        host.progress({"kind": "saved", "step": taken.step, **seconds})
 
 
 def _restore(engine: Engine, run: Run, host: Host) -> tuple[int, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from training_ordeal import Nodes, Ordeal, nodes
 
+from pairwright.cluster.checkpoints import SNAPSHOT_NAME
 from pairwright.config import ExpandConfig, TrainConfig
 from training_runs import committed_steps, make_model, make_pairs, run_config, same_bits, weights
 
@@ -99,15 +100,25 @@ def take_a_node_back(ordeal: Ordeal, rng: random.Random) -> None:
     ordeal.cluster.kill(node)
 
 
-def refuse_writes(ordeal: Ordeal, rng: random.Random) -> None:
-    with ordeal.checkpoints_refused():
-        ordeal.wait(lambda: bool(ordeal.records("refused")), "a checkpoint that cannot be stored")
-        time.sleep(rng.uniform(0, REFUSED_SECONDS))
-    # And then what is under way is lost, so that the next start shows what became of the checkpoint.
+def refuse_checkpoints(ordeal: Ordeal, rng: random.Random) -> None:
+    refuse(ordeal, "checkpoints", rng)
+    # Only a loss shows what became of the checkpoint.
     steps = max(committed_steps(ordeal.output))
     ordeal.wait(lambda: max(committed_steps(ordeal.output)) > steps, "the checkpoint that was refused")
     ordeal.strikes()
     rng.choice(ordeal.workers()).kill()
+
+
+def refuse_rays_list(ordeal: Ordeal, rng: random.Random) -> None:
+    ordeal.strikes()
+    refuse(ordeal, f"checkpoints/{SNAPSHOT_NAME}", rng)
+
+
+def refuse(ordeal: Ordeal, name: str, rng: random.Random) -> None:
+    before = len(ordeal.records("refused"))
+    with ordeal.refused(name):
+        ordeal.wait(lambda: len(ordeal.records("refused")) > before, f"{name} to be refused")
+        time.sleep(rng.uniform(0, REFUSED_SECONDS))
 
 
 ACCIDENTS = {
@@ -121,7 +132,8 @@ ACCIDENTS = {
     "SIGSTOP of a rank": stop_a_rank,
     "SIGTERM to the driver": terminate_driver,
     "a node taken back, with notice": take_a_node_back,
-    "storage refuses writes, then kill -9": refuse_writes,
+    "storage refuses a checkpoint, then kill -9": refuse_checkpoints,
+    "storage refuses Ray's list of checkpoints": refuse_rays_list,
 }
 
 

@@ -177,16 +177,15 @@ class Ordeal:
         self.wait(is_uploading, "a checkpoint on its way")
 
     @contextmanager
-    def checkpoints_refused(self) -> Iterator[None]:
-        """Let the file system refuse whatever would be new in the folder of checkpoints."""
-        folder = self.output / "checkpoints"
+    def refused(self, name: str) -> Iterator[None]:
+        """Let the file system refuse to write a file of the run, or anything new in a folder of it."""
         # What root may do whatever the permissions say, it may not where nothing can be changed.
         command, refuse, allow = ("chattr", "+i", "-i") if os.geteuid() == 0 else ("chmod", "a-w", "u+w")
-        subprocess.run([command, refuse, str(folder)], check=True)
+        subprocess.run([command, refuse, str(self.output / name)], check=True)
         try:
             yield
         finally:
-            subprocess.run([command, allow, str(folder)], check=True)
+            subprocess.run([command, allow, str(self.output / name)], check=True)
 
     def damage_newest(self, damage: Callable[[bytes], bytes]) -> str:
         """Change a file of the newest committed checkpoint."""

@@ -15,32 +15,26 @@ from typing import Any, NoReturn
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from pairwright import __version__
 from pairwright.cluster.best import BestKeeper, Figure
-from pairwright.cluster.mending import mend, sweep
-from pairwright.cluster.notices import StopSignals, TerminationNotice
-from pairwright.cluster.preparing import Prepared, check_model, prepare, version_of, with_absolute_paths
-from pairwright.cluster.progress import RestartNotice, Watcher, last_line
+from pairwright.cluster.fitting import fit
+from pairwright.cluster.notices import StopSignals
+from pairwright.cluster.preparing import Prepared, check_model, prepare, version_of
+from pairwright.cluster.progress import Watcher
 from pairwright.cluster.run_folder import (
-    CHECKPOINTS_NAME,
     MODEL_NAME,
     RunFolder,
     TrainedOn,
     TrainingSummary,
 )
 from pairwright.cluster.session import ray_session
-from pairwright.cluster.worker_task import WorkerTask, start_worker
 from pairwright.config import TrainConfig, config_digest
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
-from pairwright.errors import ConfigError, StoppedError, TrainingError
+from pairwright.errors import ConfigError, StoppedError
 from pairwright.training.schedule import schedule_of
 
-LEFTOVER_SECONDS = 600.0
-"""Far longer than the workers of a killed driver live; what they left and is younger goes when the run is over."""
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
 
@@ -113,7 +107,7 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
             if config.training.keep_best is not None:
                 stack.enter_context(_best_kept(config.training.keep_best, folder, watcher))
             signals.ask_through(watcher.board)
-            outcome = _fit_from_what_is_whole(config, prepared, folder, watcher)
+            outcome = fit(config, prepared, folder, watcher)
             if "stopped" in outcome:
                 _say_stopped(folder, outcome["stopped"], signals)
     summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
@@ -172,27 +166,6 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
     )
 
 
-class _Trainer(TorchTrainer):
-    """Ray's trainer, but for its answer to Ctrl-C, and for where its controller looks for the cluster."""
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Do nothing, where Ray would abort: our signals ask for a checkpoint first."""
-
-    def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> ray.train.Result:
-        """Tell the controller which cluster it is on: Ray 2.60's asks the last one that was started on the machine.
-
-        It asks there whether it is alive itself, and gives the run's nodes back if the answer is no; where that other
-        cluster has ended, every run waits for an answer, 12 s, before it ends.
-        """
-        ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-        before = os.environ.get("RAY_ADDRESS")
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        try:
-            return super()._initialize_and_run_controller(**controller_init_kwargs)
-        finally:
-            os.environ.pop("RAY_ADDRESS") if before is None else os.environ.update(RAY_ADDRESS=before)
-
-
 def _say_stopped(folder: RunFolder, step: int, signals: StopSignals) -> NoReturn:
     """Raise what ends a command whose run was asked to stop and did."""
     where = f"from step {step}, whose checkpoint is committed" if step else "from its first step"
@@ -201,74 +174,6 @@ def _say_stopped(folder: RunFolder, step: int, signals: StopSignals) -> NoReturn
         print(said, flush=True)
         raise KeyboardInterrupt
     raise StoppedError(said)
-
-
-def _fit_from_what_is_whole(
-    config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher
-) -> dict[str, Any]:
-    """Train to the end; where the workers find the newest checkpoint damaged, set it aside and start them again."""
-    damaged: dict[str, str] = {}
-    watcher.swept(sweep(folder, older_than_seconds=LEFTOVER_SECONDS))
-    while True:
-        watcher.mended(mend(folder, damaged=damaged))
-        outcome = _fit(config, prepared, folder, watcher)
-        if "damaged" not in outcome:
-            watcher.swept(sweep(folder, older_than_seconds=0))
-            return outcome
-        damaged = {outcome["damaged"]: outcome["reason"]}
-
-
-def _fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
-    task = WorkerTask(
-        config=with_absolute_paths(config),
-        run_digest=prepared.identity.digest,
-        run_url=folder.url,
-        tokens_url=prepared.tokens_url,
-        tokens_manifest=prepared.tokens_manifest,
-        board=watcher.board,
-    )
-    workers = config.workers
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_seconds)
-    # Typed for UserCallback, and checked for what both are.
-    callbacks: list[Any] = [RestartNotice(watcher.board), TerminationNotice()]
-    trainer = _Trainer(
-        start_worker,
-        train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.num_workers,
-            elastic_resize_monitor_interval_s=workers.resize_seconds,
-            use_gpu=workers.use_gpu,
-            resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS_NAME,
-            storage_path=folder.url,
-            # What the run has left: a checkpoint set aside starts the workers anew, but no new count.
-            failure_config=ray.train.FailureConfig(max_failures=max(0, workers.max_failures - watcher.num_restarts)),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
-            callbacks=callbacks,
-        ),
-    )
-    try:
-        outcome = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise TrainingError(_explain(error, folder, workers.max_failures)) from None
-    if outcome is None:
-        raise TrainingError(f"run {folder.url}: the workers ended without a result; see the Ray logs of this session")
-    if "error" in outcome:
-        raise TrainingError(f"run {folder.url}: {outcome['error']}")
-    return outcome
-
-
-def _explain(error: Exception, folder: RunFolder, max_failures: int) -> str:
-    failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-    causes = [f"rank {rank}: {last_line(failure)}" for rank, failure in sorted(failures.items())] or [last_line(error)]
-    return (
-        f"run {folder.url}: gave up after {max_failures} restarts (workers.max_failures). Last causes:\n  "
-        + "\n  ".join(causes)
-        + "\nCheckpoints are kept: the same command goes on from the newest one"
-    )
 
 
 def _summary(

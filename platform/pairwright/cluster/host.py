@@ -47,7 +47,7 @@ class RayTrainHost:
         self._staging = Staging()
         self._patience_seconds = patience_seconds
         storage = cast("StorageContext", context.get_storage())
-        self._uploads = Uploads(storage, patience_seconds=patience_seconds, refused=self._refused)
+        self._uploads = Uploads(storage, patience_seconds=patience_seconds, refused=self.refused)
 
     def __enter__(self) -> "RayTrainHost":
         return self
@@ -87,7 +87,7 @@ class RayTrainHost:
             if pause is None:
                 raise first
             if error is not None:
-                self._refused(str(error), pause)
+                self.refused(str(error), pause)
             time.sleep(pause)
 
     def staging_folder(self, name: str) -> Path:
@@ -123,7 +123,8 @@ class RayTrainHost:
     def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
         return self._notices.agreed(steps_taken)
 
-    def _refused(self, reason: str, pause: float) -> None:
+    def refused(self, reason: str, pause: float) -> None:
+        """Show that a disk or a storage refused something, and when it is tried again, in seconds."""
         self.progress({"kind": "refused", "step": 0, "reason": reason, "seconds": pause})
 
 

@@ -4,7 +4,6 @@ The driver writes them to TensorBoard and to ``metrics-*.jsonl``, draws a bar in
 elsewhere, so that a job's log reads well and no worker's prefix stands before every line.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -19,17 +18,19 @@ from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from pairwright.cluster.health import Health
 from pairwright.cluster.heartbeat import Beat, Watchdog, beat_seconds
 from pairwright.cluster.log_lines import event_line, format_figures
 from pairwright.cluster.mending import Mended, Swept
 from pairwright.cluster.recovery import Recoveries
+from pairwright.cluster.run_log import RunLog
+from pairwright.errors import StoreError
 
 POLL_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 SILENCE_SECONDS = 60.0
+HEALTH_FIGURES = ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkpoint_stall_seconds")
 NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch", "time"})
 
 
@@ -137,10 +138,7 @@ class Watcher:
         self._publish = publish
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pairwright-progress", daemon=True)
-        started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        directory.mkdir(parents=True, exist_ok=True)
-        self._metrics = (directory / f"metrics-{started}.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(directory / "tensorboard"))
+        self._log = RunLog(directory)
         self._console = Console()
         self._bar = Progress(
             TextColumn("training"),
@@ -163,9 +161,8 @@ class Watcher:
         self._thread.join(timeout=60)
         if self._console.is_terminal:
             self._bar.stop()
-        self._metrics.close()
-        self._writer.close()
-        self._publish()
+        self._say_refused(self._log.close())
+        self._publish_all()
 
     def say(self, record: dict[str, Any]) -> None:
         """Show a record of the driver's own, in its turn."""
@@ -191,8 +188,8 @@ class Watcher:
             records = self._taken()
             for record in records:
                 self._show(record)
+            self._say_refused(self._log.flush())
             if records:
-                self._metrics.flush()
                 heard = time.monotonic()
             elif time.monotonic() - heard > SILENCE_SECONDS:
                 self._print(
@@ -207,8 +204,8 @@ class Watcher:
             if stopping:
                 return
             if time.monotonic() - published > PUBLISH_SECONDS:
-                self._writer.flush()
-                self._publish()
+                self._log.flush(with_events=True)
+                self._publish_all()
                 published = time.monotonic()
 
     def _look_for_hang(self) -> None:
@@ -229,7 +226,7 @@ class Watcher:
             return []
 
     def _show(self, record: dict[str, Any]) -> None:
-        self._metrics.write(json.dumps(record) + "\n")
+        self._log.add(record)
         self.health.take(record)
         if record["kind"] in ("step", "evaluation"):
             self._show_figures(record)
@@ -265,14 +262,12 @@ class Watcher:
     def _show_figures(self, record: dict[str, Any]) -> None:
         kind, step = record["kind"], record["step"]
         prefix = "train" if kind == "step" else "validation"
-        for name, value in record.items():
-            if name not in NOT_FIGURES and value is not None:
-                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+        figures = {name: value for name, value in record.items() if name not in NOT_FIGURES and value is not None}
+        self._log.add_scalars(prefix, figures, step)
         if kind == "evaluation":
             self._print(f"validation after step {step}: {format_figures(record)}")
             return
-        for name in ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkpoint_stall_seconds"):
-            self._writer.add_scalar(f"health/{name}", self.health.figures[name], step)
+        self._log.add_scalars("health", {name: self.health.figures[name] for name in HEALTH_FIGURES}, step)
         if (line := self.recoveries.stepped(record["time"])) is not None:
             self._print(line)
         self.last_step = step
@@ -282,6 +277,16 @@ class Watcher:
             )
         if step == 1 or step % self._log_every_steps == 0 or step == record["num_steps"]:
             self._print(f"step {step}/{record['num_steps']}: {format_figures(record)}")
+
+    def _publish_all(self) -> None:
+        try:
+            self._publish()
+        except StoreError as error:
+            self._print(f"metrics are not where the run's output lives yet: {error}")
+
+    def _say_refused(self, reason: str | None) -> None:
+        if reason is not None:
+            self._print(f"metrics cannot be written, and wait in memory: {reason}")
 
     def _print(self, line: str) -> None:
         text = f"{datetime.now(UTC):%H:%M:%S} {line}"

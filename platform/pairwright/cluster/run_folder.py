@@ -16,7 +16,7 @@ from obstore.store import ObjectStore
 
 from pairwright.cluster.recovery import Recovery
 from pairwright.config import TrainConfig
-from pairwright.data.locations import local_root
+from pairwright.data.locations import local_root, store_errors
 from pairwright.data.store import Input, open_store
 from pairwright.errors import ConfigError
 
@@ -128,22 +128,36 @@ class RunFolder:
         return None if content is None else msgspec.json.decode(content, type=TrainingSummary)
 
     def finish(self, summary: TrainingSummary) -> None:
-        """Declare the run ended well."""
-        obstore.put(self._store, SUMMARY_NAME, _pretty(summary))
+        """Declare the run ended well.
+
+        Raises:
+            StoreError: if it cannot be written.
+        """
+        with store_errors(self.path(SUMMARY_NAME)):
+            obstore.put(self._store, SUMMARY_NAME, _pretty(summary))
 
     def publish(self) -> None:
-        """Copy new and changed small files to a remote folder; nothing to do for a local one."""
+        """Copy new and changed small files to a remote folder; nothing to do for a local one.
+
+        Raises:
+            StoreError: if it cannot be written; the next call copies what this one did not.
+        """
         if self.is_local:
             return
         for path in sorted(self.local_directory.rglob("*")):
             state = (path.stat().st_size, path.stat().st_mtime_ns)
             if path.is_file() and self._published.get(path) != state:
-                obstore.put(self._store, path.relative_to(self.local_directory).as_posix(), path)
+                with store_errors(self.url):
+                    obstore.put(self._store, path.relative_to(self.local_directory).as_posix(), path)
                 self._published[path] = state
 
 
 def store_model(source: Path, run_url: str) -> None:
-    """Put an exported model directory into a run's folder, whole or not at all where the folder is local."""
+    """Put an exported model directory into a run's folder, whole or not at all where the folder is local.
+
+    Raises:
+        StoreError, OSError: if it cannot be written.
+    """
     store_directory(source, f"{run_url}/{MODEL_NAME}")
 
 
@@ -152,9 +166,10 @@ def store_directory(source: Path, url: str) -> None:
     root = local_root(url)
     if root is None:
         store = open_store(url)
-        for path in sorted(source.rglob("*")):
-            if path.is_file():
-                obstore.put(store, path.relative_to(source).as_posix(), path)
+        with store_errors(url):
+            for path in sorted(source.rglob("*")):
+                if path.is_file():
+                    obstore.put(store, path.relative_to(source).as_posix(), path)
         return
     partial = root.with_name(f"{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

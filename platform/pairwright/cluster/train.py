@@ -33,6 +33,7 @@ from pairwright.config import TrainConfig, config_digest
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ConfigError, StoppedError
+from pairwright.training.patience import with_patience
 from pairwright.training.schedule import schedule_of
 
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
@@ -111,7 +112,7 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
             if "stopped" in outcome:
                 _say_stopped(folder, outcome["stopped"], signals)
     summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
-    folder.finish(summary)
+    with_patience(lambda: folder.finish(summary), config.training.storage_patience_seconds, _say_refused)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
 
 
@@ -164,6 +165,10 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
         f"{config.engine.precision}",
         flush=True,
     )
+
+
+def _say_refused(reason: str, pause: float) -> None:
+    print(f"training.json cannot be written: {reason}; trying again in {pause:.0f} s", flush=True)
 
 
 def _say_stopped(folder: RunFolder, step: int, signals: StopSignals) -> NoReturn:

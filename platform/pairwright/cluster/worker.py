@@ -36,6 +36,7 @@ from pairwright.training.agreement import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import Stopped, train
+from pairwright.training.patience import with_patience
 from pairwright.training.starting_model import starting_model
 
 
@@ -149,7 +150,7 @@ def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
         if isinstance(trained, Stopped):
             host.wait_for_upload()
             return {"stopped": trained.step}
-        _export(trained.engine, prepared, task)
+        _export(trained.engine, prepared, task, host)
         host.wait_for_upload()
     return {"validation": trained.validation, "skipped_steps": trained.skipped_steps}
 
@@ -163,19 +164,19 @@ def _check_positions(model: RewardModel, tokens: TokenTable, config: TrainConfig
         )
 
 
-def _export(engine: Engine, prepared: _Prepared, task: WorkerTask) -> None:
+def _export(engine: Engine, prepared: _Prepared, task: WorkerTask, host: RayTrainHost) -> None:
     """Write the plain Hugging Face model directory from rank 0; gathering the weights takes every rank."""
     state = engine.full_state_dict()
     error: PairwrightError | None = None
     if state is not None:
         try:
-            _write_model(state, prepared, task)
+            _write_model(state, prepared, task, host)
         except PairwrightError as found:
             error = found
     raise_together(error)
 
 
-def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask) -> None:
+def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask, host: RayTrainHost) -> None:
     with tempfile.TemporaryDirectory(prefix="pairwright-export-") as directory:
         save_reward_model(
             state,
@@ -186,4 +187,8 @@ def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask
             dtype=DTYPES[task.config.engine.precision],
             tokens=task.config.tokens,
         )
-        store_model(Path(directory), task.run_url)
+        with_patience(
+            lambda: store_model(Path(directory), task.run_url),
+            task.config.training.storage_patience_seconds,
+            lambda reason, pause: host.refused(f"the model cannot be stored: {reason}", pause),
+        )

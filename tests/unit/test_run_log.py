@@ -1,0 +1,68 @@
+"""The files that a command writes about its run, where the disk has no room for a while."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pairwright.cluster.run_log import RunLog
+from pairwright.errors import StoreError
+from pairwright.training.patience import with_patience
+
+
+@contextmanager
+def no_file_over(num_bytes: int) -> Iterator[None]:
+    """Let the kernel cut short and refuse what would make a file longer, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def records(directory: Path) -> list[dict[str, int]]:
+    (file,) = directory.glob("metrics-*.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+# TensorBoard's writer says in its thread why it dies.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_a_full_disk_refuses_is_said_once_and_written_whole_once_there_is_room(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.add({"step": 1})
+    log.add_scalars("train", {"loss": 0.5}, 1)
+    assert log.flush() is None
+    with no_file_over(20):
+        log.add({"step": 2})
+        log.add_scalars("train", {"loss": 0.4}, 2)
+        refusal = log.flush(with_events=True)
+        assert refusal is not None
+        assert "File too large" in refusal
+        log.add({"step": 3})
+        assert log.flush(with_events=True) is None, "it was said"
+        assert records(tmp_path) == [{"step": 1}], "no line is cut short"
+    log.add_scalars("train", {"loss": 0.3}, 4)
+    log.add({"step": 4})
+    assert log.close() is None
+    assert records(tmp_path) == [{"step": step} for step in (1, 2, 3, 4)]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_storage_that_refuses_is_asked_until_the_patience_is_over(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    tries: list[int] = []
+
+    def store() -> None:
+        tries.append(1)
+        (tmp_path / "missing" / "file").write_bytes(b"")
+
+    with pytest.raises(StoreError, match="No such file"):
+        with_patience(store, 1.0, lambda reason, pause: told.append((reason, pause)))
+    assert len(tries) == 2
+    (only,) = told
+    assert "No such file" in only[0]
+    assert only[1] == 1.0

@@ -2,10 +2,13 @@
 
 import os
 import re
+import shutil
 import signal
+import subprocess
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +16,7 @@ import pytest
 import ray
 
 from pairwright.cluster.train import train
+from pairwright.config import TrainConfig
 from training_runs import (
     NUM_STEPS,
     committed_steps,
@@ -20,12 +24,16 @@ from training_runs import (
     make_pairs,
     run_config,
     same_bits,
+    start_command,
+    steps_logged,
     training_workers,
     wait_until,
     weights,
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOM_FOR_METRICS = 300_000
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +42,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_pairs(folder / "pairs", num_groups=150)
     make_model(folder / "model")
     return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, ray_cluster: None) -> TrainConfig:
+    config = run_config(folder, "undisturbed")
+    train(config)
+    return config
 
 
 def stop_a_worker_with_a_checkpoint(output: Path, stopped: list[int]) -> None:
@@ -45,12 +60,10 @@ def stop_a_worker_with_a_checkpoint(output: Path, stopped: list[int]) -> None:
 
 
 def test_a_rank_that_stands_still_is_named_and_replaced_and_changes_nothing_in_the_weights(
-    folder: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, undisturbed: TrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ray commits when its controller next looks, every 2 s by default: in that time this run would be over.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    undisturbed = run_config(folder, "undisturbed")
-    train(undisturbed)
     config = run_config(folder, "stopped", workers={"hang_seconds": 10})
     stopped: list[int] = []
     stopper = threading.Thread(target=stop_a_worker_with_a_checkpoint, args=(Path(config.output), stopped))
@@ -88,3 +101,65 @@ def served_figures(run: str) -> dict[str, float]:
         lines = re.findall(r"^ray_pairwright_training_(\w+)\{(.*)\} (\S+)$", text, flags=re.MULTILINE)
         found = {name: float(value) for name, tags, value in lines if f'run="{run}"' in tags}
     return found
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB, which only root can make."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_for_a_while_holds_the_run_up_and_changes_nothing_in_the_weights(
+    folder: Path, undisturbed: TrainConfig, small_disk: Path, tmp_path: Path
+) -> None:
+    output = small_disk / "run"
+    config = undisturbed.model_copy(update={"output": str(output)})
+    driver = start_command(config, tmp_path / "full.toml")
+    wait_until(lambda: bool(committed_steps(output)), timeout_seconds=200, what="a checkpoint")
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - ROOM_FOR_METRICS))
+    wait_until(lambda: "cannot be stored" in metrics_text(output), timeout_seconds=200, what="a full disk")
+    steps = len(steps_logged(output))
+    time.sleep(5)
+    assert len(steps_logged(output)) <= steps + 8, "it waits at the next checkpoint"
+    ballast.unlink()
+    log, _ = driver.communicate(timeout=300)
+    print(log)
+    assert driver.returncode == 0, log
+    assert re.search(r"step-000000\d\d-\w+ cannot be stored: .*No space left on device.*; trying again in 1 s", log)
+    assert "Traceback" not in log
+    assert steps_logged(output) == list(range(1, NUM_STEPS + 1)), "nothing was lost, no step taken again"
+    assert same_bits(weights(output), weights(Path(undisturbed.output)))
+
+
+def test_a_disk_that_stays_full_stops_the_run_with_the_reason_and_it_goes_on_when_there_is_room(
+    folder: Path, undisturbed: TrainConfig, small_disk: Path, tmp_path: Path
+) -> None:
+    output = small_disk / "run"
+    training = undisturbed.training.model_copy(update={"storage_patience_seconds": 3})
+    config = undisturbed.model_copy(update={"output": str(output), "training": training})
+    driver = start_command(config, tmp_path / "full.toml")
+    wait_until(lambda: bool(committed_steps(output)), timeout_seconds=200, what="a checkpoint")
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - ROOM_FOR_METRICS))
+    log, _ = driver.communicate(timeout=300)
+    print(log)
+    assert driver.returncode == 1
+    assert re.search(r"error: run .*cannot be stored.*No space left.*storage_patience_seconds = 3", log)
+    assert "Traceback" not in log
+    ballast.unlink()
+    log, _ = start_command(config, tmp_path / "full.toml").communicate(timeout=300)
+    assert "resumed from the checkpoint of step" in log
+    assert same_bits(weights(output), weights(Path(undisturbed.output)))
+
+
+def metrics_text(output: Path) -> str:
+    return "".join(file.read_text() for file in output.glob("metrics-*.jsonl"))

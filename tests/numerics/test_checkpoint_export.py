@@ -143,14 +143,17 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
     (case,) = [case for case in all_cases(world, 2) if case["name"] == "zero3 fp32"]
     run, into = make_run(tmp_path, world, case), tmp_path / "exported"
 
-    def refused(error: type[PairwrightError], words: str, **arguments: str | None) -> None:
-        given = {"checkpoint": None, "into": str(into), "model": None} | arguments
+    def refused(
+        error: type[PairwrightError], words: str, checkpoint: str | None = None, model: str | None = None
+    ) -> None:
         with pytest.raises(error, match=words):
-            export_checkpoint(str(run), **given)  # type: ignore[arg-type]
+            export_checkpoint(str(run), checkpoint=checkpoint, into=str(into), model=model)
         assert not into.exists()
 
     refused(CheckpointError, r"no checkpoint 7; there are: step-00000001-abc \(step 1\)", checkpoint="7")
-    refused(ConfigError, "something is here already", into=str(tmp_path))
+    refused(CheckpointError, "no checkpoint best", checkpoint="best")
+    with pytest.raises(ConfigError, match="something is here already"):
+        export_checkpoint(str(run), checkpoint=None, into=str(tmp_path), model=None)
     refused(ModelError, "not the model that the run started from", model=str(world["gpt2"]))
     refused(ModelError, "say where it lies now with --model", model=str(tmp_path / "moved"))
     shard = next(run.rglob("zero_pp_rank_1_*optim_states.pt"))

@@ -24,13 +24,13 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def s3_bucket() -> Iterator[str]:
-    """Start an S3 server with one empty bucket, point the environment at it, and return the bucket's URL."""
-    server = subprocess.Popen(
+def s3_server() -> Iterator[subprocess.Popen[str]]:
+    """Start an S3 server, point the environment at it, and return its process."""
+    process = subprocess.Popen(
         [sys.executable, Path(__file__).parent / "s3_server.py"], stdout=subprocess.PIPE, text=True
     )
-    assert server.stdout is not None
-    url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    assert process.stdout is not None
+    url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
     settings = {
         "AWS_ENDPOINT_URL": url,
         "AWS_ALLOW_HTTP": "true",
@@ -41,7 +41,13 @@ def s3_bucket() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in settings.items():
             environment.setenv(name, value)
-        boto3.client("s3", region_name="us-east-1", endpoint_url=url).create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    server.kill()
-    server.wait()
+        yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def s3_bucket(s3_server: subprocess.Popen[str]) -> str:
+    """Make an empty bucket and return its URL."""
+    boto3.client("s3", region_name="us-east-1", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket="bucket")
+    return "s3://bucket"

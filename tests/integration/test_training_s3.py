@@ -1,0 +1,116 @@
+"""Training whose output is on a real S3 server: an outage, a killed driver, and what is there at the end."""
+
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import obstore
+import psutil
+import pytest
+from safetensors.numpy import load
+
+from pairwright.cluster.checkpoints import kept_checkpoints
+from pairwright.cluster.run_folder import RunFolder
+from pairwright.cluster.train import train
+from pairwright.config import TrainConfig
+from pairwright.data.locations import open_store
+from training_runs import (
+    NUM_STEPS,
+    make_model,
+    make_pairs,
+    run_config,
+    same_bits,
+    start_command,
+    training_workers,
+    wait_until,
+    weights,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+OUTAGE_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("remote")
+    make_pairs(folder / "pairs", num_groups=150)
+    make_model(folder / "model")
+    config = run_config(folder, "undisturbed")
+    train(config)
+    return config
+
+
+class Driver:
+    """A command whose log is read while it runs."""
+
+    def __init__(self, config: TrainConfig, file: Path) -> None:
+        self.process: subprocess.Popen[str] = start_command(config, file)
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(self.process.stdout)
+
+    def wait_for_step(self, step: int) -> None:
+        wait_until(
+            lambda: any(f"step {step}/{NUM_STEPS}:" in line for line in self.lines),
+            timeout_seconds=200,
+            what=f"step {step}",
+        )
+
+    def end(self) -> str:
+        self.process.wait(300)
+        self._reader.join()
+        log = "".join(self.lines)
+        assert self.process.returncode == 0, log
+        return log
+
+
+def remote_weights(url: str) -> dict[str, np.ndarray]:
+    return load(bytes(obstore.get(open_store(url), "model/model.safetensors").bytes()))
+
+
+def test_an_outage_of_the_storage_holds_the_run_up_and_changes_nothing_in_the_weights(
+    undisturbed: TrainConfig, s3_bucket: str, s3_server: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    url = f"{s3_bucket}/runs/outage"
+    driver = Driver(undisturbed.model_copy(update={"output": url}), tmp_path / "outage.toml")
+    driver.wait_for_step(10)
+    s3_server.send_signal(signal.SIGSTOP)
+    time.sleep(OUTAGE_SECONDS)
+    s3_server.send_signal(signal.SIGCONT)
+    log = driver.end()
+    print(log)
+    assert "Traceback" not in log
+    assert same_bits(remote_weights(url), weights(Path(undisturbed.output)))
+    summary = RunFolder(url).summary()
+    assert summary is not None
+    assert summary.steps == NUM_STEPS
+    found = kept_checkpoints(url, verify=True)
+    assert [kept.damage for kept in found.checkpoints if kept.committed] == [None, None]
+    stored = {entry["path"] for chunk in obstore.list(open_store(url)) for entry in chunk}
+    assert any(re.match(r"metrics-.*\.jsonl", path) for path in stored)
+    assert any(path.startswith("tensorboard/") for path in stored)
+
+
+def test_a_driver_that_is_killed_goes_on_from_what_is_on_the_storage(
+    undisturbed: TrainConfig, s3_bucket: str, tmp_path: Path
+) -> None:
+    url = f"{s3_bucket}/runs/killed"
+    config = undisturbed.model_copy(update={"output": url})
+    driver = Driver(config, tmp_path / "killed.toml")
+    driver.wait_for_step(10)
+    wait_until(lambda: kept_checkpoints(url, verify=False).next_start is not None, timeout_seconds=60, what="a commit")
+    workers = training_workers(psutil.Process(driver.process.pid))
+    driver.process.kill()
+    wait_until(lambda: not any(w.is_running() for w in workers), timeout_seconds=60, what="its workers to end")
+    log = Driver(config, tmp_path / "killed.toml").end()
+    assert re.search(rf"resumed from the checkpoint of step (8|16|24) of {NUM_STEPS}", log)
+    assert same_bits(remote_weights(url), weights(Path(undisturbed.output)))

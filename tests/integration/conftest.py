@@ -49,5 +49,7 @@ def s3_server() -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(scope="module")
 def s3_bucket(s3_server: subprocess.Popen[str]) -> str:
     """Make an empty bucket and return its URL."""
-    boto3.client("s3", region_name="us-east-1", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket="bucket")
+    boto3.client("s3", region_name="us-east-1", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(
+        Bucket="bucket"
+    )
     return "s3://bucket"

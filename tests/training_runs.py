@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,32 @@ def start_command(config: TrainConfig, file: Path, *, address: str | None = None
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+class RunningCommand:
+    """``start_command``, whose log is read while it runs."""
+
+    def __init__(self, config: TrainConfig, file: Path) -> None:
+        self.process = start_command(config, file)
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self._lines.extend(self.process.stdout)
+
+    def wait_for_line(self, part: str) -> None:
+        """Wait until a line of the log has this in it."""
+        wait_until(lambda: any(part in line for line in self._lines), timeout_seconds=200, what=part)
+
+    def end(self) -> str:
+        """Wait for the end, which must be a good one, and return the log."""
+        self.process.wait(300)
+        self._reader.join()
+        log = "".join(self._lines)
+        assert self.process.returncode == 0, log
+        return log
 
 
 def steps_logged(output: Path) -> list[int]:

@@ -3,7 +3,6 @@
 import re
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from pairwright.config import TrainConfig
 from pairwright.data.locations import open_store
 from training_runs import (
     NUM_STEPS,
+    RunningCommand,
     make_model,
     make_pairs,
     run_config,
     same_bits,
-    start_command,
     training_workers,
     wait_until,
     weights,
@@ -45,34 +44,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
     return config
 
 
-class Driver:
-    """A command whose log is read while it runs."""
-
-    def __init__(self, config: TrainConfig, file: Path) -> None:
-        self.process: subprocess.Popen[str] = start_command(config, file)
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(self.process.stdout)
-
-    def wait_for_step(self, step: int) -> None:
-        wait_until(
-            lambda: any(f"step {step}/{NUM_STEPS}:" in line for line in self.lines),
-            timeout_seconds=200,
-            what=f"step {step}",
-        )
-
-    def end(self) -> str:
-        self.process.wait(300)
-        self._reader.join()
-        log = "".join(self.lines)
-        assert self.process.returncode == 0, log
-        return log
-
-
 def remote_weights(url: str) -> dict[str, np.ndarray]:
     return load(bytes(obstore.get(open_store(url), "model/model.safetensors").bytes()))
 
@@ -81,8 +52,8 @@ def test_an_outage_of_the_storage_holds_the_run_up_and_changes_nothing_in_the_we
     undisturbed: TrainConfig, s3_bucket: str, s3_server: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     url = f"{s3_bucket}/runs/outage"
-    driver = Driver(undisturbed.model_copy(update={"output": url}), tmp_path / "outage.toml")
-    driver.wait_for_step(10)
+    driver = RunningCommand(undisturbed.model_copy(update={"output": url}), tmp_path / "outage.toml")
+    driver.wait_for_line(f"step 10/{NUM_STEPS}:")
     s3_server.send_signal(signal.SIGSTOP)
     time.sleep(OUTAGE_SECONDS)
     s3_server.send_signal(signal.SIGCONT)
@@ -105,12 +76,12 @@ def test_a_driver_that_is_killed_goes_on_from_what_is_on_the_storage(
 ) -> None:
     url = f"{s3_bucket}/runs/killed"
     config = undisturbed.model_copy(update={"output": url})
-    driver = Driver(config, tmp_path / "killed.toml")
-    driver.wait_for_step(10)
+    driver = RunningCommand(config, tmp_path / "killed.toml")
+    driver.wait_for_line(f"step 10/{NUM_STEPS}:")
     wait_until(lambda: kept_checkpoints(url, verify=False).next_start is not None, timeout_seconds=60, what="a commit")
     workers = training_workers(psutil.Process(driver.process.pid))
     driver.process.kill()
     wait_until(lambda: not any(w.is_running() for w in workers), timeout_seconds=60, what="its workers to end")
-    log = Driver(config, tmp_path / "killed.toml").end()
+    log = RunningCommand(config, tmp_path / "killed.toml").end()
     assert re.search(rf"resumed from the checkpoint of step (8|16|24) of {NUM_STEPS}", log)
     assert same_bits(remote_weights(url), weights(Path(undisturbed.output)))

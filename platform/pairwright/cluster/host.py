@@ -87,7 +87,7 @@ class RayTrainHost:
             if pause is None:
                 raise first
             if error is not None:
-                self.refused(str(error), pause)
+                self.refused(str(error).removeprefix(f"rank {self.rank} "), pause)
             time.sleep(pause)
 
     def staging_folder(self, name: str) -> Path:
@@ -125,7 +125,7 @@ class RayTrainHost:
 
     def refused(self, reason: str, pause: float) -> None:
         """Show that a disk or a storage refused something, and when it is tried again, in seconds."""
-        self.progress({"kind": "refused", "step": 0, "reason": reason, "seconds": pause})
+        self.progress({"kind": "refused", "step": 0, "reason": f"rank {self.rank}: {reason}", "seconds": pause})
 
 
 def _agreed_token() -> str:

@@ -24,7 +24,7 @@ from ray.actor import ActorProxy
 from ray.train import PreemptionInfo
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
-from pairwright.cluster.progress import Board
+from pairwright.cluster.progress import Asked, Board
 
 PREEMPTION_LOOK_SECONDS = 1.0
 STOP_SECONDS = 600.0
@@ -58,7 +58,8 @@ class RankNotices:
         self._board = board
         self._rank = rank
         self._answer: ObjectRef[Any] | None = None
-        self._asked: str | None = None
+        self._asked = Asked()
+        self._num_saves: int | None = None
         self._looked = time.monotonic()
         self._preemption: PreemptionInfo | None = None
         self._told_terminated = False
@@ -81,20 +82,27 @@ class RankNotices:
         return {_NOTHING: None, _SAVE: "save", _STOP: "stop"}[ask]
 
     def _ask(self, steps_taken: int) -> int:
-        if self._stop_asked() is not None:
-            self._show(steps_taken, f"{self._asked} to the driver: a checkpoint, then the end")
+        self._take_answer()
+        if self._asked.stop is not None:
+            self._show(steps_taken, f"{self._asked.stop} to the driver: a checkpoint, then the end")
             return _STOP
+        if self._num_saves is not None and self._asked.num_saves > self._num_saves:
+            self._num_saves = self._asked.num_saves
+            self._show(steps_taken, f"{self._asked.save}: a checkpoint now")
+            return _SAVE
         if _terminated.is_set() and not self._told_terminated:
             self._told_terminated = True
             self._show(steps_taken, f"SIGTERM to rank {self._rank}: a checkpoint now")
             return _SAVE
         return _NOTHING
 
-    def _stop_asked(self) -> str | None:
+    def _take_answer(self) -> None:
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             self._asked = ray.get(self._answer)
             self._answer = None
-        return self._asked
+            if self._num_saves is None:
+                # What was asked for before this rank's first look was asked of the workers before it.
+                self._num_saves = self._asked.num_saves
 
     def _looks_again(self) -> bool:
         if time.monotonic() - self._looked < PREEMPTION_LOOK_SECONDS:

@@ -7,6 +7,7 @@ elsewhere, so that a job's log reads well and no worker's prefix stands before e
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pairwright.cluster.growth import Growth
 from pairwright.cluster.health import Health
 from pairwright.cluster.heartbeat import Beat, Watchdog, beat_seconds
 from pairwright.cluster.log_lines import event_line, format_figures
 from pairwright.cluster.mending import Mended, Swept
 from pairwright.cluster.recovery import Recoveries
 from pairwright.cluster.run_log import RunLog
+from pairwright.config import WorkersConfig
 from pairwright.errors import StoreError
 
 POLL_SECONDS = 0.5
@@ -34,12 +37,24 @@ HEALTH_FIGURES = ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkp
 NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch", "time"})
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the driver asks of the ranks."""
+
+    stop: str | None = None
+    """The signal for which the run is to stop."""
+    num_saves: int = 0
+    """How many checkpoints were asked for so far."""
+    save: str = ""
+    """Why the last one."""
+
+
 class Board:
     """Holds the records that the driver has not taken yet."""
 
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
-        self._stop_asked: str | None = None
+        self._asked = Asked()
         self._beats: dict[int, Beat] = {}
         self._ended: set[str] = set()
         self._refusal: str | None = None
@@ -70,14 +85,18 @@ class Board:
         self._ended.add(attempt)
 
     @ray.method
-    def put(self, record: dict[str, Any]) -> str | None:
-        """Keep a record; the answer is the signal for which the driver asks the run to stop, if any."""
+    def put(self, record: dict[str, Any]) -> "Asked":
+        """Keep a record; the answer is what the driver asks for."""
         self._records.append(record | {"time": round(time.time(), 3)})
-        return self._stop_asked
+        return self._asked
 
     @ray.method
     def ask_to_stop(self, signal_name: str) -> None:
-        self._stop_asked = signal_name
+        self._asked = replace(self._asked, stop=signal_name)
+
+    @ray.method
+    def ask_to_save(self, reason: str) -> None:
+        self._asked = replace(self._asked, num_saves=self._asked.num_saves + 1, save=reason)
 
     @ray.method
     def take(self) -> list[dict[str, Any]]:
@@ -113,12 +132,12 @@ class Watcher:
         directory: local folder for the event files; the run's own where that is local.
         run: the run's output, by which its metrics are told apart.
         log_every_steps: steps between two printed lines.
-        hang_seconds: as of ``workers.hang_seconds``.
+        workers: of the run.
         publish: called every minute and at the end, to copy the folder to where the run's output lives.
     """
 
     def __init__(
-        self, directory: Path, *, run: str, log_every_steps: int, hang_seconds: float, publish: Callable[[], None]
+        self, directory: Path, *, run: str, log_every_steps: int, workers: WorkersConfig, publish: Callable[[], None]
     ) -> None:
         # Beside the driver, which it is of no use without: anywhere else, a lost node would take it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -132,8 +151,9 @@ class Watcher:
         self.health = Health(run)
         self.on_commit: Callable[[], None] | None = None
         """Called, soon, once a checkpoint is committed."""
-        self._watchdog = Watchdog(hang_seconds)
-        self._look_seconds = beat_seconds(hang_seconds)
+        self._watchdog = Watchdog(workers.hang_seconds)
+        self._growth = Growth(workers)
+        self._look_seconds = beat_seconds(workers.hang_seconds)
         self._log_every_steps = log_every_steps
         self._publish = publish
         self._stop = threading.Event()
@@ -161,7 +181,7 @@ class Watcher:
         self._thread.join(timeout=60)
         if self._console.is_terminal:
             self._bar.stop()
-        self._say_refused(self._log.close())
+        self._say_refused(self._log.flush())
         self._publish_all()
 
     def say(self, record: dict[str, Any]) -> None:
@@ -199,12 +219,12 @@ class Watcher:
                 heard = time.monotonic()
             if time.monotonic() - looked > self._look_seconds:
                 self._look_for_hang()
+                self._look_for_growth()
                 self.health.tell()
                 looked = time.monotonic()
             if stopping:
                 return
             if time.monotonic() - published > PUBLISH_SECONDS:
-                self._log.flush(with_events=True)
                 self._publish_all()
                 published = time.monotonic()
 
@@ -217,6 +237,10 @@ class Watcher:
         if hang is not None:
             self.say({"kind": "hang", "step": self.last_step, "reason": hang.reason})
             self.board.end.remote(hang.attempt)
+
+    def _look_for_growth(self) -> None:
+        if (reason := self._growth.expected()) is not None:
+            self.board.ask_to_save.remote(reason)
 
     def _taken(self) -> list[dict[str, Any]]:
         try:
@@ -255,6 +279,7 @@ class Watcher:
                 self._count_workers(record["world_size"])
 
     def _count_workers(self, world_size: int) -> None:
+        self._growth.started(world_size)
         if self.world_sizes and self.world_sizes[-1] != world_size:
             self._print(f"{world_size} workers now; there were {self.world_sizes[-1]}")
         self.world_sizes.append(world_size)

@@ -121,7 +121,7 @@ def _watcher(config: TrainConfig, folder: RunFolder) -> Watcher:
         folder.local_directory,
         run=folder.url,
         log_every_steps=config.training.log_every_steps,
-        hang_seconds=config.workers.hang_seconds,
+        workers=config.workers,
         publish=folder.publish,
     )
 

@@ -1,13 +1,15 @@
 """A run's checkpoints on a real S3 server: the best kept apart, damaged ones set aside, leftovers removed."""
 
+import os
 from pathlib import Path
 
 import obstore
 import pytest
+from pyarrow.fs import S3FileSystem
 
 from pairwright.cluster import folders
 from pairwright.cluster.best import keep_best
-from pairwright.cluster.checkpoints import kept_checkpoints
+from pairwright.cluster.checkpoints import SNAPSHOT_NAME, kept_checkpoints
 from pairwright.cluster.mending import Swept, mend, sweep
 from pairwright.cluster.run_folder import RunFolder
 from pairwright.data.locations import open_store
@@ -24,8 +26,11 @@ def run(s3_bucket: str, tmp_path: Path) -> RunFolder:
     commit(tmp_path, 10, 20, 30)
     url = f"{s3_bucket}/{tmp_path.name}/run"
     store = open_store(url)
+    s3 = S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], scheme="http", region="us-east-1")
     for file in tmp_path.rglob("*"):
-        if file.is_file():
+        if file.is_dir():  # Ray marks folders so
+            s3.create_dir(f"{url.removeprefix('s3://')}/{file.relative_to(tmp_path).as_posix()}")
+        else:
             obstore.put(store, file.relative_to(tmp_path).as_posix(), file)
     return RunFolder(url)
 
@@ -36,8 +41,8 @@ def spoil(run: RunFolder, *paths: str) -> None:
 
 
 def folders_below(run: RunFolder, below: str) -> list[str]:
-    paths = [entry["path"] for chunk in obstore.list(open_store(run.url), prefix=f"{below}/") for entry in chunk]
-    return sorted({path.split("/")[1] for path in paths if path.count("/") > 1})
+    entries = [entry for chunk in obstore.list(open_store(run.url), prefix=f"{below}/") for entry in chunk]
+    return sorted({entry["path"].split("/")[1] for entry in entries if entry["size"]} - {SNAPSHOT_NAME})
 
 
 @pytest.mark.parametrize("most_bytes", [folders.MOST_BYTES_COPIED_BY_THE_STORE, 100], ids=["copied", "streamed"])

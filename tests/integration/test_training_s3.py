@@ -10,9 +10,10 @@ import numpy as np
 import obstore
 import psutil
 import pytest
-from safetensors.numpy import load
+from safetensors.numpy import load, load_file
 
 from pairwright.cluster.checkpoints import kept_checkpoints
+from pairwright.cluster.export import export_checkpoint
 from pairwright.cluster.run_folder import RunFolder
 from pairwright.cluster.train import train
 from pairwright.config import TrainConfig
@@ -59,6 +60,7 @@ def test_an_outage_of_the_storage_holds_the_run_up_and_changes_nothing_in_the_we
     s3_server.send_signal(signal.SIGCONT)
     log = driver.end()
     print(log)
+    assert "cannot be stored" in log
     assert "Traceback" not in log
     assert same_bits(remote_weights(url), weights(Path(undisturbed.output)))
     summary = RunFolder(url).summary()
@@ -66,6 +68,8 @@ def test_an_outage_of_the_storage_holds_the_run_up_and_changes_nothing_in_the_we
     assert summary.steps == NUM_STEPS
     found = kept_checkpoints(url, verify=True)
     assert [kept.damage for kept in found.checkpoints if kept.committed] == [None, None]
+    export_checkpoint(url, checkpoint=str(NUM_STEPS), into=str(tmp_path / "exported"), model=None)
+    assert same_bits(load_file(tmp_path / "exported" / "model.safetensors"), weights(Path(undisturbed.output)))
     stored = {entry["path"] for chunk in obstore.list(open_store(url)) for entry in chunk}
     assert any(re.match(r"metrics-.*\.jsonl", path) for path in stored)
     assert any(path.startswith("tensorboard/") for path in stored)

@@ -13,6 +13,7 @@ import obstore
 from obstore.exceptions import NotFoundError
 from obstore.store import ObjectStore
 
+from pairwright.cluster.folders import objects_below
 from pairwright.cluster.log_lines import format_figures
 from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_NAME, RUN_NAME, RunFolder, read_object
 from pairwright.data.locations import local_root, store_errors
@@ -118,11 +119,10 @@ def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
 def _folders(store: ObjectStore, below: str) -> dict[str, list["ObjectMeta"]]:
     """Return folder -> what is in it, for the folders below one of a run's."""
     folders: dict[str, list[ObjectMeta]] = {}
-    for chunk in obstore.list(store, prefix=f"{below}/"):
-        for entry in chunk:
-            _, name, *rest = entry["path"].split("/")
-            if rest and not name.startswith("."):
-                folders.setdefault(name, []).append(entry)
+    for entry in objects_below(store, below):
+        _, name, *rest = entry["path"].split("/")
+        if rest and not name.startswith("."):
+            folders.setdefault(name, []).append(entry)
     return folders
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from pairwright.cluster.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
+from pairwright.cluster.folders import objects_below
 from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RunFolder, RunIdentity, store_directory
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, open_store, store_errors
@@ -70,7 +71,7 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
         raise CheckpointError(f"{folder.url}: checkpoint {kept.name} belongs to another run than run.json says")
     config = _config_of(identity, folder, model)
     _refuse_what_is_there(into)
-    with _local_copy(folder.path(f"{below}/{kept.name}")) as directory:
+    with _local_copy(folder, f"{below}/{kept.name}") as directory:
         _export(config, directory, manifest, into)
     return ExportedCheckpoint(checkpoint=kept.name, step=manifest.step, into=into)
 
@@ -132,25 +133,24 @@ def _refuse_what_is_there(into: str) -> None:
 
 
 @contextmanager
-def _local_copy(url: str) -> Iterator[Path]:
-    root = local_root(url)
+def _local_copy(run: RunFolder, name: str) -> Iterator[Path]:
+    root = local_root(run.url)
     if root is not None:
-        yield root
+        yield root / name
         return
     with tempfile.TemporaryDirectory(prefix="pairwright-checkpoint-") as directory:
-        with store_errors(url):
-            _download(open_store(url), Path(directory))
+        with store_errors(run.path(name)):
+            _download(open_store(run.url), name, Path(directory))
         yield Path(directory)
 
 
-def _download(store: ObjectStore, into: Path) -> None:
-    for chunk in obstore.list(store):
-        for entry in chunk:
-            path = into / entry["path"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                for part in obstore.get(store, entry["path"]).stream():
-                    file.write(part)
+def _download(store: ObjectStore, name: str, into: Path) -> None:
+    for entry in objects_below(store, name):
+        path = into / entry["path"].removeprefix(f"{name}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for part in obstore.get(store, entry["path"]).stream():
+                file.write(part)
 
 
 def _export(config: TrainConfig, directory: Path, manifest: CheckpointManifest, into: str) -> None:

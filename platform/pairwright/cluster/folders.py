@@ -8,6 +8,7 @@ import asyncio
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.store import ObjectStore
@@ -15,8 +16,21 @@ from obstore.store import ObjectStore
 from pairwright.cluster.run_folder import RunFolder
 from pairwright.data.locations import local_root, open_store, store_errors
 
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
 MOST_BYTES_COPIED_BY_THE_STORE = 5 * 1000**3
 """S3 copies objects up to 5 GB by itself; larger ones go through this machine."""
+
+
+def objects_below(store: ObjectStore, name: str) -> list["ObjectMeta"]:
+    """Return what is stored in a folder; not the empty objects by which pyarrow, and so Ray, marks folders on S3."""
+    entries = [entry for chunk in obstore.list(store, prefix=f"{name}/") for entry in chunk]
+    return [
+        entry
+        for entry in entries
+        if entry["path"].startswith(f"{name}/") and (entry["size"] or "." in entry["path"].rpartition("/")[2])
+    ]
 
 
 def copy_folder(run: RunFolder, source: str, target: str) -> None:
@@ -31,9 +45,10 @@ def copy_folder(run: RunFolder, source: str, target: str) -> None:
             return
         store = open_store(run.url)
         remove_folder(run, target)
-        for path, size in sorted(_objects_below(store, source).items(), key=lambda entry: -entry[0].count("/")):
+        for entry in sorted(objects_below(store, source), key=lambda entry: -entry["path"].count("/")):
+            path = entry["path"]
             copied = f"{target}/{path.removeprefix(f'{source}/')}"
-            if size < MOST_BYTES_COPIED_BY_THE_STORE:
+            if entry["size"] < MOST_BYTES_COPIED_BY_THE_STORE:
                 obstore.copy(store, path, copied)
             else:
                 asyncio.run(_through_here(store, path, copied))
@@ -51,8 +66,8 @@ def move_folder(run: RunFolder, source: str, target: str) -> None:
             (root / source).rename(root / target)
             return
         store = open_store(run.url)
-        for path in _objects_below(store, source):
-            obstore.rename(store, path, f"{target}/{path.removeprefix(f'{source}/')}")
+        for entry in objects_below(store, source):
+            obstore.rename(store, entry["path"], f"{target}/{entry['path'].removeprefix(f'{source}/')}")
 
 
 def remove_folder(run: RunFolder, name: str) -> None:
@@ -67,8 +82,8 @@ def remove_folder(run: RunFolder, name: str) -> None:
                 shutil.rmtree(root / name)
             return
         store = open_store(run.url)
-        if paths := list(_objects_below(store, name)):
-            obstore.delete(store, paths)
+        if entries := objects_below(store, name):
+            obstore.delete(store, [entry["path"] for entry in entries])
 
 
 async def _through_here(store: ObjectStore, source: str, target: str) -> None:
@@ -90,8 +105,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # not every file system has links
         shutil.copy2(source, target)
-
-
-def _objects_below(store: ObjectStore, name: str) -> dict[str, int]:
-    """Return path -> bytes."""
-    return {entry["path"]: entry["size"] for chunk in obstore.list(store, prefix=f"{name}/") for entry in chunk}

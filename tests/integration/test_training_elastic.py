@@ -1,6 +1,7 @@
 """Training on real Ray clusters of several nodes whose number changes: a node is lost, another one comes."""
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ def test_a_run_shrinks_with_a_lost_node_grows_with_a_new_one_and_ends_in_the_sam
     assert driver.returncode == 0, log
     assert "1 workers now; there were 2" in log
     assert "2 workers now; there were 1" in log
+    assert re.search(r"after step \d+: room for 1 more worker: a checkpoint now", log)
     summary = RunFolder(str(output)).summary()
     assert summary is not None
     assert summary.world_sizes[0] == 2

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,12 +101,19 @@ def test_a_run_shrinks_with_a_lost_node_grows_with_a_new_one_and_ends_in_the_sam
     check_same_weights(output, undisturbed(folder, stage, nodes.address), stage)
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for the names of Ray's sockets below it."""
+    with tempfile.TemporaryDirectory(prefix="pw-", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_worker_killed_in_the_conversion_of_its_checkpoint_changes_nothing(
-    folder: Path, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch
+    folder: Path, short_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One driver, killed with two workers at work; the next one has one worker, which is killed twice on the way."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where checkpoints are converted
+    monkeypatch.setenv("TMPDIR", str(short_path))  # where checkpoints are converted
     config = elastic_config(folder, f"converted-{stage}", stage)
     file = folder / f"converted-{stage}.toml"
     driver = start_command(with_workers(config, 2), file)
@@ -113,14 +121,14 @@ def test_a_worker_killed_in_the_conversion_of_its_checkpoint_changes_nothing(
     end_with_workers(driver)
     driver = start_command(with_workers(config, 1), file)
     for _ in range(2):
-        kill_in_conversion(driver, tmp_path)
+        kill_in_conversion(driver, short_path)
     log, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, log
     summary = RunFolder(config.output).summary()
     assert summary is not None
     assert (summary.restarts, set(summary.world_sizes)) == (2, {1})
     assert summary.recoveries[-1].restored_step > 0
-    assert not converted_folders(tmp_path), "nothing is left of them"
+    assert not converted_folders(short_path), "nothing is left of them"
     check_same_weights(Path(config.output), undisturbed(folder, stage), stage)
 
 

@@ -1,8 +1,8 @@
 """A run that nobody watches: what hangs is named and replaced, what is not finite is skipped, and all of it is told."""
 
+import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
@@ -113,7 +113,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield disk
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def filled(disk: Path) -> Path:
+    """Leave no byte of room on a disk that others write to, and return the file to remove."""
+    with (disk / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(100_000))
+    return disk / "ballast"
 
 
 def test_a_disk_that_is_full_for_a_while_holds_the_run_up_and_changes_nothing_in_the_weights(
@@ -123,8 +131,7 @@ def test_a_disk_that_is_full_for_a_while_holds_the_run_up_and_changes_nothing_in
     config = undisturbed.model_copy(update={"output": str(output)})
     driver = RunningCommand(config, tmp_path / "full.toml")
     wait_until(lambda: bool(committed_steps(output)), timeout_seconds=200, what="a checkpoint")
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    ballast = filled(small_disk)
     # Not in the metrics: there is no room for them either.
     driver.wait_for_line("cannot be stored")
     time.sleep(5)
@@ -145,8 +152,7 @@ def test_a_disk_that_stays_full_stops_the_run_with_the_reason_and_it_goes_on_whe
     config = undisturbed.model_copy(update={"output": str(output), "training": training})
     driver = start_command(config, tmp_path / "full.toml")
     wait_until(lambda: bool(committed_steps(output)), timeout_seconds=200, what="a checkpoint")
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    ballast = filled(small_disk)
     log, _ = driver.communicate(timeout=300)
     print(log)
     assert driver.returncode == 1

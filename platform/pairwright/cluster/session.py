@@ -7,6 +7,7 @@
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,8 +26,8 @@ def ray_session() -> Iterator[None]:
     """Connect to the job's cluster, or start a local one that ends with the block; nested uses share the outer one.
 
     Raises:
-        ClusterError: if a task fails in a way that nobody foresaw, or Ray gives up; with the task's own traceback,
-            without the many lines of Ray's that lie between it and here.
+        ClusterError: if Ray cannot be started or reached; if a task fails in a way that nobody foresaw, or Ray gives
+            up, with the task's own traceback, without the many lines of Ray's that lie between it and here.
     """
     if ray.is_initialized():
         with _explained():
@@ -40,13 +41,28 @@ def ray_session() -> Iterator[None]:
     # What workers print stays in Ray's log files: what a person should read comes to the driver as a record. The
     # dashboard stays on: without it Ray 2.60 floods the log with failed exports.
     address = os.environ.get("RAY_ADDRESS", "local")
-    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    except (OSError, ValueError) as error:  # a ConnectionError is one of the first
+        raise ClusterError(_why_not_started(address, error)) from None
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         with _explained():
             yield
     finally:
         ray.shutdown()
+
+
+def _why_not_started(address: str, error: Exception) -> str:
+    said = str(error).strip().partition("\n")[0]
+    if "AF_UNIX path length" in said:
+        return (
+            f"Ray cannot start: its sockets lie below TMPDIR ({tempfile.gettempdir()}), and their paths may "
+            "have no more than 107 characters; set TMPDIR to a folder with a shorter path"
+        )
+    if address == "local":
+        return f"Ray cannot start on this machine: {said}"
+    return f"no Ray cluster answers at RAY_ADDRESS={address} ({said}); correct it, or unset it to work on this machine"
 
 
 @contextmanager

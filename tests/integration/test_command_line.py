@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -273,6 +274,17 @@ def test_evaluating_and_scoring_say_what_is_missing(tmp_path: Path, run: Run) ->
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_temporary_folder_whose_path_is_too_long_for_rays_sockets_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    program = "from pairwright.cluster.session import ray_session\nwith ray_session(): pass"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"TMPDIR": str(folder)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ended.stderr.strip().splitlines()[-1].endswith("set TMPDIR to a folder with a shorter path")
+
+
 def test_what_nobody_foresaw_in_a_task_comes_with_the_tasks_own_traceback() -> None:
     def divide(number: int) -> Iterator[int]:
         yield 1 // number

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 from pairwright.config import ExpandConfig, IngestConfig, TrainConfig
 from pairwright.data.annotations import annotations_to_arrow, parse_lines
@@ -175,7 +176,11 @@ def training_workers(of: psutil.Process) -> list[psutil.Process]:
 
 
 def weights(output: Path) -> dict[str, np.ndarray]:
-    return load_file(output / "model" / "model.safetensors")
+    """Return a run's exported weights, those in bfloat16, which NumPy does not know, as the same numbers in float32."""
+    return {
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        for name, tensor in load_file(output / "model" / "model.safetensors").items()
+    }
 
 
 def same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:

@@ -221,6 +221,18 @@ def test_what_a_driver_that_was_killed_left_of_a_copy_is_no_best_and_gives_way(r
     assert best_step(run) == 10
 
 
+def test_half_a_copy_is_made_whole_and_one_that_was_to_be_dropped_goes(run: Path) -> None:
+    evaluated(run, step10=0.5)
+    keep_best(RunFolder(str(run)), "accuracy")
+    (run / "checkpoints-best" / name(10) / TAG / "rank-0.pt").unlink()
+    keep_best(RunFolder(str(run)), "accuracy")
+    assert best_step(run) == 10, "under the name that it had"
+    shutil.copytree(run / "checkpoints-best" / name(10), run / "checkpoints-best" / name(5))
+    evaluated(run, step20=0.6)
+    keep_best(RunFolder(str(run)), "accuracy")
+    assert best_step(run) == 20
+
+
 def test_where_no_other_is_whole_the_next_start_goes_on_from_the_best(run: Path) -> None:
     evaluated(run, step10=0.7)
     keep_best(RunFolder(str(run)), "accuracy")

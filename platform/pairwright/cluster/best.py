@@ -23,7 +23,8 @@ def keep_best(run: RunFolder, by: Figure) -> KeptCheckpoint | None:
     Of equals the first stays. A checkpoint at whose step there was no evaluation is never the best.
 
     Raises:
-        StoreError: if the run's folder cannot be read or written, or Ray has just removed what was being copied.
+        StoreError, FileNotFoundError: if the run's folder cannot be read or written, or Ray has just removed what was
+            being copied.
     """
     found = kept_checkpoints(run.url, verify=False)
     candidates = [kept for kept in found.checkpoints if kept.committed and _score(kept, by) is not None]
@@ -31,16 +32,14 @@ def keep_best(run: RunFolder, by: Figure) -> KeptCheckpoint | None:
     if best is None or (_score(found.best, by) or float("-inf")) >= (_score(best, by) or 0.0):
         return None
     copied = f"{BEST_NAME}/{best.name}"
-    try:
-        copy_folder(run, f"{CHECKPOINTS_NAME}/{best.name}", copied)
-    except FileNotFoundError:
-        raise StoreError(f"{run.path(copied)}: removed while it was copied") from None
-    kept = kept_checkpoints(run.url, verify=False).best
-    if kept is None or kept.name != best.name or kept.damage is not None:
+    copy_folder(run, f"{CHECKPOINTS_NAME}/{best.name}", copied)
+    kept = {one.name: one for one in kept_checkpoints(run.url, verify=False).kept_apart}
+    if best.name not in kept or kept[best.name].damage is not None:
         remove_folder(run, copied)
         raise StoreError(f"{run.path(copied)}: removed while it was copied")
-    if found.best is not None:
-        remove_folder(run, f"{BEST_NAME}/{found.best.name}")
+    # The one before, and what drivers left that were killed in the middle of this.
+    for name in kept.keys() - {best.name}:
+        remove_folder(run, f"{BEST_NAME}/{name}")
     return best
 
 
@@ -87,7 +86,7 @@ class BestKeeper:
             is_last = self._stopping
             try:
                 best = keep_best(self._run, self._by)
-            except PairwrightError as error:
+            except (PairwrightError, FileNotFoundError) as error:
                 self._say({"kind": "mended", "step": 0, "what": f"the best checkpoint is not kept yet: {error}"})
             else:
                 if best is not None and best.manifest is not None:

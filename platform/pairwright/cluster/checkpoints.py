@@ -53,10 +53,15 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
     """Ray's list of what is committed."""
     checkpoints: list[KeptCheckpoint]
     """The newest step first."""
-    best: KeptCheckpoint | None = None
-    """The one that ``training.keep_best`` keeps apart, below ``checkpoints-best/``."""
+    kept_apart: list[KeptCheckpoint] = []
+    """What ``training.keep_best`` keeps below ``checkpoints-best/``: one, unless a driver was killed on the way."""
     set_aside: list[str] = []
     """Damaged ones, below ``checkpoints-damaged/``."""
+
+    @property
+    def best(self) -> KeptCheckpoint | None:
+        """The best one: the newest whole one of those that are kept apart."""
+        return max(self.kept_apart, key=lambda kept: (kept.damage is None, step_of(kept)), default=None)
 
     @property
     def list_is_broken(self) -> bool:
@@ -109,10 +114,13 @@ def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
         ]
         set_aside = sorted(_folders(store, DAMAGED_NAME))
     found.sort(key=lambda kept: (step_of(kept), kept.committed), reverse=True)
-    # More than one where a driver was killed between keeping one and dropping the one before.
-    best = max(kept_apart, key=lambda kept: (kept.damage is None, step_of(kept)), default=None)
     return KeptCheckpoints(
-        run=folder.url, verified=verify, snapshot=snapshot, checkpoints=found, best=best, set_aside=set_aside
+        run=folder.url,
+        verified=verify,
+        snapshot=snapshot,
+        checkpoints=found,
+        kept_apart=kept_apart,
+        set_aside=set_aside,
     )
 
 

@@ -69,7 +69,7 @@ def mend(folder: RunFolder, *, damaged: Mapping[str, str] | None = None) -> Mend
         found = kept_checkpoints(folder.url, verify=True)
     wrong = _wrong(found, damaged or {})
     whole = [kept for kept in found.checkpoints if (kept.committed or broken) and _wrong_with(kept, damaged) is None]
-    best = None if whole or not (broken or wrong) else _whole_best(folder, damaged)
+    best = None if whole or not (broken or wrong) else _whole_best(found, damaged)
     if wrong and not whole and best is None:
         raise CheckpointError(
             f"no checkpoint of this run is whole: {'; '.join(f'{name}: {reason}' for name, reason in wrong.items())}. "
@@ -89,9 +89,9 @@ def mend(folder: RunFolder, *, damaged: Mapping[str, str] | None = None) -> Mend
     return Mended(set_aside=wrong, list_written_anew=_why_anew(found, whole) if broken else None)
 
 
-def _whole_best(folder: RunFolder, damaged: Mapping[str, str] | None) -> KeptCheckpoint | None:
+def _whole_best(found: KeptCheckpoints, damaged: Mapping[str, str] | None) -> KeptCheckpoint | None:
     """Return the best checkpoint, which is kept apart, if there is one and every hash in it is right."""
-    best = kept_checkpoints(folder.url, verify=True).best
+    best = (found if found.verified else kept_checkpoints(found.run, verify=True)).best
     return best if best is not None and _wrong_with(best, damaged) is None else None
 
 

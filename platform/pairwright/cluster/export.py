@@ -15,7 +15,7 @@ import torch
 from obstore.store import ObjectStore
 from pydantic import ValidationError
 from torch import Tensor
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from pairwright.cluster.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
 from pairwright.cluster.folders import objects_below
@@ -62,6 +62,8 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
         ModelError: if the starting model is not there, or is another than the run's.
     """
     disable_progress_bar()
+    # It would report what the starting model lacks, and all of that is in the checkpoint.
+    set_verbosity_error()
     found = kept_checkpoints(run, verify=False)
     kept, manifest, below = _chosen(found, checkpoint)
     folder = RunFolder(run)

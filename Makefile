@@ -16,7 +16,6 @@ help:
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	@command -v g++ >/dev/null || { echo "g++ is needed: DeepSpeed compiles a small extension at first use (apt-get install g++)"; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'

@@ -150,8 +150,6 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(world_size), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    join_process_group()
     hidden_size, num_layers = SIZES[int(millions)]
     base = new_small_model(
         Path(folder) / f"model-{rank}-{world_size}",
@@ -164,6 +162,9 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
         max_positions=64,
         seed=0,
     )
+    # Only now: of several ranks transformers lets the first one alone write a model.
+    dist.init_process_group("gloo")
+    join_process_group()
     model = load_reward_model(
         str(base),
         dtype=DTYPES[precision],
@@ -217,11 +218,12 @@ def size_of_conversions(folder: Path) -> int:
 
 def size_of(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # removed meanwhile
-            continue
+    for place, _, names in os.walk(folder):  # which passes over folders that are removed meanwhile
+        for name in names:
+            try:
+                total += os.stat(os.path.join(place, name)).st_size
+            except FileNotFoundError:
+                continue
     return total
 
 

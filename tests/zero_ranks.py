@@ -116,6 +116,7 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
         "refused": refused,
         "gradients": engine.gradients,
         "saved": engine.saved,
+        "imports_compiler": "torch._inductor.compile_fx" in sys.modules,
         "state": {} if state is None else {name: tensor.float().numpy() for name, tensor in state.items()},
     }
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -64,9 +65,19 @@ def elastic_config(folder: Path, name: str, stage: int) -> TrainConfig:
     )
 
 
-def world_sizes(output: Path) -> list[int]:
+def records(output: Path, kind: str) -> list[dict[str, Any]]:
     lines = [line for file in sorted(output.glob("metrics-*.jsonl")) for line in file.read_text().splitlines()]
-    return [record["world_size"] for record in map(json.loads, lines) if record["kind"] == "workers"]
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def world_sizes(output: Path) -> list[int]:
+    return [record["world_size"] for record in records(output, "workers")]
+
+
+def losses(output: Path) -> list[float]:
+    """Return the loss of every step, as it was taken last."""
+    last = {record["step"]: record["loss"] for record in records(output, "step")}
+    return [last[step] for step in range(1, NUM_STEPS + 1)]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -139,9 +150,7 @@ def kill_in_conversion(driver: subprocess.Popen[str], place: Path) -> None:
 
     def is_done() -> bool:
         # Not the one that a worker who was killed before has left.
-        partial = [
-            path for path in converted_folders(place) if path.suffix == ".partial" and path.stat().st_mtime > began
-        ]
+        partial = [path for path in converted_folders(place) if path.suffix == ".partial" and changed_at(path) > began]
         workers = training_workers(psutil.Process(driver.pid))
         if not partial or not workers:
             return False
@@ -160,6 +169,14 @@ def kill_in_conversion(driver: subprocess.Popen[str], place: Path) -> None:
 
 def converted_folders(place: Path) -> list[Path]:
     return [path for path in place.glob("pairwright-universal-*/*") if path.is_dir()]
+
+
+def changed_at(path: Path) -> float:
+    """Return when a folder was last changed, in seconds since 1970; 0 once it has its whole name, or is gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def with_workers(config: TrainConfig, num_workers: int) -> TrainConfig:
@@ -191,5 +208,7 @@ def check_same_weights(found: Path, expected: Path, stage: int) -> None:
     assert first.keys() == second.keys()
     difference = np.sqrt(sum(float(((first[name] - second[name]) ** 2).sum()) for name in second))
     relative = difference / np.sqrt(sum(float((value**2).sum()) for value in second.values()))
-    print(f"ZeRO-{stage}: weights differ by {relative:.1e}")
+    apart = max(abs(a - b) / abs(b) for a, b in zip(losses(found), losses(expected), strict=True))
+    print(f"ZeRO-{stage}: weights differ by {relative:.1e}, the losses of steps by at most {apart:.1e}")
     assert relative < TOLERANCE
+    assert apart < TOLERANCE

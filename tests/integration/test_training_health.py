@@ -102,6 +102,30 @@ def served_figures(run: str) -> dict[str, float]:
     return found
 
 
+def leave_little_memory(worker: psutil.Process) -> None:
+    """Let a process have no more than 16 MB beside the least that it holds within a second: less than a step takes."""
+    held = []
+    for _ in range(100):
+        held.append(worker.memory_info().data)
+        time.sleep(0.01)
+    worker.rlimit(psutil.RLIMIT_DATA, (min(held) + 16_000_000, worker.rlimit(psutil.RLIMIT_DATA)[1]))
+
+
+def test_a_rank_without_memory_ends_the_run_with_the_micro_batch_and_the_budget_to_set(folder: Path) -> None:
+    batches = {"groups_per_step": 128, "micro_batch_tokens": 20_000}
+    config = run_config(folder, "memory", batches=batches, training={"epochs": 100, "max_steps": 100})
+    driver = start_command(config, folder / "memory.toml")
+    wait_until(lambda: 2 in steps_logged(Path(config.output)), timeout_seconds=200, what="step 2")
+    leave_little_memory(training_workers(psutil.Process(driver.pid))[-1])
+    log, _ = driver.communicate(timeout=200)
+    print(log)
+    assert driver.returncode == 1
+    said = re.search(r"error: run .*rank \d on .* ran out of memory in .* micro-batch of ([\d,]+) tokens.*to (\d+) or", log)
+    assert said, log
+    assert int(said[2]) == int(said[1].replace(",", "")) // 2
+    assert "Traceback" not in log
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MB, which only root can make."""

@@ -74,3 +74,8 @@ def test_bf16_training_follows_the_reference_as_closely_as_its_rounding_allows(
     assert loss == pytest.approx(full_reference["loss"], rel=BF16_LOSS_TOLERANCE)
     assert difference < BF16_GRADIENT_TOLERANCE
     assert found["figures"][-1]["loss"] < found["figures"][0]["loss"]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_no_rank_spends_its_start_on_torchs_compiler(runs: Callable[[int], Results], stage: int) -> None:
+    assert not runs(1)[f"zero{stage} fp32"]["imports_compiler"]

@@ -13,12 +13,14 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
+from pairwright.cluster.log_lines import last_line
 from pairwright.cluster.mending import mend, sweep
 from pairwright.cluster.notices import TerminationNotice
 from pairwright.cluster.preparing import Prepared, with_absolute_paths
-from pairwright.cluster.progress import RestartNotice, Watcher, last_line
+from pairwright.cluster.progress import RestartNotice, Watcher
 from pairwright.cluster.run_folder import CHECKPOINTS_NAME, RunFolder
 from pairwright.cluster.worker_task import WorkerTask, start_worker
 from pairwright.config import TrainConfig
@@ -155,7 +157,12 @@ def _explain(error: Exception, folder: RunFolder, max_failures: int) -> str:
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer, but for its answer to Ctrl-C, and for where its controller looks for the cluster."""
+    """Ray's trainer, but for its answer to Ctrl-C, where its controller looks for the cluster, and a needless actor."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leave out what hands datasets to the ranks, of which there are none: its actor delays each of their starts."""
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Do nothing, where Ray would abort: our signals ask for a checkpoint first."""

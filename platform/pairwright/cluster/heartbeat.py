@@ -22,7 +22,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from pairwright.training.pulse import Moment, Pulse
 
 if TYPE_CHECKING:
-    from pairwright.cluster.progress import Board
+    from pairwright.cluster.board import Board
 
 MOST_BEAT_SECONDS = 5.0
 BEATS_IN_TIME = 10

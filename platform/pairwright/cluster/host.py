@@ -18,8 +18,9 @@ import torch.distributed as dist
 from ray.actor import ActorProxy
 from ray.train import CheckpointUploadMode
 
+from pairwright.cluster.board import Board
+from pairwright.cluster.log_lines import last_line
 from pairwright.cluster.notices import RankNotices
-from pairwright.cluster.progress import Board, last_line
 from pairwright.cluster.staging import Staging
 from pairwright.cluster.uploads import Uploads
 from pairwright.errors import CheckpointError, PairwrightError

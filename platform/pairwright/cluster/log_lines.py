@@ -42,3 +42,9 @@ def format_figures(record: Mapping[str, Any]) -> str:
         "tokens_per_second": "{:,.0f} tokens/s",
     }
     return "  ".join(text.format(record[name]) for name, text in formats.items() if record.get(name) is not None)
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an exception's text: the cause, where Ray puts a remote traceback before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

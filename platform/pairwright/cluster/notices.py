@@ -24,7 +24,7 @@ from ray.actor import ActorProxy
 from ray.train import PreemptionInfo
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
-from pairwright.cluster.progress import Asked, Board
+from pairwright.cluster.board import Asked, Board
 
 PREEMPTION_LOOK_SECONDS = 1.0
 STOP_SECONDS = 600.0

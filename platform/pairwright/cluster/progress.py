@@ -7,7 +7,6 @@ elsewhere, so that a job's log reads well and no worker's prefix stands before e
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pairwright.cluster.board import Board
 from pairwright.cluster.growth import Growth
 from pairwright.cluster.health import Health
-from pairwright.cluster.heartbeat import Beat, Watchdog, beat_seconds
-from pairwright.cluster.log_lines import event_line, format_figures
+from pairwright.cluster.heartbeat import Watchdog, beat_seconds
+from pairwright.cluster.log_lines import event_line, format_figures, last_line
 from pairwright.cluster.mending import Mended, Swept
 from pairwright.cluster.recovery import Recoveries
 from pairwright.cluster.run_log import RunLog
@@ -37,77 +37,10 @@ HEALTH_FIGURES = ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkp
 NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch", "time"})
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the driver asks of the ranks."""
-
-    stop: str | None = None
-    """The signal for which the run is to stop."""
-    num_saves: int = 0
-    """How many checkpoints were asked for so far."""
-    save: str = ""
-    """Why the last one."""
-
-
-class Board:
-    """Holds the records that the driver has not taken yet."""
-
-    def __init__(self) -> None:
-        self._records: list[dict[str, Any]] = []
-        self._asked = Asked()
-        self._beats: dict[int, Beat] = {}
-        self._ended: set[str] = set()
-        self._refusal: str | None = None
-
-    @ray.method
-    def refuse(self, reason: str) -> None:
-        """Keep why no further start of the ranks can help."""
-        self._refusal = self._refusal or reason
-
-    @ray.method
-    def refusal(self) -> str | None:
-        return self._refusal
-
-    @ray.method
-    def beat(self, beat: Beat) -> bool:
-        """Take a rank's beat and return whether its group is to end."""
-        self._beats[beat.rank] = beat
-        return beat.attempt in self._ended
-
-    @ray.method
-    def beats(self) -> list[Beat]:
-        """Return the newest beat of each rank."""
-        return list(self._beats.values())
-
-    @ray.method
-    def end(self, attempt: str) -> None:
-        """Have the ranks of a group end themselves."""
-        self._ended.add(attempt)
-
-    @ray.method
-    def put(self, record: dict[str, Any]) -> "Asked":
-        """Keep a record; the answer is what the driver asks for."""
-        self._records.append(record | {"time": round(time.time(), 3)})
-        return self._asked
-
-    @ray.method
-    def ask_to_stop(self, signal_name: str) -> None:
-        self._asked = replace(self._asked, stop=signal_name)
-
-    @ray.method
-    def ask_to_save(self, reason: str) -> None:
-        self._asked = replace(self._asked, num_saves=self._asked.num_saves + 1, save=reason)
-
-    @ray.method
-    def take(self) -> list[dict[str, Any]]:
-        taken, self._records = self._records, []
-        return taken
-
-
 class RestartNotice(UserCallback):
     """Tells the driver of lost workers and of committed checkpoints; Ray Train calls it on its controller."""
 
-    def __init__(self, board: "ActorProxy[Board]") -> None:
+    def __init__(self, board: ActorProxy[Board]) -> None:
         self._board = board
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
@@ -117,12 +50,6 @@ class RestartNotice(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         causes = [f"rank {rank}: {last_line(error)}" for rank, error in sorted(worker_exceptions.items())]
         self._board.put.remote({"kind": "restart", "step": 0, "causes": causes})
-
-
-def last_line(error: BaseException) -> str:
-    """Return the last line of an exception's text: the cause, where Ray puts a remote traceback before it."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 class Watcher:
@@ -223,6 +150,7 @@ class Watcher:
                 self.health.tell()
                 looked = time.monotonic()
             if stopping:
+                self.health.tell()  # the last step too
                 return
             if time.monotonic() - published > PUBLISH_SECONDS:
                 self._publish_all()

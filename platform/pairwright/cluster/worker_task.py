@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.actor import ActorProxy
 
-from pairwright.cluster.progress import Board
+from pairwright.cluster.board import Board
 from pairwright.config import TrainConfig
 from pairwright.data.store import Manifest
 

@@ -5,6 +5,7 @@ otherwise (TRAPS.md 21). Here the loss already has the global batch's divisor, s
 the loss is multiplied by the world size once, ``scale_wrt_gas`` is off, and clipping comes from our configuration.
 """
 
+import importlib
 import logging
 import math
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime import compiler
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
@@ -36,7 +38,21 @@ def join_process_group() -> None:
     # On a CPU it would compile a kernel for inference, under a lock file that a process killed meanwhile leaves behind:
     # every later start on that node would wait for it for ever (found so in November 2026).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon()
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon, as every ZeRO stage but 0 does, without having torch.compile wrap it there and then.
+
+    That imports all of torch's compiler, 1.5 s of each start of a rank, for an optimizer that no run here uses.
+    """
+    before = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = before
 
 
 def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:

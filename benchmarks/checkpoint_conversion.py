@@ -181,9 +181,30 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
         optimizer=OptimizerConfig(),
         pulse=Pulse(),
     )
-    engine.accumulate(engine.rewards(collate([], 0, "padded")).sum(), is_last=True)
+    engine.accumulate(engine.rewards(collate([some_group()], 0, "padded")).sum(), is_last=True)
     engine.step(1e-4)
     return engine, num_parameters
+
+
+def some_group():
+    """Return a group to take a step on: what it says does not matter here."""
+    import numpy as np
+
+    from pairwright.data.tokens import TokenGroup
+
+    ids = np.arange(1, 9, dtype=np.int32)
+    return TokenGroup(
+        group_id="g",
+        subset=None,
+        prompt_ids=ids,
+        completion_ids=[ids, ids[::-1].copy()],
+        num_characters=np.array([8, 8], np.int32),
+        completion_index=np.arange(2, dtype=np.int16),
+        chosen_P=np.array([0]),
+        rejected_P=np.array([1]),
+        weight_P=np.ones(1, np.float32),
+        margin_P=np.full(1, np.nan, np.float32),
+    )
 
 
 class Sampler(threading.Thread):
@@ -221,7 +242,7 @@ def size_of(folder: Path) -> int:
     for place, _, names in os.walk(folder):  # which passes over folders that are removed meanwhile
         for name in names:
             try:
-                total += os.stat(os.path.join(place, name)).st_size
+                total += (Path(place) / name).stat().st_size
             except FileNotFoundError:
                 continue
     return total

@@ -120,7 +120,9 @@ def test_a_rank_without_memory_ends_the_run_with_the_micro_batch_and_the_budget_
     log, _ = driver.communicate(timeout=200)
     print(log)
     assert driver.returncode == 1
-    said = re.search(r"error: run .*rank \d on .* ran out of memory in .* micro-batch of ([\d,]+) tokens.*to (\d+) or", log)
+    said = re.search(
+        r"error: run .*rank \d on .* ran out of memory in .* micro-batch of ([\d,]+) tokens.*to (\d+) or", log
+    )
     assert said, log
     assert int(said[2]) == int(said[1].replace(",", "")) // 2
     assert "Traceback" not in log

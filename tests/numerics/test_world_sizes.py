@@ -105,6 +105,19 @@ def test_what_two_ranks_began_one_finishes_in_the_same_weights(
     check_same_end(quick_finished[name], quick_whole[name], name)
 
 
+def test_a_checkpoint_without_a_step_taken_is_refused_and_takes_no_space(world: World, tmp_path: Path) -> None:
+    """DeepSpeed 0.19.8 would write a file of all weights for each of them."""
+    places = {stage: tmp_path / f"zero{stage}" for stage in (1, 2)}
+    cases = [case(world, str(stage), stage, num_steps=0, saves=str(place)) for stage, place in places.items()]
+    run_ranks(world, 2, cases)
+    for place in places.values():
+        with (
+            pytest.raises(CheckpointError, match=r"no step up to this .* set workers\.num_workers=2, or choose"),
+            converted(place, read_manifest(place)),
+        ):
+            pass
+
+
 @pytest.mark.slow
 def test_every_stage_goes_on_between_one_two_and_three_ranks(world: World, tmp_path: Path) -> None:
     whole = {size: started(world, tmp_path, size, CASES) for size in (1, 2, 3)}

@@ -160,7 +160,7 @@ class _Trainer(TorchTrainer):
     """Ray's trainer, but for its answer to Ctrl-C, where its controller looks for the cluster, and a needless actor."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Leave out what hands datasets to the ranks, of which there are none: its actor delays each of their starts."""
+        """Leave out what hands datasets to the ranks: there are none, and its actor delays each start."""
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 

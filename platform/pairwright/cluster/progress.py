@@ -80,7 +80,8 @@ class Watcher:
         """Called, soon, once a checkpoint is committed."""
         self._watchdog = Watchdog(workers.hang_seconds)
         self._growth = Growth(workers)
-        self._look_seconds = beat_seconds(workers.hang_seconds)
+        # Several times between two of Ray's looks for room: whoever sees it first decides what is saved.
+        self._look_seconds = min(beat_seconds(workers.hang_seconds), workers.resize_seconds / 4)
         self._log_every_steps = log_every_steps
         self._publish = publish
         self._stop = threading.Event()

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
 from deepspeed.checkpoint import ds_to_universal
 from torch.utils.serialization import config as serialization
 
@@ -104,6 +105,7 @@ def _partial(target: Path) -> Path:
 
 def _make(directory: Path, manifest: CheckpointManifest, target: Path) -> None:
     verify_all(directory, manifest)
+    _check_stepped(directory, manifest)
     _check_space(directory, target.parent)
     partial = _partial(target)
     shutil.rmtree(partial, ignore_errors=True)
@@ -117,6 +119,19 @@ def _make(directory: Path, manifest: CheckpointManifest, target: Path) -> None:
             f"workers.num_workers={manifest.world_size} to go on as it is"
         ) from None
     partial.rename(target)
+
+
+def _check_stepped(directory: Path, manifest: CheckpointManifest) -> None:
+    """Refuse what DeepSpeed 0.19.8 would convert into a file of all weights for each weight: no moments to divide."""
+    shard = next((directory / TAG).glob("*optim_states.pt"))
+    with _mapped_reading():
+        state = torch.load(shard, map_location="cpu", weights_only=False)["optimizer_state_dict"]
+    if not state.get("base_optimizer_state", state.get("optimizer_state_dict"))["state"]:
+        raise CheckpointError(
+            f"{directory}: no step up to this checkpoint changed a weight, each was skipped, so it holds nothing of "
+            "the optimizer that another number of workers could go on with; set "
+            f"workers.num_workers={manifest.world_size}, or choose another output to begin anew"
+        )
 
 
 def _check_space(directory: Path, place: Path) -> None:

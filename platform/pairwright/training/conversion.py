@@ -4,7 +4,7 @@ Made in process, on this node's own disk, by whichever of its ranks comes first:
 what it made. It is made beside and renamed when whole, so that a converter that was killed leaves nothing that counts.
 What no living process uses is removed by the next one that comes. It writes a file for each moment of each weight,
 which is what lets a rank read just its part; shards are mapped, not read whole. Time grows with the model, 0.11 s a
-million weights on two cores, memory with its largest weight (benchmarks/checkpoint_conversion.py, up to 124M).
+million weights on two cores, memory with its largest weight (benchmarks/checkpoint_conversion.py, up to 496M).
 """
 
 import argparse

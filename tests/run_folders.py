@@ -33,7 +33,7 @@ def add(root: Path, step: int, validation: dict[str, float]) -> None:
 
 
 def name(step: int) -> str:
-    return f"step-{step:08d}-abc"
+    return f"step-{step:08d}-abcabc"
 
 
 def commit(root: Path, *steps: int) -> None:

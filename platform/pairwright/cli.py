@@ -204,7 +204,7 @@ def evaluate(
     from pairwright.cluster.evaluate import evaluate as run
     from pairwright.evaluation.report import format_report
 
-    report = run(
+    run(
         model,
         pairs,
         version=version,
@@ -213,8 +213,8 @@ def evaluate(
         num_workers=num_workers,
         use_gpu=use_gpu,
         micro_batch_tokens=micro_batch_tokens,
+        show=lambda report: print(json.dumps(report, indent=2) if as_json else format_report(report), flush=True),
     )
-    print(json.dumps(report, indent=2) if as_json else format_report(report))
 
 
 @app.command()
@@ -272,9 +272,9 @@ def new_model(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make a small untrained model with a tokenizer of its own, to try everything without a download."""
-    from pairwright.model.small import new_small_model
+    from pairwright.model.small import publish_small_model
 
-    new_small_model(
+    publish_small_model(
         Path(directory),
         architecture=architecture,
         texts=_texts_in(Path(texts)),

@@ -8,10 +8,12 @@ PairwrightError
 ├── ConfigError       a configuration or a flag that cannot be used
 ├── DataError         input, or a table's content, that cannot be used
 │   └── SourceError   a source that cannot be read to its end (missing, truncated, wrong compression)
-├── StoreError        a table that is missing, of another kind, or damaged
-│   └── CommitConflict  another writer took this version (retried; reaches a user only when retries run out)
+├── StoreError        a table that is missing, of another kind, or damaged; a place that is not ours to write to
+│   ├── CommitConflict  another writer took this version (retried; reaches a user only when retries run out)
+│   └── LeaseError      another command is at work in this place
 ├── ModelError        a model or tokenizer that cannot be used
-├── CheckpointError   a checkpoint that is damaged or belongs to another run
+├── CheckpointError   a checkpoint that cannot be used, or belongs to another run
+│   └── DamagedCheckpointError  a checkpoint that is not what was written; an older one may do
 ├── TrainingError     a run that cannot go on (lost workers, no memory)
 │   ├── NotFiniteError  a step whose loss or gradient is not finite
 │   └── OutOfMemoryError  a rank that got no memory
@@ -45,6 +47,10 @@ class StoreError(PairwrightError):
 
 class CommitConflict(StoreError):  # noqa: N818 - what it is, not that it is one more error
     """Another writer created this version first."""
+
+
+class LeaseError(StoreError):
+    """Another command is at work in this place, or has taken it over."""
 
 
 class ModelError(PairwrightError):

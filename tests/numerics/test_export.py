@@ -1,6 +1,7 @@
 """An exported model, loaded by plain transformers, gives the rewards that it gave here."""
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -133,10 +134,13 @@ def test_the_exported_directory_says_what_it_is(exported: Exported):
     ]
     assert config.num_labels == 1
     assert config.pad_token_id == tokenizer.pad_token_id
-    assert json.loads((directory / RULES_FILE).read_text()) == {
-        "format_version": 1,
-        "max_length": 64,
-        "overlong": "truncate",
+    rules = json.loads((directory / RULES_FILE).read_text())
+    files = {file["path"]: (file["bytes"], file["sha256"]) for file in rules.pop("files")}
+    assert rules == {"format_version": 1, "max_length": 64, "overlong": "truncate"}
+    assert files == {
+        path.name: (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in directory.iterdir()
+        if path.name != RULES_FILE
     }
     saved = AutoTokenizer.from_pretrained(directory)
     assert saved.chat_template == TEMPLATE

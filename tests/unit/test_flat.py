@@ -34,6 +34,7 @@ def pairs_table(folder: Path, rows: list[dict[str, Any]] = ROWS, **config: Any) 
 
 def exported(url: str, output: Path, layout: Layout, split: str | None = None) -> list[dict[str, Any]]:
     path = output / f"flat.{layout}"
+    path.unlink(missing_ok=True)
     num_rows = export_pairs(url, str(path), version=None, split=split, layout=layout)
     rows = pq.read_table(path).to_pylist() if layout == "parquet" else list(map(json.loads, path.open()))
     assert len(rows) == num_rows

@@ -1,6 +1,8 @@
 """Scoring without Ray: what a line may be, what is refused, and an output that is whole or absent."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -255,18 +257,40 @@ def test_an_overwritten_output_holds_the_second_run_alone(tmp_path: Path) -> Non
     assert {file.path for file in (*manifest.files, *manifest.refused_files)} | {"scores.json"} == files_in(tmp_path)
 
 
-def test_what_a_killed_run_left_is_gone_after_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_run_left_goes_with_the_next_once_it_is_a_day_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(score_files, "ROWS_PER_FILE", 2)
-    killed = ScoreFiles(str(tmp_path), overwrite=False)
-    killed.add(part(["old", "old"]))
-    assert len(files_in(tmp_path)) == 1
-    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):
+        ScoreFiles(str(tmp_path), overwrite=False).add(part(["old", "old"]))
+    old, young = sorted(files_in(tmp_path))
+    before = time.time() - 25 * 3600
+    os.utime(tmp_path / old, (before, before))
     files = ScoreFiles(str(tmp_path), overwrite=False)
+    (tmp_path / "scores/notes.txt").write_text("mine")
     files.add(part(["new"]))
     files.finish_source()
+    manifest = commit(files)
+    assert files_in(tmp_path) == {young, "scores/notes.txt", "scores.json", *(file.path for file in manifest.files)}
+
+
+def test_old_scores_stay_until_the_new_ones_are_whole(tmp_path: Path) -> None:
+    files = ScoreFiles(str(tmp_path), overwrite=False)
+    files.add(part(["old"]))
+    files.finish_source()
     commit(files)
-    assert names_in(tmp_path) == ["new"]
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    before = {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)}
+    failed = ScoreFiles(str(tmp_path), overwrite=True)
+    failed.add(part(["new"]))
+    failed.abandon()
+    assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == before
+
+
+def test_a_foreign_scores_json_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text('{"ann": 12, "bob": 9}')
+    with pytest.raises(StoreError, match=r"scores.json: is not of `pairwright score`, and is not replaced"):
+        ScoreFiles(str(tmp_path), overwrite=True)
+    assert (tmp_path / "scores.json").read_text() == '{"ann": 12, "bob": 9}'
 
 
 def test_of_two_runs_into_one_output_at_once_one_is_kept_whole(tmp_path: Path) -> None:
@@ -309,7 +333,7 @@ def test_a_dropped_source_leaves_nothing_and_order_is_kept_over_many_files(
 def test_a_folder_that_holds_a_table_takes_no_scores(tmp_path: Path) -> None:
     (tmp_path / "versions").mkdir()
     (tmp_path / "versions/00000001.json").write_text("{}")
-    with pytest.raises(StoreError, match="holds a table"):
+    with pytest.raises(StoreError, match="holds no scores but versions"):
         ScoreFiles(str(tmp_path), overwrite=True)
 
 

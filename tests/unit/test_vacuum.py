@@ -16,6 +16,7 @@ from pairwright.data.vacuum import VacuumSummary, vacuum
 from pairwright.errors import StoreError
 
 DAY = 24 * 3600
+LANDED = f"landing/{'0a' * 16}/{'1b' * 16}.jsonl"
 
 
 @pytest.fixture
@@ -57,15 +58,15 @@ def test_only_what_no_version_names_and_what_is_old_goes(table: Table) -> None:
     commit(table, named)
     half = Path(table.url) / f"{old.path}#1"  # what obstore writes first; a writer that was killed leaves it
     half.write_bytes(b"x" * 10)
-    shard = Path(table.url) / "landing/0a1b/00000.jsonl"
+    shard = Path(table.url) / LANDED
     shard.parent.mkdir(parents=True)
     shard.write_bytes(b"{}\n")
-    make_old(table, named.path, old.path, f"{old.path}#1", "landing/0a1b/00000.jsonl")
+    make_old(table, named.path, old.path, f"{old.path}#1", LANDED)
     dry = clean(table, hours=12, dry=True)
-    assert stored(table) == {named.path, old.path, young.path, f"{old.path}#1", "landing/0a1b/00000.jsonl"}
+    assert stored(table) == {named.path, old.path, young.path, f"{old.path}#1", LANDED}
     summary = clean(table, hours=12)
     assert sorted(summary.removed_files) == sorted(dry.removed_files)
-    assert sorted(summary.removed_files) == sorted([old.path, f"{old.path}#1", "landing/0a1b/00000.jsonl"])
+    assert sorted(summary.removed_files) == sorted([old.path, f"{old.path}#1", LANDED])
     assert summary.removed_bytes == dry.removed_bytes == old.bytes + 10 + 3
     assert (summary.num_young_files, summary.young_bytes) == (1, young.bytes)
     assert stored(table) == {named.path, young.path}

@@ -17,6 +17,7 @@ from pairwright.cluster.folders import objects_below
 from pairwright.cluster.log_lines import format_figures
 from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_NAME, RUN_NAME, RunFolder, read_object
 from pairwright.data.locations import local_root, store_errors
+from pairwright.data.ownership import CHECKPOINT_NAME
 from pairwright.data.store import open_store
 from pairwright.errors import StoreError
 from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
@@ -57,6 +58,8 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
     """What ``training.keep_best`` keeps below ``checkpoints-best/``: one, unless a driver was killed on the way."""
     set_aside: list[str] = []
     """Damaged ones, below ``checkpoints-damaged/``."""
+    foreign: list[str] = []
+    """Folders below ``checkpoints/`` that no run names so: they are never touched."""
 
     @property
     def best(self) -> KeptCheckpoint | None:
@@ -106,11 +109,13 @@ def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
         found = [
             _looked_at(store, f"{CHECKPOINTS_NAME}/{name}", entries, committed=name in committed, verify=verify)
             for name, entries in sorted(folders.items())
+            if CHECKPOINT_NAME.fullmatch(name)
         ]
         found += [_gone(name) for name in committed if name not in folders]
         kept_apart = [
             _looked_at(store, f"{BEST_NAME}/{name}", entries, committed=True, verify=verify)
             for name, entries in sorted(_folders(store, BEST_NAME).items())
+            if CHECKPOINT_NAME.fullmatch(name)
         ]
         set_aside = sorted(_folders(store, DAMAGED_NAME))
     found.sort(key=lambda kept: (step_of(kept), kept.committed), reverse=True)
@@ -121,6 +126,7 @@ def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
         checkpoints=found,
         kept_apart=kept_apart,
         set_aside=set_aside,
+        foreign=sorted(name for name in folders if not CHECKPOINT_NAME.fullmatch(name)),
     )
 
 
@@ -140,11 +146,12 @@ def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], 
     if content is None:
         return "missing", []
     try:
-        return "read", [
-            named.checkpoint_dir_name for named in msgspec.json.decode(content, type=_Snapshot).checkpoint_results
-        ]
+        results = msgspec.json.decode(content, type=_Snapshot).checkpoint_results
     except msgspec.DecodeError:
         return "torn", []
+    names = [named.checkpoint_dir_name for named in results]
+    # Ray deletes what its list names, so a list with other names than a run's, such as ../model, is not one to use.
+    return ("read", names) if all(map(CHECKPOINT_NAME.fullmatch, names)) else ("torn", [])
 
 
 def _looked_at(
@@ -235,6 +242,7 @@ def format_checkpoints(found: KeptCheckpoints) -> str:
     if found.best is not None:
         lines += _lines(found.best, "best", f"{BEST_NAME}/{found.best.name}")
     lines += [f"set aside, damaged: {DAMAGED_NAME}/{name}" for name in found.set_aside]
+    lines += [f"not of this run, left alone: {CHECKPOINTS_NAME}/{name}" for name in found.foreign]
     return "\n".join([*lines, _next_start(found)])
 
 

@@ -4,10 +4,10 @@ The split is cut into parts by the data alone; a part's sums are exact integers,
 report to the last digit. Tokens are made with the model's own tokenizer, template and limits, and cached.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import obstore
 import ray.data
 import torch
 
@@ -15,16 +15,18 @@ from pairwright.cluster.counting import counting
 from pairwright.cluster.model_pool import Row, Worker, check_workers, run_on_models
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.tokenize import ensure_tokens
-from pairwright.data.locations import absolute_url, open_store, store_errors
+from pairwright.data.locations import absolute_url
+from pairwright.data.outputs import check_output, put_output
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ConfigError, DataError
 from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
 from pairwright.evaluation.exported import ExportedModel, load_exported, open_exported
-from pairwright.evaluation.report import DataIdentity, build_report, report_json
+from pairwright.evaluation.report import DataIdentity, build_report, is_report, report_json
 
 SPLITS = ("train", "validation")
 REPORT_NAME = "report.json"
+WHAT = "a report of `pairwright evaluate`"
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ def evaluate(
     use_gpu: bool,
     micro_batch_tokens: int,
     cache: str | None = None,
+    show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the report of a model on a split, in the shape of ``schemas/report.v1.json``.
+    """Write the report of a model on a split, and return it, in the shape of ``schemas/report.v1.json``.
 
     Args:
         model: directory or URL of an exported model.
@@ -83,21 +86,24 @@ def evaluate(
         version: of it; the newest if None.
         split: train or validation.
         output: where to write the report: a URL that ends in .json, or of a directory that gets a ``report.json``;
-            beside the model if None.
+            beside the model if None. An older report there is replaced, and nothing else.
         num_workers: models that work side by side; changes nothing in the report.
         use_gpu: give each a GPU.
         micro_batch_tokens: most tokens of one forward, padding included.
         cache: URL of the token cache; ``tokens/`` beside the output if None, or where neither is given, beside the run
             that the model is from. On a cluster of several nodes it has to be one that all of them see.
+        show: called with the report before it is written, which may fail.
 
     Raises:
         ModelError: if the model cannot be used.
-        StoreError: if there is no such table or version, or it does not hold pairs.
+        StoreError: if there is no such table or version, or it does not hold pairs; if the report could not go there.
         DataError: if no pair of the split is left to evaluate on.
         ConfigError: if there is no such split, or too few workers or tokens to work with.
     """
     _check_split(split)
+    check_output(report_url(model, output), is_report, what=WHAT)
     exported = open_exported(model)
+    exported.verify(hashes=True)
     manifest = Table.open(pairs, "pairs").manifest(version)
     with ray_session():
         check_workers(num_workers, use_gpu=use_gpu)
@@ -121,7 +127,9 @@ def evaluate(
         tokens=tokens_manifest.totals,
     )
     report = build_report(evaluation, model=exported.identity(), pairs=data)
-    _write(report_json(report), report_url(model, output))
+    if show is not None:
+        show(report)
+    put_output(report_url(model, output), report_json(report), is_report, what=WHAT)
     return report
 
 
@@ -149,12 +157,6 @@ def report_url(model: str, output: str | None) -> str:
 def _check_split(split: str) -> None:
     if split not in SPLITS:
         raise ConfigError(f"split {split} is none of {' and '.join(SPLITS)}")
-
-
-def _write(content: bytes, url: str) -> None:
-    folder, _, name = url.rpartition("/")
-    with store_errors(url):
-        obstore.put(open_store(folder), name, content)
 
 
 def _default_cache(model: str, output: str | None) -> str:

@@ -19,9 +19,11 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from pairwright.cluster.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
 from pairwright.cluster.folders import objects_below
-from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RunFolder, RunIdentity, store_directory
+from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RunFolder, RunIdentity
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.data.model_files import RULES_FILE
+from pairwright.data.outputs import is_free, put_directory
 from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import CheckpointError, ConfigError, ModelError
@@ -124,13 +126,7 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
 
 
 def _refuse_what_is_there(into: str) -> None:
-    root = local_root(into)
-    if root is not None:
-        taken = root.exists() and (not root.is_dir() or any(root.iterdir()))
-    else:
-        with store_errors(into):
-            taken = any(chunk for chunk in obstore.list(open_store(into)))
-    if taken:
+    if not is_free(into):
         raise ConfigError(f"{into}: something is here already; name a directory that is not there yet")
 
 
@@ -166,7 +162,7 @@ def _export(config: TrainConfig, directory: Path, manifest: CheckpointManifest, 
     state = _with_frozen(whole_weights(directory, manifest, dtype=dtype), model, directory)
     with tempfile.TemporaryDirectory(prefix="pairwright-export-") as exported:
         save_reward_model(state, model, tokenizer, exported, chat_template=template, dtype=dtype, tokens=config.tokens)
-        store_directory(Path(exported), into)
+        put_directory(Path(exported), into, last=RULES_FILE)
 
 
 def _with_frozen(weights: dict[str, Tensor], model: RewardModel, directory: Path) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from pairwright.cluster.progress import RestartNotice, Watcher
 from pairwright.cluster.run_folder import CHECKPOINTS_NAME, RunFolder
 from pairwright.cluster.worker_task import WorkerTask, start_worker
 from pairwright.config import TrainConfig
+from pairwright.data.lease import Lease
 from pairwright.errors import PairwrightError, StoreError, TrainingError
 from pairwright.training.patience import pauses
 
@@ -31,7 +32,7 @@ LEFTOVER_SECONDS = 600.0
 """Far longer than the workers of a killed driver live; what they left and is younger goes when the run is over."""
 
 
-def fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+def fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher, lease: Lease) -> dict[str, Any]:
     """Train to the end and return what the ranks returned (``worker.train_worker``), but for errors and damage.
 
     Where the workers find the newest checkpoint damaged, it is set aside; where Ray cannot write its list of them, that
@@ -40,12 +41,14 @@ def fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wat
     Raises:
         TrainingError: if the run stopped for good; what it left is still there to go on from.
         CheckpointError: if no checkpoint is whole.
+        LeaseError: if another command has taken the run over.
         StoreError: if the run's folder cannot be read or written to begin with.
     """
     damaged: dict[str, str] = {}
     patience = _Patience(config.training.storage_patience_seconds)
     watcher.swept(sweep(folder, older_than_seconds=LEFTOVER_SECONDS))
     while True:
+        lease.check()
         try:
             with patience.errors_of_the_folder():
                 watcher.mended(mend(folder, damaged=damaged))
@@ -61,6 +64,7 @@ def fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wat
             time.sleep(pause)
             continue
         if "damaged" not in outcome:
+            lease.check()
             watcher.swept(sweep(folder, older_than_seconds=0))
             return outcome
         damaged = {outcome["damaged"]: outcome["reason"]}

@@ -1,12 +1,15 @@
 """Folders below a run's output, local or on object storage: copied, moved, removed.
 
 A local folder appears whole or not at all, and a copy of it takes no room where the disk can link files. On object
-storage each object is put alone, those at its top last: a ``checkpoint.json`` says that the rest is there.
+storage each object is put alone, those at its top last: a ``checkpoint.json`` says that the rest is there. Of a folder
+that is removed or replaced only what checkpoints consist of goes (data/ownership.py).
 """
 
 import asyncio
 import os
+import re
 import shutil
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +18,12 @@ from obstore.store import ObjectStore
 
 from pairwright.cluster.run_folder import RunFolder
 from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.data.ownership import RUN, delete_folder
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial")
 MOST_BYTES_COPIED_BY_THE_STORE = 5 * 1000**3
 """S3 copies objects up to 5 GB by itself; larger ones go through this machine."""
 
@@ -40,8 +45,8 @@ def copy_folder(run: RunFolder, source: str, target: str) -> None:
         StoreError: if it cannot be read or written.
     """
     with store_errors(run.path(target)):
-        if (root := local_root(run.url)) is not None:
-            _copy_local(root / source, root / target)
+        if local_root(run.url) is not None:
+            _copy_local(run, source, target)
             return
         store = open_store(run.url)
         remove_folder(run, target)
@@ -71,19 +76,12 @@ def move_folder(run: RunFolder, source: str, target: str) -> None:
 
 
 def remove_folder(run: RunFolder, name: str) -> None:
-    """Remove a folder of a run, if it is there.
+    """Remove a checkpoint's folder, if it is there; what else somebody put into it stays.
 
     Raises:
         StoreError: if it cannot be read or written.
     """
-    with store_errors(run.path(name)):
-        if (root := local_root(run.url)) is not None:
-            if (root / name).exists():
-                shutil.rmtree(root / name)
-            return
-        store = open_store(run.url)
-        if entries := objects_below(store, name):
-            obstore.delete(store, [entry["path"] for entry in entries])
+    delete_folder(run.url, name, RUN)
 
 
 async def _through_here(store: ObjectStore, source: str, target: str) -> None:
@@ -91,13 +89,18 @@ async def _through_here(store: ObjectStore, source: str, target: str) -> None:
     await obstore.put_async(store, target, found.stream())
 
 
-def _copy_local(source: Path, target: Path) -> None:
-    partial = target.with_name(".partial")  # of one name, so that the next copy clears away what a killed one left
-    shutil.rmtree(partial, ignore_errors=True)
-    target.parent.mkdir(exist_ok=True)
-    shutil.copytree(source, partial, copy_function=_link_or_copy)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+def _copy_local(run: RunFolder, source: str, target: str) -> None:
+    root = Path(run.url)
+    below, _, name = target.rpartition("/")
+    (root / below).mkdir(exist_ok=True)
+    for left in (root / below).iterdir():
+        if _PARTIAL.fullmatch(left.name):  # of a driver that was killed
+            remove_folder(run, f"{below}/{left.name}")
+    partial = root / below / f".{uuid.uuid4().hex[:8]}.partial" / name
+    shutil.copytree(root / source, partial, copy_function=_link_or_copy)
+    remove_folder(run, target)
+    partial.rename(root / target)
+    partial.parent.rmdir()
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pairwright.cluster.run_folder import RunFolder, RunIdentity, identity_config
 from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.config import TrainConfig, digest_of
+from pairwright.data.locations import local_root
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ConfigError
@@ -34,6 +35,23 @@ def version_of(config: TrainConfig, folder: RunFolder) -> int | None:
         return config.data.version
     identity = folder.identity()
     return None if identity is None or identity.pairs_url != config.data.pairs else identity.pairs_version
+
+
+def check_places(config: TrainConfig) -> None:
+    """Refuse an output that lies in the starting model's directory, or holds it: one would destroy the other.
+
+    Raises:
+        ConfigError: if so.
+    """
+    root, path = local_root(config.output), Path(config.model.path)
+    if root is None or not path.is_dir():
+        return
+    output, model = root.resolve(), path.resolve()
+    if output == model or output in model.parents or model in output.parents:
+        raise ConfigError(
+            f"output {config.output} and model.path {config.model.path} are one folder, or one lies in the other; give "
+            "the run a folder of its own, beside the model"
+        )
 
 
 def check_model(config: TrainConfig) -> None:

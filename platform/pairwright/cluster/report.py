@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import obstore
 import pyarrow as pa
 import ray
 from ray.data.context import ShuffleStrategy
@@ -22,7 +21,7 @@ from pairwright import errors
 from pairwright.cluster.counting import counting
 from pairwright.cluster.passes import run_pass
 from pairwright.cluster.session import ray_session
-from pairwright.data.locations import absolute_url, open_store, store_errors
+from pairwright.data.outputs import check_output, put_output
 from pairwright.data.report.bradley_terry import (
     Fit,
     Spread,
@@ -34,7 +33,7 @@ from pairwright.data.report.bradley_terry import (
 )
 from pairwright.data.report.figures import Figures, Strengths, TableFacts, build_figures
 from pairwright.data.report.history import History, history_of
-from pairwright.data.report.page import render
+from pairwright.data.report.page import is_page, render
 from pairwright.data.report.refusals import RefusedSums, count_refused
 from pairwright.data.report.rows import COLUMNS, REPORT_ROWS, report_rows
 from pairwright.data.report.statistics import count
@@ -44,6 +43,7 @@ from pairwright.errors import PairwrightError, StoreError
 
 ROWS_PER_PARTITION = 16_384
 MAX_SHUFFLE_PARTITIONS = 128
+WHAT = "a page of `pairwright report`"
 MAX_SORTED_PARTITIONS = 64
 """Up to here Ray sorts by partition, as in expand."""
 
@@ -84,6 +84,8 @@ def report(url: str, *, version: int | None, output: str | None) -> Figures:
         StoreError: if there is no such table or version, its annotations are no longer there, or a file is damaged.
         DataError: if annotations of one group list different texts.
     """
+    if output is not None:
+        check_output(output, is_page, what=WHAT)
     subject = find_annotations(url, version)
     manifest = subject.manifest
     history = history_of(subject.table, manifest)
@@ -101,7 +103,7 @@ def report(url: str, *, version: int | None, output: str | None) -> Figures:
     )
     figures = build_figures(facts, manifest, history, refused, sums, strengths)
     if output is not None:
-        _write(render(figures).encode(), output)
+        put_output(output, render(figures).encode(), is_page, what=WHAT)
     return figures
 
 
@@ -234,10 +236,3 @@ def _games_between(batch: pa.Table) -> pa.Table:
 def _spread(batch: pa.Table, *, found: "ray.ObjectRef[Fit]") -> pa.Table:
     spread = spread_over_prompts(decode_table(batch["games"][0].as_py()), ray.get(found))
     return pa.table({"squared": [spread.squared_M.tobytes()], "prompts": [spread.prompts_M.tobytes()]})
-
-
-def _write(content: bytes, output: str) -> None:
-    url = absolute_url(output)
-    folder, _, name = url.rpartition("/")
-    with store_errors(url):
-        obstore.put(open_store(folder), name, content)

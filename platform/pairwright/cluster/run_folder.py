@@ -4,8 +4,8 @@
 it and goes on. ``training.json`` is written last: a run has ended well if and only if it is there.
 """
 
-import shutil
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ from obstore.store import ObjectStore
 from pairwright.cluster.recovery import Recovery
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, store_errors
+from pairwright.data.model_files import RULES_FILE, written_files
+from pairwright.data.outputs import check_own, is_free, replace_directory
+from pairwright.data.ownership import RUN, check_free
 from pairwright.data.store import Input, open_store
 from pairwright.errors import ConfigError
 
@@ -86,8 +89,16 @@ class RunFolder:
         self.is_local = "://" not in url or url.startswith("file://")
         self.url = str(Path(url.removeprefix("file://")).resolve()) if self.is_local else url.rstrip("/")
         self._store = open_store(self.url)
-        self.local_directory = Path(self.url) if self.is_local else Path(tempfile.mkdtemp(prefix="pairwright-run-"))
         self._published: dict[Path, tuple[int, int]] = {}
+
+    @cached_property
+    def _copies(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="pairwright-run-")  # goes with this object
+
+    @property
+    def local_directory(self) -> Path:
+        """Where small files are written: the folder itself, or for a remote one a temporary folder of this machine."""
+        return Path(self.url) if self.is_local else Path(self._copies.name)
 
     def path(self, name: str) -> str:
         """Return the path or URL of something in the folder."""
@@ -106,12 +117,23 @@ class RunFolder:
                 "another output"
             ) from None
 
+    def check_free(self) -> None:
+        """Refuse a folder that holds neither a run nor nothing.
+
+        Raises:
+            StoreError: naming what is there.
+        """
+        if self.identity() is None:
+            check_free(self.url, RUN, advice="choose another output, or an empty folder")
+
     def claim(self, identity: RunIdentity) -> None:
         """Make this the folder of a run, or go on with the run that it already holds.
 
         Raises:
             ConfigError: if another run is here, naming what differs.
+            StoreError: if anything else is here.
         """
+        self.check_free()
         try:
             obstore.put(self._store, RUN_NAME, _pretty(identity), mode="create")
         except AlreadyExistsError:
@@ -152,30 +174,33 @@ class RunFolder:
                 self._published[path] = state
 
 
-def store_model(source: Path, run_url: str) -> None:
-    """Put an exported model directory into a run's folder, whole or not at all where the folder is local.
+def check_model_place(run_url: str) -> None:
+    """Refuse a run whose ``model`` folder holds what no run of ours wrote: it would be in the way at the end.
 
     Raises:
-        StoreError, OSError: if it cannot be written.
+        StoreError: naming it.
     """
-    store_directory(source, f"{run_url}/{MODEL_NAME}")
+    url = f"{run_url}/{MODEL_NAME}"
+    if not is_free(url):
+        check_own(url, written_files(_rules_at(url)))
 
 
-def store_directory(source: Path, url: str) -> None:
-    """Put a local directory at a path or URL, in place of what is there; whole or not at all where that is local."""
+def store_model(source: Path, run_url: str) -> None:
+    """Put an exported model directory into a run's folder, in the place of what an earlier start of the run exported.
+
+    Raises:
+        StoreError: if a file is there that no start of the run wrote, or it cannot be written.
+    """
+    url = f"{run_url}/{MODEL_NAME}"
+    replace_directory(source, url, own=written_files(_rules_at(url)), last=RULES_FILE)
+
+
+def _rules_at(url: str) -> bytes | None:
     root = local_root(url)
-    if root is None:
-        store = open_store(url)
-        with store_errors(url):
-            for path in sorted(source.rglob("*")):
-                if path.is_file():
-                    obstore.put(store, path.relative_to(source).as_posix(), path)
-        return
-    partial = root.with_name(f"{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    shutil.rmtree(root, ignore_errors=True)
-    partial.rename(root)
+    if root is not None and not root.is_dir():
+        return None
+    with store_errors(url):
+        return read_object(open_store(url), RULES_FILE)
 
 
 def identity_config(config: TrainConfig) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def ensure_tokens(
     tokenizer = load_tokenizer(tokenizer_path)
     spec = TokenSpec.of(tokenizer, config)
     content = hashlib.sha256(f"{manifest.digest} {spec.digest}".encode()).hexdigest()
-    table = Table(f"{into.rstrip('/')}/{content[:_DIGITS]}", "tokens")
+    table = Table.claim(f"{into.rstrip('/')}/{content[:_DIGITS]}", "tokens")
     known = table.latest()
     if known is not None:
         return table.url, known

@@ -20,16 +20,20 @@ from pairwright import __version__
 from pairwright.cluster.best import BestKeeper, Figure
 from pairwright.cluster.fitting import fit
 from pairwright.cluster.notices import StopSignals
-from pairwright.cluster.preparing import Prepared, check_model, prepare, version_of
+from pairwright.cluster.preparing import Prepared, check_model, check_places, prepare, version_of
 from pairwright.cluster.progress import Watcher
 from pairwright.cluster.run_folder import (
     MODEL_NAME,
     RunFolder,
     TrainedOn,
     TrainingSummary,
+    check_model_place,
 )
 from pairwright.cluster.session import ray_session
 from pairwright.config import TrainConfig, config_digest
+from pairwright.data.lease import Lease
+from pairwright.data.locations import local_root
+from pairwright.data.ownership import RUN
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ConfigError, StoppedError
@@ -57,6 +61,9 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     Raises:
         ConfigError, StoreError, ModelError: as ``train`` would, for what it finds wrong.
     """
+    check_places(config)
+    if _is_there(config.output):
+        RunFolder(config.output).check_free()
     manifest = Table.open(config.data.pairs, "pairs").manifest(config.data.version)
     load_tokenizer(config.model.path)
     check_model(config)
@@ -75,8 +82,10 @@ def train(config: TrainConfig) -> TrainSummary:
     """Run a training to its end, or go on with the one that ``config.output`` already holds.
 
     Raises:
-        ConfigError: if the output holds another run, or the batch cannot be planned.
-        StoreError, ModelError: if the pairs table or the model cannot be used.
+        ConfigError: if the output holds another run, lies in the starting model or around it, or the batch cannot be
+            planned.
+        StoreError, ModelError: if the pairs table, the model or the output cannot be used.
+        LeaseError: if another command trains in this output.
         TrainingError: if the run stopped for good; what it left is still there to go on from.
         StoppedError: if SIGTERM asked it to stop; KeyboardInterrupt, if Ctrl-C did.
     """
@@ -92,28 +101,40 @@ def train(config: TrainConfig) -> TrainSummary:
 
 
 def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
+    check_places(config)
     folder = RunFolder(config.output)
+    folder.check_free()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(version_of(config, folder))
     started = time.time()
-    with ray_session(), signals:  # in this order: Ray takes SIGTERM for itself when it starts
+    with (
+        Lease(folder.url, RUN, what="`pairwright train`", lost=signals.end_now) as lease,
+        ray_session(),
+        signals,  # after Ray, which takes SIGTERM for itself when it starts
+    ):
         _check_resources(config)
         prepared = prepare(config, folder, pairs, manifest)
         folder.claim(prepared.identity)
         if (summary := folder.summary()) is not None:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
+        check_model_place(folder.url)
         _announce(config, prepared, folder)
         with ExitStack() as stack:
             watcher = stack.enter_context(_watcher(config, folder))
             if config.training.keep_best is not None:
                 stack.enter_context(_best_kept(config.training.keep_best, folder, watcher))
             signals.ask_through(watcher.board)
-            outcome = fit(config, prepared, folder, watcher)
+            outcome = fit(config, prepared, folder, watcher, lease)
             if "stopped" in outcome:
                 _say_stopped(folder, outcome["stopped"], signals)
     summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
     with_patience(lambda: folder.finish(summary), config.training.storage_patience_seconds, _say_refused)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
+
+
+def _is_there(url: str) -> bool:
+    root = local_root(url)
+    return root is None or root.is_dir()
 
 
 def _watcher(config: TrainConfig, folder: RunFolder) -> Watcher:

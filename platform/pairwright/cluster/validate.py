@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import obstore
 import ray
 
 from pairwright.cluster.ingest import named_sources, reading
 from pairwright.cluster.ingest_summary import IngestSummary
 from pairwright.cluster.sized import sized_pass, sized_session
 from pairwright.config import IngestConfig
-from pairwright.data.locations import open_store, store_errors
 from pairwright.data.notices import Notices, notices_in
+from pairwright.data.ownership import TABLE, delete_folder
 from pairwright.data.store import DataFile, Table
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
@@ -158,7 +157,5 @@ def _scratch_table(url: str | None) -> Iterator[Table]:
     try:
         yield table
     finally:
-        with store_errors(table.url):
-            store = open_store(table.url)
-            for chunk in obstore.list(store):
-                obstore.delete(store, [entry["path"] for entry in chunk])
+        for folder in ("data", "refused", "landing", ""):
+            delete_folder(table.url, folder, TABLE)

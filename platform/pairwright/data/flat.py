@@ -4,17 +4,15 @@ The texts of a group stand there once a pair, 2.6 times what the table holds at 
 way out, not a format to train from here.
 """
 
-import io
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import IO, Literal
 
 import msgspec
 import numpy as np
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairwright.data.locations import absolute_url, open_store, store_errors
+from pairwright.data.outputs import new_file
 from pairwright.data.store import Manifest, Table
 from pairwright.records import MESSAGE
 
@@ -37,13 +35,13 @@ def export_pairs(
 
     Args:
         pairs: URL of a pairs table.
-        output: path or URL of the file; it is there once it is whole.
+        output: path or URL of the file; it is there once it is whole. A file of the same content may be there already.
         version: version of the table, the newest by default.
         split: train or validation; both by default.
         layout: how rows are written.
 
     Raises:
-        StoreError: if there is no such pairs table or version, or ``output`` cannot be written.
+        StoreError: if there is no such pairs table or version, or ``output`` holds anything else or cannot be written.
     """
     table = Table.open(pairs, "pairs")
     manifest = table.manifest(version)
@@ -51,10 +49,9 @@ def export_pairs(
     schema = CONVERSATIONAL if conversational else STANDARD
     columns = ["prompt", "completions", "pairs", "split"]
     flat = (_flat_rows(rows, schema) for rows in _groups(table, manifest, split, columns))
-    folder, _, name = absolute_url(output).rpartition("/")
     write = _write_parquet if layout == "parquet" else _write_json_lines
-    with store_errors(output), obstore.open_writer(open_store(folder or "/"), name) as sink:
-        return write(flat, _Sink(sink), schema)
+    with new_file(output) as file, file.open("wb") as sink:
+        return write(flat, sink, schema)
 
 
 def _groups(table: Table, manifest: Manifest, split: str | None, columns: list[str]) -> Iterator[pa.Table]:
@@ -95,26 +92,7 @@ def _assistant_turns(texts: pa.StringArray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.arange(len(texts) + 1, dtype=np.int32)), turns, type=pa.list_(MESSAGE))
 
 
-class _Sink(io.RawIOBase):
-    """What pyarrow writes to: an object store's writer that knows its position."""
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-        self._position = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def write(self, data: "bytes | memoryview", /) -> int:  # type: ignore[override]
-        self._writer.write(bytes(data))
-        self._position += len(data)
-        return len(data)
-
-
-def _write_parquet(flat: Iterator[pa.Table], sink: _Sink, schema: pa.Schema) -> int:
+def _write_parquet(flat: Iterator[pa.Table], sink: IO[bytes], schema: pa.Schema) -> int:
     num_rows = 0
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for rows in flat:
@@ -123,7 +101,7 @@ def _write_parquet(flat: Iterator[pa.Table], sink: _Sink, schema: pa.Schema) -> 
     return num_rows
 
 
-def _write_json_lines(flat: Iterator[pa.Table], sink: _Sink, schema: pa.Schema) -> int:
+def _write_json_lines(flat: Iterator[pa.Table], sink: IO[bytes], schema: pa.Schema) -> int:
     num_rows = 0
     for rows in flat:
         assert rows.schema.equals(schema)

@@ -76,10 +76,10 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def store_errors(where: str) -> Iterator[None]:
-    """Turn a backend's failure into a StoreError that says where; AlreadyExists and NotFound pass through."""
+    """Turn what a backend or a disk says into a StoreError with the place; "exists" and "not found" pass through."""
     try:
         yield
-    except (AlreadyExistsError, FileNotFoundError):
+    except (AlreadyExistsError, FileExistsError, FileNotFoundError):
         raise
     except (BaseError, OSError) as error:
         advice = "; check the address and the store's settings (AWS_*, GOOGLE_*, AZURE_*)" if "://" in where else ""

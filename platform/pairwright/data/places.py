@@ -9,14 +9,12 @@ from pathlib import PurePosixPath
 import obstore
 
 from pairwright.data.locations import local_root, open_store, store_errors
-from pairwright.errors import StoreError
 
 MAKING = {
     "annotations": "`pairwright ingest SOURCES... --into {url}`",
     "pairs": "`pairwright expand ANNOTATIONS --into {url}`",
     "tokens": "`pairwright train`, which makes its token tables itself",
 }
-TABLE_FOLDERS = frozenset({"data", "landing", "refused", "versions"})
 _LINE_ENDINGS = (".jsonl", ".ndjson", ".json", ".gz", ".zst")
 _MARKS = {
     "run.json": "a training run: `pairwright evaluate {url}/model --pairs PAIRS` measures its model",
@@ -25,7 +23,6 @@ _MARKS = {
     "pairwright.json": "a reward model; `pairwright evaluate {url} --pairs PAIRS` measures it",
     "config.json": "a model; set model.path to it and train one with `pairwright train`",
 }
-MAX_NAMES = 3
 
 
 def nothing_here(url: str, kind: str | None) -> str:
@@ -68,25 +65,6 @@ def _ranges(versions: Sequence[int]) -> str:
     if len(versions) == versions[-1] - versions[0] + 1 > 2:
         return f"{versions[0]} to {versions[-1]}"
     return ", ".join(map(str, versions))
-
-
-def check_free(url: str, kind: str) -> None:
-    """Refuse a place where a new table would lie among other things; what a killed writer left is no other thing.
-
-    Raises:
-        StoreError: if it is a file, holds anything that is no part of a table, or cannot be listed.
-    """
-    root = local_root(url)
-    for place in () if root is None else (root, *root.parents):
-        if place.is_file():
-            raise StoreError(f"{url}: {place.name} is a file; give the table a folder of its own")
-    foreign = [name for name in names_at(url) if name not in TABLE_FOLDERS and not name.startswith(".")]
-    if foreign:
-        more = f" and {len(foreign) - MAX_NAMES} more" if len(foreign) > MAX_NAMES else ""
-        raise StoreError(
-            f"{url}: holds no table but {', '.join(foreign[:MAX_NAMES])}{more}; give the table a folder of its own, "
-            f"such as {url}/{kind}"
-        )
 
 
 def names_at(url: str) -> list[str]:

@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from pairwright.data.manifest import Manifest
+from pairwright.data.outputs import check_output, put_output
 from pairwright.records import (
     ANNOTATIONS_SCHEMA,
     PAIRS_SCHEMA,
@@ -24,20 +25,35 @@ from pairwright.records import (
 )
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_CONTRACT = "a contract of `pairwright schemas`"
 _JUDGEMENTS = ("ranks", "scores", "order")
 _NATIVE = "One line of native input (JSON Lines, UTF-8): one annotator's judgement of one group."
 _TABLE = "Rows of data/*.arrow (Arrow IPC file format) in {} table."
 
 
 def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]]) -> list[Path]:
-    """Write documents as ``<name>.v1.json``, and return the paths in order of name."""
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, document in sorted(documents.items()):
-        path = directory / f"{name}.v1.json"
-        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        paths.append(path)
-    return paths
+    """Write documents as ``<name>.v1.json``, and return the paths in order of name.
+
+    Raises:
+        StoreError: if a file of that name is no such contract, or one cannot be written.
+    """
+    contents = {
+        directory / f"{name}.v1.json": json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+        for name, document in sorted(documents.items())
+    }
+    for path in contents:
+        check_output(str(path), _is_contract, what=_CONTRACT)
+    for path, content in contents.items():
+        put_output(str(path), content, _is_contract, what=_CONTRACT)
+    return list(contents)
+
+
+def _is_contract(content: bytes) -> bool:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and (found.get("$schema") == _DRAFT or {"name", "version", "fields"} <= found.keys())
 
 
 def table_contracts() -> dict[str, dict[str, Any]]:

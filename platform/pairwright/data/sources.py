@@ -19,7 +19,6 @@ import obstore
 from obstore.exceptions import BaseError
 
 from pairwright.data.locations import absolute_url, open_store
-from pairwright.data.places import TABLE_FOLDERS
 from pairwright.errors import SourceError, StoreError
 
 Compression = Literal["gzip", "zstd"]
@@ -39,6 +38,7 @@ _MARKS = {
     "it as iceberg://CATALOG/NAMESPACE.TABLE",
     re.compile(r"^(.*?/?)dataset_info\.json$"): "a saved Hugging Face dataset; name it as hf+{url}",
 }
+TABLE_FOLDERS = frozenset({"data", "landing", "refused", "versions"})
 _OWN_VERSION = re.compile(r"^(.*?/?)versions/\d{8,}\.json$")
 _WILDCARD = re.compile(r"[*?\[]")
 

@@ -11,7 +11,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,11 @@ from obstore.exceptions import AlreadyExistsError
 
 from pairwright import __version__
 from pairwright.data.arrow_files import REPAIR, SCHEMAS, ipc_bytes, verify
+from pairwright.data.durable import create_file, sync_files
 from pairwright.data.locations import ObjectStore, absolute_url, local_root, open_store, store_errors
 from pairwright.data.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
-from pairwright.data.places import check_free, no_version, nothing_here, other_kind
+from pairwright.data.ownership import TABLE, check_free, delete_files
+from pairwright.data.places import no_version, nothing_here, other_kind
 from pairwright.errors import CommitConflict, StoreError
 from pairwright.records import Rejection
 
@@ -34,7 +36,10 @@ __all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_b
 
 MAX_COMMIT_ATTEMPTS = 200
 
+REMOVED = b'{"removed by": "pairwright vacuum"}\n'
+"""What stands in the place of the manifest of a version that was removed; its length tells it from every manifest."""
 _VERSION_PATH = re.compile(r"^versions/(\d{8,})\.json$")
+_FILE_PATH = re.compile(r"(data|refused)/[^/\\]+")
 
 
 class Table:
@@ -86,7 +91,7 @@ class Table:
         table = cls(url, kind)
         if table.versions():
             return cls.open(url, kind)
-        check_free(url, kind)
+        check_free(url, TABLE, advice=f"give the table a folder of its own, such as {url.rstrip('/')}/{kind}")
         return table
 
     def versions(self) -> list[int]:
@@ -98,14 +103,21 @@ class Table:
         return [number for number, size in self._numbers().items() if not size]
 
     def _numbers(self) -> dict[int, int]:
-        """Return the bytes of each version's manifest by number, oldest first; 0 where the version was removed."""
+        """Return the bytes of each version's manifest by number, oldest first; 0 where the version was removed.
+
+        Raises:
+            StoreError: if the newest is empty: a vacuum never removes that one, so a power cut or a full disk did it.
+        """
         root = local_root(self.url)
         if root is not None and not root.is_dir():
             return {}
         with store_errors(f"{self.url}/versions"):
             found = [entry for chunk in obstore.list(self._store, prefix="versions") for entry in chunk]
         matches = [(_VERSION_PATH.match(entry["path"]), entry["size"]) for entry in found]
-        return dict(sorted((int(match[1]), size) for match, size in matches if match))
+        sizes = dict(sorted((int(match[1]), size) for match, size in matches if match))
+        if sizes and sizes[max(sizes)] == 0:
+            raise StoreError(_empty_manifest(self.url, max(sizes), sizes))
+        return {number: 0 if size == len(REMOVED) else size for number, size in sizes.items()}
 
     def latest(self) -> Manifest | None:
         """Return the newest version, or None where there is no table yet."""
@@ -169,12 +181,7 @@ class Table:
 
     def delete(self, files: Iterable[DataFile]) -> None:
         """Delete files that no version names; one that is gone already is no error."""
-        for file in files:
-            try:
-                with store_errors(f"{self.url}/{file.path}"):
-                    obstore.delete(self._store, file.path)
-            except FileNotFoundError:
-                continue
+        delete_files(self.url, [file.path for file in files], TABLE)
 
     def read_file(self, file: DataFile, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a data file's rows; a local uncompressed file is memory-mapped, without a copy.
@@ -242,11 +249,14 @@ class Table:
                 f"{self.url}/{gone[0]}: was removed before it was committed, perhaps by `pairwright vacuum` with "
                 "a short --older-than; nothing was committed; run the command again"
             )
+        if (root := local_root(self.url)) is not None:
+            with store_errors(self.url):
+                sync_files(root, added)
 
     def _existing(self, paths: set[str]) -> Iterator[str]:
         root = local_root(self.url)
         if root is not None:
-            yield from (path for path in paths if (root / path).exists())
+            yield from (path for path in paths if (root / path).is_file())
             return
         for folder in sorted({path.partition("/")[0] for path in paths}):
             with store_errors(f"{self.url}/{folder}"):
@@ -255,10 +265,14 @@ class Table:
     def _create_version(self, manifest: Manifest) -> bool:
         path = version_path(manifest.version)
         payload = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        root = local_root(self.url)
         try:
             with store_errors(f"{self.url}/{path}"):
-                obstore.put(self._store, path, payload, mode="create")
-        except AlreadyExistsError:
+                if root is None:
+                    obstore.put(self._store, path, payload, mode="create")
+                else:
+                    create_file(root / path, payload)
+        except (AlreadyExistsError, FileExistsError):
             # Ours all the same, if an answer was lost on the way and the client sent the request again.
             return self._holder(manifest.version) == manifest.commit_id
         return True
@@ -281,7 +295,7 @@ class Table:
                     f"{where}: format_version is {head.get('format_version')}, this Pairwright reads {FORMAT_VERSION}; "
                     "read it with the Pairwright that wrote it, or a newer one"
                 )
-            return msgspec.convert(head, Manifest)
+            return _checked(msgspec.convert(head, Manifest), where)
         except FileNotFoundError:
             raise StoreError(f"{where}: version {version} was removed while it was being read") from None
         except msgspec.MsgspecError as error:
@@ -297,6 +311,29 @@ class Table:
                 return pa.py_buffer(obstore.get(self._store, file.path).bytes())
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{file.path}: the file is missing; {REPAIR}") from None
+
+
+def _empty_manifest(url: str, version: int, sizes: Mapping[int, int]) -> str:
+    path = version_path(version)
+    older = [number for number, size in sizes.items() if size not in (0, len(REMOVED))]
+    remedy = (
+        f"to go back to version {older[-1]}, remove that file, and bring in again what came after it"
+        if older
+        else "no older version is left: remove the folder and make the table again"
+    )
+    return f"{url}/{path}: damaged: an empty file, as a power cut or a full disk leaves one; restore it, or {remedy}"
+
+
+def _checked(manifest: Manifest, where: str) -> Manifest:
+    """Return a manifest whose every file lies in the table's own folders.
+
+    Raises:
+        StoreError: naming one that does not.
+    """
+    for file in manifest.all_files:
+        if not _FILE_PATH.fullmatch(file.path):
+            raise StoreError(f"{where}: names the file {file.path!r}, which is no file of a table; {REPAIR}")
+    return manifest
 
 
 def version_path(version: int) -> str:

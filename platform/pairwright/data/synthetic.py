@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pairwright.data.outputs import new_file
+
 # Worth per word from the first (+2) to the last (-2) in equal steps; each worth has its counterpart of opposite sign.
 _BEST_TO_WORST = (
     "flawless superb precise lucid insightful thorough honest elegant accurate careful vivid helpful clear warm apt "
@@ -59,11 +61,19 @@ def true_accuracy(pairs: pa.Table) -> float:
 
 
 def write_rankings(path: Path, num_groups: int, *, seed: int) -> int:
-    """Write ``make_rankings`` as JSON Lines, making the directory; return the number of annotations."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(annotation) + "\n" for annotation in make_rankings(num_groups, seed=seed)]
-    path.write_text("".join(lines), encoding="utf-8")
-    return len(lines)
+    """Write ``make_rankings`` as JSON Lines, making the directory; return the number of annotations.
+
+    A file of the same content may be there already.
+
+    Raises:
+        StoreError: if a file of other content is there, or it cannot be written.
+    """
+    num_annotations = 0
+    with new_file(str(path)) as file, file.open("w", encoding="utf-8") as lines:
+        for annotation in make_rankings(num_groups, seed=seed):
+            lines.write(json.dumps(annotation) + "\n")
+            num_annotations += 1
+    return num_annotations
 
 
 def make_rankings(

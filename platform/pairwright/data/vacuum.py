@@ -1,36 +1,28 @@
 """A table's stored files and its versions -> what nothing needs any more, removed.
 
 What no version names is left by a job that died, or belongs to one at work: age tells them apart, by the store's own
-clock of last change. Old versions go only where that is asked for, and the newest never. A removed version leaves an
-empty manifest in its place, since a writer that looked before could otherwise create that number once more, below
-the newest. Manifests are emptied first, so that a vacuum that dies leaves files without a version, never the other way.
+clock of last change. Only names that Pairwright alone gives are ever removed (data/ownership.py); what else lies in a
+table's folders is counted and left alone. Old versions go only where that is asked for, and the newest never. A
+removed version leaves a mark in its manifest's place, since a writer that looked before could otherwise create that
+number once more, below the newest. Marks come first, so that a vacuum that dies leaves files without a version, never
+the other way.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import obstore
 
-from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.data.locations import open_store, store_errors
 from pairwright.data.manifest import Manifest
-from pairwright.data.store import Table, version_path
-from pairwright.errors import StoreError
+from pairwright.data.ownership import TABLE, Stored, delete_empty_folders, delete_files, named, stored_files
+from pairwright.data.store import REMOVED, Table, version_path
 
 FOLDERS = ("data", "refused", "landing")
 NUM_SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A file that lies in a table's folders."""
-
-    path: str
-    bytes: int
-    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,8 @@ class VacuumSummary:
     num_young_files: int
     """Files that no version names and that are too young to go: a job that is at work may have written them."""
     young_bytes: int
+    foreign_files: list[str]
+    """Files in the table's folders that Pairwright did not name: none is ever removed."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same for programs, JSON-able."""
@@ -77,6 +71,11 @@ class VacuumSummary:
                 f"{self.num_young_files:,} files that no version names ({self.young_bytes / 1e6:,.1f} MB) are younger "
                 "than --older-than: perhaps a job is at work"
             )
+        if self.foreign_files:
+            lines.append(
+                f"{len(self.foreign_files):,} files in its folders are not the table's and were left alone: "
+                f"{named(self.foreign_files)}"
+            )
         return "\n".join(lines)
 
 
@@ -95,16 +94,18 @@ def vacuum(url: str, *, older_than: timedelta, keep_versions: int | None, is_dry
     """
     table = Table.open(url)
     before = datetime.now(UTC) - older_than
-    stored = [file for folder in FOLDERS for file in _stored(table.url, folder)] + _staged(table.url)
+    found = [file for folder in (*FOLDERS, "versions") for file in stored_files(table.url, below=folder)]
+    stored = [file for file in found if not file.is_link and TABLE.deletable.fullmatch(file.path)]
+    foreign = [file.path for file in found if file.is_link or not TABLE.leftovers.fullmatch(file.path)]
     versions = table.versions()
     superseded = _superseded(table, versions, keep_versions, before)
     kept = [version for version in versions if version not in superseded]
-    named = _named(table, kept)
-    unnamed = [file for file in stored if file.path not in named]
+    needed = _named(table, kept)
+    unnamed = [file for file in stored if file.path not in needed]
     old = [file for file in unnamed if file.modified <= before]
     if not is_dry_run:
         old = _remove(table, superseded, old, newest=versions[-1])
-    kept_files = [file for file in stored if file.path in named]
+    kept_files = [file for file in stored if file.path in needed]
     young = [file for file in unnamed if file.modified > before]
     return VacuumSummary(
         url=url,
@@ -118,6 +119,7 @@ def vacuum(url: str, *, older_than: timedelta, keep_versions: int | None, is_dry
         kept_bytes=_total(kept_files),
         num_young_files=len(young),
         young_bytes=_total(young),
+        foreign_files=sorted(path for path in foreign if path not in needed),
     )
 
 
@@ -141,55 +143,15 @@ def _named(table: Table, versions: Sequence[int]) -> set[str]:
 
 def _remove(table: Table, versions: Sequence[int], files: Sequence[Stored], *, newest: int) -> list[Stored]:
     """Remove versions, then files but those that a version named since; return the files that went."""
-    store = open_store(table.url)
     for version in versions:
         with store_errors(f"{table.url}/{version_path(version)}"):
-            obstore.put(store, version_path(version), b"")
+            obstore.put(open_store(table.url), version_path(version), REMOVED)
     since = _named(table, [version for version in table.versions() if version > newest])
     gone = [file for file in files if file.path not in since]
-    root = local_root(table.url)
-    if root is not None:
-        for file in gone:
-            (root / file.path).unlink(missing_ok=True)
-        _remove_empty_folders(root / "landing")
-    elif gone:
-        with store_errors(table.url):
-            obstore.delete(store, [file.path for file in gone])
+    delete_files(table.url, [file.path for file in gone], TABLE)
+    landings = {"/".join(file.path.split("/")[:2]) for file in gone if file.path.startswith("landing/")}
+    delete_empty_folders(table.url, landings)
     return gone
-
-
-def _remove_empty_folders(top: Path) -> None:
-    folders = sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True) if top.is_dir() else []
-    for folder in folders:
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _stored(url: str, folder: str) -> Iterator[Stored]:
-    """Yield everything that lies in a folder of a table, half-written files of a local one too."""
-    root = local_root(url)
-    if root is not None:
-        for path in sorted((root / folder).rglob("*")):
-            if path.is_file():
-                yield _local(root, path)
-        return
-    with store_errors(f"{url}/{folder}"):
-        for chunk in obstore.list(open_store(url), prefix=folder):
-            yield from (Stored(entry["path"], entry["size"], entry["last_modified"]) for entry in chunk)
-
-
-def _staged(url: str) -> list[Stored]:
-    """Return what a killed writer left of a manifest on a local disk, where obstore first writes under another name."""
-    root = local_root(url)
-    return [] if root is None else [_local(root, path) for path in sorted((root / "versions").glob("*.json#*"))]
-
-
-def _local(root: Path, path: Path) -> Stored:
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
-    return Stored(str(path.relative_to(root)), state.st_size, datetime.fromtimestamp(state.st_mtime, UTC))
 
 
 def _total(files: Sequence[Stored]) -> int:

@@ -20,9 +20,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from pairwright.config import TokensConfig
 from pairwright.data.locations import ObjectStore, local_root, open_store
+from pairwright.data.model_files import RULES_FILE, ModelFile, damage
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
-from pairwright.model.export import RULES_FILE, choose_pad_token
+from pairwright.model.export import choose_pad_token
 from pairwright.model.reward_model import RewardModel, load_reward_model
 
 MIN_MAX_LENGTH = 8
@@ -42,6 +43,9 @@ class InputRules(msgspec.Struct, frozen=True, kw_only=True):
     max_length: Annotated[int, msgspec.Meta(ge=MIN_MAX_LENGTH)]
     overlong: Literal["drop", "truncate"]
     format_version: Literal[1]
+    files: Annotated[
+        tuple[ModelFile, ...], msgspec.Meta(description="every other file of the directory, as it was exported")
+    ] = ()
 
     def tokens_config(self) -> TokensConfig:
         """Return the configuration under which this model's input is tokenised, with the tokenizer's own template."""
@@ -74,6 +78,15 @@ class ExportedModel:
     rules: InputRules
     dtype: torch.dtype
     """Of its weights as saved, and so of its activations; rewards are float32 whatever it is."""
+
+    def verify(self, *, hashes: bool) -> None:
+        """Check the model's files against what was exported, as far as its ``pairwright.json`` lists them.
+
+        Raises:
+            ModelError: naming the first file that is missing or another one.
+        """
+        if (wrong := damage(self.directory, self.rules.files, hashes=hashes)) is not None:
+            raise ModelError(f"{self.path}: damaged: {wrong}; copy the model again, or export it again from its run")
 
     def identity(self) -> "ModelIdentity":
         """Return what a report says of the model; reads all of its files once."""
@@ -115,12 +128,14 @@ def open_exported(path: str) -> ExportedModel:
             f"{path}: the model has no reward head (architectures: {found}; expected one ending in "
             f"ForSequenceClassification); train one from it with `pairwright train`"
         )
-    return ExportedModel(
+    exported = ExportedModel(
         path=path,
         directory=directory,
         rules=_decode(directory / RULES_FILE, InputRules, "how the model's input is cut"),
         dtype=_DTYPES.get(config.dtype or config.torch_dtype or "float32", torch.float32),
     )
+    exported.verify(hashes=False)
+    return exported
 
 
 def load_exported(exported: ExportedModel, device: torch.device) -> LoadedModel:

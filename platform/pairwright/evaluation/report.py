@@ -104,6 +104,15 @@ def report_json(report: dict[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
+def is_report(content: bytes) -> bool:
+    """Return whether a file's content is a report, so that a newer one may take its place."""
+    try:
+        msgspec.json.decode(content, type=Report)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def _beside(ours: Mapping[KeyT, PairSums], theirs: Mapping[KeyT, PairSums]) -> dict[str, ReportFigures]:
     return {str(key): _figures(ours[key].figures(), theirs[key].figures().get("accuracy")) for key in sorted(ours)}
 

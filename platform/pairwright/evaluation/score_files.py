@@ -2,16 +2,16 @@
 
 An output is complete if and only if ``scores.json`` is there, and it names every file. One process writes: a row is
 some 60 bytes, so even a thousand GPUs do not keep it busy, and the files are few, large and in the order of the input.
-What a source that turns out to be unreadable has left is taken back, as in an ingestion.
+What a source that turns out to be unreadable has left is taken back, as in an ingestion. Scores that are replaced stay
+until the new ones are whole: new files first, then the manifest, then the old files go.
 """
 
 import hashlib
-import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
@@ -24,6 +24,7 @@ from pairwright import __version__
 from pairwright.data.annotations import reason_key
 from pairwright.data.locations import absolute_url, open_store, store_errors
 from pairwright.data.manifest import DataFile, Input
+from pairwright.data.ownership import SCORES, check_free, delete_files, stored_files
 from pairwright.errors import StoreError
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.evaluation.score import TOTALS, Scored
@@ -33,7 +34,9 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "scores.json"
 ROWS_PER_FILE = 1_000_000
 REJECTIONS_PER_FILE = 10_000
-_OURS = re.compile(r"^(scores/[0-9a-f]{12}-\d{5}\.parquet|refused/[0-9a-f]{12}-\d{5}\.jsonl)$")
+FOLDERS = ("scores", "refused")
+LEFTOVER_AGE = timedelta(days=1)
+"""What no manifest names goes when it is older: a scoring run that is younger may be at work."""
 
 ItemT = TypeVar("ItemT")
 
@@ -127,10 +130,10 @@ class ScoreFiles:
 
     Args:
         url: directory or URL of the output.
-        overwrite: whether to remove the scores that it holds. They are gone from then on, also if this run fails.
+        overwrite: whether to replace the scores that it holds, once the new ones are whole.
 
     Raises:
-        StoreError: if it holds scores and ``overwrite`` is False, or if it holds a table.
+        StoreError: if it holds scores and ``overwrite`` is False, or anything that is no scores.
     """
 
     def __init__(self, url: str, *, overwrite: bool) -> None:
@@ -143,7 +146,7 @@ class ScoreFiles:
         self._current_totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
         self.reasons: Counter[str] = Counter()
         self._current_reasons: Counter[str] = Counter()
-        self._claim(overwrite=overwrite)
+        self._replaced = self._claim(overwrite=overwrite)
 
     def add(self, scored: Scored) -> None:
         """Take the next part of the current source."""
@@ -165,12 +168,14 @@ class ScoreFiles:
 
     def drop_source(self) -> None:
         """Take the current source's parts back."""
-        self._delete([file.path for file in (*self._scores.drop_source(), *self._refused.drop_source())])
+        dropped = (*self._scores.drop_source(), *self._refused.drop_source())
+        delete_files(self.url, [file.path for file in dropped], SCORES)
         self._forget_counts()
 
     def abandon(self) -> None:
         """Remove everything that this run has written, after a failure."""
-        self._delete([path for path in self._listed() if self._run in path])
+        ours = [path for path, _ in self._listed() if path.partition("/")[2].startswith(f"{self._run}-")]
+        delete_files(self.url, ours, SCORES)
 
     def commit(
         self,
@@ -197,50 +202,64 @@ class ScoreFiles:
             totals=self.totals,
             reasons=dict(self.reasons.most_common()),
         )
-        listed, ours = self._listed(), {file.path for file in (*manifest.files, *manifest.refused_files)}
+        listed, ours = dict(self._listed()), _paths(manifest)
         if not ours <= set(listed):
             raise StoreError(self._other_run("removed this run's files"))
-        content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+        self._put_manifest(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        replaced = _paths(msgspec.json.decode(self._replaced, type=ScoresManifest)) if self._replaced else set()
+        before = datetime.now(UTC) - LEFTOVER_AGE
+        old = [path for path, modified in listed.items() if path in replaced or modified < before]
+        delete_files(self.url, [path for path in old if path not in ours], SCORES)
+        return manifest
+
+    def _put_manifest(self, content: bytes) -> None:
+        """Put the manifest in the place of the one that was there at the start, if it is still that."""
         try:
             with store_errors(f"{self.url}/{MANIFEST_NAME}"):
-                obstore.put(self._store, MANIFEST_NAME, content, mode="create")
+                if self._replaced is None:
+                    obstore.put(self._store, MANIFEST_NAME, content, mode="create")
+                    return
+                if self._found_manifest() != self._replaced:
+                    raise StoreError(self._other_run("was finished first"))
+                obstore.put(self._store, MANIFEST_NAME, content)
         except AlreadyExistsError:
             raise StoreError(self._other_run("was finished first")) from None
-        self._delete([path for path in listed if path not in ours])
-        return manifest
 
     def _forget_counts(self) -> None:
         self._current_totals = dict.fromkeys(TOTALS, 0)
         self._current_reasons = Counter()
 
-    def _claim(self, *, overwrite: bool) -> None:
-        with store_errors(self.url):
-            if next(iter(obstore.list(self._store, prefix="versions", chunk_size=1)), None):
-                raise StoreError(f"{self.url}: holds a table; give the scores a folder of their own")
-            try:
-                obstore.head(self._store, MANIFEST_NAME)
-            except FileNotFoundError:
-                is_complete = False
-            else:
-                is_complete = True
-        if is_complete and not overwrite:
+    def _claim(self, *, overwrite: bool) -> bytes | None:
+        """Return the content of the manifest that is to be replaced, None where there is none."""
+        content = self._found_manifest()
+        if content is None:
+            check_free(self.url, SCORES, advice="give the scores a folder of their own")
+            return None
+        try:
+            msgspec.json.decode(content, type=ScoresManifest)
+        except msgspec.DecodeError:
+            raise StoreError(
+                f"{self.url}/{MANIFEST_NAME}: is not of `pairwright score`, and is not replaced; give the scores a "
+                "folder of their own"
+            ) from None
+        if not overwrite:
             raise StoreError(
                 f"{self.url}: holds the scores of an earlier run already; replace them with --overwrite, or choose "
                 "another output"
             )
-        # The manifest goes first, so that no moment shows an output that looks complete and is not.
-        self._delete([*([MANIFEST_NAME] if is_complete else []), *self._listed()])
+        return content
 
-    def _listed(self) -> list[str]:
-        """Return the files of this output that a scoring run has written, this one or another."""
-        with store_errors(self.url):
-            found = [
-                entry["path"]
-                for folder in ("scores", "refused")
-                for page in obstore.list(self._store, prefix=folder)
-                for entry in page
-            ]
-        return [path for path in found if _OURS.match(path)]
+    def _found_manifest(self) -> bytes | None:
+        try:
+            with store_errors(f"{self.url}/{MANIFEST_NAME}"):
+                return bytes(obstore.get(self._store, MANIFEST_NAME).bytes())
+        except FileNotFoundError:
+            return None
+
+    def _listed(self) -> list[tuple[str, datetime]]:
+        """Return the files of this output that a scoring run has written, this one or another, and when."""
+        found = [file for folder in FOLDERS for file in stored_files(self.url, below=folder)]
+        return [(f.path, f.modified) for f in found if not f.is_link and SCORES.deletable.fullmatch(f.path)]
 
     def _write_scores(self, tables: Sequence[pa.Table]) -> DataFile:
         sink = pa.BufferOutputStream()
@@ -259,18 +278,14 @@ class ScoreFiles:
             obstore.put(self._store, path, content.cast("B"))
         return DataFile(path=path, rows=rows, bytes=content.nbytes, sha256=hashlib.sha256(content).hexdigest())
 
-    def _delete(self, paths: Sequence[str]) -> None:
-        for path in paths:
-            try:
-                with store_errors(f"{self.url}/{path}"):
-                    obstore.delete(self._store, path)
-            except FileNotFoundError:
-                continue
-
     def _other_run(self, what: str) -> str:
         return (
             f"{self.url}: another run writes here too and {what}; nothing of this one was kept; choose another output"
         )
+
+
+def _paths(manifest: ScoresManifest) -> set[str]:
+    return {file.path for file in (*manifest.files, *manifest.refused_files)}
 
 
 def read_scores_manifest(url: str) -> ScoresManifest:

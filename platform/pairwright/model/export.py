@@ -6,24 +6,24 @@ written. What decides the input (chat template, longest length) travels in the s
 """
 
 import copy
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pairwright.config import TokensConfig
+from pairwright.data.model_files import RULES_FILE, list_files
 from pairwright.errors import ModelError
 from pairwright.model.lora import merge_adapters
 from pairwright.model.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
-RULES_FILE = "pairwright.json"
 RULES_FORMAT_VERSION = 1
 # Padding tokens that published vocabularies hold, used where the tokenizer names none of its own; else one is added.
 KNOWN_PAD_TOKENS = (
@@ -109,7 +109,13 @@ def save_reward_model(
     exported.padding_side = "right"
     exported.save_pretrained(directory)
     rules = {"format_version": RULES_FORMAT_VERSION, "max_length": tokens.max_length, "overlong": tokens.overlong}
-    Path(directory, RULES_FILE).write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
+    _write_rules(Path(directory), rules)
+
+
+def _write_rules(directory: Path, rules: Mapping[str, Any]) -> None:
+    """Write ``pairwright.json``, last: it lists every other file of the directory with its hash."""
+    content = msgspec.json.format(msgspec.json.encode({**rules, "files": list_files(directory)}), indent=2)
+    (directory / RULES_FILE).write_bytes(content + b"\n")
 
 
 def _refuse_pad_token(tokenizer: PreTrainedTokenizerFast, model: RewardModel) -> None:

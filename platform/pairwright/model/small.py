@@ -4,6 +4,7 @@ For the demo, smoke recipes and tests: every architecture in its real code, with
 second and without a download. It knows nothing until it is trained.
 """
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from pairwright.data.outputs import put_directory
 from pairwright.errors import ModelError
 
 # Role -> token, in the order of their ids; pad is never eos, as an export needs it (TRAPS 1).
@@ -55,6 +57,27 @@ _ARCHITECTURES = {
     "deberta-v2": _Architecture(_BERT, is_encoder=True),
 }
 ARCHITECTURES = tuple(_ARCHITECTURES)
+
+
+def publish_small_model(directory: Path, **settings: Any) -> None:
+    """Make a small model, as ``new_small_model`` does, and put it where nothing is yet, whole or not at all.
+
+    The same model may be there already: equal settings give equal files.
+
+    Raises:
+        ModelError: as ``new_small_model``.
+        StoreError: if anything else is there, or it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="pairwright-model-") as made:
+        new_small_model(Path(made), **settings)
+        if not (directory.is_dir() and _contents(directory) == _contents(Path(made))):
+            put_directory(Path(made), str(directory), last="config.json")
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
 
 
 def new_small_model(

@@ -18,6 +18,8 @@ TEMPLATE = "page.html.j2"
 SHOWN_ROWS = 12
 FOLDED_ROWS = 88
 CHART_COLUMNS = 60
+MARK = '<meta name="generator" content="pairwright report">'
+"""Stands in the head of every page."""
 
 
 def render(figures: Figures) -> str:
@@ -39,6 +41,11 @@ def render(figures: Figures) -> str:
         length_places=_length_places(figures.lengths_by_rank),
         flagged=_flagged(figures.scores),
     )
+
+
+def is_page(content: bytes) -> bool:
+    """Return whether a file's content is such a page, so that a newer one may take its place."""
+    return MARK.encode() in content[:4096]
 
 
 def _count(number: float) -> str:

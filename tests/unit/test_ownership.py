@@ -308,7 +308,7 @@ def test_a_new_file_is_there_whole_or_not_at_all_and_replaces_nothing(tmp_path: 
         new_file(str(path)) as file,
     ):
         file.write_text("two\n")
-    with pytest.raises(IsADirectoryError), new_file(str(tmp_path / "other")):
+    with pytest.raises(StoreError, match="Is a directory"), new_file(str(tmp_path / "other")):
         tmp_path.write_text("no file")
     assert contents(tmp_path) == {"below/rankings.jsonl": b"one\n"}
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()

@@ -11,7 +11,7 @@ from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.cluster.folders import copy_folder, remove_folder
 from pairwright.cluster.mending import mend, sweep
 from pairwright.cluster.run_folder import RunFolder, check_model_place, store_model
-from pairwright.data.model_files import RULES_FILE, list_files
+from pairwright.data.model_listing import RULES_FILE, list_files
 from pairwright.data.outputs import new_file, put_directory, put_output
 from pairwright.data.ownership import TABLE, check_free, delete_files
 from pairwright.data.store import REMOVED, Table

@@ -22,7 +22,7 @@ from pairwright.cluster.folders import objects_below
 from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RunFolder, RunIdentity
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, open_store, store_errors
-from pairwright.data.model_files import RULES_FILE
+from pairwright.data.model_listing import RULES_FILE
 from pairwright.data.outputs import is_free, put_directory
 from pairwright.data.templates import resolve_template
 from pairwright.data.tokenizers import load_tokenizer

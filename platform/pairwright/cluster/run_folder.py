@@ -17,7 +17,7 @@ from obstore.store import ObjectStore
 from pairwright.cluster.recovery import Recovery
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, store_errors
-from pairwright.data.model_files import RULES_FILE, written_files
+from pairwright.data.model_listing import RULES_FILE, written_files
 from pairwright.data.outputs import check_own, is_free, replace_directory
 from pairwright.data.ownership import RUN, check_free
 from pairwright.data.store import Input, open_store

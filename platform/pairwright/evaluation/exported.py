@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pairwright.config import TokensConfig
 from pairwright.data.locations import ObjectStore, local_root, open_store
-from pairwright.data.model_files import RULES_FILE, ModelFile, damage
+from pairwright.data.model_listing import RULES_FILE, ModelFile, damage
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
 from pairwright.model.export import choose_pad_token

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from pairwright.config import TokensConfig
-from pairwright.data.model_files import RULES_FILE, list_files
+from pairwright.data.model_listing import RULES_FILE, list_files
 from pairwright.errors import ModelError
 from pairwright.model.lora import merge_adapters
 from pairwright.model.reward_model import RewardModel

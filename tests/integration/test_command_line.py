@@ -114,8 +114,11 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no model": ("evaluate no --pairs annotations", ["no: no such model directory"]),
     "no model to score with": ("score no good.jsonl --output o", ["no: no such model directory"]),
     "model without a head": ("evaluate a_model --pairs annotations", ["a_model: the model has no reward head"]),
-    "file below a file": ("synthesize table.xlsx/x.jsonl", ["error: table.xlsx: File exists"]),
-    "file in place of a folder": ("synthesize other", ["error: other: Is a directory"]),
+    "file below a file": (
+        "synthesize table.xlsx/x.jsonl",
+        ["error: table.xlsx/x.jsonl: table.xlsx is a file, not a folder"],
+    ),
+    "file in place of a folder": ("synthesize other", ["error: other: is a folder; name a file"]),
     "texts that are none": ("new-model m --texts no.txt", ["no.txt: cannot be read as text"]),
 }
 
@@ -265,8 +268,13 @@ def test_evaluating_and_scoring_say_what_is_missing(tmp_path: Path, run: Run) ->
     twice = run("score", model, "good.jsonl", "--output", "rewards")
     assert twice.status == 1
     assert "--overwrite" in twice.err
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (Path(model) / name).unlink()
+    (Path(model) / "tokenizer_config.json").unlink()
+    gone = run("evaluate", model, "--pairs", "pairs", "--split", "train", "--output", "r.json")
+    assert gone.status == 1
+    assert "damaged: tokenizer_config.json is missing; copy the model again" in gone.err
+    (Path(model) / "tokenizer.json").unlink()
+    rules = Path(model) / "pairwright.json"  # as a person writes it, who has a model from elsewhere
+    rules.write_text(json.dumps(json.loads(rules.read_text()) | {"files": []}))
     no_tokenizer = run("evaluate", model, "--pairs", "pairs", "--split", "train", "--output", "r.json")
     assert no_tokenizer.status == 1
     assert "no tokenizer" in no_tokenizer.err

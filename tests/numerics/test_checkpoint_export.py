@@ -94,7 +94,7 @@ def make_run(folder: Path, world: World, case: dict[str, Any]) -> Path:
             model_digest=model_digest(model),
         )
     )
-    shutil.copytree(case["saves"], folder / "run" / "checkpoints" / "step-00000001-abc")
+    shutil.copytree(case["saves"], folder / "run" / "checkpoints" / "step-00000001-abcabc")
     return folder / "run"
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_is_exported_as_the_run_would_have_been_byte_for_byte(
     run = make_run(tmp_path, world, case)
     run_exports(tmp_path / "model", case, state, tmp_path / "expected")
     exported = export_checkpoint(str(run), checkpoint="1", into=str(tmp_path / "exported"), model=None)
-    assert (exported.checkpoint, exported.step) == ("step-00000001-abc", 1)
+    assert (exported.checkpoint, exported.step) == ("step-00000001-abcabc", 1)
     assert contents(tmp_path / "exported") == contents(tmp_path / "expected")
 
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
             export_checkpoint(str(run), checkpoint=checkpoint, into=str(into), model=model)
         assert not into.exists()
 
-    refused(CheckpointError, r"no checkpoint 7; there are: step-00000001-abc \(step 1\)", checkpoint="7")
+    refused(CheckpointError, r"no checkpoint 7; there are: step-00000001-abcabc \(step 1\)", checkpoint="7")
     refused(CheckpointError, "no checkpoint best", checkpoint="best")
     with pytest.raises(ConfigError, match="something is here already"):
         export_checkpoint(str(run), checkpoint=None, into=str(tmp_path), model=None)

@@ -294,7 +294,7 @@ def test_an_output_file_replaces_only_its_own_kind(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"page.html: is not a page, and is not replaced"):
         put_output(str(path), b"ours 3", lambda content: content.startswith(b"ours"), what="a page")
     assert path.read_bytes() == b"theirs"
-    with pytest.raises(StoreError, match="is no file"):
+    with pytest.raises(StoreError, match="is a folder; name a file"):
         put_output(str(tmp_path), b"ours 3", lambda _: True, what="a page")
 
 

@@ -38,9 +38,7 @@ def check_output(url: str, is_ours: Callable[[bytes], bool], *, what: str) -> No
     Raises:
         StoreError: if something else is there, or the folder cannot be written to.
     """
-    root = local_root(url)
-    if root is not None:
-        _check_writable(root)
+    _check_file_can_be_put(url)
     content = _content_at(url)
     if content is not None and not is_ours(content):
         raise StoreError(f"{url}: is not {what}, and is not replaced; name another file, or move it away")
@@ -63,8 +61,6 @@ def _content_at(url: str) -> bytes | None:
     with store_errors(url):
         if root is not None and not root.exists() and not root.is_symlink():
             return None
-        if root is not None and not root.is_file():
-            raise StoreError(f"{url}: is no file; name a file")
         folder, name = _split(url)
         try:
             return bytes(obstore.get(open_store(folder), name).bytes())
@@ -72,15 +68,20 @@ def _content_at(url: str) -> bytes | None:
             return None
 
 
-def _check_writable(path: Path) -> None:
-    """Say before the work what would be said after it: that a file cannot be put here."""
-    place = path.parent
+def _check_file_can_be_put(url: str) -> None:
+    """Say before the work what would be said after it: that no file can be put here."""
+    root = local_root(url)
+    if root is None:
+        return
+    if root.is_dir():
+        raise StoreError(f"{url}: is a folder; name a file")
+    place = root.parent
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise StoreError(f"{path}: {place} is no folder; name another file")
+        raise StoreError(f"{url}: {place.name} is a file, not a folder; name another file")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise StoreError(f"{path}: nothing can be written to {place}; name another file")
+        raise StoreError(f"{url}: nothing can be written to the folder {place}; name another file")
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -99,9 +100,9 @@ def new_file(url: str) -> Iterator[Path]:
         StoreError: if something else is there, or it cannot be written; what is there stays as it is.
     """
     root = local_root(url)
+    _check_file_can_be_put(url)
     with store_errors(url):
         if root is not None:
-            _check_writable(root)
             root.parent.mkdir(parents=True, exist_ok=True)
         parent = None if root is None else root.parent
         handle, name = tempfile.mkstemp(prefix=".pairwright-", suffix=".partial", dir=parent)

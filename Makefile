@@ -25,6 +25,7 @@ $(READY): pyproject.toml $(wildcard locks/*.txt)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) $(LOCKED) --requirement locks/build.txt
+	$(INSTALL) $(LOCKED) --no-deps --requirement locks/torch-cpu.txt 2>/dev/null || echo "no known CPU build of torch: taking PyPI's"
 	$(INSTALL) $(LOCKED) --requirement locks/plain.txt --requirement locks/dev.txt --constraint locks/cuda.txt
 	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -1,14 +1,15 @@
-"""Writes the lock files beside it: every version of constraints.txt with the SHA-256 of each file that the index has of it.
+"""Writes the lock files: each version of constraints.txt with the SHA-256 of every file that the index has of it.
 
-`make lock` runs it after a change of constraints.txt or of the dependencies in pyproject.toml. uv resolves both for every
-Linux and macOS machine and every Python from 3.11 on, and fails where constraints.txt pins a version that does not fit.
+`make lock` runs it after a change of constraints.txt or of the dependencies in pyproject.toml. uv resolves both for any
+Linux or macOS machine and Python from 3.11 on, and fails where constraints.txt pins a version that does not fit.
 
 | file | holds | used with |
 |---|---|---|
-| build.txt | pip and setuptools | `-r`, first: older pips do not check what a constraint file's hashes say |
+| build.txt | pip and setuptools | `-r`, first: older pips do not check the hashes of a constraints file |
+| torch-cpu.txt | the CPU build of torch, which PyPI does not have | `-r`, where pip can find it |
 | plain.txt | what a plain install takes | `-r` |
 | dev.txt | what tests, comparisons and sources take besides | `-r` |
-| cuda.txt | what torch's CUDA builds take, and its CPU builds do not | `-c`: installed where torch asks for it |
+| cuda.txt | what PyPI's torch takes for CUDA | `-c`: installed only where torch asks for it |
 """
 
 import re
@@ -19,18 +20,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "locks"
 BUILD = ("pip", "setuptools")
-OTHER_BUILDS = {
-    # CPython 3.11, x86_64, CPU: torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl. PyPI has the CUDA build only.
-    "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
-}
-"""Files of a version that are not on PyPI and may be installed all the same."""
+CPU_TORCH = {"2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]}
+"""SHA-256 of torch's CPU builds: of CPython 3.11 on x86_64. Others can be added, a new version's have to be."""
 
 
 def main() -> None:
     """Write the four files."""
     versions = pinned(ROOT / "constraints.txt")
-    if gone := [pin for pin in OTHER_BUILDS if pin not in versions.values()]:
-        sys.exit(f"locks/lock.py: {', '.join(gone)} is not in constraints.txt; put in the new version's files, or none")
+    torch = versions["torch"].partition("==")[2]
+    if torch not in CPU_TORCH:
+        sys.exit(f"locks/lock.py: no hash of torch {torch}+cpu; put those of its CPU builds into CPU_TORCH, or none")
     plain = _resolved("pyproject.toml")
     everything = _resolved("pyproject.toml", "--extra", "dev")
     build = _resolved("-", text="\n".join(versions[name] for name in BUILD))
@@ -38,6 +37,7 @@ def main() -> None:
         sys.exit(f"locks/lock.py: nothing needs {', '.join(sorted(strange))}; remove it from constraints.txt")
     unpinned = everything.keys() - versions.keys()
     _write("build.txt", build)
+    _write("torch-cpu.txt", {"torch": _pin(f"torch=={torch}+cpu", CPU_TORCH[torch])} if CPU_TORCH[torch] else {})
     _write("plain.txt", {name: block for name, block in plain.items() if name in versions})
     _write("dev.txt", {name: block for name, block in everything.items() if name in versions and name not in plain})
     _write("cuda.txt", {name: everything[name] for name in sorted(unpinned)})
@@ -63,12 +63,13 @@ def _resolved(source: str, *options: str, text: str | None = None) -> dict[str, 
     return {block.partition("==")[0]: block for block in blocks}
 
 
+def _pin(version: str, digests: list[str]) -> str:
+    return " \\\n    ".join([version, *(f"--hash=sha256:{digest}" for digest in digests)])
+
+
 def _write(name: str, packages: dict[str, str]) -> None:
-    lines = ["# Written by `make lock` from constraints.txt; locks/lock.py says what it is for."]
-    for block in packages.values():
-        extra = [digest for pin, digests in OTHER_BUILDS.items() if block.startswith(f"{pin} ") for digest in digests]
-        lines.append(block + "".join(f" \\\n    --hash=sha256:{digest}" for digest in extra))
-    (LOCKS / name).write_text("\n".join(lines) + "\n")
+    head = "# Written by `make lock` from constraints.txt; locks/lock.py says what it is for."
+    (LOCKS / name).write_text("\n".join([head, *packages.values()]) + "\n")
     print(f"{name}: {len(packages)} packages")
 
 

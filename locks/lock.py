@@ -27,12 +27,12 @@ CPU_TORCH = {"2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa
 def main() -> None:
     """Write the four files."""
     versions = pinned(ROOT / "constraints.txt")
-    torch = versions["torch"].partition("==")[2]
+    torch = versions["torch"]
     if torch not in CPU_TORCH:
         sys.exit(f"locks/lock.py: no hash of torch {torch}+cpu; put those of its CPU builds into CPU_TORCH, or none")
     plain = _resolved("pyproject.toml")
     everything = _resolved("pyproject.toml", "--extra", "dev")
-    build = _resolved("-", text="\n".join(versions[name] for name in BUILD))
+    build = _resolved("-", text="\n".join(f"{name}=={versions[name]}" for name in BUILD))
     if strange := versions.keys() - everything.keys() - set(BUILD):
         sys.exit(f"locks/lock.py: nothing needs {', '.join(sorted(strange))}; remove it from constraints.txt")
     unpinned = everything.keys() - versions.keys()
@@ -44,9 +44,14 @@ def main() -> None:
 
 
 def pinned(file: Path) -> dict[str, str]:
-    """Return the normalised name of every package that a requirements file pins, and its ``name==version``."""
-    found = re.findall(r"^[\w.-]+==[^\s;\\]+", file.read_text(), re.MULTILINE)
-    return {re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower(): pin for pin in found}
+    """Return the name of every package that a requirements file pins, as the index writes it, and its version."""
+    found = re.findall(r"^([\w.-]+)==([^\s;\\]+)", file.read_text(), re.MULTILINE)
+    return {normal(name): version for name, version in found}
+
+
+def normal(name: str) -> str:
+    """Return a package's name as the index writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _resolved(source: str, *options: str, text: str | None = None) -> dict[str, str]:

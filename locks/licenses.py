@@ -22,7 +22,7 @@ Pairwright itself is under the Apache License 2.0. A plain install brings nothin
 |---|---|---|---|
 """
 TAIL = """
-On Linux, PyPI's torch brings these besides, for CUDA. Their licences are in their packages; most are NVIDIA's own terms:
+On Linux, PyPI's torch brings these besides, for CUDA. Their packages hold their licences; most are NVIDIA's own terms:
 """
 
 

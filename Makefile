@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-slow check format schemas clean
+.PHONY: help setup demo test test-slow check format schemas lock licenses clean
 
 help:
 	@echo "make demo       set up, then synthetic rankings -> reward model -> report, in minutes"
@@ -12,13 +12,22 @@ help:
 	@echo "make check      ruff, format, pyright, import-linter"
 	@echo "make format     let ruff write what it can"
 	@echo "make schemas    write schemas/ from the code"
+	@echo "make lock       write locks/ from constraints.txt, with the hashes of the package index"
+	@echo "make licenses   write docs/licenses.md from what is installed"
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+# Every file is checked against locks/; nothing but DeepSpeed is built, and that with the pinned setuptools.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+LOCKED := --require-hashes --only-binary :all: --no-binary deepspeed --no-build-isolation
+
+$(READY): pyproject.toml $(wildcard locks/*.txt)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) $(LOCKED) --requirement locks/build.txt
+	$(INSTALL) $(LOCKED) --no-deps --requirement locks/torch-cpu.txt 2>/dev/null || echo "no known CPU build of torch: taking PyPI's"
+	$(INSTALL) $(LOCKED) --requirement locks/plain.txt --requirement locks/dev.txt --constraint locks/cuda.txt
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(READY)
@@ -43,6 +52,12 @@ format: $(READY)
 
 schemas: $(READY)
 	$(BIN)/pairwright schemas
+
+lock: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python locks/lock.py
+
+licenses: $(READY)
+	$(BIN)/python locks/licenses.py
 
 clean:
 	rm -rf demo

@@ -25,7 +25,7 @@ from pairwright.records import SCORES_SCHEMA
 from training_runs import make_pairs
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )
 VERBS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -205,8 +205,8 @@ def test_scoring_examples_are_requests() -> None:
 
 @pytest.mark.parametrize("block", every_block("json"))
 def test_json_is_json(block: str) -> None:
-    for line in block.splitlines():
-        json.loads(line)
+    for document in [block] if block.startswith("{\n") else block.splitlines():
+        json.loads(document)
 
 
 def test_reasons_of_refusal_are_those_that_the_code_gives() -> None:

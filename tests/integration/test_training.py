@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from listening_sockets import Listeners, is_loopback
 from pairwright.cluster.checkpoints import kept_checkpoints
 from pairwright.cluster.export import export_checkpoint
 from pairwright.cluster.run_folder import RunFolder
@@ -48,9 +49,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path, ray_cluster: None) -> TrainConfig:
+def listeners() -> Listeners:
+    return Listeners()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, ray_cluster: None, listeners: Listeners) -> TrainConfig:
     config = run_config(folder, "undisturbed", training=TRAINING | {"evaluate_every_steps": 8, "keep_best": "log_loss"})
-    summary = train(config)
+    with listeners:
+        summary = train(config)
     assert not summary.already_finished
     return config
 
@@ -67,6 +74,14 @@ def test_a_run_leaves_a_model_a_summary_checkpoints_and_event_files(undisturbed:
     assert '"layout": "shared"' in next(output.glob("metrics-*.jsonl")).read_text()
     assert committed_steps(output) == [24, 32]
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_local_training_listens_on_loopback_only(listeners: Listeners) -> None:
+    assert sorted(found for found in listeners.found if not is_loopback(found[1])) == []
+    # The watch did see the ranks: Ray's own port and gloo's on both, torch's store on one.
+    assert len({port for name, _, port in listeners.found if name.startswith("ray::RayTrainWorker")}) >= 5
+    assert len(listeners.found) > 12
 
 
 def test_plain_transformers_loads_the_model_with_the_rewards_of_the_final_evaluation(undisturbed: TrainConfig) -> None:

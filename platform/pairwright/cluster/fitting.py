@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
+from pairwright.cluster.local_ray import LoopbackRanks
 from pairwright.cluster.log_lines import last_line
 from pairwright.cluster.mending import mend, sweep
 from pairwright.cluster.notices import TerminationNotice
@@ -111,7 +112,7 @@ def _fit_once(config: TrainConfig, prepared: Prepared, folder: RunFolder, watche
     workers = config.workers
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_seconds)
     # Typed for UserCallback, and checked for what both are.
-    callbacks: list[Any] = [RestartNotice(watcher.board), TerminationNotice()]
+    callbacks: list[Any] = [RestartNotice(watcher.board), TerminationNotice(), LoopbackRanks()]
     trainer = _Trainer(
         start_worker,
         train_loop_config={"task": task},

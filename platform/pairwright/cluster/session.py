@@ -15,6 +15,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from pairwright.cluster.local_ray import logs_folder, start_local_ray
 from pairwright.errors import ClusterError
 
 MAX_TRACEBACK_LINES = 60
@@ -41,8 +42,9 @@ def ray_session() -> Iterator[None]:
     # What workers print stays in Ray's log files: what a person should read comes to the driver as a record. The
     # dashboard stays on: without it Ray 2.60 floods the log with failed exports.
     address = os.environ.get("RAY_ADDRESS", "local")
+    options = {"logging_level": logging.WARNING, "log_to_driver": False}
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        start_local_ray(**options) if address == "local" else ray.init(address=address, **options)
     except (OSError, ValueError) as error:  # a ConnectionError is one of the first
         raise ClusterError(_why_not_started(address, error)) from None
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -77,7 +79,7 @@ def _explained() -> Iterator[None]:
                 [
                     "a task failed in a way that Pairwright did not foresee: a bug, or something about the machines",
                     *(f"  {line}" for line in [*cut, *lines[-MAX_TRACEBACK_LINES:]]),
-                    "What each process wrote is in Ray's logs, /tmp/ray/session_latest/logs on every node. The command "
+                    f"What each process wrote is in Ray's logs, {logs_folder()} on every node. The command "
                     "can be run again: nothing half done counts. If it fails again, report the lines above",
                 ]
             )

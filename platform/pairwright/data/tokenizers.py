@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pairwright.data.model_files import check_model_files, reason_of
 from pairwright.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
     if not directory.is_dir() and not (_HUB_NAME.fullmatch(path) and not directory.exists()):
         found = "a file" if directory.exists() else "no such directory"
         raise ModelError(f"{path}: {found}; expected a Hugging Face model directory with its tokenizer, or a hub name")
+    if directory.is_dir():
+        check_model_files(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise a dozen kinds here, some of them bare Exception
         raise ModelError(_why_not_loaded(path, error)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -55,12 +58,12 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def _why_not_loaded(path: str, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0]
+    reason = reason_of(error)
     directory = Path(path)
     if not directory.is_dir():
         return f"{path}: neither a directory here nor a model that could be fetched from the hub: {reason}"
     if any(directory.glob("tokenizer*")):
-        return f"{path}: its tokenizer cannot be loaded: {reason} ({type(error).__name__}); {_REMEDY}"
+        return f"{path}: its tokenizer cannot be loaded: {reason}; {_REMEDY}"
     return f"{path}: {_listing(directory)} but no tokenizer; {_REMEDY}"
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from pairwright.config import TokensConfig
-from pairwright.data.locations import ObjectStore, local_root, open_store
+from pairwright.data.locations import ObjectStore, cache_folder, local_root, open_store
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
 from pairwright.model.export import RULES_FILE, choose_pad_token
@@ -181,8 +181,7 @@ def _download(url: str) -> Path:
         raise ModelError(f"{url}: nothing there; pass the `model` directory of a training run")
     listing = sorted(f"{file['path']}\0{file['size']}\0{file['e_tag']}" for file in files)
     key = hashlib.sha256("\n".join([url, *listing]).encode()).hexdigest()[:32]
-    directory = Path.home() / ".cache" / "pairwright" / "models" / key
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory = cache_folder("models") / key
     with FileLock(f"{directory}.lock"):
         if not directory.is_dir():
             unfinished = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=directory.parent))

@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from pairwright.config import LoraConfig
 from pairwright.errors import ModelError
-from pairwright.model.reward_model import RewardModel, read_config
+from pairwright.model.configuration import read_config
+from pairwright.model.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def check_targets(path: str, config: LoraConfig) -> None:
         ModelError: as ``add_adapters`` would, or if there is no model at ``path``.
     """
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(read_config(path))
+        model = AutoModelForSequenceClassification.from_config(read_config(path), trust_remote_code=False)
     target_layers(model, config.target_modules)
 
 

@@ -19,6 +19,7 @@ from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_N
 from pairwright.data.locations import local_root, store_errors
 from pairwright.data.store import open_store
 from pairwright.errors import StoreError
+from pairwright.records import UNREADABLE_JSON
 from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], 
         return "read", [
             named.checkpoint_dir_name for named in msgspec.json.decode(content, type=_Snapshot).checkpoint_results
         ]
-    except msgspec.DecodeError:
+    except UNREADABLE_JSON:
         return "torn", []
 
 
@@ -181,7 +182,7 @@ def _manifest(store: ObjectStore, path: str) -> tuple[CheckpointManifest | None,
         return None, f"{MANIFEST_NAME} is missing"
     try:
         return msgspec.json.decode(content, type=CheckpointManifest), None
-    except msgspec.DecodeError as error:
+    except UNREADABLE_JSON as error:
         return None, f"{MANIFEST_NAME} cannot be read ({error})"
 
 
@@ -195,7 +196,7 @@ def _damage(
             return f"{listing_name(rank)} is missing"
         try:
             files = msgspec.json.decode(content, type=list[ShardFile])
-        except msgspec.DecodeError as error:
+        except UNREADABLE_JSON as error:
             return f"{listing_name(rank)} cannot be read ({error})"
         for file in files:
             size = sizes.get(f"{path}/{file.path}")

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from pairwright.cluster.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
 from pairwright.cluster.folders import objects_below
-from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RunFolder, RunIdentity, store_directory
+from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RUN_NAME, RunFolder, RunIdentity, store_directory
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, open_store, store_errors
 from pairwright.data.templates import resolve_template
@@ -112,8 +112,9 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
         raise ConfigError(
-            f"{folder.url}: the run's configuration cannot be used by this version of Pairwright: {error}"
+            f"{folder.path(RUN_NAME)}: the run's configuration cannot be used by this version of Pairwright ({found})"
         ) from None
     path = Path(config.model.path)
     if identity.model_digest != f"hub:{path}" and not path.is_dir():

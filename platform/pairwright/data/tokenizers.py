@@ -36,6 +36,7 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
         check_model_files(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer(["Is it of use?"])
     except Exception as error:  # transformers and tokenizers raise a dozen kinds here, some of them bare Exception
         raise ModelError(_why_not_loaded(path, error)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

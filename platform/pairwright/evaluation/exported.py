@@ -24,6 +24,7 @@ from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
 from pairwright.model.export import RULES_FILE, choose_pad_token
 from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.records import UNREADABLE_JSON
 
 MIN_MAX_LENGTH = 8
 _CHUNK_BYTES = 1 << 24
@@ -162,9 +163,11 @@ def model_digest(directory: Path) -> str:
 def _decode(file: Path, kind: type[StructT], what: str) -> StructT:
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
-    except FileNotFoundError:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise ModelError(f"{file}: cannot be read ({error.strerror})") from None
         raise ModelError(f"{file}: no such file, so the directory does not say {what}; {_REMEDY}") from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE_JSON as error:
         raise ModelError(f"{file}: does not say {what}: {error}; {_REMEDY}") from None
 
 

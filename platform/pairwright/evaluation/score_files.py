@@ -27,7 +27,7 @@ from pairwright.data.manifest import DataFile, Input
 from pairwright.errors import StoreError
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.evaluation.score import TOTALS, Scored
-from pairwright.records import Rejection
+from pairwright.records import UNREADABLE_JSON, Rejection
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "scores.json"
@@ -287,5 +287,5 @@ def read_scores_manifest(url: str) -> ScoresManifest:
         raise StoreError(f"{where}: no such file, so no finished scores are here; run `pairwright score`") from None
     try:
         return msgspec.json.decode(content, type=ScoresManifest)
-    except msgspec.DecodeError as error:
+    except UNREADABLE_JSON as error:
         raise StoreError(f"{where}: not a scores manifest: {error}; run `pairwright score --overwrite`") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pairwright.errors import CheckpointError, DamagedCheckpointError
+from pairwright.records import UNREADABLE_JSON
 
 TAG = "state"
 MANIFEST_NAME = "checkpoint.json"
@@ -66,7 +67,7 @@ def read_manifest(directory: Path) -> CheckpointManifest:
     """
     try:
         return msgspec.json.decode((directory / MANIFEST_NAME).read_bytes(), type=CheckpointManifest)
-    except (FileNotFoundError, msgspec.DecodeError) as error:
+    except (FileNotFoundError, *UNREADABLE_JSON) as error:
         raise DamagedCheckpointError(
             f"{directory}: not a checkpoint: {MANIFEST_NAME} cannot be read ({error})"
         ) from None
@@ -109,7 +110,7 @@ def _verify_files_of(directory: Path, writer: int) -> None:
     listing = directory / listing_name(writer)
     try:
         files = msgspec.json.decode(listing.read_bytes(), type=list[ShardFile])
-    except (FileNotFoundError, msgspec.DecodeError) as error:
+    except (FileNotFoundError, *UNREADABLE_JSON) as error:
         raise DamagedCheckpointError(f"{listing}: the list of rank {writer}'s files cannot be read ({error})") from None
     for expected in files:
         _check(directory, expected)

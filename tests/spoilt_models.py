@@ -22,7 +22,7 @@ from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints
 from pairwright.cluster.export import export_checkpoint
 from pairwright.cluster.mending import mend
 from pairwright.cluster.run_folder import RunFolder, RunIdentity, identity_config
-from pairwright.config import LoraConfig, TokensConfig, TrainConfig
+from pairwright.config import LoraConfig, TrainConfig
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenSpec, tokenize_completions
 from pairwright.errors import PairwrightError
@@ -69,7 +69,7 @@ def _ways(content: bytes) -> list[Callable[[bytes, random.Random], bytes]]:
         json.loads(content)
     except (ValueError, RecursionError):
         return [_flipped, _flipped, _cut, _header]
-    return [_restructured, _restructured, _restructured, _flipped, _cut, _nested, _emptied]
+    return [*[_restructured] * 8, _flipped, _cut, _nested, _emptied]
 
 
 def _flipped(content: bytes, rng: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""Spoilt files of models and runs: each is used or refused in one line; no other exception, no hang, no great memory."""
+"""Spoilt files of models and runs: used, or refused in one line; no other exception, no hang, no great memory."""
 
 import os
 import random

@@ -117,7 +117,8 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
             f"{folder.path(RUN_NAME)}: the run's configuration cannot be used by this version of Pairwright ({found})"
         ) from None
     path = Path(config.model.path)
-    if identity.model_digest != f"hub:{path}" and not path.is_dir():
+    # Whoever wrote run.json chose this path: only a model's directory is read, and hashed.
+    if identity.model_digest != f"hub:{path}" and not (path / "config.json").is_file():
         raise ModelError(f"{path}: the run's starting model is not here; say where it lies now with --model")
     if path.is_dir() and not identity.model_digest.startswith("hub:") and model_digest(path) != identity.model_digest:
         raise ModelError(f"{path}: not the model that the run started from (its digest is another); name that one")

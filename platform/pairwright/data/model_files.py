@@ -63,6 +63,8 @@ def reason_of(error: BaseException) -> str:
     """
     if "trust_remote_code" in str(error):
         return "it needs code of its own, which Pairwright never runs; use a model that transformers itself knows"
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights have other shapes than config.json says"
     if isinstance(error, pickle.UnpicklingError):
         return f"{refused_in_pickle(error)}, and nothing was run; have it saved as model.safetensors by its maker"
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")

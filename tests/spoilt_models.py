@@ -38,7 +38,7 @@ from pairwright.training.starting_model import starting_model
 from run_folders import commit, name
 
 SECONDS = 30.0
-"""Longest time for one spoilt file; what takes longer hangs."""
+"""Most time of a CPU for one spoilt file; what takes longer hangs, however busy the machine is."""
 NUMBERS: list[Any] = [0, -1, 1, 2, 7, 1 << 16, 10**9, 1 << 31, 1 << 63, 10**30, 1e308, -1e-308, 0.5, True, float("inf")]
 VALUES: list[Any] = [
     None, "", "x", "../x", "/", "\x00", "a\nb\x1b[31m", "é" * 50, [], {}, [None], [1, 2], {"a": {"b": 1}}, [[[[]]]],
@@ -167,13 +167,13 @@ def _time_limit() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise HangError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def evaluate_and_score(model: Path) -> None:

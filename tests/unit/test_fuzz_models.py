@@ -32,7 +32,7 @@ RUN_FILES = {
 }
 MOST_BYTES = 3 << 30
 """Address space that a case may take beyond what this process has."""
-SIZES = [2, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+SIZES = [2, pytest.param(65, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
 
 
 @pytest.fixture(scope="module")

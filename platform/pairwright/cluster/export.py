@@ -112,7 +112,7 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        found = "; ".join(f"{'.'.join(map(str, one['loc']))!r}: {one['msg']}" for one in error.errors()[:3])
         raise ConfigError(
             f"{folder.path(RUN_NAME)}: the run's configuration cannot be used by this version of Pairwright ({found})"
         ) from None

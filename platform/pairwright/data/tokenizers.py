@@ -16,6 +16,8 @@ from pairwright.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+MAX_TOKEN_IDS = 10_000_000
+"""Above every id that a tokenizer may give: a tokenizer counts up to the largest each time that it is written out."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _REMEDY = "write one there with `tokenizer.save_pretrained(directory)`, or give the path of a model that has one"
 
@@ -44,8 +46,14 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
             f"{path}: its tokenizer ({type(tokenizer).__name__}) is a slow one, written in Python; expected a fast one "
             f"(a tokenizer.json); convert it, or use a model that has one"
         )
+    ids = tokenizer.get_vocab()
+    if (largest := max(ids.values(), default=0)) >= MAX_TOKEN_IDS:
+        raise ModelError(
+            f"{path}: its tokenizer gives a token the id {largest:,}, expected ids below {MAX_TOKEN_IDS:,}; "
+            f"tokenizer.json is damaged: {_REMEDY}"
+        )
     # transformers 5 makes an empty tokenizer, without a word, for a model directory that has no tokenizer files.
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+    if not set(ids) - set(tokenizer.all_special_tokens):
         raise ModelError(f"{path}: {_listing(directory)} but no tokenizer; {_REMEDY}")
     return tokenizer
 

@@ -37,6 +37,11 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     validation: dict[str, float] = {}
     """Weighted accuracy and log loss on the validation split after this step; empty where it was not evaluated."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no run writes: of no rank at all there would be no file to verify."""
+        if self.world_size < 1 or self.zero_stage not in range(4):
+            raise ValueError(f"world_size is {self.world_size}, zero_stage {self.zero_stage}")
+
 
 class ShardFile(msgspec.Struct, frozen=True):
     """One file of a checkpoint; an entry of ``files-*.json``."""

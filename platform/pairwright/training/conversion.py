@@ -67,7 +67,8 @@ def converted(directory: Path, manifest: CheckpointManifest) -> Iterator[Path]:
 
     Raises:
         DamagedCheckpointError: if a file of any rank is missing or differs from what was written.
-        CheckpointError: if it cannot be converted here, such as for want of space.
+        CheckpointError: if it cannot be converted here, such as for want of space, or would run something.
+        StoreError: if the folder for it is not this user's alone.
     """
     place = _place()
     _sweep(place)

@@ -193,7 +193,9 @@ def run_datasets(into: Path, *, is_flat: bool) -> None:
     datasets.disable_progress_bars()
     start = time.perf_counter()
     files = [str(path) for path in sorted(_sources(into).iterdir())]
-    rows = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(cache), num_proc=PROCESSES)
+    rows = datasets.load_dataset(
+        "json", data_files=files, split="train", cache_dir=str(cache), num_proc=PROCESSES, trust_remote_code=False
+    )
     middle = time.perf_counter()
     if is_flat:
         rows.map(_flat_pairs, batched=True, batch_size=100, num_proc=PROCESSES, remove_columns=rows.column_names)

@@ -89,7 +89,7 @@ def build(shape: Shape, device: torch.device) -> RewardModel:
     )
     config.num_labels = 1
     with torch.device(device):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     if shape.recomputes:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return RewardModel(model, config).train()

@@ -194,10 +194,10 @@ def small_llama(vocab_size: int) -> Callable[[], PreTrainedModel]:
         pad_token_id=PAD_ID,
     )
     config.num_labels = 1
-    weights = AutoModelForSequenceClassification.from_config(config).state_dict()
+    weights = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).state_dict()
 
     def make() -> PreTrainedModel:
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
         model.load_state_dict(weights)
         return model
 

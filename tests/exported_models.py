@@ -64,8 +64,8 @@ def export_small_model(
 def plain_rewards(model: Path, prompt: Sequence[dict[str, str]], texts: Sequence[str]) -> list[float]:
     """Return the reward of each completion, one at a time, by what anybody who loads the export would write."""
     network, tokenizer = (
-        AutoModelForSequenceClassification.from_pretrained(model).eval(),
-        AutoTokenizer.from_pretrained(model),
+        AutoModelForSequenceClassification.from_pretrained(model, trust_remote_code=False).eval(),
+        AutoTokenizer.from_pretrained(model, trust_remote_code=False),
     )
     rewards = []
     for text in texts:

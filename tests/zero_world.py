@@ -109,7 +109,9 @@ def _adapters(model: Path, file: Path) -> Path:
     """Write adapters of every linear layer of the Llama model, under peft's names."""
     draw, rank = torch.Generator().manual_seed(4), LORA["rank"]
     adapters = {}
-    for name, parameter in AutoModelForSequenceClassification.from_pretrained(model).named_parameters():
+    for name, parameter in AutoModelForSequenceClassification.from_pretrained(
+        model, trust_remote_code=False
+    ).named_parameters():
         if name.endswith("_proj.weight"):
             layer, (num_out, num_in) = f"model.{name.removesuffix('.weight')}", parameter.shape
             adapters[f"{layer}.lora_A.default.weight"] = 0.1 * torch.randn((rank, num_in), generator=draw)
@@ -123,16 +125,23 @@ def _adapters(model: Path, file: Path) -> Path:
 
 def full_reference(world: World) -> Reference:
     """Return three steps of plain torch on all weights."""
-    model = AutoModelForSequenceClassification.from_pretrained(world["llama"], dtype=torch.float64)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        world["llama"], dtype=torch.float64, trust_remote_code=False
+    )
     parameters = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
     return _train(parameters, lambda: _loss(model, world["groups"]))
 
 
 def lora_reference(world: World) -> Reference:
     """Return three steps of plain torch on adapters and head: W + (alpha / rank) B A in place of each W."""
-    model = AutoModelForSequenceClassification.from_pretrained(world["llama"], dtype=torch.float64)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        world["llama"], dtype=torch.float64, trust_remote_code=False
+    )
     model.requires_grad_(False)
-    adapters = {name: value.double().requires_grad_() for name, value in torch.load(world["adapters"]).items()}
+    adapters = {
+        name: value.double().requires_grad_()
+        for name, value in torch.load(world["adapters"], weights_only=True).items()
+    }
     head = model.get_parameter("score.weight").requires_grad_()
 
     def loss() -> Tensor:

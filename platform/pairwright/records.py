@@ -10,6 +10,9 @@ from typing import Literal, TypeAlias
 import msgspec
 import pyarrow as pa
 
+UNREADABLE_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises over bytes that are not the JSON that they should be: deep nesting is the last of them."""
+
 Grade: TypeAlias = Literal["significantly better", "better", "slightly better", "negligibly better"]
 """How much better the better of two completions is."""
 

@@ -62,7 +62,9 @@ def export(folder: Path, prompt: Any, layout: Layout) -> Path:
 def test_trl_trains_on_what_datasets_loads(tmp_path: Path, model: Path, prompt: Any, layout: Layout) -> None:
     path = export(tmp_path, prompt, layout)
     kind = "parquet" if layout == "parquet" else "json"
-    rows = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = datasets.load_dataset(
+        kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"), trust_remote_code=False
+    )
     assert rows.column_names == ["prompt", "chosen", "rejected", "weight", "margin"]
     assert rows["margin"][:] == [1.0, 2.5, 1.5]
     config = trl.RewardConfig(
@@ -77,9 +79,9 @@ def test_trl_trains_on_what_datasets_loads(tmp_path: Path, model: Path, prompt: 
     )
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, trust_remote_code=False)
     classifier.config.pad_token_id = tokenizer.pad_token_id
     trainer = trl.RewardTrainer(model=classifier, args=config, train_dataset=rows, processing_class=tokenizer)
     first = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])

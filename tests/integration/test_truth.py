@@ -77,8 +77,8 @@ def test_plain_transformers_gives_the_rewards_of_score_alone_and_in_any_batch(fo
         micro_batch_tokens=1024,
     )
     ours = np.array(pq.read_table(folder / "rewards/scores")["reward"].to_pylist())
-    model = AutoModelForSequenceClassification.from_pretrained(folder / "run/model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "run/model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "run/model", trust_remote_code=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "run/model", trust_remote_code=False)
     texts = [
         tokenizer.apply_chat_template(
             [*turns(record["prompt"]), {"role": "assistant", "content": c["text"]}], tokenize=False

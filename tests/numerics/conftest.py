@@ -53,7 +53,7 @@ def _spread_rewards(directory: Path) -> None:
 
 
 def _modernbert(directory: Path, bert: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(bert)
+    tokenizer = AutoTokenizer.from_pretrained(bert, trust_remote_code=False)
     config = AutoConfig.for_model(
         "modernbert",
         vocab_size=len(tokenizer),
@@ -71,7 +71,7 @@ def _modernbert(directory: Path, bert: Path) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        AutoModelForMaskedLM.from_config(config).save_pretrained(directory)
+        AutoModelForMaskedLM.from_config(config, trust_remote_code=False).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 

@@ -34,7 +34,7 @@ Exported = tuple[RewardModel, Tokenizer, Path]
 def _export(
     source: Path, target: Path, *, tokenizer: Tokenizer | None = None, seed: int = 3, dtype: torch.dtype = torch.float32
 ) -> Exported:
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source)
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     pad_token_id = choose_pad_token(tokenizer)
     model = load_reward_model(
         str(source),
@@ -77,8 +77,10 @@ def _plain_rewards(
     directory: Path, texts: list[list[int]], *, side: str = "right", dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return rewards as any user of transformers gets them, in one batch that the exported tokenizer pads."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    plain = AutoModelForSequenceClassification.from_pretrained(directory, dtype=dtype or "auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=dtype or "auto", trust_remote_code=False
+    ).eval()
     batch = tokenizer.pad({"input_ids": texts}, padding_side=side, return_tensors="pt")
     positions = {}
     if side == "left":
@@ -128,7 +130,7 @@ def test_the_exported_directory_loads_here_with_every_weight_and_keeps_its_head(
 
 def test_the_exported_directory_says_what_it_is(exported: Exported):
     _, tokenizer, directory = exported
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     assert [name[-len("ForSequenceClassification") :] for name in config.architectures or []] == [
         "ForSequenceClassification"
     ]
@@ -142,7 +144,7 @@ def test_the_exported_directory_says_what_it_is(exported: Exported):
         for path in directory.iterdir()
         if path.name != RULES_FILE
     }
-    saved = AutoTokenizer.from_pretrained(directory)
+    saved = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     assert saved.chat_template == TEMPLATE
     assert saved.padding_side == "right"
     assert saved.get_vocab() == tokenizer.get_vocab()
@@ -150,13 +152,13 @@ def test_the_exported_directory_says_what_it_is(exported: Exported):
 
 def test_the_exported_configuration_has_the_checkpoint_s_own_dropout(small_model, tmp_path: Path):
     _, _, directory = _export(small_model("gpt2"), tmp_path)
-    assert AutoConfig.from_pretrained(directory).resid_pdrop == 0.1
+    assert AutoConfig.from_pretrained(directory, trust_remote_code=False).resid_pdrop == 0.1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_a_bfloat16_model_loads_plainly_in_float32_with_equal_rewards(small_model, tmp_path: Path, architecture):
     _, tokenizer, directory = _export(small_model(architecture), tmp_path, dtype=torch.bfloat16)
-    assert AutoConfig.from_pretrained(directory).dtype == torch.bfloat16
+    assert AutoConfig.from_pretrained(directory, trust_remote_code=False).dtype == torch.bfloat16
     texts = _texts(tokenizer)
     wide = load_reward_model(
         str(directory),
@@ -174,8 +176,8 @@ def test_a_bfloat16_model_loads_plainly_in_float32_with_equal_rewards(small_mode
 def test_the_text_classification_pipeline_returns_the_reward_itself(small_model, tmp_path: Path):
     model, tokenizer, directory = _export(small_model("gpt2"), tmp_path)
     pipeline = TextClassificationPipeline(
-        model=AutoModelForSequenceClassification.from_pretrained(directory),
-        tokenizer=AutoTokenizer.from_pretrained(directory),
+        model=AutoModelForSequenceClassification.from_pretrained(directory, trust_remote_code=False),
+        tokenizer=AutoTokenizer.from_pretrained(directory, trust_remote_code=False),
     )
     text = "to be or not to be"
     (found,) = pipeline(text)
@@ -187,7 +189,7 @@ def test_the_text_classification_pipeline_returns_the_reward_itself(small_model,
 
 
 def _tokenizer(small_model: Callable[[str], Path], architecture: str = "gpt2") -> Tokenizer:
-    return AutoTokenizer.from_pretrained(small_model(architecture))
+    return AutoTokenizer.from_pretrained(small_model(architecture), trust_remote_code=False)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])

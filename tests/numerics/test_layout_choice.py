@@ -175,7 +175,7 @@ def test_positions_counted_through_the_row_are_seen(load, dtype):
 
 def test_attention_of_another_kind_is_declined_by_name(small_model, tmp_path):
     """Gemma 2 caps what its queries and keys give; here nothing does."""
-    tokenizer = AutoTokenizer.from_pretrained(small_model("llama"))
+    tokenizer = AutoTokenizer.from_pretrained(small_model("llama"), trust_remote_code=False)
     config = AutoConfig.for_model(
         "gemma2",
         vocab_size=len(tokenizer),
@@ -188,7 +188,7 @@ def test_attention_of_another_kind_is_declined_by_name(small_model, tmp_path):
         pad_token_id=0,
         num_labels=1,
     )
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).save_pretrained(tmp_path)
     choice = _choose(load_small(tmp_path))
     assert choice.layout == "padded"
     assert "softcap" in choice.reason

@@ -71,7 +71,7 @@ def test_the_new_head_is_normal_with_the_papers_deviation(tmp_path: Path):
         bos_token_id=0,
         eos_token_id=0,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(tmp_path)
     weight = _load(tmp_path).state_dict()["model.score.weight"]
     assert weight.std().item() == pytest.approx(2049**-0.5, rel=0.07)
     assert weight.mean().abs().item() < 4 * 2049**-0.5 / 2048**0.5
@@ -93,7 +93,9 @@ def test_the_backbone_is_the_checkpoint_s(load: Load, small_model: SmallModel, a
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_head_of_a_classification_checkpoint_is_kept(small_model: SmallModel, tmp_path: Path, architecture):
-    plain = AutoModelForSequenceClassification.from_pretrained(small_model(architecture), num_labels=1)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        small_model(architecture), num_labels=1, trust_remote_code=False
+    )
     name, head = find_head(plain)
     with torch.no_grad():
         head.weight.fill_(0.125)
@@ -104,9 +106,9 @@ def test_the_head_of_a_classification_checkpoint_is_kept(small_model: SmallModel
 
 
 def test_a_classification_checkpoint_that_lost_its_head_is_refused(small_model: SmallModel, tmp_path: Path):
-    AutoModelForSequenceClassification.from_pretrained(small_model("llama"), num_labels=1).save_pretrained(
-        tmp_path / "a"
-    )
+    AutoModelForSequenceClassification.from_pretrained(
+        small_model("llama"), num_labels=1, trust_remote_code=False
+    ).save_pretrained(tmp_path / "a")
     lost = _edit_weights(
         tmp_path / "a", tmp_path / "b", lambda weights: {n: w for n, w in weights.items() if n != "score.weight"}
     )
@@ -115,7 +117,9 @@ def test_a_classification_checkpoint_that_lost_its_head_is_refused(small_model: 
 
 
 def test_a_head_with_several_labels_is_refused(small_model: SmallModel, tmp_path: Path):
-    AutoModelForSequenceClassification.from_pretrained(small_model("bert"), num_labels=3).save_pretrained(tmp_path)
+    AutoModelForSequenceClassification.from_pretrained(
+        small_model("bert"), num_labels=3, trust_remote_code=False
+    ).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="3 labels, expected 1"):
         _load(tmp_path)
 
@@ -161,7 +165,7 @@ def test_another_pad_token_than_an_encoder_s_own_is_refused(small_model: SmallMo
 
 
 def test_the_embedding_grows_to_the_tokenizer_and_never_shrinks(load: Load, small_model: SmallModel):
-    size = AutoConfig.from_pretrained(small_model("llama")).vocab_size
+    size = AutoConfig.from_pretrained(small_model("llama"), trust_remote_code=False).vocab_size
     grown = load("llama", vocab_size=size + 1, pad_token_id=size)
     assert grown.state_dict()["model.model.embed_tokens.weight"].shape[0] == size + 1
     assert load("llama", vocab_size=size - 1).state_dict()["model.model.embed_tokens.weight"].shape[0] == size

@@ -58,7 +58,7 @@ def test_plain_transformers_gives_an_export_the_adapted_model_s_rewards(
     groups = make_groups(random_group)
     start = rewards(load(architecture), groups)
     model = adapted(load, architecture)
-    tokenizer = AutoTokenizer.from_pretrained(small_model(architecture))
+    tokenizer = AutoTokenizer.from_pretrained(small_model(architecture), trust_remote_code=False)
     choose_pad_token(tokenizer)
     save_reward_model(
         model.state_dict(),
@@ -69,7 +69,7 @@ def test_plain_transformers_gives_an_export_the_adapted_model_s_rewards(
         dtype=torch.float32,
         tokens=TokensConfig(),
     )
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=False).eval()
     texts = [torch.tensor([[*g.prompt_ids.tolist(), *ids.tolist()]]) for g in groups for ids in g.completion_ids]
     with torch.no_grad():
         found = torch.cat([plain(input_ids=text).logits[:, 0] for text in texts])

@@ -26,10 +26,10 @@ def _trl_loss(
         output_dir=str(scratch), center_rewards_coefficient=centre, use_cpu=True, bf16=False, report_to="none"
     )
     trainer = trl.RewardTrainer(
-        model=AutoModelForSequenceClassification.from_pretrained(model, num_labels=1),
+        model=AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, trust_remote_code=False),
         args=config,
         train_dataset=datasets.Dataset.from_list([{"chosen_ids": [1], "rejected_ids": [2]}]),
-        processing_class=AutoTokenizer.from_pretrained(model),
+        processing_class=AutoTokenizer.from_pretrained(model, trust_remote_code=False),
     )
     inputs = {"attention_mask": torch.ones_like(reward_2P1)} | ({} if margin_P is None else {"margin": margin_P})
     return trainer.compute_loss(lambda **_: SimpleNamespace(logits=reward_2P1), inputs)

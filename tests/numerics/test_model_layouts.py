@@ -75,7 +75,11 @@ def _outcome(model: RewardModel, groups: list[TokenGroup], layout: Layout) -> tu
 
 def _alone(model: RewardModel, groups: list[TokenGroup]) -> tuple[Tensor, Gradient]:
     """Return the same of each completion by itself, through transformers' own model."""
-    plain = AutoModelForSequenceClassification.from_config(model.export_config).to(model.model.dtype).eval()
+    plain = (
+        AutoModelForSequenceClassification.from_config(model.export_config, trust_remote_code=False)
+        .to(model.model.dtype)
+        .eval()
+    )
     plain.load_state_dict({name.removeprefix("model."): value for name, value in model.state_dict().items()})
     texts = [[*g.prompt_ids.tolist(), *ids.tolist()] for g in groups for ids in g.completion_ids]
     reward_N = torch.stack([plain(torch.tensor([text])).logits[0, 0] for text in texts])

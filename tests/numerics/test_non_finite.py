@@ -53,7 +53,7 @@ def with_token(group: TokenGroup, token: int) -> TokenGroup:
 
 def spoilt_model(world: World) -> Path:
     """Write the Llama model with one embedding that is NaN and one whose square is no float32."""
-    model = AutoModelForSequenceClassification.from_pretrained(world["llama"])
+    model = AutoModelForSequenceClassification.from_pretrained(world["llama"], trust_remote_code=False)
     with torch.no_grad():
         model.get_input_embeddings().weight[NAN_TOKEN] = torch.nan
         model.get_input_embeddings().weight[HUGE_TOKEN] = 3e38

@@ -50,7 +50,7 @@ def _gradient(model: torch.nn.Module) -> Gradient:
 
 def _reference_gradient(model: RewardModel, groups: list[TokenGroup]) -> Gradient:
     """Each row alone and without padding through transformers' own model in float64; then the formula, pair by pair."""
-    plain = AutoModelForSequenceClassification.from_config(model.export_config).double().eval()
+    plain = AutoModelForSequenceClassification.from_config(model.export_config, trust_remote_code=False).double().eval()
     plain.load_state_dict({name.removeprefix("model."): value for name, value in model.state_dict().items()})
     total = sum(weight for group in groups for weight in group.weight_P.tolist())
     loss = torch.zeros((), dtype=torch.float64)

@@ -32,8 +32,8 @@ def make(directory: Path, architecture: str = "llama", **changes) -> Path:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_loads_as_a_reward_model_and_takes_its_longest_input(tmp_path: Path, architecture: str):
     directory = make(tmp_path, architecture)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1, trust_remote_code=False)
     token_ids = torch.randint(5, len(tokenizer), (2, 48))
     rewards = model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids)).logits
     assert rewards.shape == (2, 1)
@@ -45,7 +45,7 @@ def test_every_architecture_loads_as_a_reward_model_and_takes_its_longest_input(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_tokenizer_reads_back_any_text_and_adds_its_own_special_tokens(tmp_path: Path, architecture: str):
-    tokenizer = AutoTokenizer.from_pretrained(make(tmp_path, architecture))
+    tokenizer = AutoTokenizer.from_pretrained(make(tmp_path, architecture), trust_remote_code=False)
     text = "naïve 狐 jumps over\n\nthe \t dog"
     plain = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(plain, clean_up_tokenization_spaces=False) == text
@@ -76,9 +76,9 @@ def test_another_seed_gives_other_weights(tmp_path: Path):
 
 def test_a_chat_template_goes_with_the_tokenizer(tmp_path: Path):
     template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
-    tokenizer = AutoTokenizer.from_pretrained(make(tmp_path, chat_template=template))
+    tokenizer = AutoTokenizer.from_pretrained(make(tmp_path, chat_template=template), trust_remote_code=False)
     assert tokenizer.chat_template == template
-    assert AutoTokenizer.from_pretrained(make(tmp_path / "without")).chat_template is None
+    assert AutoTokenizer.from_pretrained(make(tmp_path / "without"), trust_remote_code=False).chat_template is None
 
 
 @pytest.mark.parametrize(

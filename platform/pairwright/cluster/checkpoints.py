@@ -20,6 +20,7 @@ from pairwright.data.locations import local_root, store_errors
 from pairwright.data.ownership import CHECKPOINT_NAME
 from pairwright.data.store import open_store
 from pairwright.errors import StoreError
+from pairwright.records import UNREADABLE_JSON
 from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], 
         return "missing", []
     try:
         results = msgspec.json.decode(content, type=_Snapshot).checkpoint_results
-    except msgspec.DecodeError:
+    except UNREADABLE_JSON:
         return "torn", []
     names = [named.checkpoint_dir_name for named in results]
     # Ray deletes what its list names, so a list with other names than a run's, such as ../model, is not one to use.
@@ -188,7 +189,7 @@ def _manifest(store: ObjectStore, path: str) -> tuple[CheckpointManifest | None,
         return None, f"{MANIFEST_NAME} is missing"
     try:
         return msgspec.json.decode(content, type=CheckpointManifest), None
-    except msgspec.DecodeError as error:
+    except UNREADABLE_JSON as error:
         return None, f"{MANIFEST_NAME} cannot be read ({error})"
 
 
@@ -202,7 +203,7 @@ def _damage(
             return f"{listing_name(rank)} is missing"
         try:
             files = msgspec.json.decode(content, type=list[ShardFile])
-        except msgspec.DecodeError as error:
+        except UNREADABLE_JSON as error:
             return f"{listing_name(rank)} cannot be read ({error})"
         for file in files:
             size = sizes.get(f"{path}/{file.path}")

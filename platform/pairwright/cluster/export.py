@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from pairwright.cluster.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
 from pairwright.cluster.folders import objects_below
-from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RunFolder, RunIdentity
+from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, RUN_NAME, RunFolder, RunIdentity
 from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, open_store, store_errors
 from pairwright.data.model_listing import RULES_FILE
@@ -114,11 +114,13 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, one['loc']))!r}: {one['msg']}" for one in error.errors()[:3])
         raise ConfigError(
-            f"{folder.url}: the run's configuration cannot be used by this version of Pairwright: {error}"
+            f"{folder.path(RUN_NAME)}: the run's configuration cannot be used by this version of Pairwright ({found})"
         ) from None
     path = Path(config.model.path)
-    if identity.model_digest != f"hub:{path}" and not path.is_dir():
+    # Whoever wrote run.json chose this path: only a model's directory is read, and hashed.
+    if identity.model_digest != f"hub:{path}" and not (path / "config.json").is_file():
         raise ModelError(f"{path}: the run's starting model is not here; say where it lies now with --model")
     if path.is_dir() and not identity.model_digest.startswith("hub:") and model_digest(path) != identity.model_digest:
         raise ModelError(f"{path}: not the model that the run started from (its digest is another); name that one")

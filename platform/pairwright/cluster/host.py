@@ -24,7 +24,7 @@ from pairwright.cluster.notices import RankNotices
 from pairwright.cluster.staging import Staging
 from pairwright.cluster.uploads import Uploads
 from pairwright.errors import CheckpointError, PairwrightError
-from pairwright.training.agreement import first_error, gathered
+from pairwright.training.agreement import first_error, gathered, raise_together
 from pairwright.training.patience import pauses
 from pairwright.training.pulse import Pulse
 
@@ -45,7 +45,7 @@ class RayTrainHost:
         self.attempt = _agreed_token()
         self.pulse = Pulse()
         self._notices = RankNotices(board, self.rank)
-        self._staging = Staging()
+        self._staging = _staging_of_every_rank()
         self._patience_seconds = patience_seconds
         storage = cast("StorageContext", context.get_storage())
         self._uploads = Uploads(storage, patience_seconds=patience_seconds, refused=self.refused)
@@ -127,6 +127,19 @@ class RayTrainHost:
     def refused(self, reason: str, pause: float) -> None:
         """Show that a disk or a storage refused something, and when it is tried again, in seconds."""
         self.progress({"kind": "refused", "step": 0, "reason": f"rank {self.rank}: {reason}", "seconds": pause})
+
+
+def _staging_of_every_rank() -> Staging:
+    """Return this rank's staging folder once every rank has its own, or raise on all what one of them found."""
+    staging: Staging | None = None
+    error: PairwrightError | None = None
+    try:
+        staging = Staging()
+    except PairwrightError as found:
+        error = found
+    raise_together(error)
+    assert staging is not None
+    return staging
 
 
 def _agreed_token() -> str:

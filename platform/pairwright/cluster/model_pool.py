@@ -66,7 +66,9 @@ def run_on_models(
     for row in results.iter_rows():
         if row["kind"]:
             raise getattr(errors, row["kind"])(row["payload"].decode())
-        yield pickle.loads(row["payload"])  # noqa: S301 (bytes that our own actors made)
+        # Bytes that an actor of this very command made, carried by Ray, which pickles all that it carries; nothing of
+        # it comes from a file, a record or a model.
+        yield pickle.loads(row["payload"])  # noqa: S301
 
 
 class _ModelActor:

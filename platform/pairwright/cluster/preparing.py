@@ -14,8 +14,8 @@ from pairwright.data.store import Manifest, Table
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ConfigError
 from pairwright.evaluation.exported import model_digest
+from pairwright.model.configuration import read_config
 from pairwright.model.lora import check_targets
-from pairwright.model.reward_model import read_config
 from pairwright.training.schedule import Schedule, schedule_of
 
 

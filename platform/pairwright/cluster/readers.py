@@ -183,6 +183,7 @@ def _huggingface(place: Place) -> Iterator[Dataset]:
                 place.settings.get("config"),
                 split=split,
                 revision=place.settings.get("revision"),
+                trust_remote_code=False,
             )
         )
         return

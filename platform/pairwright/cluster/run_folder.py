@@ -22,6 +22,7 @@ from pairwright.data.outputs import check_own, is_free, replace_directory
 from pairwright.data.ownership import RUN, check_free
 from pairwright.data.store import Input, open_store
 from pairwright.errors import ConfigError
+from pairwright.records import UNREADABLE_JSON
 
 RUN_NAME = "run.json"
 SUMMARY_NAME = "training.json"
@@ -111,7 +112,7 @@ class RunFolder:
             return None
         try:
             return msgspec.json.decode(content, type=RunIdentity)
-        except msgspec.DecodeError as error:
+        except UNREADABLE_JSON as error:
             raise ConfigError(
                 f"{self.path(RUN_NAME)}: cannot be read ({error}); if no run of yours is here, remove it or choose "
                 "another output"
@@ -145,9 +146,18 @@ class RunFolder:
                 ) from None
 
     def summary(self) -> TrainingSummary | None:
-        """Return ``training.json`` of a finished run, or None."""
+        """Return ``training.json`` of a finished run, or None.
+
+        Raises:
+            ConfigError: if it cannot be read.
+        """
         content = read_object(self._store, SUMMARY_NAME)
-        return None if content is None else msgspec.json.decode(content, type=TrainingSummary)
+        try:
+            return None if content is None else msgspec.json.decode(content, type=TrainingSummary)
+        except UNREADABLE_JSON as error:
+            raise ConfigError(
+                f"{self.path(SUMMARY_NAME)}: cannot be read ({error}); remove it, and the same `train` writes it again"
+            ) from None
 
     def finish(self, summary: TrainingSummary) -> None:
         """Declare the run ended well.

@@ -10,13 +10,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pairwright.data.locations import own_folder
+
 
 class Staging:
-    """This process's folder; removes, when it is made, those of processes that are no more."""
+    """This process's folder; removes, when it is made, those of processes that are no more.
+
+    Raises:
+        StoreError: if the folder of such folders is not this user's alone.
+    """
 
     def __init__(self) -> None:
-        parent = Path(tempfile.gettempdir()) / f"pairwright-staging-{os.getuid()}"
-        parent.mkdir(mode=0o700, exist_ok=True)
+        parent = own_folder(Path(tempfile.gettempdir()) / f"pairwright-staging-{os.getuid()}")
         # Held while folders come and go: between being made and being locked, one would look abandoned.
         both = os.open(parent, os.O_RDONLY)
         try:

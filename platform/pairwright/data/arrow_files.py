@@ -27,6 +27,22 @@ def ipc_bytes(table: pa.Table, schema: pa.Schema, *, compress: bool) -> pa.Buffe
     return sink.getvalue()
 
 
+def check_types(found: pa.Schema, kind: str, where: str) -> None:
+    """Check that each column is of the type that its kind of table says: others would run code when a value is read.
+
+    Raises:
+        StoreError: if one is not, or if there is no such column.
+    """
+    known = {field.name: field.type for field in SCHEMAS[kind]}
+    for field in found:
+        expected = known.get(field.name)
+        if expected is None or not field.type.equals(expected):
+            raise StoreError(
+                f"{where}: column {field.name!r} is {field.type}, expected {expected or 'no such column'} in {kind}; "
+                f"{REPAIR}"
+            )
+
+
 def verify(buffer: pa.Buffer, file: DataFile, where: str) -> None:
     """Check a file's content against what its manifest says of it.
 

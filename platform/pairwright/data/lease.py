@@ -21,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError
 from pairwright.data.locations import local_root, open_store, store_errors
 from pairwright.data.ownership import Kind, delete_files
 from pairwright.errors import LeaseError, StoreError
+from pairwright.records import UNREADABLE_JSON
 
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 30.0
@@ -164,7 +165,7 @@ class Lease:
             with store_errors(self._url):
                 content = bytes(obstore.get(open_store(self._url), _path(number)).bytes())
             return msgspec.json.decode(content, type=Holder)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNREADABLE_JSON):
             return None
 
     def _put(self, number: int, holder: Holder, *, mode: str) -> bool:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from pairwright.records import UNREADABLE_JSON
+
 RULES_FILE = "pairwright.json"
 
 
@@ -34,7 +36,7 @@ def written_files(rules: bytes | None) -> set[str]:
     """Return the paths that Pairwright wrote in a model directory, by the content of its ``pairwright.json``."""
     try:
         listed = msgspec.json.decode(rules or b"{}", type=_Listed)
-    except msgspec.DecodeError:
+    except UNREADABLE_JSON:
         return set()
     return {RULES_FILE, *(file.path for file in listed.files)} if listed.files else set()
 

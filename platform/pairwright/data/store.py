@@ -23,7 +23,7 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError
 
 from pairwright import __version__
-from pairwright.data.arrow_files import REPAIR, SCHEMAS, ipc_bytes, verify
+from pairwright.data.arrow_files import REPAIR, SCHEMAS, check_types, ipc_bytes, verify
 from pairwright.data.durable import create_file, sync_files
 from pairwright.data.locations import ObjectStore, absolute_url, local_root, open_store, store_errors
 from pairwright.data.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
@@ -210,6 +210,7 @@ class Table:
         except (pa.ArrowInvalid, OSError) as error:
             verify(buffer, file, f"{self.url}/{file.path}")
             raise StoreError(f"{self.url}/{file.path}: not an Arrow file: {error}; {REPAIR}") from None
+        check_types(table.schema, self.kind, f"{self.url}/{file.path}")
         return table if columns is None else table.select(list(columns))
 
     def read(self, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

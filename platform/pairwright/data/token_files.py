@@ -6,7 +6,7 @@ from pathlib import Path
 import obstore
 from filelock import FileLock
 
-from pairwright.data.locations import open_store, store_errors
+from pairwright.data.locations import cache_folder, open_store, store_errors
 from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 
@@ -41,8 +41,7 @@ def _is_whole(path: Path, file: DataFile) -> bool:
 
 def _download(table: Table, file: DataFile) -> Path:
     # Named by content: a second table, or a second run, that holds the same file finds it here.
-    path = Path.home() / ".cache" / "pairwright" / "tokens" / f"{file.sha256}.arrow"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = cache_folder("tokens") / f"{file.sha256}.arrow"
     with FileLock(f"{path}.lock"):
         if not _is_whole(path, file):
             unfinished = path.with_suffix(".unfinished")

@@ -10,11 +10,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pairwright.data.model_files import check_model_files, reason_of
 from pairwright.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+MAX_TOKEN_IDS = 10_000_000
+"""Above every id that a tokenizer may give: a tokenizer counts up to the largest each time that it is written out."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _REMEDY = "write one there with `tokenizer.save_pretrained(directory)`, or give the path of a model that has one"
 
@@ -31,8 +34,11 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
     if not directory.is_dir() and not (_HUB_NAME.fullmatch(path) and not directory.exists()):
         found = "a file" if directory.exists() else "no such directory"
         raise ModelError(f"{path}: {found}; expected a Hugging Face model directory with its tokenizer, or a hub name")
+    if directory.is_dir():
+        check_model_files(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer(["Is it of use?"])
     except Exception as error:  # transformers and tokenizers raise a dozen kinds here, some of them bare Exception
         raise ModelError(_why_not_loaded(path, error)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -40,8 +46,14 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
             f"{path}: its tokenizer ({type(tokenizer).__name__}) is a slow one, written in Python; expected a fast one "
             f"(a tokenizer.json); convert it, or use a model that has one"
         )
+    ids = tokenizer.get_vocab()
+    if (largest := max(ids.values(), default=0)) >= MAX_TOKEN_IDS:
+        raise ModelError(
+            f"{path}: its tokenizer gives a token the id {largest:,}, expected ids below {MAX_TOKEN_IDS:,}; "
+            f"tokenizer.json is damaged: {_REMEDY}"
+        )
     # transformers 5 makes an empty tokenizer, without a word, for a model directory that has no tokenizer files.
-    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+    if not set(ids) - set(tokenizer.all_special_tokens):
         raise ModelError(f"{path}: {_listing(directory)} but no tokenizer; {_REMEDY}")
     return tokenizer
 
@@ -55,12 +67,12 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def _why_not_loaded(path: str, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0]
+    reason = reason_of(error)
     directory = Path(path)
     if not directory.is_dir():
         return f"{path}: neither a directory here nor a model that could be fetched from the hub: {reason}"
     if any(directory.glob("tokenizer*")):
-        return f"{path}: its tokenizer cannot be loaded: {reason} ({type(error).__name__}); {_REMEDY}"
+        return f"{path}: its tokenizer cannot be loaded: {reason}; {_REMEDY}"
     return f"{path}: {_listing(directory)} but no tokenizer; {_REMEDY}"
 
 

@@ -19,12 +19,13 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from pairwright.config import TokensConfig
-from pairwright.data.locations import ObjectStore, local_root, open_store
+from pairwright.data.locations import ObjectStore, cache_folder, local_root, open_store
 from pairwright.data.model_listing import RULES_FILE, ModelFile, damage
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
 from pairwright.model.export import choose_pad_token
 from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.records import UNREADABLE_JSON
 
 MIN_MAX_LENGTH = 8
 _CHUNK_BYTES = 1 << 24
@@ -177,9 +178,11 @@ def model_digest(directory: Path) -> str:
 def _decode(file: Path, kind: type[StructT], what: str) -> StructT:
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)
-    except FileNotFoundError:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise ModelError(f"{file}: cannot be read ({error.strerror})") from None
         raise ModelError(f"{file}: no such file, so the directory does not say {what}; {_REMEDY}") from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE_JSON as error:
         raise ModelError(f"{file}: does not say {what}: {error}; {_REMEDY}") from None
 
 
@@ -196,8 +199,7 @@ def _download(url: str) -> Path:
         raise ModelError(f"{url}: nothing there; pass the `model` directory of a training run")
     listing = sorted(f"{file['path']}\0{file['size']}\0{file['e_tag']}" for file in files)
     key = hashlib.sha256("\n".join([url, *listing]).encode()).hexdigest()[:32]
-    directory = Path.home() / ".cache" / "pairwright" / "models" / key
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory = cache_folder("models") / key
     with FileLock(f"{directory}.lock"):
         if not directory.is_dir():
             unfinished = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=directory.parent))

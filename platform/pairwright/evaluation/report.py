@@ -17,6 +17,7 @@ from pairwright import __version__
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.model.metrics import Figures, PairSums
+from pairwright.records import UNREADABLE_JSON
 
 FORMAT_VERSION = 1
 TABLE_COLUMNS = 100
@@ -108,7 +109,7 @@ def is_report(content: bytes) -> bool:
     """Return whether a file's content is a report, so that a newer one may take its place."""
     try:
         msgspec.json.decode(content, type=Report)
-    except msgspec.DecodeError:
+    except UNREADABLE_JSON:
         return False
     return True
 

@@ -28,7 +28,7 @@ from pairwright.data.ownership import SCORES, check_free, delete_files, stored_f
 from pairwright.errors import StoreError
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.evaluation.score import TOTALS, Scored
-from pairwright.records import Rejection
+from pairwright.records import UNREADABLE_JSON, Rejection
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "scores.json"
@@ -237,7 +237,7 @@ class ScoreFiles:
             return None
         try:
             msgspec.json.decode(content, type=ScoresManifest)
-        except msgspec.DecodeError:
+        except UNREADABLE_JSON:
             raise StoreError(
                 f"{self.url}/{MANIFEST_NAME}: is not of `pairwright score`, and is not replaced; give the scores a "
                 "folder of their own"
@@ -302,5 +302,5 @@ def read_scores_manifest(url: str) -> ScoresManifest:
         raise StoreError(f"{where}: no such file, so no finished scores are here; run `pairwright score`") from None
     try:
         return msgspec.json.decode(content, type=ScoresManifest)
-    except msgspec.DecodeError as error:
+    except UNREADABLE_JSON as error:
         raise StoreError(f"{where}: not a scores manifest: {error}; run `pairwright score --overwrite`") from None

@@ -19,8 +19,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pairwright.config import LoraConfig
+from pairwright.data.model_files import model_errors
 from pairwright.errors import ModelError
-from pairwright.model.reward_model import RewardModel, read_config
+from pairwright.model.configuration import read_config
+from pairwright.model.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +69,8 @@ def check_targets(path: str, config: LoraConfig) -> None:
     Raises:
         ModelError: as ``add_adapters`` would, or if there is no model at ``path``.
     """
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(read_config(path))
+    with model_errors(f"{path}: cannot be built as a sequence-classification model"), torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(read_config(path), trust_remote_code=False)
     target_layers(model, config.target_modules)
 
 

@@ -13,13 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from pairwright.data.model_files import model_errors
 from pairwright.errors import ModelError
 from pairwright.model import attention
 from pairwright.model.batches import MicroBatch, Segments
+from pairwright.model.configuration import read_config
 from pairwright.model.encoders import encoder_positions, position_padding_idx, reward_at_first_token
 from pairwright.model.last_layer import LastLayer
 
@@ -227,46 +229,24 @@ def load_reward_model(
         ModelError: if there is no model, if it cannot give one reward a row, if weights are missing, or if the pad
             token does not fit it.
     """
-    config = read_config(path)
-    export_config = copy.deepcopy(config)
-    if not dropout:
-        _drop_nothing(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model, missing = _read_weights(path, config, dtype)
-        _initialise_head(path, model, missing, seed)
-        if vocab_size is not None and vocab_size > _embedding(model).num_embeddings:
-            model.resize_token_embeddings(vocab_size, mean_resizing=False)
-            export_config.get_text_config().vocab_size = vocab_size
-    reward_model = RewardModel(model, export_config)
-    if pad_token_id is not None:
-        _set_pad_token(path, reward_model, pad_token_id)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return reward_model
-
-
-def read_config(path: str) -> PreTrainedConfig:
-    """Return a checkpoint's configuration, set to one label; needs no weights, so a bad path fails at once.
-
-    Raises:
-        ModelError: if there is no model, or if it has a head with another number of labels.
-    """
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: no Hugging Face model here ({_first_line(error)}); expected a directory with config.json and "
-            "model.safetensors, or the name of a model on the hub"
-        ) from None
-    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    if has_head and config.num_labels != 1:
-        raise ModelError(
-            f"{path}: its head has {config.num_labels} labels, expected 1 (a reward model); start from the causal or "
-            "masked language model that it was made from"
-        )
-    config.num_labels = 1
-    return config
+    with model_errors(f"{path}: cannot be loaded as a sequence-classification model"):
+        config = read_config(path)
+        export_config = copy.deepcopy(config)
+        if not dropout:
+            _drop_nothing(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, missing = _read_weights(path, config, dtype)
+            _initialise_head(path, model, missing, seed)
+            if vocab_size is not None and vocab_size > _embedding(model).num_embeddings:
+                model.resize_token_embeddings(vocab_size, mean_resizing=False)
+                export_config.get_text_config().vocab_size = vocab_size
+        reward_model = RewardModel(model, export_config)
+        if pad_token_id is not None:
+            _set_pad_token(path, reward_model, pad_token_id)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return reward_model
 
 
 def _drop_nothing(config: PreTrainedConfig) -> None:
@@ -285,12 +265,9 @@ def _dropout_rates(config: PreTrainedConfig) -> list[tuple[str, float]]:
 
 def _read_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, Sequence[str]]:
     """Return the model and the names of its weights that the checkpoint does not have."""
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{path}: cannot be loaded as a sequence-classification model: {_first_line(error)}") from None
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        path, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
+    )
     missing = sorted(report["missing_keys"])
     # Poolers of encoders belong to the head: masked-LM checkpoints never have them.
     lost = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
@@ -344,7 +321,3 @@ def _embedding(model: PreTrainedModel) -> nn.Embedding:
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     return embedding
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -159,7 +159,7 @@ def _random_model(kind: _Architecture, config: PreTrainedConfig, seed: int) -> P
     auto_class = AutoModelForMaskedLM if kind.is_encoder else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return auto_class.from_config(config, dtype=torch.float32)
+        return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def _train_tokenizer(

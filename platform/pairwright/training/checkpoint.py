@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from pairwright.errors import CheckpointError, DamagedCheckpointError
+from pairwright.records import UNREADABLE_JSON
 
 TAG = "state"
 MANIFEST_NAME = "checkpoint.json"
@@ -35,6 +36,11 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of these steps: the ones that changed nothing, since their loss or gradient was not finite."""
     validation: dict[str, float] = {}
     """Weighted accuracy and log loss on the validation split after this step; empty where it was not evaluated."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run writes: of no rank at all there would be no file to verify."""
+        if self.world_size < 1 or self.zero_stage not in range(4):
+            raise ValueError(f"world_size is {self.world_size}, zero_stage {self.zero_stage}")
 
 
 class ShardFile(msgspec.Struct, frozen=True):
@@ -66,7 +72,7 @@ def read_manifest(directory: Path) -> CheckpointManifest:
     """
     try:
         return msgspec.json.decode((directory / MANIFEST_NAME).read_bytes(), type=CheckpointManifest)
-    except (FileNotFoundError, msgspec.DecodeError) as error:
+    except (FileNotFoundError, *UNREADABLE_JSON) as error:
         raise DamagedCheckpointError(
             f"{directory}: not a checkpoint: {MANIFEST_NAME} cannot be read ({error})"
         ) from None
@@ -109,7 +115,7 @@ def _verify_files_of(directory: Path, writer: int) -> None:
     listing = directory / listing_name(writer)
     try:
         files = msgspec.json.decode(listing.read_bytes(), type=list[ShardFile])
-    except (FileNotFoundError, msgspec.DecodeError) as error:
+    except (FileNotFoundError, *UNREADABLE_JSON) as error:
         raise DamagedCheckpointError(f"{listing}: the list of rank {writer}'s files cannot be read ({error})") from None
     for expected in files:
         _check(directory, expected)

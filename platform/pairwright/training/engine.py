@@ -25,6 +25,7 @@ from pairwright.config import EngineConfig, OptimizerConfig
 from pairwright.model.batches import MicroBatch
 from pairwright.model.reward_model import RewardModel
 from pairwright.training import memory
+from pairwright.training.conversion import known_types_only
 from pairwright.training.pulse import Pulse
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -178,12 +179,13 @@ class Engine:
         self._deepspeed._config.load_universal_checkpoint = universal
         # It warns that no one told it of tensor parallelism, which there is none of.
         deepspeed_logger.setLevel(logging.ERROR if universal else logging.WARNING)
-        self._deepspeed.load_checkpoint(
-            str(directory),
-            tag=tag,
-            load_lr_scheduler_states=False,
-            load_module_strict=not self._has_frozen,
-        )
+        with known_types_only():
+            self._deepspeed.load_checkpoint(
+                str(directory),
+                tag=tag,
+                load_lr_scheduler_states=False,
+                load_module_strict=not self._has_frozen,
+            )
         self._deepspeed._config.load_universal_checkpoint = False
         deepspeed_logger.setLevel(logging.WARNING)
         if universal:

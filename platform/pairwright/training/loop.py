@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch.distributed as dist
 
 from pairwright import __version__
-from pairwright.errors import CheckpointError, NotFiniteError
+from pairwright.errors import CheckpointError, NotFiniteError, PairwrightError
 from pairwright.model.reward_model import RewardModel
 from pairwright.training.agreement import raise_together
 from pairwright.training.checkpoint import (
@@ -24,7 +24,7 @@ from pairwright.training.checkpoint import (
     read_manifest,
     verify,
 )
-from pairwright.training.conversion import converted
+from pairwright.training.conversion import check_shards, converted
 from pairwright.training.engine import Engine
 from pairwright.training.global_batch import Run
 from pairwright.training.order import group_indices
@@ -253,7 +253,7 @@ def _restore(engine: Engine, run: Run, host: Host) -> tuple[int, tuple[int, ...]
 
 def _loaded(engine: Engine, run: Run, host: Host, checkpoint: AbstractContextManager[Path]) -> CheckpointManifest:
     """Load a checkpoint if all ranks find it whole, else raise the first one's error on every rank."""
-    error: CheckpointError | None = None
+    error: PairwrightError | None = None
     read: tuple[Path, CheckpointManifest] | None = None
     with ExitStack() as stack:
         try:
@@ -264,8 +264,9 @@ def _loaded(engine: Engine, run: Run, host: Host, checkpoint: AbstractContextMan
                 directory = stack.enter_context(converted(directory, manifest))
             else:
                 verify(directory, manifest, rank=host.rank)
+                check_shards(directory)
             read = directory, manifest
-        except CheckpointError as found:
+        except PairwrightError as found:
             error = found
         except OSError as found:
             error = CheckpointError(f"rank {host.rank} cannot read the newest checkpoint: {found}")

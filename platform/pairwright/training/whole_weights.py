@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pairwright.errors import DamagedCheckpointError
 from pairwright.training.checkpoint import TAG, CheckpointManifest, verify_all
+from pairwright.training.conversion import read_shard
 
 
 def whole_weights(directory: Path, manifest: CheckpointManifest, *, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -31,16 +31,30 @@ def whole_weights(directory: Path, manifest: CheckpointManifest, *, dtype: torch
 
     Raises:
         DamagedCheckpointError: if a file is missing, or is not what was written.
+        CheckpointError: if a file names what reading it would run.
     """
     verify_all(directory, manifest)
+    try:
+        weights = _weights(directory / TAG, manifest, dtype)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(
+            f"{directory}: its files can be read, but do not hold what its manifest says: {type(error).__name__} "
+            f"({error}); no run wrote them together"
+        ) from None
+    if odd := [name for name, weight in weights.items() if not isinstance(weight, Tensor)]:
+        raise DamagedCheckpointError(f"{directory}: holds no tensor under the name {odd[0]!r}")
+    return weights
+
+
+def _weights(shards: Path, manifest: CheckpointManifest, dtype: torch.dtype) -> dict[str, Tensor]:
     if manifest.zero_stage < 3:
-        return dict(_read(directory, "mp_rank_00_model_states.pt")["module"])
+        return dict(read_shard(shards / "mp_rank_00_model_states.pt")["module"])
     kind = "bf16_" if manifest.precision == "bf16" else ""
     states = [
-        _read(directory, f"{kind}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+        read_shard(shards / f"{kind}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
         for rank in range(manifest.world_size)
     ]
-    model = _read(directory, "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    model = read_shard(shards / "zero_pp_rank_0_mp_rank_00_model_states.pt")
     partitions = [state["fp32_flat_groups"] for state in states]
     found = {name: model["module"][name] for name in model["buffer_names"] if name in model["module"]}
     shapes = {name: shape for group in model["param_shapes"] for name, shape in group.items()}
@@ -68,12 +82,3 @@ def _between(groups: Sequence[Tensor], first: int, end: int) -> list[Tensor]:
         for group, (start, stop) in zip(groups, pairwise(starts), strict=True)
         if start < end and first < stop
     ]
-
-
-def _read(directory: Path, name: str) -> dict[str, Any]:
-    path = directory / TAG / name
-    try:
-        # The files name classes of DeepSpeed's; their hashes were compared.
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise DamagedCheckpointError(f"{path}: cannot be read ({error})") from None

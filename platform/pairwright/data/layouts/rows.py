@@ -13,7 +13,10 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from pairwright.errors import SourceError
+
 _MISSING: Any = None
+_EXTENSION = b"ARROW:extension:name"
 
 
 def encode_rows(rows: pa.RecordBatch) -> bytes:
@@ -39,10 +42,19 @@ def encode_records(records: Sequence[dict[str, Any]]) -> bytes:
 
 
 def values_of(array: pa.Array) -> list[Any]:
-    """Return a column's values as plain Python objects; a struct without its null fields."""
+    """Return a column's values as plain Python objects; a struct without its null fields.
+
+    An extension type is taken as what it is stored as: Ray's for pickled objects unpickles whatever is asked for by
+    value, so no array that has one within it may ever be asked so.
+
+    Raises:
+        SourceError: if a union, or runs of equal values, have an extension type within them.
+    """
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
         return values_of(array.storage)
+    if (pa.types.is_union(kind) or pa.types.is_run_end_encoded(kind)) and _holds_extension(kind):
+        raise SourceError(f"a column is {str(kind)[:200]}, and no extension type is read out of such; store it as text")
     if pa.types.is_dictionary(kind):
         return values_of(array.dictionary_decode())
     if pa.types.is_struct(kind):
@@ -61,6 +73,16 @@ def values_of(array: pa.Array) -> list[Any]:
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
         return values_of(array.cast(pa.large_list(kind.value_type)))
     return _plain(array)
+
+
+def _holds_extension(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return True
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _holds_extension(kind.value_type)
+    # A type that this process does not know is said in the metadata alone.
+    fields = [kind.field(number) for number in range(kind.num_fields)]
+    return any(_EXTENSION in (field.metadata or {}) or _holds_extension(field.type) for field in fields)
 
 
 def _plain(array: pa.Array) -> list[Any]:

@@ -33,7 +33,11 @@ def table_chunks(source: SourceRef, start: int, end: int, rows_before: int) -> I
     for batch in _batches(source, start, end):
         for first in range(0, batch.num_rows, step := _rows_at_once(batch)):
             piece = batch.slice(first, step)
-            yield Chunk(row, encode_rows(piece))
+            try:
+                text = encode_rows(piece)
+            except SourceError as error:
+                raise SourceError(f"{source.uri}: {error}") from None
+            yield Chunk(row, text)
             row += piece.num_rows
 
 

@@ -15,7 +15,7 @@ from pairwright.data.rules import prompt_id
 from pairwright.data.sources import SourceRef, find_sources
 from pairwright.data.store import Table
 from pairwright.errors import DataError
-from pairwright.records import Message
+from pairwright.records import UNREADABLE_JSON, Message
 
 SOURCE_VERSION = 0
 """Version of an input that is a source, not a table."""
@@ -102,7 +102,7 @@ def prompts_in_source(unit: LineRange) -> Iterator[NamedPrompt]:
 def _messages(line: bytes, where: str) -> list[dict[str, str]]:
     try:
         prompt = _DECODER.decode(line).prompt
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE_JSON as error:
         raise DataError(
             f'{where}: no prompt to compare: {error}; an evaluation set has {{"prompt": "..."}} in each record (text, '
             "or turns of role and content); ingest other layouts into a table and name that"

@@ -206,7 +206,7 @@ def test_a_missing_table_version_or_tokenizer_is_named(tmp_path: Path, model: Pa
 def test_tables_on_s3_are_downloaded_once_and_checked(
     tmp_path: Path, model: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     commit_pairs(f"{s3_bucket}/pairs", [pairs_rows(40)])
     source, target = Table(f"{s3_bucket}/pairs", "pairs"), Table(f"{s3_bucket}/tokens/x", "tokens")
     tokenizer = load_tokenizer(str(model))

@@ -61,7 +61,7 @@ def test_evaluate_and_score_work_where_everything_is_remote(s3_bucket: str, tmp_
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, str(script), s3_bucket],
-        env=environment | {"HOME": str(tmp_path)},
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path)},
         stdout=subprocess.PIPE,
         check=True,
         timeout=400,
@@ -77,5 +77,5 @@ def test_evaluate_and_score_work_where_everything_is_remote(s3_bucket: str, tmp_
     (tmp_path / "scores.parquet").write_bytes(obstore.get(store, f"out/{file.path}").bytes().to_bytes())
     assert pq.read_table(tmp_path / "scores.parquet").column("id").to_pylist() == [str(i) for i in range(300)]
     # One download, shared by the driver and both actors.
-    models = [path for path in (tmp_path / ".cache/pairwright/models").iterdir() if path.is_dir()]
+    models = [path for path in (tmp_path / "pairwright/models").iterdir() if path.is_dir()]
     assert len(models) == 1

@@ -25,6 +25,14 @@ from pairwright.records import Message, Rejection
 
 QUESTION = "Who painted the night watch?"
 ID = prompt_id([Message(role="user", content=QUESTION)])
+HOLDER = """
+import sys
+from pathlib import Path
+from pairwright.data.cache import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+input()
+"""
 
 
 @pytest.fixture
@@ -105,6 +113,7 @@ def test_what_nothing_matches_makes_no_version_and_exits_with_1(table: Table) ->
         ([], [], "nothing to forget was named"),
         ([""], [], "an empty one"),
         (["\u200b "], [], "an empty one"),
+        (["caf\udce9"], [], "expected UTF-8"),
         ([], ["no such file"], "neither a prompt_id"),
         ([], ["/dev/zero"], "no regular file"),
         ([], ["."], "no regular file"),
@@ -231,10 +240,8 @@ def test_a_reason_in_words_of_ours_stays() -> None:
 def test_deeply_nested_refused_records_of_every_depth_do_not_stop_it(tmp_path: Path) -> None:
     table = Table(str(tmp_path / "deep"), "annotations")
     records = ["[" * depth + "1" + "]" * depth for depth in range(1, 5000)]
-    refused = [
-        Rejection(source="s", line=n, path="$", reason="expected", record=text) for n, text in enumerate(records)
-    ]
-    files, kept = [table.write_data(annotations_table([annotation_row("r", ["a", "b"], [1, 2], annotator="ann")]))], []
+    refused = [Rejection(source="s", line=1, path="$", reason="expected", record=text) for text in records]
+    files = [table.write_data(annotations_table([annotation_row("r", ["a", "b"], [1, 2], annotator="ann")]))]
     kept = [table.write_refused(refused)]
     table.commit(lambda newest: manifest(kind="annotations", files=files, refused_files=kept))
     assert forget(table.url, annotators=["ann"], prompts=[]).num_refused_without_text == len(records)
@@ -262,17 +269,18 @@ def test_the_file_of_a_prompt_is_read_up_to_a_limit_and_never_waited_for(tmp_pat
         removal_of([], [str(tmp_path / "deep.json")])
 
 
-def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(table: Table) -> None:
+def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tokens, models = cache_folder("tokens"), cache_folder("models")
     for path in (tokens / "aa.arrow", tokens / "bb.unfinished", models / "aa.json", models / "bb.json"):
         path.write_text("1234")
     for name in ("aa", "aa.x1y2", "bb"):
         (models / name / "deep").mkdir(parents=True)
         (models / name / "deep" / "weights").write_text("1234")
-    script = "import sys, pathlib, pairwright.data.cache as c; c.hold(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(models / "bb")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as user:
+    command = [sys.executable, "-c", HOLDER, str(models / "bb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
         assert user.stdout is not None
         user.stdout.readline()
         summary = forget(table.url, annotators=["ann"], prompts=[])
@@ -280,10 +288,10 @@ def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(table
     (cache,) = summary.caches
     assert (cache.num_files, cache.bytes, cache.num_in_use) == (4, 16, 1)
     assert "1 models in use stay" in summary.text()
-    left = [path.relative_to(tokens.parent) for path in tokens.parent.rglob("*") if path.is_file()]
-    assert {str(path) for path in left if path.suffix not in (".lock", ".using")} == {
-        "models/bb/deep/weights",
-        "models/bb.json",
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert {path for path in left if path.suffix not in (".lock", ".using")} == {
+        models / "bb" / "deep" / "weights",
+        models / "bb.json",
     }
     forget(table.url, annotators=["bob"], prompts=[])
     assert not list(models.glob("*/**/weights"))

@@ -26,6 +26,7 @@ MAX_PROMPT_BYTES = 64 * 1024 * 1024
 """Of a file that holds a prompt: a million characters, as many as a table takes by default, are 12 MB at most."""
 
 _PROMPT_ID = re.compile(r"[0-9a-f]{32}")
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def removal_of(annotators: Sequence[str], prompts: Sequence[str], *, is_exact: b
         raise ConfigError("nothing to forget was named; give --annotator NAME or --prompt ID-OR-FILE")
     if any(not (name if is_exact else folded(name)) for name in annotators):
         raise ConfigError("--annotator: expected a name, got an empty one; annotations without an annotator have none")
+    if odd := [name for name in annotators if _LONE_SURROGATE.search(name)]:
+        raise ConfigError(f"--annotator {odd[0]!a}: expected UTF-8, as every name in a table is")
     return Removal(annotators=frozenset(annotators), prompt_ids=frozenset(map(_prompt_id, prompts)), is_exact=is_exact)
 
 

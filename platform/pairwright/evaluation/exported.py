@@ -224,7 +224,7 @@ def _is_as_listed(directory: Path) -> bool:
         return False
 
 
-def _fetch(url: str, files: list[obstore.ObjectMeta], directory: Path) -> None:
+def _fetch(url: str, files: "list[obstore.ObjectMeta]", directory: Path) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))
     copied = []
     for file in files:

@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,10 @@ from pairwright.data.tokens import TokenGroup
 # No test needs the model hub, and without a network each look-up would retry for 45 seconds. Set before anything
 # imports huggingface_hub, and so for every process that a test starts.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# `forget` empties the cache: not that of whoever runs the tests. What torch compiled may stay where it is.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
+_CACHE = tempfile.TemporaryDirectory(prefix="pairwright-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

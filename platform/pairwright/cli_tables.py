@@ -95,12 +95,15 @@ def forget(
         list[str],
         typer.Option(metavar="ID-OR-FILE", help="A prompt_id, or a file with the prompt; may be given again."),
     ] = [],  # noqa: B006 - typer copies it
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Take names to the letter: where `aB3` and `AB3` are two annotators.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Commit a version without an annotator or a prompt, and prove that no file of it holds them."""
     from pairwright.cluster.forget import forget as run
 
-    summary = run(url, annotators=annotator, prompts=prompt)
+    summary = run(url, annotators=annotator, prompts=prompt, is_exact=exact)
     print(json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) if as_json else summary.text())
 
 

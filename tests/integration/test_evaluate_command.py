@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, manifest
 from exported_models import export_small_model, plain_rewards
 from pairwright.cluster.evaluate import evaluate
+from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs import expand_groups
 from pairwright.data.store import Table
 from pairwright.data.synthetic import make_rankings
+from pairwright.data.tokens import local_token_paths
 from pairwright.errors import ConfigError, DataError, ModelError, StoreError
+from pairwright.evaluation.exported import open_exported
 from pairwright.evaluation.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -125,6 +129,19 @@ def test_a_split_without_pairs_says_what_to_do(model: Path, tmp_path: Path) -> N
     write_pairs(tmp_path / "pairs", validation_fraction=0.0, num_files=1)
     with pytest.raises(DataError, match=r"no pairs in split validation.*validation_fraction"):
         run(model, str(tmp_path / "pairs"), tmp_path)
+
+
+def test_tokens_with_flipped_bits_are_never_evaluated(model: Path, pairs: tuple[str, pa.Table], tmp_path: Path) -> None:
+    config = open_exported(str(model)).rules.tokens_config()
+    made = ensure_tokens(pairs[0], version=1, tokenizer_path=str(model), config=config, into=str(tmp_path / "tokens"))
+    for path in local_token_paths(*made):
+        time.sleep(0.02)  # file systems count time in steps of some milliseconds
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"damaged: the SHA-256 .* is not the one that was written; delete the whole"):
+        run(model, pairs[0], tmp_path / "report.json", cache=str(tmp_path / "tokens"))
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_an_unknown_split_names_the_known_ones(model: Path, pairs: tuple[str, pa.Table], tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """Token tables on Ray: found again by content, never stale, never half-written, the same rows every time."""
 
+import logging
 import shutil
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore
 import pyarrow as pa
 import pytest
 
 from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.config import TokensConfig
+from pairwright.data.locations import open_store
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokens import TokenSpec, TokenTable, load_tokenizer, local_token_paths, tokenize_groups
 from pairwright.errors import DataError, ModelError, StoreError
@@ -204,9 +208,9 @@ def test_a_missing_table_version_or_tokenizer_is_named(tmp_path: Path, model: Pa
 
 
 def test_tables_on_s3_are_downloaded_once_and_checked(
-    tmp_path: Path, model: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     commit_pairs(f"{s3_bucket}/pairs", [pairs_rows(40)])
     source, target = Table(f"{s3_bucket}/pairs", "pairs"), Table(f"{s3_bucket}/tokens/x", "tokens")
     tokenizer = load_tokenizer(str(model))
@@ -230,10 +234,21 @@ def test_tables_on_s3_are_downloaded_once_and_checked(
     written = path.stat().st_mtime_ns
     assert local_token_paths(target.url, manifest) == [path]
     assert path.stat().st_mtime_ns == written
-    path.write_bytes(b"cut short")
-    local_token_paths(target.url, manifest)
-    assert len(TokenTable([path])) == 40
+    whole = path.read_bytes()
+    for damaged in (b"cut short", bytes(byte ^ 1 for byte in whole)):
+        time.sleep(0.02)  # file systems count time in steps of some milliseconds
+        path.write_bytes(damaged)
+        with caplog.at_level(logging.WARNING):
+            local_token_paths(target.url, manifest)
+        assert path.read_bytes() == whole
+        assert f"{path}: this copy of {target.url}/{manifest.files[0].path} is damaged" in caplog.text
+        caplog.clear()
+    assert path.parent.stat().st_mode & 0o777 == 0o700
     path.unlink()
+    obstore.put(open_store(target.url), manifest.files[0].path, bytes(byte ^ 1 for byte in whole))
+    with pytest.raises(StoreError, match=rf"{target.url}/data/\w+.arrow: damaged: .*; delete the whole table"):
+        local_token_paths(target.url, manifest)
+    assert not path.exists()
     target.delete(manifest.files)
     with pytest.raises(StoreError, match="this file of a tokens table is gone"):
         local_token_paths(target.url, manifest)

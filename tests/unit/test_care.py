@@ -92,6 +92,8 @@ class Model:
         """Source -> its text when something of it was accepted."""
         self.tried: dict[str, str] = {}
         self.forgotten: dict[str, int] = {}
+        self.with_text: set[str] = set()
+        """Sources with refused records that have their text yet."""
         self.history: dict[int, set[Row]] = {}
 
     def all_rows(self) -> set[Row]:
@@ -109,6 +111,9 @@ class Model:
         self.rows[source], self.refused[source] = good, len(records) - len(good)
         self.forgotten[source] = 0
         self.tried[source] = text
+        self.with_text.discard(source)
+        if self.refused[source]:
+            self.with_text.add(source)
         self.taken.pop(source, None)
         if good:
             self.taken[source] = text
@@ -120,7 +125,8 @@ class Model:
             kept = [row for row in rows if row[index] != value]
             self.forgotten[source] += len(rows) - len(kept)
             self.rows[source] = kept
-        return len(self.all_rows()) < before
+        had_text, self.with_text = bool(self.with_text), set()
+        return had_text or len(self.all_rows()) < before
 
 
 def rows_in(table: Table, version: int) -> list[Row]:
@@ -143,6 +149,8 @@ def assert_as_the_model_says(table: Table, model: Model) -> None:
     assert {Path(source.uri).name: source.accepted for source in newest.sources} == {
         source: len(rows) for source, rows in model.rows.items()
     }
+    records = [one for file in newest.refused_files for one in table.read_refused(file)]
+    assert {Path(one.source).name for one in records if one.record} == model.with_text
     named = {file.path for version in table.versions() for file in table.manifest(version).all_files}
     stored = {f"{folder}/{path.name}" for folder in ("data", "refused") for path in Path(table.url, folder).glob("*")}
     assert stored >= named

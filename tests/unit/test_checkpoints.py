@@ -214,7 +214,7 @@ def test_one_that_is_damaged_or_not_committed_is_never_the_best(run: Path) -> No
 
 def test_what_a_driver_that_was_killed_left_of_a_copy_is_no_best_and_gives_way(run: Path) -> None:
     evaluated(run, step10=0.5)
-    (run / "checkpoints-best" / ".partial" / TAG).mkdir(parents=True)
+    (run / "checkpoints-best" / ".0a1b2c3d.partial" / name(98) / TAG).mkdir(parents=True)
     (run / "checkpoints-best" / name(99) / TAG).mkdir(parents=True)
     (run / "checkpoints-best" / name(99) / TAG / "rank-0.pt").write_bytes(b"half")
     keep_best(RunFolder(str(run)), "accuracy")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
+from pairwright.cluster.report import find_annotations
 from pairwright.config import ExpandConfig
 from pairwright.data.describe import describe, format_description
 from pairwright.data.pairs import expand_groups
@@ -154,3 +155,38 @@ def test_an_empty_table_is_described(tmp_path: Path) -> None:
 
 def text_of(table: Table, *, num_sample: int = 0) -> str:
     return format_description(describe(table.url, version=None, num_sample=num_sample))
+
+
+def commit_made_from(table: Table, *inputs: Input) -> Input:
+    """Commit a version that says it was made from others, and return how it would be named as one."""
+    committed = table.commit(lambda newest: manifest(inputs=list(inputs)))
+    assert committed is not None
+    return Input(url=table.url, version=committed.version, digest=committed.digest)
+
+
+def pairs_at(tmp_path: Path, name: str) -> Table:
+    return Table(str(tmp_path / name), "pairs")
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_lineage_that_leads_back_to_itself_ends_with_a_word_on_it(tmp_path: Path, length: int) -> None:
+    tables = [pairs_at(tmp_path, f"t{n}") for n in range(length)]
+    digest = manifest().digest
+    for table, following in zip(tables, [*tables[1:], tables[0]], strict=True):
+        commit_made_from(table, Input(url=following.url, version=1, digest=digest))
+    described = text_of(tables[0])
+    assert described.count("by its manifests it was made from itself") == 1
+    with pytest.raises(StoreError, match=r"by its manifests pairs .*t0 version 1 was made from itself; name the ann"):
+        find_annotations(tables[0].url, None)
+
+
+def test_a_lineage_of_any_depth_or_width_is_followed_so_far_and_no_further(tmp_path: Path) -> None:
+    given = commit_made_from(pairs_at(tmp_path, "first"))
+    for n in range(40):
+        table = pairs_at(tmp_path, f"t{n}")
+        given = commit_made_from(table, given, given)  # 2^40 ways back to the first
+    described = json.dumps(describe(given.url, version=None, num_sample=0))
+    assert "more than 16 tables in a row, or 256 in all" in described
+    assert "not followed: more than 16" in text_of(table)
+    with pytest.raises(StoreError, match="is 16 tables away from its annotations; name the annotations table"):
+        find_annotations(given.url, None)

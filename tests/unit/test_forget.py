@@ -1,8 +1,12 @@
 """Forget: what leaves, what is proven, and what is said where it cannot be done."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -10,8 +14,10 @@ from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.cli import app
 from pairwright.cluster.compact import compact
 from pairwright.cluster.forget import forget
-from pairwright.data.forgetting import look, proof_of, removal_of
+from pairwright.data.cache import cache_folder
+from pairwright.data.forgetting import MAX_PROMPT_BYTES, look, proof_of, removal_of
 from pairwright.data.history import history
+from pairwright.data.removal import Removal, thin_refused, without_text
 from pairwright.data.rules import prompt_id
 from pairwright.data.store import Input, Source, Table
 from pairwright.errors import ConfigError, DataError, StoreError
@@ -19,6 +25,14 @@ from pairwright.records import Message, Rejection
 
 QUESTION = "Who painted the night watch?"
 ID = prompt_id([Message(role="user", content=QUESTION)])
+HOLDER = """
+import sys
+from pathlib import Path
+from pairwright.data.cache import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+input()
+"""
 
 
 @pytest.fixture
@@ -61,7 +75,7 @@ def test_an_annotator_is_in_no_file_of_the_new_version_and_files_without_him_are
     assert [(s.accepted, s.forgotten) for s in after.sources] == [(2, 1), (1, 1)]
     assert (after.totals["annotations"], after.totals["forgotten"], after.totals["completions"]) == (3, 2, 6)
     refused = table.read_refused(after.refused_files[0])
-    assert [(one.line, one.record) for one in refused] == [(7, ""), (8, json.dumps({"q": QUESTION}))]
+    assert [(one.line, one.record) for one in refused] == [(7, ""), (8, "")]
     assert (summary.proof.num_files, summary.proof.num_rows, summary.proof.num_refused) == (3, 3, 2)
     assert '"ann"' not in json.dumps(after.config)
     assert [row.num_rows for row in table.read(table.manifest(1))] == [2, 2, 1]
@@ -74,16 +88,19 @@ def test_a_prompt_is_named_by_its_id_its_text_or_its_messages(table: Table, tmp_
     (tmp_path / "prompt.json").write_text(json.dumps([{"role": "user", "content": QUESTION}]))
     given = {"id": ID, "text file": str(tmp_path / "prompt.txt"), "messages": str(tmp_path / "prompt.json")}[named]
     summary = forget(table.url, annotators=[], prompts=[given])
-    assert (summary.num_annotations, summary.num_refused_without_text) == (1, 1)
+    assert (summary.num_annotations, summary.num_refused_without_text) == (1, 2)
     newest = table.manifest()
     assert [row["id"] for rows in table.read(newest) for row in rows.to_pylist()] == ["r0", "r2", "r3", "r4"]
-    assert [one.record for one in table.read_refused(newest.refused_files[0])] == ['{"annotator": "ann"}', ""]
+    assert [one.record for one in table.read_refused(newest.refused_files[0])] == ["", ""]
 
 
 def test_what_nothing_matches_makes_no_version_and_exits_with_1(table: Table) -> None:
+    summary = forget(table.url, annotators=["nobody"], prompts=[])  # a refused record may hold any name
+    assert (summary.num_annotations, summary.num_refused_without_text) == (0, 2)
+    assert "no annotation matched" in summary.text()
     with pytest.raises(DataError, match=r"nothing of the newest version holds annotator nobody"):
         forget(table.url, annotators=["nobody"], prompts=[])
-    assert table.versions() == [1]
+    assert table.versions() == [1, 2]
     done = CliRunner().invoke(app, ["forget", table.url, "--annotator", "nobody"])
     assert isinstance(done.exception, DataError)
     stored = {f"data/{path.name}" for path in Path(table.url, "data").iterdir()}
@@ -95,7 +112,11 @@ def test_what_nothing_matches_makes_no_version_and_exits_with_1(table: Table) ->
     [
         ([], [], "nothing to forget was named"),
         ([""], [], "an empty one"),
+        (["\u200b "], [], "an empty one"),
+        (["caf\udce9"], [], "expected UTF-8"),
         ([], ["no such file"], "neither a prompt_id"),
+        ([], ["/dev/zero"], "no regular file"),
+        ([], ["."], "no regular file"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(annotators: list[str], prompts: list[str], message: str) -> None:
@@ -114,7 +135,7 @@ def test_a_version_that_still_holds_something_is_no_proof(table: Table) -> None:
     removal = removal_of(["ann"], [])
     newest = table.manifest()
     looked = [look(table, file, removal) for file in newest.all_files]
-    assert [each.found for each in looked] == [1, 1, 0, 1]
+    assert [each.found for each in looked] == [1, 1, 0, 2]
     with pytest.raises(StoreError, match="1 of them to be forgotten"):
         proof_of(newest, looked, table.url)
     with pytest.raises(StoreError, match="was not read"):
@@ -131,3 +152,161 @@ def test_a_compacted_version_is_the_same_content_and_is_what_pairs_were_made_fro
     assert not compact(table.url, file_bytes=1 << 20).is_new
     forget(table.url, annotators=["ann"], prompts=[])
     assert table.manifest().digest != before.digest
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+NAMES = ["Quixotina", " Quixotina ", "QUIXOTINA", "\uff31uixotina", "Quixo\u200btina", "Jose\u0301", "JOS\u00c9"]
+OTHERS = ["quixotina@example.com", "Quixotina;2026", "Quixotinas", "Jos\ufffd", "bob", None]
+
+
+@pytest.fixture
+def spellings(tmp_path: Path) -> Table:
+    """Return a table with a row for each of NAMES and OTHERS, and one of bob's that names Quixotina beside."""
+    table = Table(str(tmp_path / "s"), "annotations")
+    rows = [annotation_row(f"r{n}", ["a", "b"], [1, 2], annotator=name) for n, name in enumerate([*NAMES, *OTHERS])]
+    rows.append(annotation_row("n", ["a", "b"], [1, 2], annotator="bob", metadata=[("reviewer", "quixotina")]))
+    source = Source(uri="s3://b/by-Quixotin%61.jsonl", size=1, etag="e", lines=14, accepted=14, refused=0)
+    files = [table.write_data(annotations_table(rows))]
+    table.commit(
+        lambda newest: manifest(kind="annotations", files=files, sources=[source], totals={"annotations": len(rows)})
+    )
+    return table
+
+
+def names_in(table: Table) -> list[str | None]:
+    return [name for rows in table.read(table.manifest()) for name in rows.column("annotator").to_pylist()]
+
+
+def test_a_name_matches_in_any_case_white_space_and_unicode_form_and_what_looks_like_it_is_listed(
+    spellings: Table,
+) -> None:
+    summary = forget(spellings.url, annotators=["quixotina", "Jos\u00e9"], prompts=[])
+    assert names_in(spellings) == [*OTHERS, "bob"]
+    assert summary.spellings == dict.fromkeys(NAMES, 1)
+    assert summary.alike == {"quixotina@example.com": 1, "Quixotina;2026": 1}
+    assert summary.num_naming == 1
+    assert summary.named_in_sources == ["s3://b/by-Quixotin%61.jsonl"]
+    told = summary.text()
+    for words in ("quixotina@example.com (1)", "1 annotations of others have the name", "source s3://b/by-Quixotin"):
+        assert words in told
+    with pytest.raises(DataError, match=r"other annotators with such a name: Quixotina;2026 \(1\), quixotina@ex"):
+        forget(spellings.url, annotators=["quixotina"], prompts=[])
+
+
+def test_exact_takes_a_name_to_the_letter(spellings: Table) -> None:
+    done = CliRunner().invoke(app, ["forget", spellings.url, "--annotator", "QUIXOTINA", "--exact", "--json"])
+    assert json.loads(done.stdout)["spellings"] == {"QUIXOTINA": 1}
+    assert set(NAMES) - set(names_in(spellings)) == {"QUIXOTINA"}
+
+
+# -------------------------------------------------------------------------------- refused records
+
+
+@pytest.mark.parametrize(
+    ("record", "reason", "path"),
+    [
+        ("[" * 900 + "1" + "]" * 900, "expected `object`, got `array`", "$"),
+        ('{"annotator": "Quixot', "not JSON: the record is cut off; a record stands on one whole line", "$"),
+        ("x" * 10_000, "duplicate id, got `ann-1`, which stands at ann.jsonl:1", "$.id"),
+        ('{"by": "Jos\ufffd"}', "object contains unknown field `ann`; a record of this format is {...}", "$"),
+        ("{}", "invalid enum value 'ann'; a record of this format is {...}", '$["ann.responses"]'),
+        ("{}", "expected ids of their own, got `ann`", "$.fields.ann"),
+        ("{}", "missing field `a`ann`", "$.ann[2]"),
+        ("", "expected one list of items with an `id` for the tag `ann`, got none", "$.data"),
+        ("\x00\ud7ff", "", ""),
+    ],
+)
+def test_no_refused_record_keeps_a_text_or_a_quote_whatever_it_was(record: str, reason: str, path: str) -> None:
+    refused = Rejection(source="s.jsonl", line=7, path=path, reason=reason, record=record)
+    left = without_text(refused)
+    assert (left.source, left.line, left.record) == ("s.jsonl", 7, "")
+    assert "ann" not in left.reason + left.path
+    assert without_text(left) == left
+
+
+def test_a_reason_in_words_of_ours_stays() -> None:
+    refused = Rejection(
+        source="s", line=1, path="$.completions[2].text", reason="expected `int` >= 1 (1 = best), got 0", record="{}"
+    )
+    left = without_text(refused)
+    assert (left.reason, left.path) == ("expected `int` >= 1 (1 = best)", "$.completions[2].text")
+    assert without_text(msgspec.structs.replace(refused, reason="missing field `prompt`; name")).reason == (
+        "missing field `prompt`"
+    )
+
+
+def test_deeply_nested_refused_records_of_every_depth_do_not_stop_it(tmp_path: Path) -> None:
+    table = Table(str(tmp_path / "deep"), "annotations")
+    records = ["[" * depth + "1" + "]" * depth for depth in range(1, 5000)]
+    refused = [Rejection(source="s", line=1, path="$", reason="expected", record=text) for text in records]
+    files = [table.write_data(annotations_table([annotation_row("r", ["a", "b"], [1, 2], annotator="ann")]))]
+    kept = [table.write_refused(refused)]
+    table.commit(lambda newest: manifest(kind="annotations", files=files, refused_files=kept))
+    assert forget(table.url, annotators=["ann"], prompts=[]).num_refused_without_text == len(records)
+
+
+def test_a_source_that_is_replaced_takes_no_text_of_other_sources_with_it(table: Table) -> None:
+    file = table.manifest().refused_files[0]
+    other = thin_refused(table, file, Removal(sources=frozenset(["s3://b/other.jsonl"])))
+    assert other.file == file
+
+
+# ---------------------------------------------------------------------------------------- prompts, caches
+
+
+def test_the_file_of_a_prompt_is_read_up_to_a_limit_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match="no regular file"):
+        removal_of([], [str(tmp_path / "fifo")])
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(MAX_PROMPT_BYTES + 1)
+    with pytest.raises(ConfigError, match=r"67,108,865 bytes, expected at most 67,108,864"):
+        removal_of([], [str(tmp_path / "large")])
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="neither a prompt_id"):
+        removal_of([], [str(tmp_path / "deep.json")])
+
+
+def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tokens, models = cache_folder("tokens"), cache_folder("models")
+    for path in (tokens / "aa.arrow", tokens / "bb.unfinished", models / "aa.json", models / "bb.json"):
+        path.write_text("1234")
+    for name in ("aa", "aa.x1y2", "bb"):
+        (models / name / "deep").mkdir(parents=True)
+        (models / name / "deep" / "weights").write_text("1234")
+    command = [sys.executable, "-c", HOLDER, str(models / "bb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
+        assert user.stdout is not None
+        user.stdout.readline()
+        summary = forget(table.url, annotators=["ann"], prompts=[])
+        user.communicate(b"\n")
+    (cache,) = summary.caches
+    assert (cache.num_files, cache.bytes, cache.num_in_use) == (4, 16, 1)
+    assert "1 models in use stay" in summary.text()
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert {path for path in left if path.suffix not in (".lock", ".using")} == {
+        models / "bb" / "deep" / "weights",
+        models / "bb.json",
+    }
+    forget(table.url, annotators=["bob"], prompts=[])
+    assert not list(models.glob("*/**/weights"))
+
+
+def test_what_else_may_hold_them_is_listed_with_the_command_that_removes_it(table: Table) -> None:
+    told = forget(table.url, annotators=["ann"], prompts=[]).text()
+    for words in (
+        f"`pairwright vacuum {table.url} --keep-versions 1 --older-than 0`",
+        f"`pairwright expand {table.url} --into PAIRS`",
+        "`rm -r tokens`",
+        "models trained on them",
+        "`report`",
+        "`score`",
+        "`export-pairs`",
+        "s3://b/x.jsonl (1), s3://b/y.jsonl (1)",
+    ):
+        assert words in told

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pairwright.cluster.staging import Staging
-from pairwright.data.locations import cache_folder, own_folder
+from pairwright.data.cache import cache_folder
+from pairwright.data.locations import own_folder
 from pairwright.errors import StoreError
 from pairwright.training.conversion import _place
 

@@ -1,12 +1,19 @@
 """Groups come back from a memory-mapped tokens table as they went in, without copies."""
 
+import os
 import pickle
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from pairwright.data.cache import MARKER_SECONDS, cache_folder
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokens import TokenGroup, TokenTable, groups_to_table, local_token_paths
 from pairwright.errors import StoreError
@@ -140,3 +147,108 @@ def test_a_file_that_is_gone_or_cut_short_is_named(tmp_path):
         pass
     with pytest.raises(StoreError, match="not a file of a tokens table: its columns are group_id, prompt_id"):
         TokenTable(paths)
+
+
+# ------------------------------------------------------------------------------------------ verified by hash
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the place of a cache of its own, in which no file is marked yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pairwright"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Manifest:
+    return write(Table(str(tmp_path / "tokens"), "tokens"), random_groups(20, seed=0), ["train"] * 20)
+
+
+def flip_low_bits(path: Path) -> None:
+    """Flip the lowest bit of a hundred bytes in the middle, and put the time of modification back."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    time.sleep(0.02)  # file systems count time in steps of some milliseconds
+    middle = len(content) // 2
+    content[middle : middle + 100] = bytes(byte ^ 1 for byte in content[middle : middle + 100])
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+
+
+def other_process(url: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    script = (
+        "import sys; from pairwright.data.store import Table; from pairwright.data.tokens import local_token_paths; "
+        "local_token_paths(sys.argv[1], Table.open(sys.argv[1]).manifest())"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache.parent)}
+    return subprocess.run([sys.executable, "-c", script, url], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("is_marked", [False, True])
+def test_flipped_bits_are_found_whether_the_file_was_verified_before_or_not(
+    tmp_path: Path, tokens: Manifest, cache: Path, is_marked: bool
+) -> None:
+    url = str(tmp_path / "tokens")
+    if is_marked:
+        local_token_paths(url, tokens)
+        assert len([path for path in (cache / "verified").iterdir() if path.suffix != ".lock"]) == 2
+    flip_low_bits(tmp_path / "tokens" / tokens.files[1].path)
+    with pytest.raises(
+        StoreError, match=rf"damaged: the SHA-256 of this file .*; delete the whole table, {url}, to make"
+    ):
+        local_token_paths(url, tokens)
+    assert "StoreError" in other_process(url, cache).stderr
+
+
+def test_a_file_is_hashed_once_a_machine_until_its_marker_is_old(
+    tmp_path: Path, tokens: Manifest, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "tokens")
+    assert other_process(url, cache).returncode == 0
+    for folder, mode in ((cache, 0o700), (cache / "verified", 0o700)):
+        assert folder.stat().st_mode & 0o777 == mode
+    markers = [path for path in (cache / "verified").iterdir() if path.suffix != ".lock"]
+    with monkeypatch.context() as changed:  # a process that could not hash would fail
+        changed.setattr("hashlib.file_digest", None)
+        local_token_paths(url, tokens)
+        for marker in markers:
+            old = marker.stat().st_mtime - MARKER_SECONDS - 1
+            os.utime(marker, (old, old))
+        with pytest.raises(TypeError):
+            local_token_paths(url, tokens)
+    local_token_paths(url, tokens)
+    assert sorted(path for path in (cache / "verified").iterdir() if path.suffix != ".lock") == sorted(markers)
+
+
+def test_a_copy_of_a_table_has_markers_of_its_own(tmp_path: Path, tokens: Manifest, cache: Path) -> None:
+    local_token_paths(str(tmp_path / "tokens"), tokens)
+    shutil.copytree(tmp_path / "tokens", tmp_path / "copy")
+    flip_low_bits(tmp_path / "copy" / tokens.files[0].path)
+    with pytest.raises(StoreError, match="damaged"):
+        local_token_paths(str(tmp_path / "copy"), tokens)
+
+
+def test_where_there_is_no_place_for_a_cache_files_are_hashed_each_time(
+    tmp_path: Path, tokens: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(local_token_paths(str(tmp_path / "tokens"), tokens)) == 2
+    flip_low_bits(tmp_path / "tokens" / tokens.files[0].path)
+    with pytest.raises(StoreError, match="damaged"):
+        local_token_paths(str(tmp_path / "tokens"), tokens)
+    with pytest.raises(StoreError, match=r"this folder of the cache cannot be made: .*; set XDG_CACHE_HOME"):
+        cache_folder("tokens")
+
+
+def test_a_cache_that_others_could_read_is_closed_and_one_of_another_user_is_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache / "tokens").mkdir(parents=True, mode=0o755)
+    cache_folder("tokens")
+    assert [path.stat().st_mode & 0o777 for path in (cache, cache / "tokens")] == [0o700, 0o700]
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    with pytest.raises(StoreError, match=r"belongs to user \d+, and this process is user 4242: .*set XDG_CACHE_HOME"):
+        cache_folder("tokens")

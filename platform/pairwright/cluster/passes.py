@@ -13,6 +13,8 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 import ray
 import ray.data
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pairwright import errors
 from pairwright.cluster.counting import counting
@@ -99,6 +101,34 @@ def run_pass(
                 raise _KINDS[row["kind"]](row["payload"].decode())
             else:
                 yield msgspec.msgpack.decode(row["payload"], type=result)
+
+
+def run_on_every_node(work: Callable[[], ResultT], *, seconds: float) -> list[tuple[str, ResultT | str]]:
+    """Return the name of each node that is up, with what ``work`` returned there, or why it returned nothing."""
+
+    def run() -> ResultT | str:
+        try:
+            return work()
+        except errors.PairwrightError as error:
+            return str(error)
+
+    task = ray.remote(num_cpus=0, max_retries=0)(run)
+    asked = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked.append((node["NodeManagerHostname"], task.options(scheduling_strategy=there).remote()))
+    ray.wait([answer for _, answer in asked], num_returns=len(asked), timeout=seconds)
+    return [(host, _answer(answer, seconds)) for host, answer in asked]
+
+
+def _answer(answer: "ray.ObjectRef[Any]", seconds: float) -> Any:
+    try:
+        return ray.get(answer, timeout=0)
+    except GetTimeoutError:
+        return f"did not answer within {seconds:g} s"
+    except RayError as error:
+        return str(error).partition("\n")[0]
 
 
 def share(value: ValueT) -> Shared[ValueT]:

@@ -5,8 +5,6 @@ Asked again on a newer version (another writer committed first) it reads only wh
 
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
 from pairwright.cluster.sized import sized_pass
 from pairwright.data.removal import Removal, Thinned, Thinner, thin_data, thin_refused, thinner
 from pairwright.data.store import DataFile, Manifest, Table
@@ -32,9 +30,7 @@ class Remover:
             StoreError: if a file cannot be read or written.
         """
         data = self._pass(manifest.files if rows else [], removal)
-        known = {turns for each in data for turns in each.prompts} | set(removal.prompts)
-        for_refused = msgspec.structs.replace(removal, prompts=tuple(sorted(known)))
-        kept = self._pass(manifest.refused_files if refused else [], for_refused)
+        kept = self._pass(manifest.refused_files if refused else [], removal)
         return thinner(manifest, [*data, *kept])
 
     def written(self) -> list[DataFile]:

@@ -21,6 +21,7 @@ from pairwright import errors
 from pairwright.cluster.counting import counting
 from pairwright.cluster.passes import run_pass
 from pairwright.cluster.session import ray_session
+from pairwright.data.describe import MAX_DEPTH
 from pairwright.data.outputs import check_output, put_output
 from pairwright.data.report.bradley_terry import (
     Fit,
@@ -119,7 +120,11 @@ def find_annotations(url: str, version: int | None) -> Subject:
     while table.kind != "annotations":
         if not manifest.inputs:
             raise StoreError(f"{table.url}: holds {table.kind} that name no annotations; name the annotations table")
-        followed.append(f"{table.kind} {table.url} version {manifest.version}")
+        name = f"{table.kind} {table.url} version {manifest.version}"
+        if name in followed or len(followed) == MAX_DEPTH:
+            odd = "was made from itself" if name in followed else f"is {MAX_DEPTH} tables away from its annotations"
+            raise StoreError(f"{url}: by its manifests {name} {odd}; name the annotations table")
+        followed.append(name)
         made_from = manifest.inputs[0]
         try:
             table = Table.open(made_from.url)

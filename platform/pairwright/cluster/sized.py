@@ -5,9 +5,13 @@ longer to start than to do its work. Where a cluster runs already (a submitted j
 """
 
 import os
+import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
+
+from pairwright.errors import PairwrightError
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -45,3 +49,18 @@ def sized_pass(
 
     with sized_session(sum(sizes)):
         yield from run_pass(work, items, sizes, result, what=what)
+
+
+def on_every_node(work: Callable[[], ResultT], *, seconds: float) -> list[tuple[str, ResultT | str]]:
+    """Return the name of each machine of the session, with what ``work`` returned there or why it did not.
+
+    Without Ray that is this machine alone; with it, each node that is up, which has ``seconds`` to answer.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        from pairwright.cluster.passes import run_on_every_node
+
+        return run_on_every_node(work, seconds=seconds)
+    try:
+        return [(socket.gethostname(), work())]
+    except PairwrightError as error:
+        return [(socket.gethostname(), str(error))]

@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 
 from pairwright.data.similar.evaluation import SOURCE_VERSION
-from pairwright.data.store import Manifest, Table
+from pairwright.data.store import Input, Manifest, Table
 from pairwright.errors import StoreError
 from pairwright.records import Rejection
 
@@ -20,6 +20,9 @@ MAX_REJECTIONS = 3
 MAX_SOURCES = 10
 MAX_PAIRS = 12
 MAX_CHARACTERS = 160
+MAX_DEPTH = 16
+MAX_TABLES = 256
+"""Tables that a lineage is followed through: in one line, and in all. What we make has a line of three."""
 
 
 def describe(url: str, *, version: int | None, num_sample: int) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def describe(url: str, *, version: int | None, num_sample: int) -> dict[str, Any
         "totals": manifest.totals,
         "refused": _refused(table, manifest),
         "sources": [msgspec.to_builtins(source) for source in manifest.sources],
-        "lineage": _lineage(manifest),
+        "lineage": _Lineage().of(table, manifest),
         "versions": _versions(table),
         "sample": [_plain(row, table.kind) for row in _sample(table, manifest, num_sample)],
     }
@@ -81,25 +84,40 @@ def _refused(table: Table, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _lineage(manifest: Manifest) -> list[dict[str, Any]]:
-    """Return the tables that this one was made from, each with its own sources and lineage, back to the files."""
-    lineage = []
-    for made_from in manifest.inputs:
+class _Lineage:
+    """Follows tables to those that they were made from, each with its own sources and lineage, back to the files.
+
+    A manifest can name anything, itself too: what leads in a circle, or too far, ends with a word on it.
+    """
+
+    def __init__(self) -> None:
+        self._num_tables = 0
+        self._above: list[tuple[str, int]] = []
+
+    def of(self, table: Table, manifest: Manifest) -> list[dict[str, Any]]:
+        self._above.append((table.url, manifest.version))
+        found = [self._entry(made_from) for made_from in manifest.inputs]
+        self._above.pop()
+        return found
+
+    def _entry(self, made_from: Input) -> dict[str, Any]:
         entry: dict[str, Any] = msgspec.to_builtins(made_from)
         if made_from.version == SOURCE_VERSION:
-            lineage.append(entry | {"kind": "evaluation set"})
-            continue
+            return entry | {"kind": "evaluation set"}
+        self._num_tables += 1
+        if len(self._above) >= MAX_DEPTH or self._num_tables > MAX_TABLES:
+            return entry | {"not_followed": f"more than {MAX_DEPTH} tables in a row, or {MAX_TABLES} in all"}
         try:
             table = Table.open(made_from.url)
             parent = table.manifest(made_from.version)
         except StoreError as error:
-            lineage.append(entry | {"missing": str(error)})
-            continue
+            return entry | {"missing": str(error)}
+        if (table.url, parent.version) in self._above:
+            return entry | {"not_followed": "by its manifests it was made from itself; one of them is damaged"}
         if parent.digest != made_from.digest:
             entry["missing"] = f"version {made_from.version} there now has digest {parent.digest[:12]}..."
         sources = [msgspec.to_builtins(source) for source in parent.sources]
-        lineage.append(entry | {"kind": table.kind, "sources": sources, "lineage": _lineage(parent)})
-    return lineage
+        return entry | {"kind": table.kind, "sources": sources, "lineage": self.of(table, parent)}
 
 
 def _sample(table: Table, manifest: Manifest, num_sample: int) -> Iterator[dict[str, Any]]:
@@ -198,6 +216,8 @@ def _lineage_lines(lineage: list[dict[str, Any]], *, indent: int) -> list[str]:
         lines.append(f"{entry.get('kind', 'table')} {entry['url']}{version} ({digest})")
         if "missing" in entry:
             lines.append(f"  no longer there: {entry['missing']}")
+        if "not_followed" in entry:
+            lines.append(f"  not followed: {entry['not_followed']}")
         lines += [f"  {line}" for line in _source_lines(entry.get("sources", []))]
         lines += _lineage_lines(entry.get("lineage", []), indent=2)
     return [" " * indent + line for line in lines]

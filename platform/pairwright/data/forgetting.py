@@ -1,27 +1,32 @@
 """Annotators and prompts, as a person names them -> what to remove, the version without them, and the proof of it.
 
 The manifest of that version says which prompts (by id) and which annotators (by SHA-256 of the name) were forgotten, so
-that who knows a name can look up when it went, and nobody can read it there.
+that who knows a name can look up when it went. Who guesses the name can do that too.
 """
 
 import hashlib
 import re
+import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 
 from pairwright.data.manifest import Manifest, Source
-from pairwright.data.mentions import Mentions, prompt_texts
-from pairwright.data.removal import Removal, Thinner
+from pairwright.data.removal import Removal, Thinner, folded, names_within, without_text
 from pairwright.data.rules import prompt_id
 from pairwright.data.store import DataFile, Table
 from pairwright.errors import ConfigError, StoreError
 from pairwright.records import Message
 
+MAX_PROMPT_BYTES = 64 * 1024 * 1024
+"""Of a file that holds a prompt: a million characters, as many as a table takes by default, are 12 MB at most."""
+
 _PROMPT_ID = re.compile(r"[0-9a-f]{32}")
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -40,43 +45,55 @@ class Looked(msgspec.Struct, frozen=True):
     path: str
     rows: int
     found: int
+    alike: dict[str, int] = {}
+    """Other annotators whose name holds a forgotten one as a word -> rows."""
+    num_naming: int = 0
+    """Rows whose id, subset or metadata hold a forgotten annotator's name as a word."""
 
 
-def removal_of(annotators: Sequence[str], prompts: Sequence[str]) -> Removal:
+def removal_of(annotators: Sequence[str], prompts: Sequence[str], *, is_exact: bool = False) -> Removal:
     """Return what to remove.
 
     Args:
         annotators: names.
         prompts: each a prompt_id (32 hex digits), or a file: the text of one user turn, or a .json list of messages.
+        is_exact: whether a name stands for its own spelling alone.
 
     Raises:
         ConfigError: if nothing is named, or a prompt is neither.
     """
     if not annotators and not prompts:
         raise ConfigError("nothing to forget was named; give --annotator NAME or --prompt ID-OR-FILE")
-    if "" in annotators:
+    if any(not (name if is_exact else folded(name)) for name in annotators):
         raise ConfigError("--annotator: expected a name, got an empty one; annotations without an annotator have none")
-    named = [_prompt(prompt) for prompt in prompts]
-    return Removal(
-        annotators=frozenset(annotators),
-        prompt_ids=frozenset(name for name, _ in named),
-        prompts=tuple(sorted({turns for _, turns in named if turns})),
-    )
+    if odd := [name for name in annotators if _LONE_SURROGATE.search(name)]:
+        raise ConfigError(f"--annotator {odd[0]!a}: expected UTF-8, as every name in a table is")
+    return Removal(annotators=frozenset(annotators), prompt_ids=frozenset(map(_prompt_id, prompts)), is_exact=is_exact)
 
 
-def _prompt(named: str) -> tuple[str, tuple[str, ...]]:
+def _prompt_id(named: str) -> str:
     if _PROMPT_ID.fullmatch(named):
-        return named, ()
+        return named
     try:
-        text = Path(named).read_text(encoding="utf-8")
+        text = _content(Path(named)).decode()
         is_list = Path(named).suffix == ".json"
         turns = msgspec.json.decode(text, type=list[Message]) if is_list else [Message(role="user", content=text)]
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # what is no UTF-8, or no such JSON, is a ValueError too
         raise ConfigError(
             f"--prompt {named}: neither a prompt_id (32 hex digits, shown by `pairwright inspect URL --json`) nor a "
             f"file with the prompt's text, or its messages as .json ({error})"
         ) from None
-    return prompt_id(turns), prompt_texts([{"content": turn.content} for turn in turns])
+    return prompt_id(turns)
+
+
+def _content(path: Path) -> bytes:
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is no regular file")
+    if state.st_size > MAX_PROMPT_BYTES:
+        raise ValueError(f"it has {state.st_size:,} bytes, expected at most {MAX_PROMPT_BYTES:,}")
+    with path.open("rb") as content:
+        return content.read(MAX_PROMPT_BYTES)
 
 
 def after_forgetting(newest: Manifest, left: Thinner, removal: Removal) -> Manifest | None:
@@ -107,19 +124,33 @@ def _without(source: Source, num_rows: int) -> Source:
 
 
 def look(table: Table, file: DataFile, removal: Removal) -> Looked:
-    """Return how many records of a file of any version a removal still matches.
+    """Return how many records of a file of any version a removal still matches, and what else holds a name.
 
     Raises:
         StoreError: if the file cannot be read.
     """
-    if file.path.startswith("data/"):
-        keys = table.read_file(file, ["annotator", "prompt_id"])
-        names = zip(keys.column("annotator").to_pylist(), keys.column("prompt_id").to_pylist(), strict=True)
-        found = sum(name in removal.annotators or prompt in removal.prompt_ids for name, prompt in names)
-        return Looked(file.path, keys.num_rows, found)
-    mentions = Mentions(removal.annotators, removal.prompt_ids, removal.prompts)
-    records = table.read_refused(file)
-    return Looked(file.path, len(records), sum(map(mentions.in_refused, records)))
+    if not file.path.startswith("data/"):
+        records = table.read_refused(file)
+        return Looked(file.path, len(records), sum(without_text(record) != record for record in records))
+    texts = ["id", "subset", "metadata"] if removal.annotators else []
+    rows = table.read_file(file, ["annotator", "prompt_id", *texts])
+    found = int(removal.rows_of(rows).sum())
+    if not removal.annotators:
+        return Looked(file.path, rows.num_rows, found)
+    names = Counter(rows.column("annotator").drop_null().to_pylist())
+    holds = names_within(removal.annotators)
+    alike = {name: names[name] for name in sorted(names) if holds(name)}
+    return Looked(file.path, rows.num_rows, found, alike, _num_naming(rows, holds))
+
+
+def _num_naming(rows: pa.Table, holds: Callable[[str], bool]) -> int:
+    columns = (rows.column(name).to_pylist() for name in ("id", "subset", "metadata"))
+    texts = [
+        "\n".join([name, subset or "", *(part for pair in metadata or () for part in pair)])
+        for name, subset, metadata in zip(*columns, strict=True)
+    ]
+    # One search of all of them first: a name hardly ever stands there.
+    return sum(map(holds, texts)) if holds("\n".join(texts)) else 0
 
 
 def proof_of(manifest: Manifest, looked: Sequence[Looked], where: str) -> Proof:

@@ -69,10 +69,14 @@ def local_root(url: str) -> Path | None:
     raise StoreError(f"{url}: unknown scheme {scheme}://; expected a local path, file://, s3://, gs:// or az://")
 
 
-def own_folder(path: Path) -> Path:
+def own_folder(path: Path, *, setting: str = "TMPDIR") -> Path:
     """Return a folder at a name that anybody can guess, made if need be, once it is known to be this user's alone.
 
     In a folder such as /tmp anyone may have made it before, and could exchange what is read from it later.
+
+    Args:
+        path: the folder; the one above it is there.
+        setting: environment variable that puts it elsewhere, for messages.
 
     Raises:
         StoreError: if it is a link or no folder, belongs to another user, or others may write to it.
@@ -82,7 +86,7 @@ def own_folder(path: Path) -> Path:
         opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         kind = "is a link" if path.is_symlink() else f"is no folder that can be used ({error.strerror})"
-        raise StoreError(f"{path}: {kind}; remove it, or set TMPDIR to a folder of your own") from None
+        raise StoreError(f"{path}: {kind}; remove it, or set {setting} to a folder of your own") from None
     try:
         found = os.fstat(opened)
     finally:
@@ -90,7 +94,7 @@ def own_folder(path: Path) -> Path:
     if found.st_uid != os.getuid():
         raise StoreError(
             f"{path}: belongs to user {found.st_uid}, and this process is user {os.getuid()}: what is read from there "
-            "could be exchanged; have it removed, or set TMPDIR to a folder of your own"
+            f"could be exchanged; have it removed, or set {setting} to a folder of your own"
         )
     if found.st_mode & 0o022:
         raise StoreError(
@@ -98,18 +102,6 @@ def own_folder(path: Path) -> Path:
             "remove it, or, if nobody else has written to it, `chmod 700` it"
         )
     return path
-
-
-def cache_folder(name: str) -> Path:
-    """Return this user's cache of one kind on this machine, below ``~/.cache/pairwright``.
-
-    Raises:
-        StoreError: if it is not this user's alone.
-    """
-    parent = Path.home() / ".cache" / "pairwright"
-    parent.parent.mkdir(parents=True, exist_ok=True)
-    parent.mkdir(mode=0o700, exist_ok=True)
-    return own_folder(parent / name)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,21 +2,69 @@
 
 One way out for `ingest --replace` (by source) and `forget` (by annotator or prompt). Every file is read, by the columns
 that decide; only one that holds such rows is read whole and written anew. A refused record of a replaced source leaves
-with it. One whose text holds a forgotten annotator or prompt stays, counted and with its line, and loses the text.
+with it. When an annotator or a prompt is forgotten, every refused record stays, counted and with its line, but loses
+its text: that can be half a line, another spelling, broken bytes, and no search of it could prove that it is clean.
 """
 
+import re
+import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from urllib.parse import unquote
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pairwright.data.mentions import Mentions, prompt_texts, without_text
+from pairwright.data.annotations import reason_key
 from pairwright.data.parts import num_completions
 from pairwright.data.store import DataFile, Manifest, Table
-from pairwright.records import Rejection
+from pairwright.records import Annotation, Completion, Message, Rejection
+
+_WORDS = frozenset(
+    [field for record in (Annotation, Completion, Message) for field in record.__struct_fields__]
+    + ["object", "array", "str", "bool", "int", "float", "null"]
+)
+"""What a reason or a path may name without quoting a record: our own fields, and JSON's types."""
+_QUOTE = re.compile(r"""`|(?<!\w)['"]""")
+_PLAIN_PATH = re.compile(r"\$(\.\w+|\[-?\d*\]|\[\.\.\.\])*")
+
+
+def folded(text: str) -> str:
+    """Return what spellings of a name have in common: whatever their case, white space and Unicode form.
+
+    Invisible characters (category Cf, such as a zero-width space) do not count.
+    """
+    if text.isascii():
+        return " ".join(text.casefold().split())
+    visible = unicodedata.normalize("NFKC", text.translate(_invisible()))
+    return " ".join(unicodedata.normalize("NFKC", visible.casefold()).split())
+
+
+@cache
+def _invisible() -> dict[int, None]:
+    every = range(sys.maxunicode + 1)
+    return {code: None for code in every if unicodedata.category(chr(code)) == "Cf"}
+
+
+def names_within(names: Iterable[str]) -> Callable[[str], bool]:
+    """Return what tells whether a text holds one of some names as a word, in any spelling or percent-encoded."""
+    words = [_whole_word(folded(name)) for name in names]
+
+    def holds(text: str) -> bool:
+        plain = folded(unquote(text) if "%" in text else text)
+        return any(word.search(plain) for word in words)
+
+    return holds
+
+
+def _whole_word(text: str) -> re.Pattern[str]:
+    before, after = (r"(?<!\w)" if text[:1].isalnum() else "", r"(?!\w)" if text[-1:].isalnum() else "")
+    return re.compile(before + re.escape(text) + after)
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -25,18 +73,36 @@ class Removal(msgspec.Struct, frozen=True):
     sources: frozenset[str] = frozenset()
     annotators: frozenset[str] = frozenset()
     prompt_ids: frozenset[str] = frozenset()
-    prompts: tuple[tuple[str, ...], ...] = ()
-    """Normalised turns of the prompts, as far as they are known, to find them in refused records."""
+    is_exact: bool = False
+    """Whether annotators are compared to the letter, not by ``folded``."""
 
-    def rows_of(self, table: Table, file: DataFile) -> np.ndarray:
-        """Return whether each row of a data file is to be removed, bool, shape (rows,)."""
-        wanted = {"source": self.sources, "annotator": self.annotators, "prompt_id": self.prompt_ids}
-        asked = {name: values for name, values in wanted.items() if values}
-        found = np.zeros(file.rows, dtype=bool)
-        keys = table.read_file(file, list(asked))
-        for name, values in asked.items():
-            found |= np.fromiter((value in values for value in keys.column(name).to_pylist()), bool, file.rows)
+    @property
+    def erases(self) -> bool:
+        """Whether something is to be forgotten, so that no refused record may keep its text."""
+        return bool(self.annotators or self.prompt_ids)
+
+    def annotators_among(self, names: Iterable[str | None]) -> set[str]:
+        """Return those of the names that are one of the annotators'."""
+        spelled = self.annotators if self.is_exact else {folded(name) for name in self.annotators}
+        return {name for name in names if name is not None and (name if self.is_exact else folded(name)) in spelled}
+
+    def rows_of(self, keys: pa.Table) -> np.ndarray:
+        """Return whether each row is to be removed, bool, shape (rows,); ``keys`` holds the columns that decide."""
+        wanted = {"source": self.sources, "prompt_id": self.prompt_ids}
+        if self.annotators:
+            wanted["annotator"] = frozenset(self.annotators_among(keys.column("annotator").unique().to_pylist()))
+        found = np.zeros(keys.num_rows, dtype=bool)
+        for name, values in wanted.items():
+            if values:
+                options = pc.SetLookupOptions(value_set=pa.array(sorted(values), pa.string()))
+                found |= pc.call_function("is_in", [keys.column(name)], options).to_numpy()
         return found
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that decide."""
+        named = {"source": self.sources, "annotator": self.annotators, "prompt_id": self.prompt_ids}
+        return [name for name, values in named.items() if values]
 
 
 class Thinned(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,11 +114,11 @@ class Thinned(msgspec.Struct, frozen=True, kw_only=True):
     """What holds the rest: the same file where nothing matched, none where nothing was left."""
     rows: dict[str, int] = {}
     """Source -> how many rows, or refused records, were removed."""
+    names: dict[str, int] = {}
+    """Annotator, as spelled -> how many rows were removed for the name."""
     completions: int = 0
     num_without_text: int = 0
     """Refused records that lost their text."""
-    prompts: list[tuple[str, ...]] = []
-    """Prompts of the removed rows, where prompts are what is removed."""
 
     @property
     def is_changed(self) -> bool:
@@ -66,43 +132,50 @@ def thin_data(table: Table, file: DataFile, removal: Removal) -> Thinned:
     Raises:
         StoreError: if the file cannot be read, or a new one cannot be written.
     """
-    matched = removal.rows_of(table, file)
+    matched = removal.rows_of(table.read_file(file, removal.columns))
     if not matched.any():
         return Thinned(path=file.path, file=file)
     rows = table.read_file(file)
     gone, kept = rows.filter(pa.array(matched)), rows.filter(pa.array(~matched))
-    prompts = zip(gone.column("prompt_id").to_pylist(), gone.column("prompt").to_pylist(), strict=True)
+    names = Counter(gone.column("annotator").to_pylist())
     return Thinned(
         path=file.path,
         file=table.write_data(kept) if kept.num_rows else None,
         rows=dict(Counter(gone.column("source").to_pylist())),
+        names={name: names[name] for name in sorted(removal.annotators_among(names))},
         completions=num_completions(gone),
-        prompts=sorted({prompt_texts(turns) for name, turns in prompts if name in removal.prompt_ids}),
     )
 
 
 def thin_refused(table: Table, file: DataFile, removal: Removal) -> Thinned:
-    """Return a file of refused records without those of a removal's sources, and without the text of other matches.
+    """Return a file of refused records without those of a removal's sources, and without any text if it erases.
 
     Raises:
         StoreError: if the file cannot be read, or a new one cannot be written.
     """
-    mentions = Mentions(removal.annotators, removal.prompt_ids, removal.prompts)
     kept: list[Rejection] = []
     gone: Counter[str] = Counter()
     num_without_text = 0
     for refused in table.read_refused(file):
         if refused.source in removal.sources:
             gone[refused.source] += 1
-        elif mentions.in_refused(refused):
-            kept.append(without_text(refused, mentions))
-            num_without_text += 1
-        else:
-            kept.append(refused)
+            continue
+        kept.append(without_text(refused) if removal.erases else refused)
+        num_without_text += kept[-1] != refused
     if not gone and not num_without_text:
         return Thinned(path=file.path, file=file)
     rest = table.write_refused(kept) if kept else None
     return Thinned(path=file.path, file=rest, rows=dict(gone), num_without_text=num_without_text)
+
+
+def without_text(refused: Rejection) -> Rejection:
+    """Return what stays of a refused record: where it stood, and why it was refused in words of ours alone."""
+    reason = reason_key(msgspec.structs.replace(refused, path="$"))
+    quoted = reason.split("`")[1::2]
+    if not _WORDS.issuperset(quoted) or len(_QUOTE.findall(reason)) != 2 * len(quoted):
+        reason = f"{_QUOTE.split(reason)[0].rstrip()} ..."
+    is_plain = _PLAIN_PATH.fullmatch(refused.path) and _WORDS.issuperset(re.findall(r"\.(\w+)", refused.path))
+    return msgspec.structs.replace(refused, record="", reason=reason, path=refused.path if is_plain else "$")
 
 
 @dataclass(frozen=True)
@@ -118,8 +191,8 @@ class Thinner:
     """Refused records that are gone."""
     num_without_text: int
     """Refused records that are still there, without their text."""
-    prompts: tuple[tuple[str, ...], ...]
-    """Prompts of the rows that are gone, where prompts were asked for."""
+    names: dict[str, int]
+    """Annotator, as spelled -> rows that are gone for the name."""
 
     @property
     def num_rows(self) -> int:
@@ -143,7 +216,7 @@ def thinner(manifest: Manifest, thinned: Iterable[Thinned]) -> Thinner:
         completions=sum(each.completions for each in data),
         num_refused=sum(sum(each.rows.values()) for each in refused),
         num_without_text=sum(each.num_without_text for each in refused),
-        prompts=tuple(sorted({prompt for each in data for prompt in each.prompts})),
+        names=dict(sum((Counter(each.names) for each in data), Counter[str]())),
     )
 
 

@@ -1,64 +1,89 @@
-"""A tokens table anywhere -> its files on this machine's disks, where they can be memory-mapped."""
+"""A tokens table anywhere -> its files on this machine's disks, where they can be memory-mapped.
 
-import hashlib
+Every file is the one that the manifest names: its SHA-256 is compared, once a machine (see ``cache.py``).
+"""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-import obstore
 from filelock import FileLock
 
-from pairwright.data.locations import cache_folder, open_store, store_errors
+from pairwright.data.cache import cache_folder, download, is_intact, mark_intact
+from pairwright.data.locations import open_store, store_errors
 from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 
-_CHUNK_BYTES = 1 << 24
-_REMEDY = "delete the whole table to make it anew"
+_THREADS = 4
+"""Files hashed, or downloaded, at once."""
+
+logger = logging.getLogger(__name__)
 
 
 def local_token_paths(url: str, manifest: Manifest) -> list[Path]:
     """Return paths on this machine of a tokens table's files, in order, to open with ``TokenTable``.
 
-    A local table's own files; those of a remote one are downloaded once a machine to ``~/.cache/pairwright/tokens`` and
-    checked against the manifest, so that a file that is there is whole. Safe to call from several processes at once.
+    A local table's own files; those of a remote one are downloaded once a machine to ``~/.cache/pairwright/tokens``. A
+    copy there that is damaged is downloaded again. Safe to call from several processes at once.
 
     Raises:
-        StoreError: if a file is missing or is not the one that the manifest names.
+        StoreError: if a file of the table is missing or is not the one that the manifest names.
     """
     table = Table(url, "tokens")
-    local = [(file, table.local_path(file)) for file in manifest.files]
-    return [_download(table, file) if path is None else _checked(path, file) for file, path in local]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(partial(_local_path, table), manifest.files))
 
 
-def _checked(path: Path, file: DataFile) -> Path:
-    if not _is_whole(path, file):
-        found = f"has {path.stat().st_size} bytes, expected {file.bytes}" if path.exists() else "is gone"
-        raise StoreError(f"{path}: this file of a tokens table {found}; {_REMEDY}")
-    return path
+def _local_path(table: Table, file: DataFile) -> Path:
+    path = table.local_path(file)
+    return _downloaded(table, file) if path is None else _checked(path, table, file)
 
 
-def _is_whole(path: Path, file: DataFile) -> bool:
-    return path.exists() and path.stat().st_size == file.bytes
+def _checked(path: Path, table: Table, file: DataFile) -> Path:
+    try:
+        if is_intact(path, file.bytes, file.sha256):
+            return path
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise StoreError(f"{path}: this file of a tokens table is gone; {_remedy(table)}") from None
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+    if size != file.bytes:
+        raise StoreError(
+            f"{path}: this file of a tokens table has {size} bytes, expected {file.bytes}; {_remedy(table)}"
+        )
+    raise StoreError(_damaged(str(path), table))
 
 
-def _download(table: Table, file: DataFile) -> Path:
+def _downloaded(table: Table, file: DataFile) -> Path:
     # Named by content: a second table, or a second run, that holds the same file finds it here.
     path = cache_folder("tokens") / f"{file.sha256}.arrow"
+    where = f"{table.url}/{file.path}"
     with FileLock(f"{path}.lock"):
-        if not _is_whole(path, file):
-            unfinished = path.with_suffix(".unfinished")
-            _fetch(table, file, unfinished)
-            unfinished.replace(path)
+        if path.exists():
+            if is_intact(path, file.bytes, file.sha256):
+                return path
+            logger.warning("%s: this copy of %s is damaged; it is downloaded again", path, where)
+        unfinished = path.with_suffix(".unfinished")
+        try:
+            with store_errors(where):
+                found = download(open_store(table.url), file.path, unfinished)
+        except FileNotFoundError:
+            raise StoreError(f"{where}: this file of a tokens table is gone; {_remedy(table)}") from None
+        if found != file.sha256:
+            raise StoreError(_damaged(where, table))
+        unfinished.replace(path)
+        mark_intact(path, file.sha256)
     return path
 
 
-def _fetch(table: Table, file: DataFile, into: Path) -> None:
-    where = f"{table.url}/{file.path}"
-    digest = hashlib.sha256()
-    try:
-        with store_errors(where), into.open("wb") as content:
-            for chunk in obstore.get(open_store(table.url), file.path).stream(min_chunk_size=_CHUNK_BYTES):
-                content.write(chunk)
-                digest.update(chunk)
-    except FileNotFoundError:
-        raise StoreError(f"{where}: this file of a tokens table is gone; {_REMEDY}") from None
-    if digest.hexdigest() != file.sha256:
-        raise StoreError(f"{where}: damaged; {_REMEDY}")
+def _damaged(where: str, table: Table) -> str:
+    return (
+        f"{where}: damaged: the SHA-256 of this file of a tokens table is not the one that was written; "
+        f"{_remedy(table)}"
+    )
+
+
+def _remedy(table: Table) -> str:
+    return f"delete the whole table, {table.url}, to make it anew with the same command"

@@ -2,10 +2,13 @@
 
 Evaluation and scoring read the input rules (longest length, what happens beyond it) from the model, never from a
 flag: a rule that drifts between training and use changes the reward (TRAPS.md 24). A remote model is downloaded once
-a node; the directory's digest costs one read of the weights and ties every report to exactly one model.
+a node, and its copy is used as long as it is what was downloaded, by SHA-256; the directory's digest costs one read of
+the weights and ties every report to exactly one model.
 """
 
 import hashlib
+import logging
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from pairwright.config import TokensConfig
-from pairwright.data.locations import ObjectStore, cache_folder, local_root, open_store
+from pairwright.data.cache import cache_folder, download, hold, is_intact, mark_intact
+from pairwright.data.locations import local_root, open_store, store_errors
 from pairwright.data.model_listing import RULES_FILE, ModelFile, damage
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
@@ -36,6 +40,8 @@ _REMEDY = (
     'its config.json, such as {"format_version": 1, "max_length": 2048, "overlong": "drop"}'
 )
 StructT = TypeVar("StructT", bound=msgspec.Struct)
+
+logger = logging.getLogger(__name__)
 
 
 class InputRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,11 +169,16 @@ def load_exported(exported: ExportedModel, device: torch.device) -> LoadedModel:
 
 
 def model_digest(directory: Path) -> str:
-    """Return the SHA-256 of a model directory's file names and contents, 64 hex digits."""
+    """Return the SHA-256 of a model directory's file names and contents, 64 hex digits.
+
+    Raises:
+        ModelError: if no file is there.
+    """
     digest = hashlib.sha256()
-    for file in sorted(directory.rglob("*")):
-        if not file.is_file():
-            continue
+    files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+    if not files:
+        raise ModelError(f"{directory}: holds no file, expected a model; was it removed meanwhile?")
+    for file in files:
         digest.update(f"{file.relative_to(directory).as_posix()}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as content:
             while chunk := content.read(_CHUNK_BYTES):
@@ -191,26 +202,64 @@ def _local_directory(path: str) -> Path:
     return _download(path) if root is None else root
 
 
+class _Copied(msgspec.Struct, frozen=True):
+    """One file of a remote model, as it was downloaded."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
 def _download(url: str) -> Path:
-    """Return a local copy of a remote directory, under a name that changes with the content of any of its files."""
-    store = open_store(url)
-    files = [file for page in obstore.list(store) for file in page]
+    """Return a local copy of a remote directory, under a name that changes with the content of any of its files.
+
+    Beside it stands a list of its files as they were downloaded: a copy that is not as listed is downloaded again.
+    """
+    with store_errors(url):
+        files = [file for page in obstore.list(open_store(url)) for file in page]
     if not files:
         raise ModelError(f"{url}: nothing there; pass the `model` directory of a training run")
     listing = sorted(f"{file['path']}\0{file['size']}\0{file['e_tag']}" for file in files)
     key = hashlib.sha256("\n".join([url, *listing]).encode()).hexdigest()[:32]
     directory = cache_folder("models") / key
+    hold(directory)
     with FileLock(f"{directory}.lock"):
-        if not directory.is_dir():
-            unfinished = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=directory.parent))
-            for file in files:
-                _download_file(store, file["path"], unfinished / file["path"])
-            unfinished.rename(directory)
+        if not _is_as_listed(directory):
+            if directory.exists():
+                logger.warning("%s: this copy of %s is damaged; it is downloaded again", directory, url)
+            _fetch(url, files, directory)
     return directory
 
 
-def _download_file(store: ObjectStore, path: str, into: Path) -> None:
-    into.parent.mkdir(parents=True, exist_ok=True)
-    with into.open("wb") as content:
-        for chunk in obstore.get(store, path).stream(min_chunk_size=_CHUNK_BYTES):
-            content.write(chunk)
+def _is_as_listed(directory: Path) -> bool:
+    try:
+        listed = msgspec.json.decode(_listing_of(directory).read_bytes(), type=list[_Copied])
+        found = {file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()}
+        return found == {file.path for file in listed} and all(
+            is_intact(directory / file.path, file.bytes, file.sha256) for file in listed
+        )
+    except (OSError, *UNREADABLE_JSON):
+        return False
+
+
+def _fetch(url: str, files: "list[obstore.ObjectMeta]", directory: Path) -> None:
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))
+    copied = []
+    for file in files:
+        into = unfinished / file["path"]
+        into.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with store_errors(f"{url}/{file['path']}"):
+                sha256 = download(open_store(url), file["path"], into, e_tag=file["e_tag"])
+        except FileNotFoundError:
+            raise ModelError(f"{url}/{file['path']}: was removed while it was being downloaded") from None
+        copied.append(_Copied(file["path"], into.stat().st_size, sha256))
+    shutil.rmtree(directory, ignore_errors=True)
+    unfinished.rename(directory)
+    for file in copied:
+        mark_intact(directory / file.path, file.sha256)
+    _listing_of(directory).write_bytes(msgspec.json.encode(copied))
+
+
+def _listing_of(directory: Path) -> Path:
+    return directory.with_suffix(".json")

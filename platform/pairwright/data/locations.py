@@ -104,6 +104,18 @@ def own_folder(path: Path, *, setting: str = "TMPDIR") -> Path:
     return path
 
 
+def cache_folder(name: str) -> Path:
+    """Return this user's cache of one kind on this machine, below ``~/.cache/pairwright``.
+
+    Raises:
+        StoreError: if it is not this user's alone.
+    """
+    parent = Path.home() / ".cache" / "pairwright"
+    parent.parent.mkdir(parents=True, exist_ok=True)
+    parent.mkdir(mode=0o700, exist_ok=True)
+    return own_folder(parent / name)
+
+
 def _first_line(error: Exception) -> str:
     """Return what happened: the first line, without the backend's name before it."""
     return _BACKEND.sub("", str(error).partition("\n")[0])

@@ -17,6 +17,7 @@ REASONS = {
     "training/saving.py": "the staged copy of a checkpoint that could not be written",
     "training/conversion.py": "this user's own temporary folders, locked",
     "evaluation/exported.py": "downloads in this user's own cache",
+    "data/cache.py": "this user's own cache, private, locked",
 }
 
 

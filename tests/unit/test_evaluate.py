@@ -259,9 +259,22 @@ def test_a_models_digest_changes_with_any_byte_of_any_file(tmp_path: Path) -> No
     path = export_small_model(tmp_path)
     before = open_exported(str(path)).identity().digest
     assert open_exported(str(path)).identity().digest == before
-    config = path / "config.json"
-    config.write_text(config.read_text() + " ")
+    (path / "README.md").write_text("mine")
     assert open_exported(str(path)).identity().digest != before
+
+
+def test_a_model_that_is_not_what_was_exported_is_refused_before_it_is_used(tmp_path: Path) -> None:
+    path = export_small_model(tmp_path)
+    weights = path / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    model = open_exported(str(path))
+    with pytest.raises(ModelError, match=r"damaged: model.safetensors is not what was exported \(SHA-256\); copy the"):
+        model.verify(hashes=True)
+    weights.write_bytes(content[:-1])
+    with pytest.raises(ModelError, match=r"damaged: model.safetensors has [\d,]+ bytes, expected"):
+        open_exported(str(path))
 
 
 def test_longer_wins_on_the_real_rankings_is_what_their_readme_says() -> None:

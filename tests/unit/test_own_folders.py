@@ -21,6 +21,7 @@ def use(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     """Return who makes a folder, and the folder, below a TMPDIR and a home of its own."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     uid = os.getuid()
     places = [f"pairwright-staging-{uid}", f"pairwright-universal-{uid}"]
     places += [f".cache/pairwright/{name}" for name in ("models", "tokens")]

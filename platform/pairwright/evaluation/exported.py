@@ -93,7 +93,10 @@ class ExportedModel:
             ModelError: naming the first file that is missing or another one.
         """
         if (wrong := damage(self.directory, self.rules.files, hashes=hashes)) is not None:
-            raise ModelError(f"{self.path}: damaged: {wrong}; copy the model again, or export it again from its run")
+            raise ModelError(
+                f"{self.path}: damaged: {wrong}; copy the model again, or export it again from its run; if you changed "
+                f"it, remove `files` from its {RULES_FILE}"
+            )
 
     def identity(self) -> "ModelIdentity":
         """Return what a report says of the model; reads all of its files once."""

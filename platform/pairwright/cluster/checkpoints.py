@@ -19,6 +19,7 @@ from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_N
 from pairwright.data.locations import local_root, store_errors
 from pairwright.data.store import open_store
 from pairwright.errors import StoreError
+from pairwright.terminal import one_per_line
 from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def format_checkpoints(found: KeptCheckpoints) -> str:
     if found.best is not None:
         lines += _lines(found.best, "best", f"{BEST_NAME}/{found.best.name}")
     lines += [f"set aside, damaged: {DAMAGED_NAME}/{name}" for name in found.set_aside]
-    return "\n".join([*lines, _next_start(found)])
+    return one_per_line([*lines, _next_start(found)])
 
 
 def _lines(kept: KeptCheckpoint, standing: str, name: str) -> list[str]:

@@ -17,6 +17,7 @@ from pairwright.data.forgetting import Looked, Proof, after_forgetting, look, pr
 from pairwright.data.removal import Removal, Thinner
 from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.errors import DataError, StoreError
+from pairwright.terminal import one_per_line
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ForgetSummary:
         """Return the same for people."""
         proof = self.proof
         named = [f"the name of source {uri} holds the annotator's, and stays" for uri in self.named_in_sources]
-        return "\n".join(
+        return one_per_line(
             [
                 f"version {self.version} of {self.url} is without {self.what}: {self.num_annotations:,} annotations of "
                 f"{len(self.sources):,} sources left it, {self.num_refused_without_text:,} refused records their text",

@@ -15,6 +15,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from pairwright.addresses import shown_address, without_credentials
 from pairwright.errors import ClusterError
 
 MAX_TRACEBACK_LINES = 60
@@ -54,7 +55,8 @@ def ray_session() -> Iterator[None]:
 
 
 def _why_not_started(address: str, error: Exception) -> str:
-    said = str(error).strip().partition("\n")[0]
+    shown = shown_address(address)
+    said = without_credentials(str(error).strip().partition("\n")[0].replace(address, shown))
     if "AF_UNIX path length" in said:
         return (
             f"Ray cannot start: its sockets lie below TMPDIR ({tempfile.gettempdir()}), and their paths may "
@@ -62,7 +64,7 @@ def _why_not_started(address: str, error: Exception) -> str:
         )
     if address == "local":
         return f"Ray cannot start on this machine: {said}"
-    return f"no Ray cluster answers at RAY_ADDRESS={address} ({said}); correct it, or unset it to work on this machine"
+    return f"no Ray cluster answers at RAY_ADDRESS={shown} ({said}); correct it, or unset it to work on this machine"
 
 
 @contextmanager
@@ -70,15 +72,13 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        lines = _COLOUR.sub("", str(error)).strip().splitlines()
+        lines = without_credentials(_COLOUR.sub("", str(error))).strip().splitlines()
         cut = [f"... ({len(lines) - MAX_TRACEBACK_LINES} lines)"] if len(lines) > MAX_TRACEBACK_LINES else []
         raise ClusterError(
-            "\n".join(
-                [
-                    "a task failed in a way that Pairwright did not foresee: a bug, or something about the machines",
-                    *(f"  {line}" for line in [*cut, *lines[-MAX_TRACEBACK_LINES:]]),
-                    "What each process wrote is in Ray's logs, /tmp/ray/session_latest/logs on every node. The command "
-                    "can be run again: nothing half done counts. If it fails again, report the lines above",
-                ]
-            )
+            [
+                "a task failed in a way that Pairwright did not foresee: a bug, or something about the machines",
+                *(f"  {line}" for line in [*cut, *lines[-MAX_TRACEBACK_LINES:]]),
+                "What each process wrote is in Ray's logs, /tmp/ray/session_latest/logs on every node. The command "
+                "can be run again: nothing half done counts. If it fails again, report the lines above",
+            ]
         ) from error

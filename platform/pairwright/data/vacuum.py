@@ -19,6 +19,7 @@ from pairwright.data.locations import local_root, open_store, store_errors
 from pairwright.data.manifest import Manifest
 from pairwright.data.store import Table, version_path
 from pairwright.errors import StoreError
+from pairwright.terminal import one_per_line
 
 FOLDERS = ("data", "refused", "landing")
 NUM_SHOWN = 20
@@ -77,7 +78,7 @@ class VacuumSummary:
                 f"{self.num_young_files:,} files that no version names ({self.young_bytes / 1e6:,.1f} MB) are younger "
                 "than --older-than: perhaps a job is at work"
             )
-        return "\n".join(lines)
+        return one_per_line(lines)
 
 
 def vacuum(url: str, *, older_than: timedelta, keep_versions: int | None, is_dry_run: bool) -> VacuumSummary:

@@ -8,7 +8,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import Any, TextIO
 
 _JOINERS = "\u200c\u200d"
 """Zero-width characters that words of Persian and Indic languages, and emoji, are written with."""
@@ -34,7 +34,7 @@ def indented(text: str) -> str:
     return text.replace("\n", "\n  ")
 
 
-def say(text: str, *, to: IO[str] | None = None) -> None:
+def say(text: str, *, to: TextIO | None = None) -> None:
     """Print lines and flush: on standard output, or another stream.
 
     What the caller did not escape is escaped here, but for newlines. A stream that cannot hold a character, such as
@@ -44,32 +44,25 @@ def say(text: str, *, to: IO[str] | None = None) -> None:
     print(encodable(one_per_line(text.split("\n")), stream), file=stream, flush=True)
 
 
-def encodable(text: str, stream: IO[str]) -> str:
+def encodable(text: str, stream: TextIO) -> str:
     """Return a text as a stream can hold it: escapes for characters that its encoding has not got."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def json_text(value: Any) -> str:
-    """Return a JSON-able value as indented JSON without a character that a terminal would act upon."""
-    return safe_json(json.dumps(value, indent=2, ensure_ascii=False))
+def say_json(value: Any) -> None:
+    """Print a JSON-able value as indented JSON; as ASCII where standard output can hold no more."""
+    text = safe_json(json.dumps(value, indent=2, ensure_ascii=False))
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = safe_json(json.dumps(value, indent=2))
+    print(text, flush=True)
 
 
 def safe_json(text: str) -> str:
-    """Return JSON that means the same, without a character that a terminal would act upon."""
-    if text.isascii() and "\x7f" not in text:  # C0 stands as escapes in any JSON
-        return text
+    """Return JSON that means the same, in which what is not printable stands as an escape."""
     return "".join(c if c == "\n" or _is_safe(c) else _json_escape(c) for c in text)
-
-
-def say_json(text: str) -> None:
-    """Print JSON, as ASCII where standard output can hold no more."""
-    shown = safe_json(text)
-    try:
-        shown.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        shown = "".join(c if c.isascii() else _json_escape(c) for c in shown)
-    print(shown, flush=True)
 
 
 def _is_safe(character: str) -> bool:

@@ -4,6 +4,7 @@ The driver writes them to TensorBoard and to ``metrics-*.jsonl``, draws a bar in
 elsewhere, so that a job's log reads well and no worker's prefix stands before every line.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -246,7 +247,7 @@ class Watcher:
     def _print(self, line: str) -> None:
         text = escaped(f"{datetime.now(UTC):%H:%M:%S} {line}")
         if self._console.is_terminal:
-            self._console.print(encodable(text, self._console.file), markup=False, emoji=False, highlight=False)
+            self._console.print(encodable(text, sys.stdout), markup=False, emoji=False, highlight=False)
         else:
             say(text)
 

@@ -100,5 +100,9 @@ def store_errors(where: str) -> Iterator[None]:
     except (AlreadyExistsError, FileNotFoundError):
         raise
     except (BaseError, OSError) as error:
-        advice = "; check the address and the store's settings (AWS_*, GOOGLE_*, AZURE_*)" if "://" in where else ""
-        raise StoreError(f"{where}: {first_line(error)}{advice}") from None
+        raise StoreError(f"{where}: {store_failure(error) if '://' in where else first_line(error)}") from None
+
+
+def store_failure(error: Exception) -> str:
+    """Return what a remote store said, and what to do."""
+    return f"{first_line(error)}; check the address and the store's settings (AWS_*, GOOGLE_*, AZURE_*)"

@@ -95,9 +95,9 @@ _ELSEWHERE: dict[Kind, str] = {
     "kafka": "give them in [reader]",
 }
 _UNREADABLE = (
-    "no address that can be read; in user and password write blanks and @ : / ? # [ ] %% as %%20 %%40 %%3A %%2F %%3F "
-    "%%23 %%5B %%5D %%25, and @ elsewhere as %%40; or leave the password to PGPASSWORD or ~/.pgpass"
-).replace("%%", "%")
+    "no address that can be read; in user and password write blanks and @ : / ? # [ ] % as %20 %40 %3A %2F %3F "
+    "%23 %5B %5D %25, and @ elsewhere as %40; or leave the password to PGPASSWORD or ~/.pgpass"
+)
 _POSTGRESQL = re.compile(r"(?:(?:[^\s@/?#%\[\]]|%[0-9A-Fa-f]{2})*@)?[^\s@/?#]*(?:[/?][^\s@#]*)?")
 
 

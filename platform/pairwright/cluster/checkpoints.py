@@ -19,7 +19,7 @@ from pairwright.cluster.run_folder import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_N
 from pairwright.data.locations import local_root, store_errors
 from pairwright.data.store import open_store
 from pairwright.errors import StoreError
-from pairwright.terminal import one_per_line
+from pairwright.terminal import escaped, one_per_line
 from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def step_of(kept: KeptCheckpoint) -> int:
 def format_checkpoints(found: KeptCheckpoints) -> str:
     """Return the checkpoints as text, a line each."""
     if not found.checkpoints and found.best is None:
-        return f"run {found.run}: no checkpoints yet"
+        return escaped(f"run {found.run}: no checkpoints yet")
     lines = [f"run {found.run}"]
     if found.snapshot != "read":
         lines.append(f"  Ray's list of committed checkpoints ({SNAPSHOT_NAME}) is {found.snapshot}")

@@ -35,6 +35,7 @@ from pairwright.errors import StoreError
 ObjectStore: TypeAlias = AzureStore | GCSStore | HTTPStore | LocalStore | MemoryStore | S3Store
 
 _ONE_SLASH = re.compile(rf"({'|'.join(STORAGE_SCHEMES)}|file|https?|postgres(?:ql)?|kafka):")
+_NO_PATH = "Could not parse path"  # how obstore begins what it says of a path, in a bare ValueError
 _BACKEND = re.compile(r"^Generic \w+ error: ")
 
 
@@ -99,6 +100,11 @@ def store_errors(where: str) -> Iterator[None]:
         yield
     except (AlreadyExistsError, FileNotFoundError):
         raise
+    except ValueError as error:
+        if not (isinstance(error, UnicodeEncodeError) or str(error).startswith(_NO_PATH)):
+            raise
+        expected = "expected UTF-8 without control characters, and no folder named . or .."
+        raise StoreError(f"{where}: no name that a store takes; {expected}") from None
     except (BaseError, OSError) as error:
         raise StoreError(f"{where}: {store_failure(error) if '://' in where else first_line(error)}") from None
 

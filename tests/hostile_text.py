@@ -1,4 +1,4 @@
-"""Names and texts that would take a terminal over, or write a line of their own, and what must be true of what is shown."""
+"""Text that would take a terminal over, or write a line of its own, and what must be true of all that is shown."""
 
 import io
 import json

@@ -59,7 +59,11 @@ def test_files_and_objects_are_no_such_places(name: str) -> None:
         ("sqlite:///a.db?table=t;drop", NONE, "table=t;drop: expected a name; give SQL as query"),
         ("sqlite://a.db?table=t", NONE, r"expected sqlite:///PATH\?table=NAME"),
         ("delta:///t?verion=3", NONE, "verion is no setting of a delta source; known: version"),
-        ("iceberg://u:p@table", NONE, r"^iceberg://\*\*\*@table: expected no user and password in the address; give them in \[reader\]"),
+        (
+            "iceberg://u:p@table",
+            NONE,
+            r"^iceberg://\*\*\*@table: expected no user and password in the address; give them in \[reader\]",
+        ),
         ("kafka://u:p@h:1?start=0", NONE, r"^kafka://\*\*\*@h:1\?\*\*\*: expected no user and password in the address"),
         ("kafka://u:p@h:1/t", NONE, r"^kafka://\*\*\*@h:1/t: expected no user and password in the address"),
         ("iceberg://table", NONE, r"^iceberg://table: expected iceberg://CATALOG/NAMESPACE\.TABLE"),

@@ -47,7 +47,7 @@ def authority(address: str) -> str:
 def secret_in(address: str) -> str | None:
     """Return what an address of a file, a folder or an object must not hold, in words; None where it holds none.
 
-    Local paths and ``file://`` may have any name; a bucket has no ``@`` and no ``:``.
+    Local paths and ``file://`` may have any name; that of a bucket holds no ``@ : ? #`` and ends with a ``/``.
     """
     scheme, separator, rest = address.partition("://")
     scheme = scheme.rpartition("+")[2]
@@ -55,8 +55,9 @@ def secret_in(address: str) -> str | None:
         return None
     held = authority(address)
     is_container = scheme in _CONTAINER_SCHEMES and _CONTAINER.fullmatch(held)
-    if not is_container and ("@" in held or (":" in held and scheme in STORAGE_SCHEMES)):
-        return "a user name or a password"
+    is_bucket = scheme not in STORAGE_SCHEMES or (":" not in held and rest[len(held) :][:1] in ("", "/"))
+    if not is_container and ("@" in held or not is_bucket):
+        return "a user name, a password or settings"
     if scheme != "file" and _SETTING.search(rest):
         return "settings behind `?`, such as a signature"
     return None

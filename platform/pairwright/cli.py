@@ -36,7 +36,7 @@ Settings = Annotated[
 Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 _UsageError: Any = typer.BadParameter.__bases__[0]  # typer hands on no more of click
-_STORAGE = tuple(f"{scheme}://" for scheme in STORAGE_SCHEMES)
+_STORAGE = tuple(f"{scheme}://" for scheme in (*STORAGE_SCHEMES, "http", "https"))
 INTERRUPTED = 130
 TERMINATED = 143
 Split = Literal["train", "validation"]
@@ -340,10 +340,13 @@ def main() -> None:
 
 
 def _refuse_credentials(arguments: list[str]) -> None:
-    """Refuse at once an address of storage that holds credentials, wherever it stands on the command line."""
+    """Refuse at once an address that holds credentials, wherever it stands on the command line."""
+    takes_databases = arguments[:1] in (["ingest"], ["validate"])  # whose addresses name users
     for argument in arguments:
         address = argument.partition("=")[2] if argument.startswith("--") else argument
-        if address.startswith(_STORAGE) and (found := secret_in(address)):
+        if takes_databases and not address.startswith(_STORAGE):
+            continue
+        if found := secret_in(address):
             raise ConfigError(credentials_advice(address, found))
 
 

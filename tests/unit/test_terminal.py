@@ -18,7 +18,7 @@ ANYTHING = st.text(st.one_of(st.characters(), st.sampled_from(HOSTILE)))
 SHOWN_AS_THEY_ARE = [
     "größe",
     "日本\u3000語",
-    "می\u200cخواهم",
+    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
     "👩\u200d💻",
     "1\u202f234\u00a0€",
     r"C:\new\x1b",

@@ -25,6 +25,7 @@ from obstore.store import (
 
 from pairwright.addresses import (
     STORAGE_SCHEMES,
+    authority,
     credentials_advice,
     secret_in,
     shown_address,
@@ -81,6 +82,8 @@ def local_root(url: str) -> Path | None:
             raise StoreError(f"{shown_address(url)}: no address; expected {match[1]}://")
         return Path(os.path.abspath(os.path.expanduser(url)))  # noqa: PTH100, PTH111 (keeps symlinks, drops ..)
     if scheme == "file":
+        if authority(url) not in ("", "localhost"):
+            raise StoreError(f"{shown_address(url)}: names a machine; expected file:///PATH")
         return Path(os.path.abspath(unquote(urlsplit(url).path)))  # noqa: PTH100
     if scheme in STORAGE_SCHEMES:
         return None

@@ -141,6 +141,8 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
         parts = urlsplit(name)
     except ValueError:
         raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}") from None
+    if kind == "sqlite" and (parts.netloc or not parts.path):
+        raise ConfigError(f"{shown_address(name)}: expected sqlite:///PATH?table=NAME")
     known = dict(parse_qsl(parts.query))
     settings = {key: value for key, value in known.items() if key in _SETTINGS[kind]}
     others = {key: value for key, value in known.items() if key not in settings}
@@ -153,10 +155,8 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
     if "table" in settings and not _TABLE_NAME.fullmatch(settings["table"]):
         raise ConfigError(f"{shown}: table={settings['table']}: expected a name; give SQL as query in [reader]")
     if kind == "sqlite":
-        address = _absolute(f"file://{parts.path}") if parts.path else ""
+        address = _absolute(f"file://{parts.path}")
         shown = f"sqlite://{address}"
-        if not address or parts.netloc:
-            raise ConfigError(f"{shown}: expected sqlite:///PATH?table=NAME")
     else:
         query = f"?{urlencode(others)}" if others else ""
         address = f"{kind}://{parts.netloc}{parts.path}{query}"

@@ -139,3 +139,48 @@ def test_evaluate_and_score_show_hostile_text_as_text(folder: Path) -> None:
     check_shown(output.read_text(encoding="utf-8"))
     assert set(json.loads(output.read_text())["by_subset"]) == set(MARKUP)
     check_once("score", str(model), str(folder / "in"), "--output", str(folder / f"rewards {HOSTILE}"), status=1)
+
+
+SECRET = "QXZ7QXZ7"
+DEAD = (
+    "ingest s3://bucket/x.jsonl --into s3://bucket/t",
+    "ingest x.jsonl --into s3://bucket/t",
+    "validate s3://bucket/x/",
+    "expand s3://bucket/t --into p",
+    "inspect s3://bucket/t",
+    "versions s3://bucket/t",
+    "diff s3://bucket/t 1 2",
+    "compact s3://bucket/t",
+    "vacuum s3://bucket/t",
+    "forget s3://bucket/t --annotator a",
+    "report s3://bucket/t",
+    "export-pairs s3://bucket/t x.jsonl",
+    "evaluate s3://bucket/m --pairs p",
+    "evaluate m/model --pairs s3://bucket/p",
+    "score s3://bucket/m x.jsonl --output o",
+    "checkpoints s3://bucket/run",
+    "export s3://bucket/run --into m",
+    "train train.toml --set output=s3://bucket/run",
+)
+
+
+@pytest.mark.slow  # three seconds of retries each
+def test_a_store_that_does_not_answer_ends_every_verb_in_one_line_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": "a", "prompt": "p", "completions": [], "ranks": []}))
+    export_small_model(tmp_path / "m")
+    (tmp_path / "train.toml").write_text(f'[model]\npath = "{tmp_path}/m/base"\n[data]\npairs = "s3://bucket/p"\n')
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://ann:{SECRET}@127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    for command in DEAD:
+        shown = run(*command.split())
+        assert shown.status == 1, (command, shown)
+        assert SECRET not in shown.out + shown.err, (command, shown)
+        assert "Traceback" not in shown.err, (command, shown.err)
+        assert shown.err.startswith("error: s3://bucket"), (command, shown.err)
+        assert "***@127.0.0.1:9" in shown.err
+        assert shown.err.count("\n") == 1

@@ -95,7 +95,8 @@ class RunFolder:
 
     def identity(self) -> RunIdentity | None:
         """Return what this folder is a run of, or None if nothing ran here yet."""
-        content = read_object(self._store, RUN_NAME)
+        with store_errors(self.path(RUN_NAME)):
+            content = read_object(self._store, RUN_NAME)
         if content is None:
             return None
         try:
@@ -124,7 +125,8 @@ class RunFolder:
 
     def summary(self) -> TrainingSummary | None:
         """Return ``training.json`` of a finished run, or None."""
-        content = read_object(self._store, SUMMARY_NAME)
+        with store_errors(self.path(SUMMARY_NAME)):
+            content = read_object(self._store, SUMMARY_NAME)
         return None if content is None else msgspec.json.decode(content, type=TrainingSummary)
 
     def finish(self, summary: TrainingSummary) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from pairwright.config import TokensConfig
-from pairwright.data.locations import ObjectStore, local_root, open_store
+from pairwright.data.locations import ObjectStore, local_root, open_store, store_errors
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
 from pairwright.model.export import RULES_FILE, choose_pad_token
@@ -175,8 +175,9 @@ def _local_directory(path: str) -> Path:
 
 def _download(url: str) -> Path:
     """Return a local copy of a remote directory, under a name that changes with the content of any of its files."""
-    store = open_store(url)
-    files = [file for page in obstore.list(store) for file in page]
+    with store_errors(url):
+        store = open_store(url)
+        files = [file for page in obstore.list(store) for file in page]
     if not files:
         raise ModelError(f"{url}: nothing there; pass the `model` directory of a training run")
     listing = sorted(f"{file['path']}\0{file['size']}\0{file['e_tag']}" for file in files)
@@ -187,7 +188,8 @@ def _download(url: str) -> Path:
         if not directory.is_dir():
             unfinished = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=directory.parent))
             for file in files:
-                _download_file(store, file["path"], unfinished / file["path"])
+                with store_errors(f"{url}/{file['path']}"):
+                    _download_file(store, file["path"], unfinished / file["path"])
             unfinished.rename(directory)
     return directory
 

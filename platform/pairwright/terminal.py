@@ -62,6 +62,8 @@ def say_json(value: Any) -> None:
 
 def safe_json(text: str) -> str:
     """Return JSON that means the same, in which what is not printable stands as an escape."""
+    if text.replace("\n", "").isprintable():
+        return text
     return "".join(c if c == "\n" or _is_safe(c) else _json_escape(c) for c in text)
 
 

@@ -60,6 +60,9 @@ def test_verbs_of_tables_show_hostile_text_as_text(folder: Path) -> None:
     check("vacuum", table, "--older-than", "0", "--keep-versions", "1")
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_report_shows_hostile_text_as_text(folder: Path) -> None:
     table, page = str(folder / "reported"), folder / "page.html"
     run("ingest", str(folder / "in"), "--into", table)
@@ -139,6 +142,29 @@ def test_evaluate_and_score_show_hostile_text_as_text(folder: Path) -> None:
     check_shown(output.read_text(encoding="utf-8"))
     assert set(json.loads(output.read_text())["by_subset"]) == set(MARKUP)
     check_once("score", str(model), str(folder / "in"), "--output", str(folder / f"rewards {HOSTILE}"), status=1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_of_any_name_trains_and_its_log_shows_hostile_text_as_text(tmp_path: Path) -> None:
+    root = tmp_path / "münchen [math] 100% \u202e\x9b31m"
+    write_records(root / "in")
+    assert run("ingest", str(root / "in"), "--into", str(root / "t")).status == 0
+    assert run("expand", str(root / "t"), "--into", str(root / "p"), "--set", "validation_fraction=0.3").status == 0
+    export_small_model(root, max_length=2048)
+    config = tmp_path / "train.toml"
+    config.write_text(
+        f"output = {json.dumps(str(root / 'run'))}\nmodel.path = {json.dumps(str(root / 'base'))}\n"
+        f"data.pairs = {json.dumps(str(root / 'p'))}\nworkers.num_workers = 1\nbatches.groups_per_step = 4\n"
+        "[training]\nmax_steps = 2\nlog_every_steps = 1\nevaluate_every_steps = 1\n"
+    )
+    check_once("train", str(config), "--dry-run")
+    assert "step 2/2" in check_once("train", str(config)).out
+    check_once("train", str(config))
+    check_once("checkpoints", str(root / "run"))
+    for file in [*(root / "run").glob("*.jsonl"), root / "run" / "training.json", root / "run" / "run.json"]:
+        check_shown(file.read_text(encoding="utf-8"))
 
 
 SECRET = "QXZ7QXZ7"

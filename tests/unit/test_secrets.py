@@ -1,10 +1,6 @@
 """Users, passwords and signatures: wherever they are written, and however badly, nothing that is said holds them."""
 
-import io
 import json
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,20 +9,20 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from hostile_text import run
-from pairwright.addresses import secret_in, shown_address, without_credentials, without_secrets
+from pairwright.addresses import shown_address
 from pairwright.cluster.landing import _explained
 from pairwright.cluster.readers import secrets_of
 from pairwright.config import IngestConfig, ReaderConfig, load_config
-from pairwright.data.locations import absolute_url, local_root, open_store, store_errors
+from pairwright.data.locations import absolute_url, local_root, open_store
 from pairwright.data.readers import parse_place
-from pairwright.errors import ConfigError, PairwrightError, StoreError
+from pairwright.errors import ConfigError, StoreError
 
 LETTERS = "QXZ7ÜĶ"
 """Of which no message, and no name of a temporary folder, has four in a row."""
 SECRETS = st.text(st.sampled_from(LETTERS), min_size=8, max_size=12).flatmap(
-    lambda start: st.text(st.sampled_from(LETTERS + LETTERS + "/?#@: %&=+[]{}\\'\"\t$!,;"), min_size=0, max_size=12).map(
-        lambda rest: start + rest
-    )
+    lambda start: st.text(
+        st.sampled_from(LETTERS + LETTERS + "/?#@: %&=+[]{}\\'\"\t$!,;"), min_size=0, max_size=12
+    ).map(lambda rest: start + rest)
 )
 
 
@@ -104,13 +100,15 @@ def test_no_address_of_a_place_is_shown_with_a_secret(form: str, secret: str, is
         return
     assert place.kind == "postgresql", "no other address may hold one"
     check_hidden(secret, place.uri + repr(place))
-    quoted = f"{place.address} {secret!r} {quote(secret)} \"{secret[2:]}\" for user \"{secret[:7]}\""
+    quoted = f'{place.address} {secret!r} {quote(secret)} "{secret[2:]}" for user "{secret[:7]}"'
     check_hidden(secret, _explained(ValueError(quoted), secrets_of(place, ReaderConfig())))
 
 
 @given(SECRETS)
 @settings(deadline=None)
-def test_no_value_below_reader_is_told_whatever_is_wrong_with_it(tmp_path_factory: pytest.TempPathFactory, secret: str) -> None:
+def test_no_value_below_reader_is_told_whatever_is_wrong_with_it(
+    tmp_path_factory: pytest.TempPathFactory, secret: str
+) -> None:
     file = tmp_path_factory.getbasetemp() / "secret.toml"
     text = json.dumps(secret)
     for written in (

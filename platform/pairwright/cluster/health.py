@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from ray.util.metrics import Gauge
 
-_MARKS_OF_ADDRESSES = "/:.-_~+=,@()!*$&;|[]{}<>^ "
+_MARKS = "/:.-_~+=,@()!*$&;|[]{}<>^ "
 
 GAUGES = {
     "step": "Optimizer steps taken",
@@ -25,10 +25,9 @@ GAUGES = {
 def label_value(text: str) -> str:
     """Return a text as a value of a label: printable ASCII, different for different texts.
 
-    Ray 2.60 takes no other character, and writes quotes and newlines as they are into what Prometheus reads. So all
-    but letters, digits and the marks of an address is percent-encoded.
+    Ray 2.60 raises UnicodeEncodeError at any other. All but letters, digits and common marks is percent-encoded.
     """
-    return quote(text, safe=_MARKS_OF_ADDRESSES, errors="surrogatepass")
+    return quote(text, safe=_MARKS, errors="surrogatepass")
 
 
 class Health:

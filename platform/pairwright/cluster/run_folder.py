@@ -19,6 +19,7 @@ from pairwright.config import TrainConfig
 from pairwright.data.locations import local_root, store_errors
 from pairwright.data.store import Input, open_store
 from pairwright.errors import ConfigError
+from pairwright.terminal import safe_json
 
 RUN_NAME = "run.json"
 SUMMARY_NAME = "training.json"
@@ -212,7 +213,7 @@ def read_object(store: ObjectStore, name: str) -> bytes | None:
 
 
 def _pretty(value: Any) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2)
+    return safe_json(msgspec.json.format(msgspec.json.encode(value).decode(), indent=2)).encode()
 
 
 def _difference(found: RunIdentity, wanted: RunIdentity) -> str:

@@ -44,20 +44,28 @@ def authority(address: str) -> str:
     return _AUTHORITY_END.split(address.partition("://")[2], maxsplit=1)[0]
 
 
+def names_user(address: str) -> bool:
+    """Return whether the place of host or bucket in an address holds a user name or a password, escaped or not."""
+    scheme, _, rest = address.partition("://")
+    scheme = scheme.rpartition("+")[2]
+    held = authority(address)
+    if scheme in _CONTAINER_SCHEMES and _CONTAINER.fullmatch(held):
+        return False
+    if "@" in held or scheme not in STORAGE_SCHEMES:
+        return "@" in held
+    return ":" in held or ("@" in rest and not rest[len(held) :].startswith("/"))
+
+
 def secret_in(address: str) -> str | None:
     """Return what an address of a file, a folder or an object must not hold, in words; None where it holds none.
 
-    Local paths and ``file://`` may have any name; that of a bucket holds no ``@ : ? #`` and ends with a ``/``.
+    Local paths and ``file://`` may have any name; that of a bucket holds neither ``@`` nor ``:``.
     """
     scheme, separator, rest = address.partition("://")
-    scheme = scheme.rpartition("+")[2]
     if not separator or not scheme.isalnum():
         return None
-    held = authority(address)
-    is_container = scheme in _CONTAINER_SCHEMES and _CONTAINER.fullmatch(held)
-    is_bucket = scheme not in STORAGE_SCHEMES or (":" not in held and rest[len(held) :][:1] in ("", "/"))
-    if not is_container and ("@" in held or not is_bucket):
-        return "a user name, a password or settings"
+    if names_user(address):
+        return "a user name or a password"
     if scheme != "file" and _SETTING.search(rest):
         return "settings behind `?`, such as a signature"
     return None

@@ -9,9 +9,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from hostile_text import run
-from pairwright.addresses import shown_address
+from pairwright.addresses import secret_in, shown_address, without_credentials
 from pairwright.cluster.landing import _explained
 from pairwright.cluster.readers import secrets_of
+from pairwright.cluster.session import _why_not_started
 from pairwright.config import IngestConfig, ReaderConfig, load_config
 from pairwright.data.locations import absolute_url, local_root, open_store
 from pairwright.data.readers import parse_place
@@ -19,11 +20,11 @@ from pairwright.errors import ConfigError, StoreError
 
 LETTERS = "QXZ7ÜĶ"
 """Of which no message, and no name of a temporary folder, has four in a row."""
-SECRETS = st.text(st.sampled_from(LETTERS), min_size=8, max_size=12).flatmap(
-    lambda start: st.text(
-        st.sampled_from(LETTERS + LETTERS + "/?#@: %&=+[]{}\\'\"\t$!,;"), min_size=0, max_size=12
-    ).map(lambda rest: start + rest)
-)
+MARKS = "/?#@: %&=+[]{}\\'\"\t$!,;"
+SECRETS = st.tuples(
+    st.text(st.sampled_from(LETTERS), min_size=8, max_size=12),
+    st.text(st.sampled_from(2 * LETTERS + MARKS), max_size=12),
+).map("".join)
 
 
 def pieces(secret: str) -> set[str]:
@@ -206,3 +207,43 @@ def test_every_verb_refuses_at_once_and_shows_nothing(
         assert shown.status in (1, 2), (verb, shown)
         assert "Traceback" not in shown.err, (verb, shown.err)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["train.toml"]
+
+
+@given(SECRETS)
+@example("QXZ7 QXZ7")
+def test_what_stores_and_clients_say_of_a_url_is_told_without_its_credentials(secret: str) -> None:
+    userinfo = quote(secret, safe="")
+    said = without_credentials(
+        f"Error performing GET http://ann:{userinfo}@127.0.0.1:9/b/k in 3 s: error sending request for url "
+        f"(https://a.blob.core.windows.net/c?sv=2020&sig={userinfo}) via https://{userinfo}@proxy"
+    )
+    check_hidden(secret, said)
+    assert "127.0.0.1:9/b/k in 3 s: error sending request for url (https://a.blob.core.windows.net/c?***)" in said
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket/a@b:c#d.jsonl",
+        "s3://b/x*/[ab]?.jsonl",
+        "s3://b/day=1/a b.jsonl",
+        "gs://b",
+        "az://c/x",
+        "abfss://container@account.dfs.core.windows.net/x",
+        "file:///data/a@b?c=d.jsonl",
+        "file://localhost/x",
+        "/a@b?c=d",
+        "a:b",
+        "x/y@z",
+    ],
+)
+def test_addresses_without_secrets_are_used(address: str) -> None:
+    assert secret_in(address) is None
+    local_root(address)
+
+
+@pytest.mark.parametrize("address", ["QXZ7", "ray://ann:QXZ7QXZ7@127.0.0.1:1", "ann:QXZ7QXZ7@127.0.0.1:1"])
+def test_the_address_of_a_cluster_is_told_without_its_credentials(address: str) -> None:
+    said = _why_not_started(address, ConnectionError(f"cannot connect to {address}\nmore"))
+    assert ("QXZ7QXZ7" in said) is False
+    assert "RAY_ADDRESS=" in said

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from pairwright.addresses import authority, shown_address
+from pairwright.addresses import names_user, shown_address
 from pairwright.config import ReaderConfig
 from pairwright.data.locations import absolute_url
 from pairwright.errors import ConfigError, SourceError, StoreError
@@ -69,7 +69,7 @@ def parse_place(name: str, config: ReaderConfig) -> Place:
     if kind in ("sqlite", "postgresql"):
         return _database(kind, name, config)
     is_located = kind == "delta" or (kind == "huggingface" and (scheme != "hf" or rest.startswith("/")))
-    if "@" in (authority(name) if is_located else rest):
+    if names_user(name) or ("@" in rest and not is_located):
         raise ConfigError(f"{shown_address(name)}: expected no user and password in the address; {_ELSEWHERE[kind]}")
     plain, _, tail = rest.partition("?")
     settings = _settings(kind, name, tail)

@@ -12,9 +12,10 @@ MASK = "***"
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{0,2})(.*)", re.DOTALL)
 _AUTHORITY_END = re.compile(r"[/?#]")
 _SETTING = re.compile(r"[?&][A-Za-z_][\w.-]*=")
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)\S*@")
-_QUERY = re.compile(r"(https?://[^\s?\"'()]+)\?[^\s\"'()]+")
-_HOSTS = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^:])*(:\d+)?(,(\[[0-9A-Fa-f:.]*\]|[^:])*(:\d+)?)*", re.DOTALL)
+_WORD = re.compile(r"\S+")
+_QUERY = re.compile(r"\?[^\s\"'()]+")
+_HOST = r"(?:\[[0-9A-Fa-f:.]*\]|[^:,\[\]])*(?::\d+)?"
+_HOSTS = re.compile(f"{_HOST}(?:,{_HOST})*")
 _CONTAINER = re.compile(r"[a-z0-9$-]+@[A-Za-z0-9.-]+")
 _CONTAINER_SCHEMES = ("abfs", "abfss")
 STORAGE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "azure")
@@ -81,7 +82,15 @@ def credentials_advice(address: str, found: str) -> str:
 
 def without_credentials(text: str) -> str:
     """Return somebody else's message without the users, passwords and queries of the URLs that it quotes."""
-    return _QUERY.sub(rf"\1?{MASK}", _USER.sub(rf"\1{MASK}@", text))
+    return _WORD.sub(lambda word: _masked(word[0]), text)
+
+
+def _masked(word: str) -> str:
+    scheme, separator, rest = word.partition("://")
+    if not separator:
+        return word
+    _, at, place = rest.rpartition("@")
+    return f"{scheme}://{MASK + at if at else ''}{_QUERY.sub(f'?{MASK}', place)}"
 
 
 def without_secrets(text: str, secrets: Iterable[str]) -> str:

@@ -77,6 +77,7 @@ PLACES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(STORAGE, SECRETS)
 @example("s3://AKIA:{}@bucket/data", "QXZ7QXZ7/QXZ7")
 @example("postgresql:u:{}@bucket/x", "QXZ7QXZ7@ZZZZ")
@@ -90,6 +91,7 @@ def test_no_address_of_storage_is_used_or_shown_with_a_secret(form: str, secret:
         check_hidden(secret, str(error.value))
 
 
+@settings(deadline=None)
 @given(PLACES, SECRETS, st.booleans())
 def test_no_address_of_a_place_is_shown_with_a_secret(form: str, secret: str, is_escaped: bool) -> None:
     address = form.format(quote(secret, safe="") if is_escaped else secret)
@@ -105,8 +107,8 @@ def test_no_address_of_a_place_is_shown_with_a_secret(form: str, secret: str, is
     check_hidden(secret, _explained(ValueError(quoted), secrets_of(place, ReaderConfig())))
 
 
-@given(SECRETS)
 @settings(deadline=None)
+@given(SECRETS)
 def test_no_value_below_reader_is_told_whatever_is_wrong_with_it(
     tmp_path_factory: pytest.TempPathFactory, secret: str
 ) -> None:
@@ -209,6 +211,7 @@ def test_every_verb_refuses_at_once_and_shows_nothing(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["train.toml"]
 
 
+@settings(deadline=None)
 @given(SECRETS)
 @example("QXZ7 QXZ7")
 def test_what_stores_and_clients_say_of_a_url_is_told_without_its_credentials(secret: str) -> None:

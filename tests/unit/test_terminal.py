@@ -6,7 +6,7 @@ import pickle
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostile_text import HOSTILE, check_shown
@@ -26,6 +26,7 @@ SHOWN_AS_THEY_ARE = [
 ]
 
 
+@settings(deadline=None)
 @given(ANYTHING)
 def test_nothing_in_a_text_does_anything(text: str) -> None:
     shown = escaped(text)
@@ -44,6 +45,7 @@ def test_escapes_are_those_that_python_writes() -> None:
     assert escaped("a\x1b[2J\n\t\x9b\u202e\udce9\U000e0041") == r"a\x1b[2J\n\t\x9b\u202e\udce9\U000e0041"
 
 
+@settings(deadline=None)
 @given(st.dictionaries(ANYTHING, ANYTHING))
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_json_is_the_same_value_and_acts_on_no_terminal(encoding: str, value: dict[str, str]) -> None:
@@ -57,6 +59,7 @@ def test_json_is_the_same_value_and_acts_on_no_terminal(encoding: str, value: di
     check_shown(text)
 
 
+@settings(deadline=None)
 @given(ANYTHING)
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_no_stream_refuses_what_is_said(encoding: str, text: str) -> None:
@@ -67,6 +70,7 @@ def test_no_stream_refuses_what_is_said(encoding: str, text: str) -> None:
     assert shown.count("\n") == text.count("\n") + 1, "newlines are the caller's own"
 
 
+@settings(deadline=None)
 @given(ANYTHING)
 def test_an_error_is_one_line_for_each_of_its_messages_here_and_behind_a_process(text: str) -> None:
     for error, lines in ((ConfigError(f"{text}: bad"), 1), (SourceError([f"{text}: bad", text, "three"]), 3)):
@@ -76,6 +80,7 @@ def test_an_error_is_one_line_for_each_of_its_messages_here_and_behind_a_process
             check_shown(indented(f"error: {same}").replace("\n  ", "\n. "))
 
 
+@settings(deadline=None)
 @given(st.lists(ANYTHING, unique=True, min_size=2, max_size=2))
 def test_labels_are_valid_and_distinct(runs: list[str]) -> None:
     labels = [label_value(run) for run in runs]

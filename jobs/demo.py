@@ -16,6 +16,7 @@ from pairwright.cluster.session import ray_session
 from pairwright.data.store import Table
 from pairwright.data.synthetic import true_accuracy
 from pairwright.errors import PairwrightError
+from pairwright.terminal import indented, say
 
 DEMO = Path("demo")
 ROAD = (
@@ -63,5 +64,5 @@ if __name__ == "__main__":
     try:
         main()
     except PairwrightError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(indented(f"error: {error}"), to=sys.stderr)
         sys.exit(1)

@@ -9,12 +9,15 @@ traceback; exit status 2 means the command line itself was wrong, 130 that someb
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from traceback import format_exception
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pairwright import __version__, cli_runs, cli_tables
-from pairwright.errors import DataError, PairwrightError, StoppedError
+from pairwright.addresses import STORAGE_SCHEMES, credentials_advice, secret_in, without_credentials
+from pairwright.errors import ConfigError, DataError, PairwrightError, StoppedError
+from pairwright.terminal import escaped, indented, one_per_line, say, say_json
 
 app = typer.Typer(
     name="pairwright",
@@ -32,6 +35,8 @@ Settings = Annotated[
 ]
 Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+_UsageError: Any = typer.BadParameter.__bases__[0]  # typer hands on no more of click
+_STORAGE = tuple(f"{scheme}://" for scheme in (*STORAGE_SCHEMES, "http", "https"))
 INTERRUPTED = 130
 TERMINATED = 143
 Split = Literal["train", "validation"]
@@ -39,7 +44,7 @@ Split = Literal["train", "validation"]
 
 def _print_version(requested: bool) -> None:  # noqa: FBT001 - click calls it by position
     if requested:
-        print(f"pairwright {__version__}")
+        say(f"pairwright {__version__}")
         raise typer.Exit
 
 
@@ -78,7 +83,7 @@ def ingest(
 
     named = [] if format is None else [f"format={format}"]
     summary = run(sources, into, load_config(IngestConfig, config, [*settings, *named]), replace=replace)
-    print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+    say_json(summary.as_dict()) if as_json else say(summary.text())
     # A judgement that the table has already, word for word, is no sign of a wrong format.
     refused = sum(source.refused - source.duplicates for source in summary.sources)
     nothing_accepted = refused > 0 and not any(source.accepted for source in summary.sources)
@@ -104,7 +109,7 @@ def expand(
 
     manifest = run(annotations, into, load_config(ExpandConfig, config, settings), version=version)
     description = describe(into, version=manifest.version, num_sample=0)
-    print(json.dumps(description, indent=2) if as_json else format_description(description))
+    say_json(description) if as_json else say(format_description(description))
 
 
 @app.command()
@@ -118,7 +123,7 @@ def inspect(
     from pairwright.data.describe import describe, format_description
 
     description = describe(url, version=version, num_sample=sample)
-    print(json.dumps(description, indent=2, ensure_ascii=False) if as_json else format_description(description))
+    say_json(description) if as_json else say(format_description(description))
 
 
 @app.command()
@@ -137,11 +142,9 @@ def report(
     page = output if output is not None or as_json else "report.html"
     figures = run(url, version=version, output=page)
     if as_json:
-        print(figures_json(figures))
+        say_json(json.loads(figures_json(figures)))
         return
-    for finding in figures.findings:
-        print(f"{finding.level:<5}  {finding.text}")
-    print(f"wrote {page}")
+    say(one_per_line([*(f"{finding.level:<5}  {finding.text}" for finding in figures.findings), f"wrote {page}"]))
 
 
 @app.command("export-pairs")
@@ -153,13 +156,12 @@ def export_pairs(
 ) -> None:
     """Write flat rows (prompt, chosen, rejected, weight, margin) that TRL and `datasets` load."""
     from pairwright.data.flat import export_pairs as run
-    from pairwright.errors import ConfigError
 
     layouts: dict[str, Literal["parquet", "jsonl"]] = {".parquet": "parquet", ".jsonl": "jsonl"}
     if (layout := layouts.get(Path(output).suffix)) is None:
         raise ConfigError(f"{output}: expected a name that ends in .parquet or .jsonl")
     num_rows = run(pairs, output, version=version, split=split, layout=layout)
-    print(f"wrote {num_rows:,} pairs to {output}")
+    say(escaped(f"wrote {num_rows:,} pairs to {output}"))
 
 
 @app.command()
@@ -178,12 +180,12 @@ def train(
     from pairwright.cluster.train import train as run
 
     if dry_run:
-        print(json.dumps(describe_run(loaded), indent=2))
+        say_json(describe_run(loaded))
         return
     summary = run(loaded)
     if summary.already_finished:
-        print(f"run {loaded.output} is already finished; nothing to do")
-    print(f"model   {summary.model}\nsummary {loaded.output.rstrip('/')}/training.json")
+        say(escaped(f"run {loaded.output} is already finished; nothing to do"))
+    say(one_per_line([f"model   {summary.model}", f"summary {loaded.output.rstrip('/')}/training.json"]))
 
 
 @app.command()
@@ -213,7 +215,7 @@ def evaluate(
         num_workers=num_workers,
         use_gpu=use_gpu,
         micro_batch_tokens=micro_batch_tokens,
-        show=lambda report: print(json.dumps(report, indent=2) if as_json else format_report(report), flush=True),
+        show=lambda report: say_json(report) if as_json else say(format_report(report)),
     )
 
 
@@ -241,7 +243,7 @@ def score(
         micro_batch_tokens=micro_batch_tokens,
         overwrite=overwrite,
     )
-    print(summary.text())
+    say(summary.text())
     if summary.failed:
         raise typer.Exit(1)
 
@@ -256,7 +258,7 @@ def synthesize(
     from pairwright.data.synthetic import write_rankings
 
     num_annotations = write_rankings(Path(output), num_groups, seed=seed)
-    print(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}")
+    say(escaped(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}"))
 
 
 @app.command("new-model")
@@ -285,7 +287,7 @@ def new_model(
         max_positions=max_positions,
         seed=seed,
     )
-    print(f"wrote a new {architecture} model to {directory}")
+    say(escaped(f"wrote a new {architecture} model to {directory}"))
 
 
 @app.command()
@@ -296,7 +298,7 @@ def schemas(
     from pairwright.cluster.contracts import write_schemas
 
     for path in write_schemas(Path(directory)):
-        print(path)
+        say(escaped(str(path)))
 
 
 def _texts_in(path: Path) -> list[str]:
@@ -316,22 +318,51 @@ def _texts_in(path: Path) -> list[str]:
 def main() -> None:
     """Run a verb; what its message explains ends as that and exit status 1, and Ctrl-C says what it leaves."""
     try:
-        app()
+        _refuse_credentials(sys.argv[1:])
+        status = app(standalone_mode=False) or 0
+    except _UsageError as error:
+        if sys.argv[1:]:  # which it quotes; else its message is the help
+            error.message = escaped(error.message)
+        error.show()
+        status = error.exit_code
+    except typer.Abort:
+        say("aborted: something asked for input, and there is none", to=sys.stderr)
+        status = 1
     except StoppedError as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(TERMINATED)
-    except PairwrightError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            print("interrupted: nothing half done counts; the same command can be run again", file=sys.stderr)
-        raise
+        say(str(stop), to=sys.stderr)
+        status = TERMINATED
+    except Exception as error:
+        say(indented(_explained(error)), to=sys.stderr)
+        status = 1
+    if status == INTERRUPTED:
+        say("interrupted: nothing half done counts; the same command can be run again", to=sys.stderr)
+    sys.exit(status)
+
+
+def _refuse_credentials(arguments: list[str]) -> None:
+    """Refuse at once an address that holds credentials, wherever it stands on the command line."""
+    takes_databases = arguments[:1] in (["ingest"], ["validate"])  # whose addresses name users
+    for argument in arguments:
+        address = argument.partition("=")[2] if argument.startswith("--") else argument
+        if takes_databases and not address.startswith(_STORAGE):
+            continue
+        if found := secret_in(address):
+            raise ConfigError(credentials_advice(address, found))
+
+
+def _explained(error: Exception) -> str:
+    """Return what is said of an error that ends a command: its message, or a traceback where nobody foresaw it."""
+    if isinstance(error, PairwrightError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"error: {escaped(str(error.filename))}: {error.strerror}"
+    from obstore.exceptions import BaseError
+
+    if isinstance(error, BaseError):
+        from pairwright.data.locations import store_failure
+
+        return f"error: {escaped(store_failure(error))}"
+    return without_credentials("".join(format_exception(error)))
 
 
 if __name__ == "__main__":

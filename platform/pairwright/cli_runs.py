@@ -3,11 +3,12 @@
 As in ``cli.py``, each verb parses its arguments, calls one function and prints what it returned.
 """
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
+
+from pairwright.terminal import escaped, say, say_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 app = typer.Typer()
@@ -25,7 +26,7 @@ def checkpoints(
     from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints
 
     found = kept_checkpoints(run, verify=verify)
-    print(msgspec.json.format(msgspec.json.encode(found)).decode() if as_json else format_checkpoints(found))
+    say_json(msgspec.to_builtins(found)) if as_json else say(format_checkpoints(found))
     if any(kept.committed and kept.damage is not None for kept in found.checkpoints):
         raise typer.Exit(1)
 
@@ -46,6 +47,6 @@ def export(
 
     exported = export_checkpoint(run, checkpoint=checkpoint, into=into, model=model)
     if as_json:
-        print(json.dumps(asdict(exported), indent=2))
+        say_json(asdict(exported))
         return
-    print(f"model   {exported.into}, of step {exported.step} (checkpoint {exported.checkpoint})")
+    say(escaped(f"model   {exported.into}, of step {exported.step} (checkpoint {exported.checkpoint})"))

@@ -3,7 +3,6 @@
 As in ``cli.py``, each verb parses its arguments, calls one function and prints what it returned.
 """
 
-import json
 import re
 from datetime import timedelta
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pairwright.errors import ConfigError
+from pairwright.terminal import say, say_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Table = Annotated[str, typer.Argument(metavar="URL", help="URL of a table.")]
@@ -37,7 +37,7 @@ def versions(
     from pairwright.data.history import format_history, history
 
     found = history(url, last=last)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else format_history(found))
+    say_json(found) if as_json else say(format_history(found))
 
 
 @app.command()
@@ -52,7 +52,7 @@ def diff(
     from pairwright.cluster.diff import format_diff
 
     found = run(url, first, second)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if as_json else format_diff(found))
+    say_json(found) if as_json else say(format_diff(found))
 
 
 @app.command()
@@ -65,7 +65,7 @@ def compact(
     from pairwright.cluster.compact import compact as run
 
     summary = run(url, file_bytes=file_bytes)
-    print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+    say_json(summary.as_dict()) if as_json else say(summary.text())
 
 
 @app.command()
@@ -84,7 +84,7 @@ def vacuum(
     from pairwright.data.vacuum import vacuum as run
 
     summary = run(url, older_than=_duration(older_than), keep_versions=keep_versions, is_dry_run=dry_run)
-    print(json.dumps(summary.as_dict(), indent=2) if as_json else summary.text())
+    say_json(summary.as_dict()) if as_json else say(summary.text())
 
 
 @app.command()
@@ -104,7 +104,7 @@ def forget(
     from pairwright.cluster.forget import forget as run
 
     summary = run(url, annotators=annotator, prompts=prompt, is_exact=exact)
-    print(json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) if as_json else summary.text())
+    say_json(summary.as_dict()) if as_json else say(summary.text())
 
 
 @app.command()
@@ -138,6 +138,6 @@ def validate(
     named = [] if format is None else [f"format={format}"]
     loaded = load_config(IngestConfig, config, [*settings, *named])
     findings = run(sources, loaded, against=against, limit=limit, scratch=scratch)
-    print(json.dumps(findings.as_dict(), indent=2, ensure_ascii=False) if as_json else findings.text())
+    say_json(findings.as_dict()) if as_json else say(findings.text())
     if not findings.is_clean(max_refused):
         raise typer.Exit(1)

@@ -2,7 +2,8 @@
 
 One positional message and nothing else: with two positional constructor arguments Ray cannot unpickle an
 exception, and `except` on the driver misses it (measured with Ray 2.60). The message says where, what was found,
-what was expected and what to do; the command line prints it alone, without a traceback.
+what was expected and what to do; the command line prints it alone, without a traceback. It quotes names and data, so
+its text is one line whatever they hold; a list of messages is a line each.
 
 PairwrightError
 ├── ConfigError       a configuration or a flag that cannot be used
@@ -21,12 +22,20 @@ PairwrightError
 └── ClusterError      a task that failed in a way nobody foresaw, or a cluster that gave up
 """
 
+from collections.abc import Sequence
+
+from pairwright.terminal import one_per_line
+
 
 class PairwrightError(Exception):
     """A mistake or an accident that the message explains to its reader."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str | Sequence[str]) -> None:
         super().__init__(message)
+
+    def __str__(self) -> str:
+        [message] = self.args
+        return one_per_line([message] if isinstance(message, str) else message)
 
 
 class ConfigError(PairwrightError):

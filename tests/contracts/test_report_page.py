@@ -13,6 +13,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
+import hostile_text
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.data.report.bradley_terry import (
     between_models,
@@ -107,6 +108,18 @@ def figures() -> Figures:
 @pytest.fixture(scope="module")
 def page(figures: Figures) -> str:
     return render(figures)
+
+
+def test_the_page_shows_control_characters_and_marks_of_direction_as_escapes_and_isolates_names() -> None:
+    rows = hostile_rows()
+    for row in rows:
+        row |= {"annotator": hostile_text.HOSTILE, "subset": hostile_text.HOSTILE}
+        row["prompt"] = [{"role": "user", "content": hostile_text.HOSTILE}]
+        row["completions"][0]["model"] = hostile_text.HOSTILE
+    page = render(figures_of(rows, name=hostile_text.HOSTILE))
+    hostile_text.check_shown(page.replace(hostile_text.FORGED, ""))  # where a line of HTML begins means nothing
+    assert page.count("<bdi") == page.count("</bdi>")
+    assert page.count('<bdi class="name">evil\\x1b]0;OWNED') >= 4
 
 
 class Parsed(HTMLParser):

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from pairwright.addresses import without_secrets
 from pairwright.cluster.readers import check_installed, resolved, secrets_of
 from pairwright.config import ReaderConfig, load_config
 from pairwright.data.readers import is_place, offsets, parse_place, select_all
@@ -58,9 +59,15 @@ def test_files_and_objects_are_no_such_places(name: str) -> None:
         ("sqlite:///a.db?table=t;drop", NONE, "table=t;drop: expected a name; give SQL as query"),
         ("sqlite://a.db?table=t", NONE, r"expected sqlite:///PATH\?table=NAME"),
         ("delta:///t?verion=3", NONE, "verion is no setting of a delta source; known: version"),
-        ("iceberg://u:p@table", NONE, r"^iceberg://table: expected iceberg://CATALOG/NAMESPACE\.TABLE"),
-        ("kafka://u:p@h:1?start=0", NONE, r"^kafka://h:1: expected kafka://HOST:PORT/TOPIC"),
-        ("kafka://u:p@h:1/t", NONE, r"^kafka://h:1/t: expected no user and password in the address"),
+        (
+            "iceberg://u:p@table",
+            NONE,
+            r"^iceberg://\*\*\*@table: expected no user and password in the address; give them in \[reader\]",
+        ),
+        ("kafka://u:p@h:1?start=0", NONE, r"^kafka://\*\*\*@h:1\?\*\*\*: expected no user and password in the address"),
+        ("kafka://u:p@h:1/t", NONE, r"^kafka://\*\*\*@h:1/t: expected no user and password in the address"),
+        ("iceberg://table", NONE, r"^iceberg://table: expected iceberg://CATALOG/NAMESPACE\.TABLE"),
+        ("kafka://h:1?start=0", NONE, r"^kafka://h:1\?\*\*\*: expected kafka://HOST:PORT/TOPIC"),
         ("hf://?split=x", NONE, r"expected hf://OWNER/NAME\?split=SPLIT"),
         ("delta+ftp://h/t", NONE, "unknown scheme ftp://"),
     ],
@@ -122,5 +129,6 @@ def test_settings_may_stand_in_the_environment_and_are_hidden_then(monkeypatch: 
     monkeypatch.setenv("LAKE", "from-there")
     assert resolved(config.delta) == {"plain": "eu-1", "AWS_SECRET_ACCESS_KEY": "abc", "x": "from-there"}
     place = parse_place("postgresql://ann:s%40crt@h/d?table=t", NONE)
-    assert {"abc", "from-there", "s@crt", "s%40crt"} <= set(secrets_of(place, config))
+    assert {"abc", "from-there", "s%40crt"} <= set(secrets_of(place, config))
+    assert without_secrets("no s@crt, s%40crt, bs@cr!", secrets_of(place, config)) == "no ***, ***, b***!"
     assert "eu-1" not in secrets_of(place, config)

@@ -6,10 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from hostile_text import check_shown
 from pairwright.data.tokens import TokenGroup
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.evaluation.report import DataIdentity, Report, build_report, format_report, report_json
+from pairwright.terminal import escaped
 
 
 def group_of(name: str, subset: str | None, lengths: list[int], pairs: list[tuple[int, int]]) -> TokenGroup:
@@ -98,3 +100,13 @@ def test_the_table_is_plain_text_of_a_hundred_columns_with_every_figure(
 def test_a_long_subset_name_keeps_the_columns_in_place(report: dict) -> None:
     report["by_subset"]["x" * 200] = report["by_subset"].pop("facts")
     assert max(map(len, format_report(report).splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", ["[math]", "science[/hard]", ":smile:", "\x1b[2J\nall  9  9", "größe"])
+def test_a_subset_has_its_name_in_table_and_json_whatever_it_is(report: dict, name: str) -> None:
+    report["by_subset"][name] = report["by_subset"].pop("facts")
+    text = format_report(report)
+    check_shown(text)
+    assert any(line.startswith(f"  {escaped(name)} ") for line in text.split("\n"))
+    check_shown(report_json(report).decode())
+    assert name in json.loads(report_json(report))["by_subset"]

@@ -21,6 +21,7 @@ from pairwright.data.ownership import CHECKPOINT_NAME
 from pairwright.data.store import open_store
 from pairwright.errors import StoreError
 from pairwright.records import UNREADABLE_JSON
+from pairwright.terminal import escaped, one_per_line
 from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def step_of(kept: KeptCheckpoint) -> int:
 def format_checkpoints(found: KeptCheckpoints) -> str:
     """Return the checkpoints as text, a line each."""
     if not found.checkpoints and found.best is None:
-        return f"run {found.run}: no checkpoints yet"
+        return escaped(f"run {found.run}: no checkpoints yet")
     lines = [f"run {found.run}"]
     if found.snapshot != "read":
         lines.append(f"  Ray's list of committed checkpoints ({SNAPSHOT_NAME}) is {found.snapshot}")
@@ -244,7 +245,7 @@ def format_checkpoints(found: KeptCheckpoints) -> str:
         lines += _lines(found.best, "best", f"{BEST_NAME}/{found.best.name}")
     lines += [f"set aside, damaged: {DAMAGED_NAME}/{name}" for name in found.set_aside]
     lines += [f"not of this run, left alone: {CHECKPOINTS_NAME}/{name}" for name in found.foreign]
-    return "\n".join([*lines, _next_start(found)])
+    return one_per_line([*lines, _next_start(found)])
 
 
 def _lines(kept: KeptCheckpoint, standing: str, name: str) -> list[str]:

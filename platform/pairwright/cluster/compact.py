@@ -13,6 +13,7 @@ from pairwright.data.commits import commit_written
 from pairwright.data.compaction import Merged, after_compaction, merge, plan_merges
 from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.errors import StoreError
+from pairwright.terminal import escaped, one_per_line
 
 COMPACTABLE = ("annotations", "pairs")
 
@@ -37,14 +38,15 @@ class CompactSummary:
     def text(self) -> str:
         """Return the same for people."""
         if not self.is_new:
-            return f"nothing to compact: version {self.version} of {self.url} has {self.num_files:,} files"
+            return escaped(f"nothing to compact: version {self.version} of {self.url} has {self.num_files:,} files")
         before, now = self.num_bytes_before / 1e6, self.num_bytes / 1e6
-        return (
+        lines = [
             f"version {self.version} of {self.url} holds the same {self.num_rows:,} rows in {self.num_files:,} files "
-            f"({now:,.1f} MB) instead of {self.num_files_before:,} ({before:,.1f} MB)\n"
+            f"({now:,.1f} MB) instead of {self.num_files_before:,} ({before:,.1f} MB)",
             "the old files stay with the older versions until "
-            f"`pairwright vacuum {self.url} --keep-versions 1` removes those"
-        )
+            f"`pairwright vacuum {self.url} --keep-versions 1` removes those",
+        ]
+        return one_per_line(lines)
 
 
 def compact(url: str, *, file_bytes: int) -> CompactSummary:

@@ -14,6 +14,8 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pairwright.terminal import escaped, say
+
 LINE_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 
@@ -35,14 +37,14 @@ def counting(what: str, *, total: int | None) -> Iterator[Callable[[int], None]]
             yield advance
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(escaped(what), total=total)
         yield lambda number: progress.advance(task, number)
 
 
@@ -63,7 +65,8 @@ def _lines(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
             note = "" if done != shown else f"; nothing new for {SILENCE_SECONDS:.0f} s, the cluster has {_resources()}"
             shown, spoke = done, time.monotonic()
             of_total = "" if total is None else f" of {total:,}"
-            print(f"{datetime.now(UTC):%H:%M:%S} {shown:,}{of_total} {what}{note}", file=sys.stderr, flush=True)
+            line = f"{datetime.now(UTC):%H:%M:%S} {shown:,}{of_total} {what}{note}"
+            say(escaped(line), to=sys.stderr)
 
     thread = threading.Thread(target=watch, name="pairwright-counting", daemon=True)
     thread.start()

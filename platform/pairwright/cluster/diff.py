@@ -16,6 +16,7 @@ from pairwright.data.differences import (
 )
 from pairwright.data.store import DataFile, Table
 from pairwright.errors import StoreError
+from pairwright.terminal import one_per_line
 
 NUM_SHOWN = 5
 
@@ -69,7 +70,7 @@ def format_diff(found: dict[str, Any]) -> str:
         f"{files['only_second']:,} only in {second}",
     ]
     if found["is_same_content"]:
-        return "\n".join([*lines, "the same content"])
+        return one_per_line([*lines, "the same content"])
     for name, count in found["rows"].items():
         shown = found["examples"].get(name, [])
         told = f" ({', '.join(shown)}{', ...' if count > len(shown) else ''})" if shown else ""
@@ -78,4 +79,4 @@ def format_diff(found: dict[str, Any]) -> str:
         lines += [f"source {name}: {uri}" for uri in uris[:NUM_SHOWN]]
         lines += [f"  and {len(uris) - NUM_SHOWN:,} more; --json has them all"] if len(uris) > NUM_SHOWN else []
     lines += [f"{name}: {old:,.6g} -> {new:,.6g}" for name, (old, new) in found["totals"].items()]
-    return "\n".join(lines)
+    return one_per_line(lines)

@@ -151,14 +151,14 @@ def _fit_once(config: TrainConfig, prepared: Prepared, folder: RunFolder, watche
     return outcome
 
 
-def _explain(error: Exception, folder: RunFolder, max_failures: int) -> str:
+def _explain(error: Exception, folder: RunFolder, max_failures: int) -> list[str]:
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
     causes = [f"rank {rank}: {last_line(failure)}" for rank, failure in sorted(failures.items())] or [last_line(error)]
-    return (
-        f"run {folder.url}: gave up after {max_failures} restarts (workers.max_failures). Last causes:\n  "
-        + "\n  ".join(causes)
-        + "\nCheckpoints are kept: the same command goes on from the newest one"
-    )
+    return [
+        f"run {folder.url}: gave up after {max_failures} restarts (workers.max_failures). Last causes:",
+        *(f"  {cause}" for cause in causes),
+        "Checkpoints are kept: the same command goes on from the newest one",
+    ]
 
 
 class _Trainer(TorchTrainer):

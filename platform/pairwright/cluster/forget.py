@@ -20,6 +20,7 @@ from pairwright.data.forgetting import Looked, Proof, after_forgetting, look, pr
 from pairwright.data.removal import Removal, Thinner, names_within
 from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.errors import DataError, StoreError
+from pairwright.terminal import one_per_line
 
 MAX_NAMES = 10
 CACHE_SECONDS = 300
@@ -59,7 +60,7 @@ class ForgetSummary:
 
     def text(self) -> str:
         """Return the same for people."""
-        return "\n".join(
+        return one_per_line(
             [
                 *self._in_the_table(),
                 *self._caches(),

@@ -5,8 +5,11 @@ Gauges throughout, the counts too: a counter shows only once it has counted, and
 
 import time
 from typing import Any
+from urllib.parse import quote
 
 from ray.util.metrics import Gauge
+
+_MARKS = "/:.-_~+=,@()!*$&;|[]{}<>^ "
 
 GAUGES = {
     "step": "Optimizer steps taken",
@@ -17,6 +20,14 @@ GAUGES = {
     "restarts": "How often this command replaced lost workers",
     "skipped_steps": "Steps of the run skipped because loss or gradient was not finite",
 }
+
+
+def label_value(text: str) -> str:
+    """Return a text as a value of a label: printable ASCII, different for different texts.
+
+    Ray 2.60 raises UnicodeEncodeError at any other. All but letters, digits and common marks is percent-encoded.
+    """
+    return quote(text, safe=_MARKS, errors="surrogatepass")
 
 
 class Health:
@@ -30,7 +41,7 @@ class Health:
             for name, text in GAUGES.items()
         }
         for gauge in self._gauges.values():
-            gauge.set_default_tags({"run": run})
+            gauge.set_default_tags({"run": label_value(run)})
         self.tell()
 
     def take(self, record: dict[str, Any]) -> None:

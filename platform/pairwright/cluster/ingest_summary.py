@@ -9,6 +9,7 @@ import msgspec
 from pairwright.data.formats import NATIVE
 from pairwright.data.store import Manifest, Source
 from pairwright.records import Rejection
+from pairwright.terminal import one_per_line
 
 NUM_SHOWN = 20
 _FOREIGN = (
@@ -68,9 +69,9 @@ class IngestSummary:
         lines += _first(f"ignored {uri}: no source by its name, or part of a table" for uri in self.ignored)
         lines += _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
         if self.manifest is None:
-            return "\n".join([*lines, "nothing to add: the table is as it was"])
+            return one_per_line([*lines, "nothing to add: the table is as it was"])
         total = self.manifest.totals["annotations"]
-        return "\n".join([*lines, f"version {self.manifest.version} of the table holds {total:,} annotations"])
+        return one_per_line([*lines, f"version {self.manifest.version} of the table holds {total:,} annotations"])
 
 
 def _first(lines: Iterable[str]) -> list[str]:

@@ -15,6 +15,7 @@ import obstore
 import pyarrow as pa
 from ray.exceptions import RayTaskError
 
+from pairwright.addresses import without_credentials, without_secrets
 from pairwright.cluster.counting import counting
 from pairwright.cluster.read import Failures
 from pairwright.cluster.readers import check_installed, encoder_for, read_place, secrets_of
@@ -109,6 +110,4 @@ def _explained(error: Exception, secrets: Sequence[str]) -> str:
         error = error.cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        said = said.replace(secret, "***")
-    return f"cannot be read: {said}"
+    return f"cannot be read: {without_secrets(without_credentials(said), secrets)}"

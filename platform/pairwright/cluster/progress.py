@@ -4,6 +4,7 @@ The driver writes them to TensorBoard and to ``metrics-*.jsonl``, draws a bar in
 elsewhere, so that a job's log reads well and no worker's prefix stands before every line.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from pairwright.cluster.recovery import Recoveries
 from pairwright.cluster.run_log import RunLog
 from pairwright.config import WorkersConfig
 from pairwright.errors import StoreError
+from pairwright.terminal import encodable, escaped, say
 
 POLL_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
@@ -93,7 +95,7 @@ class Watcher:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
         )
         self._task = self._bar.add_task("training", total=None, note="starting workers")
@@ -243,11 +245,11 @@ class Watcher:
             self._print(f"metrics cannot be written, and wait in memory: {reason}")
 
     def _print(self, line: str) -> None:
-        text = f"{datetime.now(UTC):%H:%M:%S} {line}"
+        text = escaped(f"{datetime.now(UTC):%H:%M:%S} {line}")
         if self._console.is_terminal:
-            self._console.print(text, highlight=False)
+            self._console.print(encodable(text, sys.stdout), markup=False, emoji=False, highlight=False)
         else:
-            print(text, flush=True)
+            say(text)
 
 
 def _free_resources() -> str:

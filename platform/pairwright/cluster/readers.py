@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import ray.data
@@ -104,14 +104,16 @@ def resolved(properties: Mapping[str, SecretStr]) -> dict[str, str]:
 
 
 def secrets_of(place: Place, config: ReaderConfig) -> list[str]:
-    """Return what no message about a place may hold.
+    """Return what no message about a place may hold: ``addresses.without_secrets`` takes it out, encoded or not.
 
     Raises:
         ConfigError: if a setting is to come from a variable that is not set.
     """
-    userinfo, at, _ = place.address.partition("://")[2].rpartition("@")
-    password = userinfo.partition(":")[2]
-    found = [place.address, userinfo, password, unquote(password)] if at else []
+    found = []
+    if place.kind == "postgresql":
+        parts = urlsplit(place.address)
+        found += [parts.username or "", parts.password or ""]
+        found += [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
     for properties in (config.iceberg, config.delta, config.kafka):
         for name, value in resolved(properties).items():
             if _SECRET.search(name) or "@" in value or properties[name].get_secret_value() != value:

@@ -23,6 +23,7 @@ from pairwright.data.ownership import RUN, check_free
 from pairwright.data.store import Input, open_store
 from pairwright.errors import ConfigError
 from pairwright.records import UNREADABLE_JSON
+from pairwright.terminal import safe_json
 
 RUN_NAME = "run.json"
 SUMMARY_NAME = "training.json"
@@ -107,7 +108,8 @@ class RunFolder:
 
     def identity(self) -> RunIdentity | None:
         """Return what this folder is a run of, or None if nothing ran here yet."""
-        content = read_object(self._store, RUN_NAME)
+        with store_errors(self.path(RUN_NAME)):
+            content = read_object(self._store, RUN_NAME)
         if content is None:
             return None
         try:
@@ -151,7 +153,8 @@ class RunFolder:
         Raises:
             ConfigError: if it cannot be read.
         """
-        content = read_object(self._store, SUMMARY_NAME)
+        with store_errors(self.path(SUMMARY_NAME)):
+            content = read_object(self._store, SUMMARY_NAME)
         try:
             return None if content is None else msgspec.json.decode(content, type=TrainingSummary)
         except UNREADABLE_JSON as error:
@@ -245,7 +248,7 @@ def read_object(store: ObjectStore, name: str) -> bytes | None:
 
 
 def _pretty(value: Any) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2)
+    return safe_json(msgspec.json.format(msgspec.json.encode(value).decode(), indent=2)).encode()
 
 
 def _difference(found: RunIdentity, wanted: RunIdentity) -> str:

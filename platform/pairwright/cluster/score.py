@@ -25,6 +25,7 @@ from pairwright.evaluation.requests import parse_requests, requests_of_rows
 from pairwright.evaluation.score import Scored, score_requests
 from pairwright.evaluation.score_files import FailedSource, ScoredSource, ScoreFiles, ScoresManifest
 from pairwright.records import Rejection
+from pairwright.terminal import one_per_line
 
 NUM_SHOWN = 5
 """Rejections that a summary shows; all of them are under ``refused/``."""
@@ -64,7 +65,7 @@ class ScoreSummary:
             lines.append(f"cut      {totals['completions_truncated']:,} completions, at {limit:,} tokens")
         lines += [f"  such as {rejected}" for rejected in self.rejections]
         lines += [f"failed   {source.uri}: {source.reason}" for source in self.failed]
-        return "\n".join(lines)
+        return one_per_line(lines)
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _finish(
     unreadable = {i: FailedSource(work.sources[i].uri, reason) for i, reason in work.unreadable.items()}
     failures = [failure for _, failure in sorted((unreadable | failed).items())]
     if failures and len(failures) == len(work.sources):
-        raise SourceError("\n".join(f"{failure.uri}: {failure.reason}" for failure in failures))
+        raise SourceError([f"{failure.uri}: {failure.reason}" for failure in failures])
     gone = {failure.uri for failure in failures}
     identity = msgspec.structs.replace(exported.identity(), max_length=rules.max_length)
     manifest = files.commit(

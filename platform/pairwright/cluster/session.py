@@ -15,6 +15,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from pairwright.addresses import shown_address, without_credentials
 from pairwright.cluster.local_ray import logs_folder, start_local_ray
 from pairwright.errors import ClusterError
 
@@ -56,7 +57,8 @@ def ray_session() -> Iterator[None]:
 
 
 def _why_not_started(address: str, error: Exception) -> str:
-    said = str(error).strip().partition("\n")[0]
+    shown = shown_address(address)
+    said = without_credentials(str(error).strip().partition("\n")[0].replace(address, shown))
     if "AF_UNIX path length" in said:
         return (
             f"Ray cannot start: its sockets lie below TMPDIR ({tempfile.gettempdir()}), and their paths may "
@@ -64,7 +66,7 @@ def _why_not_started(address: str, error: Exception) -> str:
         )
     if address == "local":
         return f"Ray cannot start on this machine: {said}"
-    return f"no Ray cluster answers at RAY_ADDRESS={address} ({said}); correct it, or unset it to work on this machine"
+    return f"no Ray cluster answers at RAY_ADDRESS={shown} ({said}); correct it, or unset it to work on this machine"
 
 
 @contextmanager
@@ -72,15 +74,13 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RayError as error:
-        lines = _COLOUR.sub("", str(error)).strip().splitlines()
+        lines = without_credentials(_COLOUR.sub("", str(error))).strip().splitlines()
         cut = [f"... ({len(lines) - MAX_TRACEBACK_LINES} lines)"] if len(lines) > MAX_TRACEBACK_LINES else []
         raise ClusterError(
-            "\n".join(
-                [
-                    "a task failed in a way that Pairwright did not foresee: a bug, or something about the machines",
-                    *(f"  {line}" for line in [*cut, *lines[-MAX_TRACEBACK_LINES:]]),
-                    f"What each process wrote is in Ray's logs, {logs_folder()} on every node. The command "
-                    "can be run again: nothing half done counts. If it fails again, report the lines above",
-                ]
-            )
+            [
+                "a task failed in a way that Pairwright did not foresee: a bug, or something about the machines",
+                *(f"  {line}" for line in [*cut, *lines[-MAX_TRACEBACK_LINES:]]),
+                f"What each process wrote is in Ray's logs, {logs_folder()} on every node. The command "
+                "can be run again: nothing half done counts. If it fails again, report the lines above",
+            ]
         ) from error

@@ -37,6 +37,7 @@ from pairwright.data.ownership import RUN
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ConfigError, StoppedError
+from pairwright.terminal import escaped, one_per_line, say
 from pairwright.training.patience import with_patience
 from pairwright.training.schedule import schedule_of
 
@@ -175,21 +176,21 @@ def _check_resources(config: TrainConfig) -> None:
 def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> None:
     totals, workers, data = prepared.tokens_manifest.totals, config.workers, config.data
     num_workers = f"{workers.least}" if workers.least == workers.most else f"{workers.least} to {workers.most}"
-    print(
-        f"run {folder.url}\n"
+    lines = [
+        f"run {folder.url}",
         f"  data    {data.pairs} version {prepared.identity.pairs_version}: {prepared.schedule.num_groups:,} groups to "
-        f"train on, {totals['tokens']:,.0f} tokens with the held-out ones\n"
+        f"train on, {totals['tokens']:,.0f} tokens with the held-out ones",
         f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
-        f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups unpaired\n"
-        f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups\n"
+        f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups unpaired",
+        f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups",
         f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
         f"{config.engine.precision}",
-        flush=True,
-    )
+    ]
+    say(one_per_line(lines))
 
 
 def _say_refused(reason: str, pause: float) -> None:
-    print(f"training.json cannot be written: {reason}; trying again in {pause:.0f} s", flush=True)
+    say(escaped(f"training.json cannot be written: {reason}; trying again in {pause:.0f} s"))
 
 
 def _say_stopped(folder: RunFolder, step: int, signals: StopSignals) -> NoReturn:
@@ -197,7 +198,7 @@ def _say_stopped(folder: RunFolder, step: int, signals: StopSignals) -> NoReturn
     where = f"from step {step}, whose checkpoint is committed" if step else "from its first step"
     said = f"run {folder.url}: stopped; the same command goes on {where}"
     if signals.received == signal.SIGINT:
-        print(said, flush=True)
+        say(escaped(said))
         raise KeyboardInterrupt
     raise StoppedError(said)
 

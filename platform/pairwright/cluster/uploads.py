@@ -14,6 +14,7 @@ import ray.train
 from pyarrow.fs import FileSystem, FileType
 from ray.train.v2._internal.execution.storage import StorageContext
 
+from pairwright.addresses import without_credentials
 from pairwright.training.patience import pauses
 
 
@@ -97,4 +98,4 @@ def check_sizes(source: Path, filesystem: FileSystem, target: str) -> None:
 
 
 def _first_line(error: OSError) -> str:
-    return str(error).partition("\n")[0]
+    return without_credentials(str(error).partition("\n")[0])

@@ -24,6 +24,7 @@ from pairwright.data.ownership import TABLE, delete_folder
 from pairwright.data.store import DataFile, Table
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
+from pairwright.terminal import one_per_line
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Findings:
         lines += [f"{count:,} refused: {reason}" for reason, count in self.summary.reasons.items()]
         lines += [f"notice: {told}" for told in self.notices.told()]
         num_sources = len(self.summary.sources) + len(self.summary.failed)
-        return "\n".join(
+        return one_per_line(
             [*lines, f"{self.num_accepted:,} accepted and {self.num_refused:,} refused of {num_sources:,} sources"]
         )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pairwright.addresses import MASK, credentials_advice, secret_in, shown_address, without_credentials
 from pairwright.config.section import Section
 from pairwright.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=Section)
+MAX_SHOWN = 200
+"""Characters of a value that a message quotes."""
+_SECRETS = "reader"
+"""The section whose values no message quotes."""
+_KEY = re.compile(r"[A-Za-z_][\w.]*")
 
 
 def load_config(kind: type[ConfigT], path: str | None, overrides: Sequence[str] = ()) -> ConfigT:
@@ -21,15 +28,20 @@ def load_config(kind: type[ConfigT], path: str | None, overrides: Sequence[str] 
     An override's value is read as TOML, and as a plain string where it is not TOML (``model.path=runs/x``).
 
     Raises:
-        ConfigError: if the file is missing or is not TOML, if a key is unknown, or if a value is not allowed.
+        ConfigError: if the file is missing or is not TOML, if a key is unknown, if a value is not allowed, or if an
+            address outside of [reader] holds credentials.
     """
     values = _read_toml(path) if path is not None else {}
     for override in overrides:
         _apply_override(values, override)
+    origin = path or "command line"
+    for key, value in values.items():
+        if key != _SECRETS:
+            _refuse_credentials(value, f"{origin}: {key}")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, kind, path or "command line")) from None
+        raise ConfigError(_explain(error, kind, origin)) from None
 
 
 def config_digest(config: Section) -> str:
@@ -43,7 +55,17 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def _refuse_credentials(value: Any, where: str) -> None:
+    if isinstance(value, str) and (found := secret_in(value)):
+        raise ConfigError(f"{where}: {credentials_advice(value, found)}")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        _refuse_credentials(item, f"{where}.{key}")
+
+
 def _read_toml(path: str) -> dict[str, Any]:
+    if found := secret_in(path):
+        raise ConfigError(credentials_advice(path, found))
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -57,7 +79,11 @@ def _read_toml(path: str) -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: expected section.key=value, such as --set optimizer.learning_rate=1e-5")
+        shown = _KEY.match(override)
+        raise ConfigError(
+            f"--set {shown[0] if shown else MASK}: expected section.key=value, such as --set "
+            "optimizer.learning_rate=1e-5"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -66,11 +92,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+            raise ConfigError(f"--set {key.strip()}: {section} is a value, not a section")
     values[name] = value
 
 
-def _explain(error: ValidationError, kind: type[Section], origin: str) -> str:
+def _explain(error: ValidationError, kind: type[Section], origin: str) -> list[str]:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
@@ -83,9 +109,20 @@ def _explain(error: ValidationError, kind: type[Section], origin: str) -> str:
             case "value_error":
                 reason = problem["msg"].removeprefix("Value error, ")
                 lines.append(f"{where}: {reason}" if where else reason)
+            case _ if problem["loc"][:1] == (_SECRETS,):
+                lines.append(
+                    f"{where}: {problem['msg']} (what was found is not shown, since it may be secret); quote a name "
+                    f'that holds dots: {_SECRETS}.kafka = {{ "sasl.password" = "$NAME" }}'
+                )
             case _:
-                lines.append(f"{where}: found {problem['input']!r}: {problem['msg']}")
-    return "\n".join(f"{origin}: {line}" for line in lines)
+                lines.append(f"{where}: found {_found(problem['input'])}: {problem['msg']}")
+    return [f"{origin}: {line}" for line in lines]
+
+
+def _found(value: Any) -> str:
+    """Return a value as Python writes it, cut, without the credentials of an address."""
+    shown = repr(shown_address(value) if isinstance(value, str) else value)
+    return without_credentials(shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}...")
 
 
 def _keys_at(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:

@@ -18,6 +18,7 @@ from pairwright.data.formats import Parse, RecordError
 from pairwright.data.formats.record import split_message
 from pairwright.data.rules import CheckedAnnotation, check, group_id, prompt_id
 from pairwright.records import ANNOTATIONS_SCHEMA, COMPLETION, MESSAGE, Annotation, Completion, Message, Rejection
+from pairwright.terminal import escaped
 
 __all__ = [
     "CheckedAnnotation",
@@ -98,11 +99,7 @@ def _one_line(message: str) -> str:
     if len(message) > MAX_MESSAGE_CHARACTERS:
         kept = MAX_MESSAGE_CHARACTERS // 2
         message = f"{message[:kept]}[... {len(message) - 2 * kept:,} characters]{message[-kept:]}"
-    if message.isprintable():
-        return message
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
-    )
+    return escaped(message)
 
 
 def reason_key(rejected: Rejection) -> str:

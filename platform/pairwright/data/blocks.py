@@ -14,7 +14,7 @@ import obstore
 import pyarrow as pa
 from obstore.exceptions import BaseError
 
-from pairwright.data.locations import ObjectStore, open_store
+from pairwright.data.locations import ObjectStore, first_line, open_store
 from pairwright.data.sources import Compression, SourceRef, split_url
 from pairwright.errors import SourceError, StoreError
 
@@ -40,7 +40,7 @@ def read_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
     except FileNotFoundError:
         raise SourceError(f"{source.uri}: is gone since it was listed; run the command again") from None
     except (OSError, BaseError) as error:
-        raise SourceError(f"{source.uri}: cannot be read: {_first_line(error)}") from None
+        raise SourceError(f"{source.uri}: cannot be read: {first_line(error)}") from None
     if position < end:
         raise SourceError(
             f"{source.uri}: ended at byte {position:,} of {source.size:,}: something is changing it; "
@@ -104,7 +104,7 @@ def open_file(source: SourceRef) -> pa.NativeFile:
     except FileNotFoundError:
         raise SourceError(f"{source.uri}: is gone since it was listed; run the command again") from None
     except OSError as error:
-        raise SourceError(f"{source.uri}: cannot be read: {_first_line(error)}") from None
+        raise SourceError(f"{source.uri}: cannot be read: {first_line(error)}") from None
 
 
 # ---------------------------------------------------------------------------------------- local and remote
@@ -176,7 +176,7 @@ class _RemoteFile(io.RawIOBase):
         except FileNotFoundError:
             raise SourceError(f"{self._source.uri}: is gone since it was listed; run the command again") from None
         except BaseError as error:
-            raise SourceError(f"{self._source.uri}: cannot be read: {_first_line(error)}") from None
+            raise SourceError(f"{self._source.uri}: cannot be read: {first_line(error)}") from None
         self._position += filled
         return filled
 
@@ -219,7 +219,3 @@ def _decompressed(source: SourceRef, compression: Compression) -> Iterator[bytes
         raise SourceError(
             f"{source.uri}: not a whole {compression} file: {error} after {num_bytes:,} bytes of text; copy it again"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

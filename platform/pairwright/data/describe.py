@@ -14,6 +14,7 @@ from pairwright.data.similar.evaluation import SOURCE_VERSION
 from pairwright.data.store import Input, Manifest, Table
 from pairwright.errors import StoreError
 from pairwright.records import Rejection
+from pairwright.terminal import one_per_line
 
 MAX_VERSIONS = 10
 MAX_REJECTIONS = 3
@@ -146,10 +147,10 @@ def _plain(row: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def format_description(description: dict[str, Any]) -> str:
     """Return a description as text that reads well without a terminal; long texts are cut, with their length."""
-    head = (
-        f"{description['kind']} {description['url']}\n"
-        f"version {description['version']} of {description['versions']['last']}: {_made(description)}"
-    )
+    head = [
+        f"{description['kind']} {description['url']}",
+        f"version {description['version']} of {description['versions']['last']}: {_made(description)}",
+    ]
     sections = [
         ("totals", _aligned(description["totals"])),
         ("refused", _refused_lines(description["refused"])),
@@ -159,8 +160,8 @@ def format_description(description: dict[str, Any]) -> str:
         ("versions", [f"{facts['version']:>6}  {_made(facts)}" for facts in description["versions"]["newest"]]),
         ("sample", [line for row in description["sample"] for line in _row_lines(row, description["kind"])]),
     ]
-    blocks = ["\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections if lines]
-    return "\n\n".join([head, *blocks])
+    blocks = [[title, *(f"  {line}" for line in lines)] for title, lines in sections if lines]
+    return "\n\n".join(map(one_per_line, [head, *blocks]))
 
 
 def _made(facts: dict[str, Any]) -> str:
@@ -224,13 +225,17 @@ def _lineage_lines(lineage: list[dict[str, Any]], *, indent: int) -> list[str]:
 
 
 def _row_lines(row: dict[str, Any], kind: str) -> list[str]:
-    facts = [f"{name} {row[name]}" for name in ("split", "subset", "annotator", "num_annotations") if row.get(name)]
-    name = row["id"] if kind == "annotations" else f"group {row['group_id']}"
+    facts = [
+        f"{name} {_cut(str(row[name]))}"
+        for name in ("split", "subset", "annotator", "num_annotations")
+        if row.get(name)
+    ]
+    name = _cut(row["id"]) if kind == "annotations" else f"group {row['group_id']}"
     head = f"{name}: {', '.join(facts)}" if facts else f"{name}:"
     if kind == "tokens":
         completions = [f"  prompt {row['prompt_tokens']} tokens, completions {row['completion_tokens']}"]
     else:
-        turns = [f"  {turn['role']}: {_cut(turn['content'])}" for turn in row["prompt"]]
+        turns = [f"  {_cut(turn['role'])}: {_cut(turn['content'])}" for turn in row["prompt"]]
         answers = [f"  [{i}] {_cut(completion['text'])}" for i, completion in enumerate(row["completions"])]
         completions = [*turns, *answers]
     if kind == "annotations":

@@ -4,6 +4,7 @@ from typing import Any
 
 from pairwright.data.manifest import Manifest, Source
 from pairwright.data.store import Table
+from pairwright.terminal import one_per_line
 
 MAX_URIS = 3
 
@@ -84,7 +85,7 @@ def format_history(found: dict[str, Any]) -> str:
         lines.append(f"        and {more:,} older ones; --last {found['num_versions']} shows them")
     if found["removed"]:
         lines.append(f"removed by vacuum: {', '.join(map(str, found['removed']))}")
-    return "\n".join(lines)
+    return one_per_line(lines)
 
 
 def _changes(entry: dict[str, Any]) -> list[str]:

@@ -23,11 +23,20 @@ from obstore.store import (
     from_url,
 )
 
+from pairwright.addresses import (
+    STORAGE_SCHEMES,
+    authority,
+    credentials_advice,
+    secret_in,
+    shown_address,
+    without_credentials,
+)
 from pairwright.errors import StoreError
 
 ObjectStore: TypeAlias = AzureStore | GCSStore | HTTPStore | LocalStore | MemoryStore | S3Store
 
-REMOTE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "azure")
+_ONE_SLASH = re.compile(rf"({'|'.join(STORAGE_SCHEMES)}|file|https?|postgres(?:ql)?|kafka):")
+_NO_PATH = "Could not parse path"  # how obstore begins what it says of a path, in a bare ValueError
 _BACKEND = re.compile(r"^Generic \w+ error: ")
 
 
@@ -38,35 +47,48 @@ def open_store(url: str) -> ObjectStore:
     (AWS_*, GOOGLE_*, AZURE_*); AWS_ENDPOINT_URL and AWS_ALLOW_HTTP point at another S3 server.
 
     Raises:
-        StoreError: if the scheme is unknown, or the store cannot be opened.
+        StoreError: if the scheme is unknown, the address holds credentials, or the store cannot be opened.
     """
     root = local_root(url)
     try:
         return LocalStore(root, mkdir=True) if root is not None else from_url(url)
     except (BaseError, OSError, ValueError) as error:
-        raise StoreError(f"{url}: cannot be opened: {_first_line(error)}") from None
+        raise StoreError(f"{url}: cannot be opened: {first_line(error)}") from None
 
 
 def absolute_url(url: str) -> str:
     """Return a URL that means the same in every process: remote as it is, local as an absolute path.
 
     Raises:
-        StoreError: if the scheme is unknown.
+        StoreError: if the scheme is unknown, or the address holds credentials.
     """
     root = local_root(url)
     return url.rstrip("/") if root is None else str(root)
 
 
 def local_root(url: str) -> Path | None:
-    """Return the absolute directory of a local URL, or None for a remote one."""
+    """Return the absolute directory of a local URL, or None for a remote one.
+
+    Every address of a table, a folder or an object comes through here before anything is made of it.
+
+    Raises:
+        StoreError: if the scheme is unknown, or the address holds credentials.
+    """
     scheme, separator, _ = url.partition("://")
+    if found := secret_in(url):
+        raise StoreError(credentials_advice(url, found))
     if not separator:
+        if match := _ONE_SLASH.match(url):
+            raise StoreError(f"{shown_address(url)}: no address; expected {match[1]}://")
         return Path(os.path.abspath(os.path.expanduser(url)))  # noqa: PTH100, PTH111 (keeps symlinks, drops ..)
     if scheme == "file":
+        if authority(url) not in ("", "localhost"):
+            raise StoreError(f"{shown_address(url)}: names a machine; expected file:///PATH")
         return Path(os.path.abspath(unquote(urlsplit(url).path)))  # noqa: PTH100
-    if scheme in REMOTE_SCHEMES:
+    if scheme in STORAGE_SCHEMES:
         return None
-    raise StoreError(f"{url}: unknown scheme {scheme}://; expected a local path, file://, s3://, gs:// or az://")
+    shown = shown_address(url)
+    raise StoreError(f"{shown}: unknown scheme {scheme}://; expected a local path, file://, s3://, gs:// or az://")
 
 
 def own_folder(path: Path, *, setting: str = "TMPDIR") -> Path:
@@ -104,21 +126,9 @@ def own_folder(path: Path, *, setting: str = "TMPDIR") -> Path:
     return path
 
 
-def cache_folder(name: str) -> Path:
-    """Return this user's cache of one kind on this machine, below ``~/.cache/pairwright``.
-
-    Raises:
-        StoreError: if it is not this user's alone.
-    """
-    parent = Path.home() / ".cache" / "pairwright"
-    parent.parent.mkdir(parents=True, exist_ok=True)
-    parent.mkdir(mode=0o700, exist_ok=True)
-    return own_folder(parent / name)
-
-
-def _first_line(error: Exception) -> str:
-    """Return what happened: the first line, without the backend's name before it."""
-    return _BACKEND.sub("", str(error).partition("\n")[0])
+def first_line(error: Exception) -> str:
+    """Return what happened: the first line, without the backend's name before it, nor credentials of an endpoint."""
+    return without_credentials(_BACKEND.sub("", str(error).partition("\n")[0]))
 
 
 @contextmanager
@@ -128,6 +138,15 @@ def store_errors(where: str) -> Iterator[None]:
         yield
     except (AlreadyExistsError, FileExistsError, FileNotFoundError):
         raise
+    except ValueError as error:
+        if not (isinstance(error, UnicodeEncodeError) or str(error).startswith(_NO_PATH)):
+            raise
+        expected = "expected UTF-8 without control characters, and no folder named . or .."
+        raise StoreError(f"{where}: no name that a store takes; {expected}") from None
     except (BaseError, OSError) as error:
-        advice = "; check the address and the store's settings (AWS_*, GOOGLE_*, AZURE_*)" if "://" in where else ""
-        raise StoreError(f"{where}: {_first_line(error)}{advice}") from None
+        raise StoreError(f"{where}: {store_failure(error) if '://' in where else first_line(error)}") from None
+
+
+def store_failure(error: Exception) -> str:
+    """Return what a remote store said, and what to do."""
+    return f"{first_line(error)}; check the address and the store's settings (AWS_*, GOOGLE_*, AZURE_*)"

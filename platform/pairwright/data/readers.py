@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from pairwright.addresses import names_user, shown_address
 from pairwright.config import ReaderConfig
 from pairwright.data.locations import absolute_url
 from pairwright.errors import ConfigError, SourceError, StoreError
@@ -67,17 +68,18 @@ def parse_place(name: str, config: ReaderConfig) -> Place:
     kind = _KINDS[scheme.partition("+")[0]]
     if kind in ("sqlite", "postgresql"):
         return _database(kind, name, config)
+    is_located = kind == "delta" or (kind == "huggingface" and (scheme != "hf" or rest.startswith("/")))
+    if names_user(name) or ("@" in rest and not is_located):
+        raise ConfigError(f"{shown_address(name)}: expected no user and password in the address; {_ELSEWHERE[kind]}")
     plain, _, tail = rest.partition("?")
     settings = _settings(kind, name, tail)
-    if kind == "delta" or (kind == "huggingface" and (scheme != "hf" or plain.startswith("/"))):
+    if is_located:
         inner = scheme.partition("+")[2] or "file"
         place = _absolute(f"{inner}://{plain}")
         shown = f"file://{place}" if "://" not in place else place
         return Place(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), place, settings)
     if not plain.strip("/") or (kind != "huggingface" and plain.count("/") != 1):
-        raise ConfigError(f"{_bare(name)}: expected {_EXPECTED[kind]}")
-    if "@" in plain:
-        raise ConfigError(f"{_bare(name)}: expected no user and password in the address; give them in [reader]")
+        raise ConfigError(f"{shown_address(name)}: expected {_EXPECTED[kind]}")
     return Place(kind, _named(f"{scheme}://{plain}", settings), plain, settings)
 
 
@@ -86,6 +88,17 @@ _EXPECTED = {
     "iceberg": "iceberg://CATALOG/NAMESPACE.TABLE",
     "kafka": "kafka://HOST:PORT/TOPIC?start=OFFSET&end=OFFSET",
 }
+_ELSEWHERE: dict[Kind, str] = {
+    "delta": "give them in [reader], or in environment variables",
+    "iceberg": "give them in [reader]",
+    "huggingface": "`hf auth login` keeps a token; an @ elsewhere is written %40",
+    "kafka": "give them in [reader]",
+}
+_UNREADABLE = (
+    "no address that can be read; in user and password write blanks and @ : / ? # [ ] % as %20 %40 %3A %2F %3F "
+    "%23 %5B %5D %25, and @ elsewhere as %40; or leave the password to PGPASSWORD or ~/.pgpass"
+)
+_POSTGRESQL = re.compile(r"(?:(?:[^\s@/?#%\[\]]|%[0-9A-Fa-f]{2})*@)?[^\s@/?#]*(?:[/?][^\s@#]*)?")
 
 
 def select_all(place: Place) -> str:
@@ -122,7 +135,14 @@ def offsets(place: Place, name: str, partitions: Sequence[int]) -> dict[int, int
 
 
 def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
-    parts = urlsplit(name)
+    if kind == "postgresql" and not _POSTGRESQL.fullmatch(name.partition("://")[2]):
+        raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}")
+    try:
+        parts = urlsplit(name)
+    except ValueError:
+        raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}") from None
+    if kind == "sqlite" and (parts.netloc or not parts.path):
+        raise ConfigError(f"{shown_address(name)}: expected sqlite:///PATH?table=NAME")
     known = dict(parse_qsl(parts.query))
     settings = {key: value for key, value in known.items() if key in _SETTINGS[kind]}
     others = {key: value for key, value in known.items() if key not in settings}
@@ -135,10 +155,8 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
     if "table" in settings and not _TABLE_NAME.fullmatch(settings["table"]):
         raise ConfigError(f"{shown}: table={settings['table']}: expected a name; give SQL as query in [reader]")
     if kind == "sqlite":
-        address = _absolute(f"file://{parts.path}") if parts.path else ""
+        address = _absolute(f"file://{parts.path}")
         shown = f"sqlite://{address}"
-        if not address or parts.netloc:
-            raise ConfigError(f"{shown}: expected sqlite:///PATH?table=NAME")
     else:
         query = f"?{urlencode(others)}" if others else ""
         address = f"{kind}://{parts.netloc}{parts.path}{query}"
@@ -150,18 +168,14 @@ def _settings(kind: Kind, name: str, tail: str) -> dict[str, str]:
     settings = dict(parse_qsl(tail, keep_blank_values=True))
     known = _SETTINGS[kind]
     if unknown := sorted(set(settings) - set(known)):
-        raise ConfigError(f"{_bare(name)}: {unknown[0]} is no setting of a {kind} source; known: {', '.join(known)}")
+        raise ConfigError(
+            f"{shown_address(name)}: {unknown[0]} is no setting of a {kind} source; known: {', '.join(known)}"
+        )
     return settings
 
 
 def _named(shown: str, settings: dict[str, str]) -> str:
     return f"{shown}?{urlencode(sorted(settings.items()), safe=':,')}" if settings else shown
-
-
-def _bare(name: str) -> str:
-    """Return an address without what may be secret in it."""
-    scheme, _, rest = name.partition("://")
-    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
 
 def _absolute(url: str) -> str:

@@ -18,7 +18,8 @@ from typing import Literal
 import obstore
 from obstore.exceptions import BaseError
 
-from pairwright.data.locations import absolute_url, open_store
+from pairwright.addresses import shown_address
+from pairwright.data.locations import absolute_url, first_line, open_store
 from pairwright.errors import SourceError, StoreError
 
 Compression = Literal["gzip", "zstd"]
@@ -124,7 +125,7 @@ def find_sources(names: Sequence[str]) -> Listing:
             sources.setdefault(source.uri, source)
         ignored += [path for path in found.ignored if path not in ignored]
     if problems:
-        raise SourceError("\n".join(problems))
+        raise SourceError(problems)
     return Listing(list(sources.values()), ignored)
 
 
@@ -158,12 +159,15 @@ def _is_local(name: str) -> bool:
 
 
 def _find_local(name: str) -> Listing:
-    path = Path(absolute_url(name))
+    try:
+        path = Path(absolute_url(name))
+    except StoreError as error:
+        raise SourceError(str(error)) from None
     if path.is_dir():
         return _checked(name, "directory", _walk(path), _local_source)
     if not path.exists():
         if not _WILDCARD.search(name):
-            raise SourceError(f"{name}: no such file or directory")
+            raise SourceError(f"{shown_address(name)}: no such file or directory")
         found = glob.iglob(str(path), recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
         return _checked(name, "pattern", sorted(match for match in found if Path(match).is_file()), _local_source)
     _check_name(name)
@@ -190,11 +194,12 @@ def _local_source(path: str) -> SourceRef:
 
 def _find_remote(url: str) -> Listing:
     try:
+        absolute_url(url)  # refuses what must not stand in an address, the whole of it
         return _list_remote(url)
     except StoreError as error:
         raise SourceError(str(error)) from None
     except (OSError, BaseError, ValueError) as error:
-        raise SourceError(f"{url}: cannot be listed: {_first_line(error)}") from None
+        raise SourceError(f"{url}: cannot be listed: {first_line(error)}") from None
 
 
 def _list_remote(url: str) -> Listing:
@@ -276,7 +281,3 @@ def _refuse_foreign_tables(places: Sequence[str]) -> None:
 def _is_part_of(place: str, roots: set[str]) -> bool:
     """Return whether a file lies in the folders of one of the tables of ours at ``roots``."""
     return any(place.startswith(root) and place[len(root) :].partition("/")[0] in TABLE_FOLDERS for root in roots)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

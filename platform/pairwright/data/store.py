@@ -31,6 +31,7 @@ from pairwright.data.ownership import TABLE, check_free, delete_files
 from pairwright.data.places import no_version, nothing_here, other_kind
 from pairwright.errors import CommitConflict, StoreError
 from pairwright.records import Rejection
+from pairwright.terminal import safe_json
 
 __all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_bytes", "open_store", "version_path"]
 
@@ -265,7 +266,7 @@ class Table:
 
     def _create_version(self, manifest: Manifest) -> bool:
         path = version_path(manifest.version)
-        payload = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        payload = safe_json(msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode()).encode()
         root = local_root(self.url)
         try:
             with store_errors(f"{self.url}/{path}"):

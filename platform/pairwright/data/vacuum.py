@@ -20,6 +20,7 @@ from pairwright.data.locations import open_store, store_errors
 from pairwright.data.manifest import Manifest
 from pairwright.data.ownership import TABLE, Stored, delete_empty_folders, delete_files, named, stored_files
 from pairwright.data.store import REMOVED, Table, version_path
+from pairwright.terminal import one_per_line
 
 FOLDERS = ("data", "refused", "landing")
 NUM_SHOWN = 20
@@ -76,7 +77,7 @@ class VacuumSummary:
                 f"{len(self.foreign_files):,} files in its folders are not the table's and were left alone: "
                 f"{named(self.foreign_files)}"
             )
-        return "\n".join(lines)
+        return one_per_line(lines)
 
 
 def vacuum(url: str, *, older_than: timedelta, keep_versions: int | None, is_dry_run: bool) -> VacuumSummary:

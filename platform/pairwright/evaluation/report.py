@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pairwright import __version__
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.model.metrics import Figures, PairSums
 from pairwright.records import UNREADABLE_JSON
+from pairwright.terminal import escaped, one_per_line, safe_json
 
 FORMAT_VERSION = 1
 TABLE_COLUMNS = 100
@@ -101,8 +103,8 @@ def build_report(evaluation: Evaluation, *, model: ModelIdentity, pairs: DataIde
 
 
 def report_json(report: dict[str, Any]) -> bytes:
-    """Return the content of ``report.json``, indented."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    """Return the content of ``report.json``, indented, in which what is not printable stands as an escape."""
+    return safe_json(msgspec.json.format(msgspec.json.encode(report).decode(), indent=2)).encode() + b"\n"
 
 
 def is_report(content: bytes) -> bool:
@@ -148,15 +150,17 @@ def format_report(report: dict[str, Any]) -> str:
     _add_block(table, "by length", msgspec.structs.asdict(found.by_length))
     console = Console(file=(text := StringIO()), width=TABLE_COLUMNS, color_system=None, force_terminal=False)
     console.print(table)
-    lines = "\n".join(line.rstrip() for line in text.getvalue().splitlines())
-    return (
-        f"model  {model.path}  ({model.dtype}, {model.digest[:12]})\n"
+    lines = [
+        f"model  {model.path}  ({model.dtype}, {model.digest[:12]})",
         f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}: "
-        f"{found.overall.pairs:,} of {pairs.pairs:,} pairs\n"
-        f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}\n\n"
-        f"{lines}\n\n"
-        "accuracy: weighted, equal rewards count half. longer wins: what the longer text alone would get.\n"
-    )
+        f"{found.overall.pairs:,} of {pairs.pairs:,} pairs",
+        f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}",
+        "",
+        *(line.rstrip() for line in text.getvalue().split("\n")),
+        "accuracy: weighted, equal rewards count half. longer wins: what the longer text alone would get.",
+        "",
+    ]
+    return one_per_line(lines)
 
 
 def _dropped(totals: dict[str, int | float]) -> str:
@@ -183,7 +187,7 @@ def _add_block(table: Table, heading: str, rows: dict[str, ReportFigures]) -> No
 
 def _add_row(table: Table, name: str, figures: ReportFigures) -> None:
     table.add_row(
-        name,
+        Text(escaped(name)),  # a plain string would be read as markup: [math] is a style then
         f"{figures.groups:,}",
         f"{figures.pairs:,}",
         _percent(figures.accuracy),

@@ -29,6 +29,7 @@ from pairwright.errors import StoreError
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.evaluation.score import TOTALS, Scored
 from pairwright.records import UNREADABLE_JSON, Rejection
+from pairwright.terminal import safe_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "scores.json"
@@ -205,7 +206,8 @@ class ScoreFiles:
         listed, ours = dict(self._listed()), _paths(manifest)
         if not ours <= set(listed):
             raise StoreError(self._other_run("removed this run's files"))
-        self._put_manifest(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+        self._put_manifest(safe_json(content.decode()).encode())
         replaced = _paths(msgspec.json.decode(self._replaced, type=ScoresManifest)) if self._replaced else set()
         before = datetime.now(UTC) - LEFTOVER_AGE
         old = [path for path, modified in listed.items() if path in replaced or modified < before]

@@ -10,9 +10,11 @@ import math
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from pairwright.data.report.contract import Figures, RankLengths, Scores
 from pairwright.data.report.findings import percent
+from pairwright.terminal import escaped
 
 TEMPLATE = "page.html.j2"
 SHOWN_ROWS = 12
@@ -27,6 +29,7 @@ def render(figures: Figures) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -46,6 +49,13 @@ def render(figures: Figures) -> str:
 def is_page(content: bytes) -> bool:
     """Return whether a file's content is such a page, so that a newer one may take its place."""
     return MARK.encode() in content[:4096]
+
+
+def _shown(value: object) -> object:
+    """Return text of the data with its control characters and marks of direction escaped; newlines do no harm here."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return "\n".join(map(escaped, value.split("\n")))
+    return value
 
 
 def _count(number: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pairwright.cluster.run_folder import RunFolder, RunIdentity, identity_config
 from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.config import TrainConfig, digest_of
+from pairwright.data.locations import local_root
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import ConfigError
@@ -36,6 +37,13 @@ def version_of(config: TrainConfig, folder: RunFolder) -> int | None:
     return None if identity is None or identity.pairs_url != config.data.pairs else identity.pairs_version
 
 
+def cache_of(config: TrainConfig) -> str:
+    """Return the URL of the token cache: as configured, else beside the run."""
+    root = local_root(config.output)
+    run = config.output.rstrip("/") if root is None else str(root.resolve())
+    return config.tokens.cache or f"{run.rpartition('/')[0]}/tokens"
+
+
 def check_model(config: TrainConfig) -> None:
     """Refuse what only the architecture decides, before anything is written."""
     read_config(config.model.path)
@@ -56,7 +64,7 @@ def prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Mani
         version=manifest.version,
         tokenizer_path=config.model.path,
         config=config.tokens,
-        into=config.tokens.cache or f"{folder.url.rsplit('/', 1)[0]}/tokens",
+        into=cache_of(config),
     )
     table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
     rows = table.rows_of_split("train")

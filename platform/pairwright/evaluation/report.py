@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pairwright import __version__
+from pairwright.data.tokens import special_line
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.model.metrics import Figures, PairSums
@@ -143,7 +144,8 @@ def format_report(report: dict[str, Any]) -> str:
         f"model  {model.path}  ({model.dtype}, {model.digest[:12]})\n"
         f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}: "
         f"{found.overall.pairs:,} of {pairs.pairs:,} pairs\n"
-        f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}\n\n"
+        f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}\n"
+        f"{_special(pairs.tokens, model.special_in_text)}\n"
         f"{lines}\n\n"
         "accuracy: weighted, equal rewards count half. longer wins: what the longer text alone would get.\n"
     )
@@ -158,10 +160,17 @@ def _dropped(totals: dict[str, int | float]) -> str:
             ("pairs_identical", "pairs dropped as identical after that"),
             ("pairs_dropped", "pairs dropped with them"),
             ("groups_dropped", "groups dropped"),
+            ("groups_refused", "of them refused by the chat template"),
+            ("completions_refused", "completions refused"),
         )
         if totals.get(key)
     ]
     return f"in all splits {', '.join(parts)}" if parts else "nothing was over it"
+
+
+def _special(totals: dict[str, int | float], rule: str) -> str:
+    num_groups = totals.get("groups_with_special", 0)
+    return f"       in all splits {num_groups:,.0f} groups {special_line(totals, rule)}\n" if num_groups else ""
 
 
 def _add_block(table: Table, heading: str, rows: dict[str, ReportFigures]) -> None:

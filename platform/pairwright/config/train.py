@@ -35,7 +35,7 @@ class TokensConfig(Section):
     overlong: Literal["drop", "truncate"] = "drop"
     """drop: a longer completion goes, with its pairs; truncate: it loses its end. Both are counted and shown."""
     special_in_text: Literal["split", "refuse", "keep"] = "split"
-    """Special tokens written in a text. split: read as ordinary text; refuse: that text goes; keep: read as the token."""
+    """Special tokens that a text spells out. split: read as plain text; refuse: such a text goes; keep: as tokens."""
     refused: Literal["drop", "stop"] = "drop"
     """A group that the chat template refuses. drop: it goes, counted; stop: the run ends and names it."""
     chat_template: str | None = None

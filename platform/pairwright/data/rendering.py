@@ -134,8 +134,8 @@ class _Renderer:
         self._excesses[template] = self._excesses.get(template, 0) + 1
         if self._excesses[template] >= MAX_EXCESSES:
             raise DataError(
-                f"the chat template gives no text: {reason}, the {MAX_EXCESSES}rd time now; a template that does this "
-                "is faulty or hostile: set tokens.chat_template to another one"
+                f"the chat template gives no text: {reason}, the {MAX_EXCESSES}rd time now: such a template is "
+                "faulty or hostile"
             )
 
 

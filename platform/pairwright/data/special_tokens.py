@@ -220,7 +220,7 @@ def _any_of(tokens: set[str], words: set[str], before: str = "") -> str:
         rests = {token[1:] for token in tokens if token.startswith(first)}
         branches.append(re.escape(first) + _any_of(rests, words, before + first))
     if "" in tokens:
-        branches.append(r"(?<!\w.{%d})(?!\w)" % len(before) if before in words else "")
+        branches.append(rf"(?<!\w.{{{len(before)}}})(?!\w)" if before in words else "")
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 

@@ -38,12 +38,15 @@ def resolve_template(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig)
         ModelError: if that holds of the tokenizer's own.
     """
     template, kind, origin = _choose_template(tokenizer, config)
-    try:
-        texts = render(tokenizer, template, PROBES)
-    except DataError as error:
-        raise kind(f"{origin}: {error}") from None
-    if refused := [text for text in texts if isinstance(text, Refusal)]:
-        raise kind(f"{origin}: {refused[0].reason}; set tokens.chat_template to one that works")
+    texts: list[str] = []
+    for probe in PROBES:
+        try:
+            text = render_one(tokenizer, template, probe)
+        except DataError as error:
+            text = Refusal(str(error))
+        if isinstance(text, Refusal):
+            raise kind(f"{origin}: {text.reason}; set tokens.chat_template to one that works")
+        texts.append(text)
     if texts[0] == texts[1]:
         raise kind(f"{origin}: shows nothing of the completion (the last, assistant message); set another one")
     return template

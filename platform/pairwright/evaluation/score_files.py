@@ -68,7 +68,7 @@ class ScoresManifest(msgspec.Struct, frozen=True, kw_only=True):
     totals: Annotated[
         dict[str, int],
         msgspec.Meta(
-            description="records read, refused, and with special tokens in their texts; completions scored, refused and "
+            description="records read, refused and with special tokens in texts; completions scored, refused and "
             "truncated; tokens of the scored; `special_in_text:` and a token: texts that hold it"
         ),
     ]

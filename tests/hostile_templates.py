@@ -36,9 +36,9 @@ ENDLESS = {
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}"
         "{% endfor %}"
     ),
-    "a power": "{% set n = 9**9 %}{{ 9**n }}",
 }
 MORE_ENDLESS = {
+    "a power": "{% set n = 9**9 %}{{ 9**n }}",
     "loops that write": "{% for a in range(99999) %}{% for b in range(99999) %}aaaaaaaaaaaaaaa{% endfor %}{% endfor %}",
     "replacing": (
         "{% set ns = namespace(a='aa') %}{% for i in range(60) %}{% set ns.a = ns.a|replace('a','aa') %}{% endfor %}"

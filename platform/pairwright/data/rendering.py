@@ -179,8 +179,7 @@ def _how_ended(status: int) -> str:
 
 
 def _send(stream: IO[bytes], content: bytes) -> None:
-    stream.write(len(content).to_bytes(_HEADER_BYTES, "little"))
-    stream.write(content)
+    stream.write(len(content).to_bytes(_HEADER_BYTES, "little") + content)
     stream.flush()
 
 

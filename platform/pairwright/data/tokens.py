@@ -65,6 +65,7 @@ SPECIAL_PREFIX = "special_in_text:"
 REFUSED_PREFIX = "refused:"
 """Of further totals: the template refused so many groups for the reason behind it."""
 _MAX_REASONS = 5
+_MIN_QUOTED_CHARACTERS, _QUOTED_CHARACTERS = 4, 20
 _WHAT_BECAME = {
     "split": 'read as ordinary text (special_in_text = "split")',
     "refuse": 'and are left out (special_in_text = "refuse")',
@@ -171,10 +172,11 @@ def _stopped_by(group_id: str, prompt: Conversation, refusal: Refusal) -> str:
 
 
 def _without_texts(reason: str, prompt: Conversation, texts: Iterable[str]) -> str:
-    """Return a reason without the group's own texts: it is kept with the totals, which outlive a `forget`."""
-    for text in sorted((*(message["content"] for message in prompt), *texts), key=len, reverse=True):
-        if text.strip():
-            reason = reason.replace(text.strip(), "...")
+    """Return a reason up to where it quotes the group's own texts: it is kept with the totals, longer than these."""
+    for text in (*(message["content"] for message in prompt), *texts):
+        beginning = text.strip()[:_QUOTED_CHARACTERS]
+        if len(beginning) >= _MIN_QUOTED_CHARACTERS and beginning in reason:
+            reason = f"{reason.partition(beginning)[0]}..."
     return reason
 
 

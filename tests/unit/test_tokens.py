@@ -1,7 +1,6 @@
 """Tokenised groups equal plain tokenisation, and whatever is left out is counted."""
 
 import datetime
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairwright.config import TokensConfig
+from pairwright.data.conversations import TokenizedCompletions
 from pairwright.data.templates import render
 from pairwright.data.tokens import (
+    REFUSED_PREFIX,
     TokenGroup,
     TokenSpec,
     add_totals,
     common_prefix_length,
+    counts_behind,
     load_tokenizer,
     plain_template,
     resolve_template,
@@ -27,6 +29,7 @@ from pairwright.data.tokens import (
 from pairwright.errors import ConfigError, DataError, ModelError
 from pairwright.model.small import new_small_model
 from pairwright.records import PAIRS_SCHEMA, TOKENS_SCHEMA
+from token_groups import group_row, groups_of
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] | trim }}{% endfor %}"
@@ -59,49 +62,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def group_row(prompt: str, texts: list[str], pairs: list[tuple[int, int]] | None = None, **changes) -> dict:
-    """One row of a pairs table; by default every earlier completion is preferred to every later one."""
-    indices = list(itertools.combinations(range(len(texts)), 2)) if pairs is None else pairs
-    row = {
-        "group_id": "g0",
-        "prompt_id": "p0",
-        "prompt": [{"role": "user", "content": prompt}],
-        "completions": [{"id": str(k), "text": text, "model": None} for k, text in enumerate(texts)],
-        "pairs": [{"chosen": a, "rejected": b, "weight": 0.1 * (a + 1), "margin": None} for a, b in indices],
-        "num_annotations": 1,
-        "annotators": [],
-        "split": "train",
-        "subset": None,
-        "metadata": None,
-    }
-    return row | changes
-
-
 def tokenize(directory: Path, rows: list[dict], **config) -> tuple[list[TokenGroup], dict[str, int]]:
     tokenizer = load_tokenizer(str(directory))
     spec = TokenSpec.of(tokenizer, TokensConfig.model_validate({"max_length": LONG} | config))
     table, totals = tokenize_groups(pa.Table.from_pylist(rows, schema=PAIRS_SCHEMA), tokenizer, spec)
     assert table.schema.equals(TOKENS_SCHEMA)
     return groups_of(table), totals
-
-
-def groups_of(table: pa.Table) -> list[TokenGroup]:
-    """Read a table back the long way: Python lists, no views."""
-    return [
-        TokenGroup(
-            group_id=row["group_id"],
-            subset=row["subset"],
-            prompt_ids=np.array(row["prompt_ids"], np.int32),
-            completion_ids=[np.array(ids, np.int32) for ids in row["completion_ids"]],
-            num_characters=np.array(row["num_characters"], np.int32),
-            completion_index=np.array(row["completion_index"], np.int16),
-            chosen_P=np.array([pair["chosen"] for pair in row["pairs"]], np.int64),
-            rejected_P=np.array([pair["rejected"] for pair in row["pairs"]], np.int64),
-            weight_P=np.array([pair["weight"] for pair in row["pairs"]], np.float32),
-            margin_P=np.array([np.nan if p["margin"] is None else p["margin"] for p in row["pairs"]], np.float32),
-        )
-        for row in table.to_pylist()
-    ]
 
 
 def full_rows(group: TokenGroup) -> list[list[int]]:
@@ -198,6 +164,7 @@ def test_scoring_tokenises_as_training_does(models):
     for row, group in zip(rows, groups, strict=True):
         texts = [completion["text"] for completion in row["completions"]]
         (alone,) = tokenize_completions([row["prompt"]], [texts], tokenizer, spec)
+        assert isinstance(alone, TokenizedCompletions)
         assert [ids.tolist() for ids in alone.row_ids if ids is not None] == full_rows(group)
 
 
@@ -303,22 +270,16 @@ def test_a_template_from_the_configuration_goes_before_the_tokenizers_own(models
     assert resolve_template(bare, TokensConfig()) == plain_template(bare)
 
 
-def test_a_template_that_prints_the_date_gives_the_same_text_on_every_day(models, monkeypatch):
+def test_a_template_that_prints_the_date_gives_the_same_text_on_every_day(models):
     """TRAPS 24: Llama 3.2's template prints today's date, so a reward would change overnight."""
-    from transformers.utils import chat_template_utils
-
     dated = "{{ strftime_now('%d %b %Y') }}|{{ messages[-1]['content'] }}"
     tokenizer = load_tokenizer(str(models["bos"]))
     resolved = resolve_template(tokenizer, TokensConfig(chat_template=dated))
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-
-    class Tomorrow(datetime.datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime.datetime(2040, 1, 2, tzinfo=tz)
-
-    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
-    assert render(tokenizer, dated, [conversation]) == ["02 Jan 2040|b"]
+    days = [
+        datetime.datetime.now().astimezone() + datetime.timedelta(days) for days in (-1, 0, 1)
+    ]  # midnight may pass meanwhile
+    assert render(tokenizer, dated, [conversation])[0] in [f"{day:%d %b %Y}|b" for day in days]
     assert render(tokenizer, resolved, [conversation]) == ["26 Jul 2024|b"]
     assert resolve_template(tokenizer, TokensConfig(chat_template=resolved)) == resolved
 
@@ -336,14 +297,47 @@ def test_a_template_that_cannot_work_is_refused_with_the_reason(models, template
         resolve_template(load_tokenizer(str(models["bos"])), TokensConfig(chat_template=template))
 
 
-def test_a_prompt_that_the_template_refuses_names_its_group(models):
-    template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + JOINED
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn: ' + messages[0].content) }}{% endif %}"
+    + JOINED
+)
+SYSTEM = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
+WITH_SYSTEM = [
+    group_row("a", ["draw", "end"]),
+    group_row("a", ["draw", "end", "award"], group_id="g1") | {"prompt": SYSTEM},
+]
+
+
+def test_a_prompt_that_the_template_refuses_is_left_out_and_counted_with_the_reason(models):
+    groups, totals = tokenize(models["bos"], WITH_SYSTEM, chat_template=NO_SYSTEM)
+    assert [group.group_id for group in groups] == ["g0"]
+    expected = {"groups": 2, "groups_refused": 1, "groups_dropped": 1, "completions": 5, "completions_refused": 3}
+    assert {name: totals[name] for name in expected} == expected
+    assert (totals["pairs"], totals["pairs_dropped"]) == (4, 3)
+    reasons = counts_behind(totals, REFUSED_PREFIX)
+    assert reasons == {"the chat template gives no text: no system turn: ...": 1}, (
+        "a reason quotes no text of the group"
     )
-    system = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
-    rows = [group_row("a", ["draw", "end"]), group_row("a", ["draw", "end"], group_id="g1") | {"prompt": system}]
-    with pytest.raises(DataError, match=r"group g1: .*System role not supported \(roles of its prompt: system, user\)"):
-        tokenize(models["bos"], rows, chat_template=template)
+
+
+def test_a_prompt_that_the_template_refuses_stops_the_run_where_that_is_wanted_and_names_its_group(models):
+    found = r'group g1: .*no system turn: .* \(roles of its prompt: system, user\); set tokens.refused = "drop"'
+    with pytest.raises(DataError, match=found):
+        tokenize(models["bos"], WITH_SYSTEM, chat_template=NO_SYSTEM, refused="stop")
+
+
+def test_few_reasons_of_refusals_are_kept_and_all_are_counted(models):
+    template = "{{ raise_exception('role ' + messages[0]['role']) if messages[0]['role'] != 'user' }}" + JOINED
+    rows = [
+        group_row("a", ["draw", "end"], group_id=f"g{i}") | {"prompt": [{"role": f"r{i}", "content": "a"}]}
+        for i in range(12)
+    ]
+    _, totals = tokenize(models["bos"], rows, chat_template=template)
+    assert len(counts_behind(totals, REFUSED_PREFIX)) == 6
+    parts = [tokenize(models["bos"], [row], chat_template=template)[1] for row in rows]
+    together = add_totals(*parts)
+    assert len(counts_behind(together, REFUSED_PREFIX)) == 6
+    assert sum(counts_behind(together, REFUSED_PREFIX).values()) == together["groups_refused"] == 12
 
 
 # -------------------------------------------------------------------------------------------- tokenizers

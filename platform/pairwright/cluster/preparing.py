@@ -54,6 +54,13 @@ def check_places(config: TrainConfig) -> None:
         )
 
 
+def cache_of(config: TrainConfig) -> str:
+    """Return the URL of the token cache: as configured, else beside the run."""
+    root = local_root(config.output)
+    run = config.output.rstrip("/") if root is None else str(root.resolve())
+    return config.tokens.cache or f"{run.rpartition('/')[0]}/tokens"
+
+
 def check_model(config: TrainConfig) -> None:
     """Refuse what only the architecture decides, before anything is written."""
     read_config(config.model.path)
@@ -74,7 +81,7 @@ def prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Mani
         version=manifest.version,
         tokenizer_path=config.model.path,
         config=config.tokens,
-        into=config.tokens.cache or f"{folder.url.rsplit('/', 1)[0]}/tokens",
+        into=cache_of(config),
     )
     table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
     rows = table.rows_of_split("train")

@@ -17,8 +17,9 @@ from pairwright.cluster.counting import counting
 from pairwright.cluster.model_pool import Row, Worker, check_workers, run_on_models
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.stretches import Work, plan_work, read_stretches
+from pairwright.data.conversations import TokenSpec
 from pairwright.data.locations import absolute_url
-from pairwright.data.tokens import TokenSpec
+from pairwright.data.tokens import special_line
 from pairwright.errors import ConfigError, SourceError, StoreError
 from pairwright.evaluation.exported import MIN_MAX_LENGTH, ExportedModel, InputRules, load_exported, open_exported
 from pairwright.evaluation.requests import parse_requests, requests_of_rows
@@ -63,6 +64,9 @@ class ScoreSummary:
         if totals["completions_truncated"]:
             limit = self.manifest.model.max_length
             lines.append(f"cut      {totals['completions_truncated']:,} completions, at {limit:,} tokens")
+        if totals["records_with_special"]:
+            rule = self.manifest.model.special_in_text
+            lines.append(f"special  {totals['records_with_special']:,} records {special_line(totals, rule)}")
         lines += [f"  such as {rejected}" for rejected in self.rejections]
         lines += [f"failed   {source.uri}: {source.reason}" for source in self.failed]
         return one_per_line(lines)

@@ -1,8 +1,8 @@
 """Pairs table and tokenizer -> tokens table, made with Ray Data the first time and found again afterwards.
 
-A tokens table lies under the digest of all that decides its content (pairs, tokenizer, template, length rule), so a
-stale one is never used (TRAPS 23) and a half-written one has no version. The order of training is a function of row
-numbers, so rows stand in an order of their own content, never of who was ready first.
+A tokens table lies under the digest of all that decides its content (pairs, tokenizer, template, rules for length and
+special tokens), so a stale one is never used (TRAPS 23) and a half-written one has no version. The order of
+training is a function of row numbers, so rows stand in an order of their own content, never of who was ready first.
 """
 
 import hashlib
@@ -16,8 +16,9 @@ from pairwright.cluster.passes import run_pass
 from pairwright.cluster.session import ray_session
 from pairwright.config import TokensConfig
 from pairwright.data.store import DataFile, Input, Manifest, Table
+from pairwright.data.templates import template_origin
 from pairwright.data.tokenizers import load_tokenizer
-from pairwright.data.tokens import TokenSpec, add_totals, tokenize_groups
+from pairwright.data.tokens import REFUSED_PREFIX, TokenSpec, add_totals, counts_behind, tokenize_groups
 from pairwright.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,20 +42,33 @@ def ensure_tokens(
     Raises:
         StoreError: if there is no such pairs table or version.
         ModelError, ConfigError: if the tokenizer or the template cannot be used.
-        DataError: if the template refuses a prompt, or no pair is left under the length limit.
+        DataError: if the template refuses a prompt where that is to stop the run, or every prompt, or if no pair is
+            left under the length limit.
     """
     source = Table.open(pairs, "pairs")
     manifest = source.manifest(version)
     tokenizer = load_tokenizer(tokenizer_path)
     spec = TokenSpec.of(tokenizer, config)
-    content = hashlib.sha256(f"{manifest.digest} {spec.digest}".encode()).hexdigest()
-    table = Table.claim(f"{into.rstrip('/')}/{content[:_DIGITS]}", "tokens")
+    table = Table.claim(_table_of(manifest, spec, into).url, "tokens")
     known = table.latest()
     if known is not None:
         return table.url, known
     tokenized = _tokenize_on_ray(source, manifest, table, tokenizer, spec)
     made_from = Input(url=source.url, version=manifest.version, digest=manifest.digest)
-    return table.url, _commit(table, tokenized, made_from, spec)
+    return table.url, _commit(table, tokenized, made_from, spec, template_origin(tokenizer, config))
+
+
+def known_totals(
+    manifest: Manifest, tokenizer: "PreTrainedTokenizerFast", config: TokensConfig, into: str
+) -> dict[str, int | float] | None:
+    """Return the totals of the tokens table that ``ensure_tokens`` would find, or None where it would make one."""
+    known = _table_of(manifest, TokenSpec.of(tokenizer, config), into).latest()
+    return None if known is None else known.totals
+
+
+def _table_of(pairs: Manifest, spec: TokenSpec, into: str) -> Table:
+    content = hashlib.sha256(f"{pairs.digest} {spec.digest}".encode()).hexdigest()
+    return Table(f"{into.rstrip('/')}/{content[:_DIGITS]}", "tokens")
 
 
 class _Tokenized(msgspec.Struct):
@@ -89,7 +103,9 @@ def _tokenize_file(
     yield _Tokenized(number, written, totals)
 
 
-def _commit(target: Table, tokenized: Sequence[_Tokenized], made_from: Input, spec: TokenSpec) -> Manifest:
+def _commit(
+    target: Table, tokenized: Sequence[_Tokenized], made_from: Input, spec: TokenSpec, template: str
+) -> Manifest:
     files = [result.file for result in tokenized if result.file is not None]
     manifest = Manifest(
         kind="tokens",
@@ -103,7 +119,7 @@ def _commit(target: Table, tokenized: Sequence[_Tokenized], made_from: Input, sp
         config_digest=spec.digest,
     )
     if not files:
-        raise DataError(_nothing_left(made_from, manifest.totals, spec))
+        raise DataError(_nothing_left(made_from, manifest.totals, spec, template))
     committed = target.commit(lambda newest: manifest if newest is None else None)
     if committed is not None:
         return committed
@@ -112,15 +128,26 @@ def _commit(target: Table, tokenized: Sequence[_Tokenized], made_from: Input, sp
     return target.manifest()
 
 
-def _nothing_left(pairs: Input, totals: Mapping[str, int | float], spec: TokenSpec) -> str:
+def _nothing_left(pairs: Input, totals: Mapping[str, int | float], spec: TokenSpec, template: str) -> str:
     if not totals["pairs"]:
         return (
             f"{pairs.url} version {pairs.version}: holds no pair in {totals['groups']} groups; see what became of the "
             f"annotations with `pairwright inspect {pairs.url}`, and expand rankings that are not all ties"
         )
+    if totals["groups_refused"] == totals["groups"]:
+        reasons = "; ".join(counts_behind(totals, REFUSED_PREFIX))
+        return (
+            f"{pairs.url}: no pair is left to train on: {template} refuses every one of {totals['groups']} groups "
+            f"({reasons}); set tokens.chat_template to one that takes such prompts"
+        )
+    causes = [f"had a completion over tokens.max_length={spec.max_length}"]
+    if totals["groups_refused"]:
+        causes.append(f"were of {totals['groups_refused']} groups that the chat template refuses")
+    if totals["completions_with_special"] + totals["prompts_with_special"] and totals["completions_refused"]:
+        causes.append(f'had special tokens in a text (tokens.special_in_text = "{spec.special_in_text}")')
     return (
         f"{pairs.url}: no pair is left to train on: of {totals['pairs']} pairs in {totals['groups']} groups "
-        f"{totals['pairs_dropped']} had a completion over tokens.max_length={spec.max_length} and "
+        f"{totals['pairs_dropped']} {' or '.join(causes)} and "
         f"{totals['pairs_identical']} had equal tokens on both sides; the longest completion, with its prompt, needs "
         f"{totals['longest']} tokens. Raise tokens.max_length, or set tokens.overlong to truncate"
     )

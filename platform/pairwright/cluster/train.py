@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
@@ -20,7 +21,7 @@ from pairwright import __version__
 from pairwright.cluster.best import BestKeeper, Figure
 from pairwright.cluster.fitting import fit
 from pairwright.cluster.notices import StopSignals
-from pairwright.cluster.preparing import Prepared, check_model, check_places, prepare, version_of
+from pairwright.cluster.preparing import Prepared, cache_of, check_model, check_places, prepare, version_of
 from pairwright.cluster.progress import Watcher
 from pairwright.cluster.run_folder import (
     MODEL_NAME,
@@ -30,12 +31,14 @@ from pairwright.cluster.run_folder import (
     check_model_place,
 )
 from pairwright.cluster.session import ray_session
+from pairwright.cluster.tokenize import known_totals
 from pairwright.config import TrainConfig, config_digest
 from pairwright.data.lease import Lease
 from pairwright.data.locations import local_root
 from pairwright.data.ownership import RUN
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
+from pairwright.data.tokens import REFUSED_PREFIX, counts_behind, special_line
 from pairwright.errors import ConfigError, StoppedError
 from pairwright.terminal import escaped, one_per_line, say
 from pairwright.training.patience import with_patience
@@ -66,7 +69,8 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     if _is_there(config.output):
         RunFolder(config.output).check_free()
     manifest = Table.open(config.data.pairs, "pairs").manifest(config.data.version)
-    load_tokenizer(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
+    tokens = known_totals(manifest, tokenizer, config.tokens, cache_of(config))
     check_model(config)
     num_groups = int(manifest.totals["groups"] - manifest.totals["groups_validation"])
     schedule = schedule_of(num_groups, config)
@@ -76,6 +80,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         "groups": num_groups,
         "steps": schedule.num_steps,
         "steps_per_epoch": schedule.steps_per_epoch,
+        "tokens": tokens,
     }
 
 
@@ -182,11 +187,25 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
         f"train on, {totals['tokens']:,.0f} tokens with the held-out ones",
         f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
         f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups unpaired",
+        *_refused_lines(totals),
+        *_special_lines(totals, config),
         f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups",
         f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
         f"{config.engine.precision}",
     ]
     say(one_per_line(lines))
+
+
+def _refused_lines(totals: Mapping[str, int | float]) -> list[str]:
+    reasons = [f"{reason} ({count:,})" for reason, count in counts_behind(totals, REFUSED_PREFIX).items()]
+    num_groups = totals["groups_refused"]
+    return [f"  refused {num_groups:,.0f} groups by the chat template: {'; '.join(reasons)}"] if num_groups else []
+
+
+def _special_lines(totals: Mapping[str, int | float], config: TrainConfig) -> list[str]:
+    num_groups = totals["groups_with_special"]
+    rule = config.tokens.special_in_text
+    return [f"  special {num_groups:,.0f} groups {special_line(totals, rule)}"] if num_groups else []
 
 
 def _say_refused(reason: str, pause: float) -> None:

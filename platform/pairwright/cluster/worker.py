@@ -24,7 +24,7 @@ from pairwright.cluster.host import RayTrainHost
 from pairwright.cluster.run_folder import store_model
 from pairwright.cluster.worker_task import WorkerTask
 from pairwright.config import TrainConfig
-from pairwright.data.templates import resolve_template
+from pairwright.data.templates import chosen_template
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenTable, local_token_paths
 from pairwright.errors import DamagedCheckpointError, ModelError, OutOfMemoryError, PairwrightError
@@ -103,7 +103,7 @@ def _with_agreed_layout(prepared: _Prepared) -> _Prepared:
 def _prepare(task: WorkerTask) -> _Prepared:
     config = task.config
     tokenizer = load_tokenizer(config.model.path)
-    template = resolve_template(tokenizer, config.tokens)
+    template = chosen_template(tokenizer, config.tokens)
     pad_token_id = choose_pad_token(tokenizer)
     model = starting_model(config, tokenizer, pad_token_id=pad_token_id)
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))

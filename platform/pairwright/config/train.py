@@ -34,6 +34,10 @@ class TokensConfig(Section):
     """Longest prompt and completion together, in tokens."""
     overlong: Literal["drop", "truncate"] = "drop"
     """drop: a longer completion goes, with its pairs; truncate: it loses its end. Both are counted and shown."""
+    special_in_text: Literal["split", "refuse", "keep"] = "split"
+    """Special tokens that a text spells out. split: read as plain text; refuse: such a text goes; keep: as tokens."""
+    refused: Literal["drop", "stop"] = "drop"
+    """A group that the chat template refuses. drop: it goes, counted; stop: the run ends and names it."""
     chat_template: str | None = None
     """Jinja chat template (text, or path of a .jinja file); the tokenizer's own if not given, else a plain one."""
     cache: str | None = None

@@ -1,4 +1,4 @@
-"""Prompt and completion -> the text that a model reads -> its tokens; one path for training, evaluation and scoring.
+"""Chooses a model's chat template, and renders conversations with it; one path for training, evaluation and scoring.
 
 Everything goes through a Jinja chat template, which writes the special tokens itself, so that none is ever added
 twice; a tokenizer without a template gets a plain one. The resolved template is what an exported model carries.
@@ -8,18 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from jinja2 import TemplateError
-from numpy.typing import NDArray
-
 from pairwright.config import TokensConfig
-from pairwright.errors import ConfigError, DataError, ModelError
+from pairwright.data.rendering import Conversation, Refusal, render_conversations
+from pairwright.errors import ConfigError, DataError, ModelError, PairwrightError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Conversation = Sequence[dict[str, str]]
-
+MAX_TEMPLATE_CHARACTERS = 1_000_000
+"""Of a template's source; the longest that models come with have 20,000."""
 # Templates such as Llama 3.2's print today's date: a reward would change overnight, and with it every cached token.
 # The date that Llama's own templates fall back on stands in for it, also in what is exported (TRAPS 24).
 _FIXED_DATE = (
@@ -28,7 +25,7 @@ _FIXED_DATE = (
     ".replace('%Y', '2024').replace('%y', '24').replace('%A', 'Friday').replace('%a', 'Fri').replace('%H', '00')"
     ".replace('%M', '00').replace('%S', '00') }}{% endmacro %}{{ '' }}"
 )
-_PROBES: tuple[Conversation, ...] = tuple(
+PROBES: tuple[Conversation, ...] = tuple(
     ({"role": "user", "content": "Which one?"}, {"role": "assistant", "content": text}) for text in ("This.", "That.")
 )
 
@@ -37,24 +34,49 @@ def resolve_template(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig)
     """Return the chat template to use: the configured one, else the tokenizer's own, else a plain one.
 
     Raises:
-        ConfigError: if the configured template cannot be read, is not Jinja, or does not show the completion.
+        ConfigError: if the configured template cannot be read, gives no text, or does not show the completion.
         ModelError: if that holds of the tokenizer's own.
     """
+    template, kind, origin = _choose_template(tokenizer, config)
+    texts: list[str] = []
+    for probe in PROBES:
+        try:
+            text = render_one(tokenizer, template, probe)
+        except DataError as error:
+            text = Refusal(str(error))
+        if isinstance(text, Refusal):
+            raise kind(f"{origin}: {text.reason}; set tokens.chat_template to one that works")
+        texts.append(text)
+    if texts[0] == texts[1]:
+        raise kind(f"{origin}: shows nothing of the completion (the last, assistant message); set another one")
+    return template
+
+
+def chosen_template(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> str:
+    """Return what ``resolve_template`` does without trying it: for processes of a run whose driver has."""
+    return _choose_template(tokenizer, config)[0]
+
+
+def template_origin(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> str:
+    """Return where the template to use comes from, for messages."""
+    return _choose_template(tokenizer, config)[2]
+
+
+def _choose_template(
+    tokenizer: "PreTrainedTokenizerFast", config: TokensConfig
+) -> tuple[str, type[PairwrightError], str]:
+    """Return the template, the kind of error that one of its faults is, and where it comes from."""
     if config.chat_template is not None:
         template, kind, origin = _read_template(config.chat_template), ConfigError, "tokens.chat_template"
     elif tokenizer.chat_template is not None:
         template, kind, origin = _own_template(tokenizer), ModelError, f"{tokenizer.name_or_path}: its chat template"
     else:
         template, kind, origin = plain_template(tokenizer), ModelError, f"{tokenizer.name_or_path}: the plain template"
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise kind(f"{origin}: has over {MAX_TEMPLATE_CHARACTERS:,} characters, expected a chat template; set another")
     if "strftime_now" in template and not template.startswith(_FIXED_DATE):
         template = _FIXED_DATE + template
-    try:
-        texts = [render(tokenizer, template, [probe])[0] for probe in _PROBES]
-    except DataError as error:
-        raise kind(f"{origin}: {error}; set tokens.chat_template to one that works") from None
-    if texts[0] == texts[1]:
-        raise kind(f"{origin}: shows nothing of the completion (the last, assistant message); set another one")
-    return template
+    return template, kind, origin
 
 
 def plain_template(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -70,38 +92,32 @@ def plain_template(tokenizer: "PreTrainedTokenizerFast") -> str:
     return f"{{{{ {before!r} }}}}{contents}{{{{ {after!r} }}}}"
 
 
-def render(tokenizer: "PreTrainedTokenizerFast", template: str, conversations: Sequence[Conversation]) -> list[str]:
-    """Return the text of each conversation.
-
-    Raises:
-        DataError: if the template refuses one, with the template's own reason.
-    """
-    try:
-        return tokenizer.apply_chat_template(list(conversations), chat_template=template, tokenize=False)  # pyright: ignore[reportReturnType, reportArgumentType]
-    except TemplateError as error:
-        raise DataError(f"the chat template gives no text: {error.message or type(error).__name__}") from None
-
-
-def encode(
+def render(
     tokenizer: "PreTrainedTokenizerFast", template: str, conversations: Sequence[Conversation]
-) -> list[NDArray[np.int32]]:
-    """Return the token ids of each conversation, int32: plain tokenisation of its text, with nothing added.
+) -> list[str | Refusal]:
+    """Return the text of each conversation, or why the template refuses it: what ``apply_chat_template`` gives.
 
     Raises:
-        DataError: if the template refuses one.
+        DataError: if the template goes over its limits (``rendering``) again and again.
     """
-    texts = render(tokenizer, template, conversations)
-    encoded = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
-    )
-    return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+    rendered = render_conversations(template, tokenizer.special_tokens_map, conversations)
+    return [
+        Refusal(f"the chat template gives no text: {text.reason}") if isinstance(text, Refusal) else text
+        for text in rendered
+    ]
+
+
+def render_one(tokenizer: "PreTrainedTokenizerFast", template: str, conversation: Conversation) -> str | Refusal:
+    """Return what ``render`` does, for one conversation."""
+    return render(tokenizer, template, [conversation])[0]
 
 
 def _read_template(text_or_path: str) -> str:
     if not text_or_path.endswith(".jinja"):
         return text_or_path
     try:
-        return Path(text_or_path).read_text(encoding="utf-8")
+        with Path(text_or_path).open(encoding="utf-8") as file:
+            return file.read(MAX_TEMPLATE_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"tokens.chat_template: {text_or_path} cannot be read: {error}") from None
 

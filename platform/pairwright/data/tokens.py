@@ -5,19 +5,17 @@ token may span the boundary; so prompt + completion always equals plain tokenisa
 is dropped or cut, and everything that goes is counted.
 """
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pairwright.config import TokensConfig
-from pairwright.data.templates import Conversation, encode, plain_template, resolve_template
+from pairwright.data.conversations import TokenizedCompletions, TokenSpec, tokenize_completions
+from pairwright.data.rendering import Conversation, Refusal
+from pairwright.data.templates import plain_template, resolve_template
 from pairwright.data.token_files import local_token_paths
 from pairwright.data.token_table import TokenGroup, TokenTable, groups_to_table
 from pairwright.data.tokenizers import load_tokenizer, tokenizer_digest
@@ -33,6 +31,7 @@ __all__ = [
     "TokenizedCompletions",
     "add_totals",
     "common_prefix_length",
+    "counts_behind",
     "groups_to_table",
     "load_tokenizer",
     "local_token_paths",
@@ -43,83 +42,39 @@ __all__ = [
     "tokenizer_digest",
 ]
 
-FORMAT_VERSION = 1
 TOTALS: tuple[str, ...] = (
     "groups",
     "groups_dropped",
+    "groups_refused",
+    "groups_with_special",
+    "prompts_with_special",
     "completions",
     "completions_dropped",
+    "completions_refused",
     "completions_truncated",
     "completions_unpaired",
+    "completions_with_special",
     "pairs",
     "pairs_dropped",
     "pairs_identical",
     "tokens",
     "longest",
 )
+SPECIAL_PREFIX = "special_in_text:"
+"""Of further totals: the special token behind it stands in so many texts, prompts and completions."""
+REFUSED_PREFIX = "refused:"
+"""Of further totals: the template refused so many groups for the reason behind it."""
+_MAX_REASONS = 5
+_MIN_QUOTED_CHARACTERS, _QUOTED_CHARACTERS = 4, 20
+_WHAT_BECAME = {
+    "split": 'read as ordinary text (special_in_text = "split")',
+    "refuse": 'and are left out (special_in_text = "refuse")',
+    "keep": 'read as these tokens: such a text can end its turn and begin another (special_in_text = "keep")',
+}
+_OTHER_REASONS = "other reasons"
 _GROUPS_AT_ONCE = 256
 
 Int32s = NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSpec:
-    """All that decides a group's tokens, apart from its text."""
-
-    tokenizer_digest: str
-    chat_template: str
-    max_length: int
-    overlong: Literal["drop", "truncate"]
-
-    @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> "TokenSpec":
-        """Return what this tokenizer does under this configuration; errors are those of ``resolve_template``."""
-        return cls(tokenizer_digest(tokenizer), resolve_template(tokenizer, config), config.max_length, config.overlong)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, for a manifest."""
-        return {"format_version": FORMAT_VERSION} | asdict(self)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, 64 hex digits; equal specifications, equal tokens."""
-        canonical = json.dumps(self.as_dict(), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedCompletions:
-    """The completions of one prompt under the length limit.
-
-    Attributes:
-        row_ids: tokens of prompt and completion together, int32; None where the completion is dropped.
-        num_truncated: how many of them lost their end.
-        longest: tokens of the longest before the limit.
-    """
-
-    row_ids: list[Int32s | None]
-    num_truncated: int
-    longest: int
-
-
-def tokenize_completions(
-    prompts: Sequence[Conversation],
-    texts: Sequence[Sequence[str]],
-    tokenizer: "PreTrainedTokenizerFast",
-    spec: TokenSpec,
-) -> list[TokenizedCompletions]:
-    """Tokenise each prompt with each of its completions, as the assistant's turn behind it.
-
-    Raises:
-        DataError: if the chat template refuses a prompt, with the template's own reason.
-    """
-    conversations = [
-        [*prompt, {"role": "assistant", "content": text}]
-        for prompt, completions in zip(prompts, texts, strict=True)
-        for text in completions
-    ]
-    rows = iter(encode(tokenizer, spec.chat_template, conversations) if conversations else [])
-    return [_limit([next(rows) for _ in completions], spec) for completions in texts]
 
 
 def common_prefix_length(row_ids: Sequence[Int32s]) -> int:
@@ -153,16 +108,26 @@ def tokenize_groups(
 
     Returns:
         The table, and totals over ``pairs`` by name; all add up over calls (``add_totals``) but ``longest``, the
-        longest row in tokens before the limit, of which the larger is taken. ``tokens`` counts what is stored.
+        longest row in tokens before the limit, of which the larger is taken. ``tokens`` counts what is stored. Beside
+        ``TOTALS`` there is one for each special token that stands in texts, and one for each reason of a refusal.
 
     Raises:
-        DataError: if the chat template refuses a group's prompt; names the group.
+        DataError: if the chat template refuses a group's prompt where ``spec.refused`` is "stop"; names the group. If
+            the template goes over its limits again and again.
     """
     totals = Counter(dict.fromkeys(TOTALS, 0))
     groups: list[TokenGroup] = []
     splits: list[str] = []
     for batch in pairs.combine_chunks().to_batches(max_chunksize=_GROUPS_AT_ONCE):
-        for row, tokenized in enumerate(_tokenize_batch(batch, tokenizer, spec)):
+        prompts = batch.column("prompt").to_pylist()
+        texts = [[completion["text"] for completion in group] for group in batch.column("completions").to_pylist()]
+        for row, tokenized in enumerate(tokenize_completions(prompts, texts, tokenizer, spec)):
+            if isinstance(tokenized, Refusal):
+                if spec.refused == "stop":
+                    raise DataError(_stopped_by(batch.column("group_id")[row].as_py(), prompts[row], tokenized))
+                _count_refused(batch, row, _without_texts(tokenized.reason, prompts[row], texts[row]), totals)
+                continue
+            _count_special(tokenized, totals)
             group = _keep_what_pairs(batch, row, tokenized, totals)
             if group is not None:
                 groups.append(group)
@@ -170,31 +135,79 @@ def tokenize_groups(
     return groups_to_table(groups, splits), dict(totals)
 
 
-def add_totals(*parts: dict[str, int]) -> dict[str, int]:
+def add_totals(*parts: Mapping[str, int]) -> dict[str, int]:
     """Return the totals of several calls of ``tokenize_groups`` together; zeros for none."""
-    total = {name: sum(part[name] for part in parts) for name in TOTALS}
-    return total | {"longest": max((part["longest"] for part in parts), default=0)}
+    total = Counter(dict.fromkeys(TOTALS, 0))
+    for part in parts:
+        for name, count in part.items():
+            known = name in total or not name.startswith(REFUSED_PREFIX) or _num_reasons(total) < _MAX_REASONS
+            total[name if known else REFUSED_PREFIX + _OTHER_REASONS] += count
+    return dict(total) | {"longest": max((part["longest"] for part in parts), default=0)}
 
 
-def _tokenize_batch(
-    batch: pa.RecordBatch, tokenizer: "PreTrainedTokenizerFast", spec: TokenSpec
-) -> list[TokenizedCompletions]:
-    prompts = batch.column("prompt").to_pylist()
-    texts = [[completion["text"] for completion in group] for group in batch.column("completions").to_pylist()]
-    try:
-        return tokenize_completions(prompts, texts, tokenizer, spec)
-    except DataError:
-        # Once more, one by one, to name the group.
-        for group_id, prompt, completions in zip(batch.column("group_id"), prompts, texts, strict=True):
-            try:
-                tokenize_completions([prompt], [completions], tokenizer, spec)
-            except DataError as error:
-                roles = ", ".join(message["role"] for message in prompt)
-                raise DataError(
-                    f"group {group_id}: {error} (roles of its prompt: {roles}); leave such prompts out, or set "
-                    "tokens.chat_template to one that takes them"
-                ) from None
-        raise
+def counts_behind(totals: Mapping[str, int | float], prefix: str) -> dict[str, int]:
+    """Return the totals of special tokens or of reasons by what stands behind the prefix, largest first."""
+    found = Counter({name.removeprefix(prefix): int(n) for name, n in totals.items() if name.startswith(prefix)})
+    return dict(found.most_common())
+
+
+def special_line(totals: Mapping[str, int | float], rule: str) -> str:
+    """Return what is said of texts that hold special tokens: which, in how many texts, and what became of them."""
+    found = counts_behind(totals, SPECIAL_PREFIX)
+    shown = ", ".join(f"{token} in {count:,}" for token, count in list(found.items())[:_MAX_REASONS])
+    more = f", and {len(found) - _MAX_REASONS} others" if len(found) > _MAX_REASONS else ""
+    return f"hold special tokens in their texts ({shown}{more}), {_WHAT_BECAME[rule]}"
+
+
+def _num_reasons(totals: Mapping[str, int]) -> int:
+    return sum(name.startswith(REFUSED_PREFIX) for name in totals)
+
+
+def _stopped_by(group_id: str, prompt: Conversation, refusal: Refusal) -> str:
+    roles = ", ".join(message["role"] for message in prompt)
+    return (
+        f'group {group_id}: {refusal.reason} (roles of its prompt: {roles}); set tokens.refused = "drop" to leave such '
+        "groups out, or tokens.chat_template to one that takes them"
+    )
+
+
+def _without_texts(reason: str, prompt: Conversation, texts: Iterable[str]) -> str:
+    """Return a reason up to where it quotes the group's own texts: it is kept with the totals, longer than these."""
+    for text in (*(message["content"] for message in prompt), *texts):
+        beginning = text.strip()[:_QUOTED_CHARACTERS]
+        if len(beginning) >= _MIN_QUOTED_CHARACTERS and beginning in reason:
+            reason = f"{reason.partition(beginning)[0]}..."
+    return reason
+
+
+def _count_refused(batch: pa.RecordBatch, row: int, reason: str, totals: Counter[str]) -> None:
+    num_completions, num_pairs = len(batch.column("completions")[row]), len(batch.column("pairs")[row])
+    totals.update(
+        groups=1,
+        groups_dropped=1,
+        groups_refused=1,
+        completions=num_completions,
+        completions_refused=num_completions,
+        pairs=num_pairs,
+        pairs_dropped=num_pairs,
+    )
+    name = REFUSED_PREFIX + reason
+    known = name in totals or _num_reasons(totals) < _MAX_REASONS
+    totals[name if known else REFUSED_PREFIX + _OTHER_REASONS] += 1
+
+
+def _count_special(tokenized: TokenizedCompletions, totals: Counter[str]) -> None:
+    """Count the texts that hold special tokens, whatever becomes of them."""
+    in_prompt, in_completions = (
+        tokenized.special_in_prompt,
+        [found for found in tokenized.special_in_completion if found],
+    )
+    totals.update(
+        groups_with_special=int(bool(in_prompt or in_completions)),
+        prompts_with_special=int(bool(in_prompt)),
+        completions_with_special=len(in_completions),
+    )
+    totals.update(SPECIAL_PREFIX + token for found in (in_prompt, *in_completions) for token in found)
 
 
 def _keep_what_pairs(
@@ -211,11 +224,13 @@ def _keep_what_pairs(
     rows = [ids for k in used if (ids := tokenized.row_ids[k]) is not None]
     prefix = common_prefix_length(rows)
     num_left = int((same_K >= 0).sum())
+    num_refused = sum(reason is not None for reason in tokenized.refused)
     totals.update(
         groups=1,
         groups_dropped=int(not rows),
         completions=len(same_K),
-        completions_dropped=len(same_K) - num_left,
+        completions_dropped=len(same_K) - num_left - num_refused,
+        completions_refused=num_refused,
         completions_truncated=tokenized.num_truncated,
         completions_unpaired=num_left - len(rows),
         pairs=len(kept_P),
@@ -246,14 +261,3 @@ def _same_rows(row_ids: Sequence[Int32s | None]) -> NDArray[np.int64]:
     first: dict[bytes, int] = {}
     same = (-1 if ids is None else first.setdefault(ids.tobytes(), k) for k, ids in enumerate(row_ids))
     return np.fromiter(same, dtype=np.int64, count=len(row_ids))
-
-
-def _limit(row_ids: Sequence[Int32s], spec: TokenSpec) -> TokenizedCompletions:
-    """Apply the rule for rows over the limit; a row without a single token cannot be read and is dropped too."""
-    longest = max(map(len, row_ids), default=0)
-    too_long = [len(ids) > spec.max_length for ids in row_ids]
-    if spec.overlong == "truncate":
-        limited = [ids[: spec.max_length] if len(ids) else None for ids in row_ids]
-        return TokenizedCompletions(limited, sum(too_long), longest)
-    limited = [None if over or not len(ids) else ids for ids, over in zip(row_ids, too_long, strict=True)]
-    return TokenizedCompletions(limited, 0, longest)

@@ -49,6 +49,8 @@ class InputRules(msgspec.Struct, frozen=True, kw_only=True):
 
     max_length: Annotated[int, msgspec.Meta(ge=MIN_MAX_LENGTH)]
     overlong: Literal["drop", "truncate"]
+    special_in_text: Literal["split", "refuse", "keep"] = "keep"
+    """Models from before there was a choice were trained so."""
     format_version: Literal[1]
     files: Annotated[
         tuple[ModelFile, ...], msgspec.Meta(description="every other file of the directory, as it was exported")
@@ -56,7 +58,7 @@ class InputRules(msgspec.Struct, frozen=True, kw_only=True):
 
     def tokens_config(self) -> TokensConfig:
         """Return the configuration under which this model's input is tokenised, with the tokenizer's own template."""
-        return TokensConfig(max_length=self.max_length, overlong=self.overlong)
+        return TokensConfig(max_length=self.max_length, overlong=self.overlong, special_in_text=self.special_in_text)
 
 
 class _HubConfig(msgspec.Struct):
@@ -73,6 +75,9 @@ class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Annotated[str, msgspec.Meta(description="of weights and activations; rewards are float32")]
     max_length: Annotated[int, msgspec.Meta(description="longest prompt and completion together, tokens")]
     overlong: Annotated[Literal["drop", "truncate"], msgspec.Meta(description="what became of longer ones")]
+    special_in_text: Annotated[
+        Literal["split", "refuse", "keep"], msgspec.Meta(description="how special tokens in texts were read")
+    ] = "keep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,7 @@ class ExportedModel:
             dtype=str(self.dtype).removeprefix("torch."),
             max_length=self.rules.max_length,
             overlong=self.rules.overlong,
+            special_in_text=self.rules.special_in_text,
         )
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pairwright import __version__
+from pairwright.data.tokens import special_line
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.model.metrics import Figures, PairSums
@@ -155,6 +156,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}: "
         f"{found.overall.pairs:,} of {pairs.pairs:,} pairs",
         f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}",
+        *_special(pairs.tokens, model.special_in_text),
         "",
         *(line.rstrip() for line in text.getvalue().split("\n")),
         "accuracy: weighted, equal rewards count half. longer wins: what the longer text alone would get.",
@@ -172,10 +174,17 @@ def _dropped(totals: dict[str, int | float]) -> str:
             ("pairs_identical", "pairs dropped as identical after that"),
             ("pairs_dropped", "pairs dropped with them"),
             ("groups_dropped", "groups dropped"),
+            ("groups_refused", "of them refused by the chat template"),
+            ("completions_refused", "completions refused"),
         )
         if totals.get(key)
     ]
     return f"in all splits {', '.join(parts)}" if parts else "nothing was over it"
+
+
+def _special(totals: dict[str, int | float], rule: str) -> list[str]:
+    num_groups = totals.get("groups_with_special", 0)
+    return [f"       in all splits {num_groups:,.0f} groups {special_line(totals, rule)}"] if num_groups else []
 
 
 def _add_block(table: Table, heading: str, rows: dict[str, ReportFigures]) -> None:

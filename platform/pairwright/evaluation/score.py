@@ -13,9 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pairwright.data.annotations import MAX_RECORD_CHARACTERS
-from pairwright.data.templates import encode
-from pairwright.data.tokens import TokenGroup, TokenizedCompletions, TokenSpec, tokenize_completions
-from pairwright.errors import DataError, ModelError
+from pairwright.data.conversations import TokenizedCompletions, TokenSpec, tokenize_completions
+from pairwright.data.rendering import Refusal
+from pairwright.data.tokens import SPECIAL_PREFIX, TokenGroup
+from pairwright.errors import ModelError
 from pairwright.evaluation.exported import LoadedModel
 from pairwright.evaluation.requests import ScoreRequest
 from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
@@ -31,9 +32,11 @@ TOTALS: tuple[str, ...] = (
     "completions",
     "completions_refused",
     "completions_truncated",
+    "records_with_special",
     "tokens",
 )
-"""records: read, blank lines aside; completions: scored; tokens: of these, with their prompts."""
+"""records: read, blank lines aside; completions: scored; tokens: of these, with their prompts. Further ones count the
+texts that hold a special token, as those of token tables do."""
 
 
 @dataclass(slots=True)
@@ -81,15 +84,22 @@ def score_requests(
     rows, rejections, totals = _Rows(), list(refused), Counter(dict.fromkeys(TOTALS, 0))
     totals.update(records=len(requests) + len(refused), records_refused=len(refused))
     filled = [_without_empty(request, rejections) for request in requests]
-    for request, tokenized in zip(filled, _tokenize(filled, loaded, spec), strict=True):
-        if isinstance(tokenized, DataError):
+    prompts, texts = [request.prompt for request in filled], [request.texts for request in filled]
+    for request, tokenized in zip(filled, tokenize_completions(prompts, texts, loaded.tokenizer, spec), strict=True):
+        if isinstance(tokenized, TokenizedCompletions):
+            found = [tokenized.special_in_prompt, *tokenized.special_in_completion]
+            totals.update(SPECIAL_PREFIX + token for text in found for token in text)
+            totals["records_with_special"] += any(found)
+        if (reason := _why_refused(tokenized)) is not None:
             totals["records_refused"] += 1
-            rejections.append(_refuse(request, str(tokenized), "$.prompt", request.prompt[-1]["content"]))
+            rejections.append(_refuse(request, reason, "$.prompt", request.prompt[-1]["content"]))
             continue
+        assert isinstance(tokenized, TokenizedCompletions)
         totals["completions_truncated"] += tokenized.num_truncated
         for index, token_ids in enumerate(tokenized.row_ids):
             if token_ids is None:
-                rejections.append(_refuse_completion(request, index, _OVER.format(spec.max_length)))
+                reason = tokenized.refused[index] or _OVER.format(spec.max_length)
+                rejections.append(_refuse_completion(request, index, reason))
             elif _is_prompt_alone(request, token_ids, loaded, spec):
                 totals["completions_truncated"] -= 1
                 rejections.append(_refuse_completion(request, index, _PROMPT_ALONE.format(spec.max_length)))
@@ -118,26 +128,22 @@ def _without_empty(request: ScoreRequest, rejections: list[Rejection]) -> ScoreR
     )
 
 
-def _tokenize(
-    requests: Sequence[ScoreRequest], loaded: LoadedModel, spec: TokenSpec
-) -> list[TokenizedCompletions | DataError]:
-    """Tokenise all at once; where the template refuses a prompt, one by one to find out which."""
-    prompts, texts = [request.prompt for request in requests], [request.texts for request in requests]
-    try:
-        return list(tokenize_completions(prompts, texts, loaded.tokenizer, spec))
-    except DataError as error:
-        if len(requests) == 1:
-            return [error]
-    return [result for request in requests for result in _tokenize([request], loaded, spec)]
+def _why_refused(tokenized: TokenizedCompletions | Refusal) -> str | None:
+    """Return why a whole request is refused: by the template, or for what stands in its prompt."""
+    if isinstance(tokenized, Refusal):
+        return tokenized.reason
+    is_refused = bool(tokenized.special_in_prompt and tokenized.refused) and None not in tokenized.refused
+    return tokenized.refused[0] if is_refused else None
 
 
 def _is_prompt_alone(request: ScoreRequest, token_ids: Int32s, loaded: LoadedModel, spec: TokenSpec) -> bool:
     """Return whether a row was cut so early that nothing of its completion is left."""
     if len(token_ids) < spec.max_length:
         return False
-    empty = [*request.prompt, {"role": "assistant", "content": ""}]
-    alone = encode(loaded.tokenizer, spec.chat_template, [empty])[0]
-    return np.array_equal(alone[: spec.max_length], token_ids)
+    (alone,) = tokenize_completions([request.prompt], [[""]], loaded.tokenizer, spec)
+    if isinstance(alone, Refusal) or (prompt_ids := alone.row_ids[0]) is None:
+        return False
+    return np.array_equal(prompt_ids, token_ids)
 
 
 def _refuse_completion(request: ScoreRequest, index: int, reason: str) -> Rejection:

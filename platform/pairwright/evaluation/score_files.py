@@ -72,7 +72,8 @@ class ScoresManifest(msgspec.Struct, frozen=True, kw_only=True):
     totals: Annotated[
         dict[str, int],
         msgspec.Meta(
-            description="records read and refused; completions scored, refused and truncated; tokens of the scored"
+            description="records read, refused and with special tokens in texts; completions scored, refused and "
+            "truncated; tokens of the scored; `special_in_text:` and a token: texts that hold it"
         ),
     ]
     reasons: Annotated[dict[str, int], msgspec.Meta(description="how many were refused for what, most frequent first")]
@@ -143,8 +144,8 @@ class ScoreFiles:
         self._run = uuid.uuid4().hex[:12]
         self._scores = _Rolling(self._write_scores, lambda table: table.num_rows, ROWS_PER_FILE)
         self._refused = _Rolling(self._write_refused, lambda _: 1, REJECTIONS_PER_FILE)
-        self.totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
-        self._current_totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
+        self.totals = Counter(dict.fromkeys(TOTALS, 0))
+        self._current_totals: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self._current_reasons: Counter[str] = Counter()
         self._replaced = self._claim(overwrite=overwrite)
@@ -155,15 +156,13 @@ class ScoreFiles:
         for rejected in scored.rejections:
             self._refused.add(rejected)
             self._current_reasons[reason_key(rejected)] += 1
-        for name in TOTALS:
-            self._current_totals[name] += scored.totals[name]
+        self._current_totals.update(scored.totals)
 
     def finish_source(self) -> None:
         """Keep the current source's parts."""
         self._scores.finish_source()
         self._refused.finish_source()
-        for name in TOTALS:
-            self.totals[name] += self._current_totals[name]
+        self.totals.update(self._current_totals)
         self.reasons.update(self._current_reasons)
         self._forget_counts()
 
@@ -200,7 +199,7 @@ class ScoreFiles:
             failed=list(failed),
             files=self._scores.close(),
             refused_files=self._refused.close(),
-            totals=self.totals,
+            totals=dict(self.totals),
             reasons=dict(self.reasons.most_common()),
         )
         listed, ours = dict(self._listed()), _paths(manifest)
@@ -228,7 +227,7 @@ class ScoreFiles:
             raise StoreError(self._other_run("was finished first")) from None
 
     def _forget_counts(self) -> None:
-        self._current_totals = dict.fromkeys(TOTALS, 0)
+        self._current_totals = Counter()
         self._current_reasons = Counter()
 
     def _claim(self, *, overwrite: bool) -> bytes | None:

@@ -108,7 +108,12 @@ def save_reward_model(
     exported.chat_template = chat_template
     exported.padding_side = "right"
     exported.save_pretrained(directory)
-    rules = {"format_version": RULES_FORMAT_VERSION, "max_length": tokens.max_length, "overlong": tokens.overlong}
+    rules = {
+        "format_version": RULES_FORMAT_VERSION,
+        "max_length": tokens.max_length,
+        "overlong": tokens.overlong,
+        "special_in_text": tokens.special_in_text,
+    }
     _write_rules(Path(directory), rules)
 
 

@@ -1,0 +1,242 @@
+"""Renders chat templates in a child process, under limits on processor time, memory and output.
+
+A template is a program that comes with a model. Jinja's sandbox keeps it from files and attributes, but not from
+``'a' * 10**9`` or from loops without an end, and no thread can interrupt these. So it runs where the kernel can: what
+goes over a limit ends the child, never this process. Texts are those of transformers' own ``render_jinja_template``.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import msgspec
+from jinja2 import TemplateError
+
+from pairwright.errors import DataError
+
+Conversation: TypeAlias = Sequence[Mapping[str, str]]
+
+MAX_SECONDS = 2
+"""Of processor time for one conversation. Templates take some 50 us, and 0.2 s for 20 MB of text."""
+MAX_MEMORY_BYTES = 512 << 20
+"""Address space beyond what the child starts with; a conversation of 2 million characters takes some 30 MB."""
+OUTPUT_FACTOR, OUTPUT_EXTRA = 64, 1_000_000
+"""Most characters of a text: so many times those of the conversation, and so many more (tools, a long preamble)."""
+MAX_EXCESSES = 3
+"""Conversations over a limit after which the template, and no longer the conversation, is at fault."""
+_MAX_REASON = 300
+_REQUEST_CHARACTERS = 4_000_000
+_HEADER_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a template gave no text for a conversation."""
+
+    reason: str
+
+
+class _Request(msgspec.Struct):
+    template: str
+    special_tokens: dict[str, str]
+    conversations: Sequence[Conversation]
+
+
+class _Reply(msgspec.Struct):
+    """The text of one conversation; or the reason why there is none, and whether that is a limit."""
+
+    text: str | None = None
+    reason: str = ""
+    is_excess: bool = False
+
+
+def render_conversations(
+    template: str, special_tokens: Mapping[str, str], conversations: Sequence[Conversation]
+) -> list[str | Refusal]:
+    """Return the text of each conversation, or why the template gave none; whatever it raises is such a reason.
+
+    Args:
+        template: Jinja source.
+        special_tokens: role, such as ``bos_token``, to token; variables of the template.
+        conversations: messages with ``role`` and ``content``.
+
+    Raises:
+        DataError: if the template went over a limit for the third time in this process.
+    """
+    return _renderer().render(template, dict(special_tokens), conversations)
+
+
+@cache
+def _renderer() -> "_Renderer":
+    return _Renderer()
+
+
+class _Renderer:
+    """The child process of this process; started when it is first needed, and anew after a limit has ended it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._excesses: dict[str, int] = {}
+
+    def render(
+        self, template: str, special_tokens: dict[str, str], conversations: Sequence[Conversation]
+    ) -> list[str | Refusal]:
+        texts: list[str | Refusal] = []
+        with self._lock:
+            while len(texts) < len(conversations):
+                part = conversations[len(texts) : len(texts) + _num_at_once(conversations, len(texts))]
+                for reply in self._ask(_Request(template, special_tokens, part)):
+                    if reply.is_excess:
+                        self._count_excess(template, reply.reason)
+                    texts.append(Refusal(reply.reason) if reply.text is None else reply.text)
+        return texts
+
+    def _ask(self, request: _Request) -> list[_Reply]:
+        """Return the replies to the first conversations of a request: to all of them, unless one ended the child."""
+        child = self._child = self._child or _start_child()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        replies: list[_Reply] = []
+        try:
+            _send(child.stdin, msgspec.msgpack.encode(request))
+            while len(replies) < len(request.conversations) and (content := _receive(child.stdout)) is not None:
+                replies.append(msgspec.msgpack.decode(content, type=_Reply))
+        except BrokenPipeError:
+            pass
+        except BaseException:  # Ctrl-C between request and reply: what the child still writes is nobody's
+            child.kill()
+            self._forget_child()
+            raise
+        if len(replies) < len(request.conversations):
+            replies.append(_Reply(reason=_how_ended(self._forget_child()), is_excess=True))
+        return replies
+
+    def _forget_child(self) -> int:
+        """Wait for the end of a child that is ending, and return its exit status."""
+        child, self._child = self._child, None
+        assert child is not None
+        with contextlib.suppress(BrokenPipeError), child:
+            pass
+        return child.returncode
+
+    def _count_excess(self, template: str, reason: str) -> None:
+        self._excesses[template] = self._excesses.get(template, 0) + 1
+        if self._excesses[template] >= MAX_EXCESSES:
+            raise DataError(
+                f"the chat template gives no text: {reason}, the {MAX_EXCESSES}rd time now: such a template is "
+                "faulty or hostile"
+            )
+
+
+def _num_at_once(conversations: Sequence[Conversation], start: int) -> int:
+    """Return how many conversations from ``start`` on go into one request, which the child holds as a whole."""
+    sizes = (_num_characters(conversation) for conversation in conversations[start:])
+    return max(1, sum(1 for _ in _while_below(_REQUEST_CHARACTERS, sizes)))
+
+
+def _while_below(limit: int, sizes: Iterator[int]) -> Iterator[int]:
+    for total in accumulate(sizes):
+        if total > limit:
+            return
+        yield total
+
+
+def _num_characters(conversation: Conversation) -> int:
+    return sum(len(message["role"]) + len(message["content"]) for message in conversation)
+
+
+def _start_child() -> subprocess.Popen[bytes]:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    # Threads of numpy's BLAS would take gigabytes of address space on a large machine, and compute nothing.
+    environment = os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", "from pairwright.data.rendering import serve; serve()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+
+
+def _how_ended(status: int) -> str:
+    if status == -signal.SIGPROF:
+        return f"took more than {MAX_SECONDS} s of processor time for one conversation"
+    return (
+        f"ended the process that renders it (exit status {status}), as too deep a recursion does, or more than "
+        f"{MAX_MEMORY_BYTES >> 20} MiB of memory"
+    )
+
+
+def _send(stream: IO[bytes], content: bytes) -> None:
+    stream.write(len(content).to_bytes(_HEADER_BYTES, "little") + content)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes | None:
+    """Return the next message, or None at the stream's end."""
+    header = stream.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES:
+        return None
+    size = int.from_bytes(header, "little")
+    content = stream.read(size)
+    return content if len(content) == size else None
+
+
+# ------------------------------------------------------------------------------------------ in the child
+
+
+def serve() -> None:
+    """Answer requests on stdin until it is closed: the child's whole life."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent decides what it means
+    _limit_memory()
+    while (content := _receive(requests)) is not None:
+        request = msgspec.msgpack.decode(content, type=_Request)
+        for conversation in request.conversations:
+            signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # nobody handles SIGPROF, so it ends this process
+            reply = _render(render_jinja_template, request, conversation)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            _send(replies, reply)
+
+
+def _render(render_jinja_template: Callable[..., Any], request: _Request, conversation: Conversation) -> bytes:
+    """Return the encoded reply to one conversation."""
+    num_characters = _num_characters(conversation)
+    limit = OUTPUT_FACTOR * num_characters + OUTPUT_EXTRA
+    try:
+        (text,), _ = render_jinja_template([conversation], chat_template=request.template, **request.special_tokens)
+        if len(text) <= limit:
+            return msgspec.msgpack.encode(_Reply(text))
+        reason = f"gives {len(text):,} characters for a conversation of {num_characters:,}, over the limit of {limit:,}"
+    except MemoryError:
+        reason = f"took more than {MAX_MEMORY_BYTES >> 20} MiB of memory for one conversation"
+    except TemplateError as error:
+        return _refusal(error.message or type(error).__name__)
+    except Exception as error:  # a template can raise whatever Python does
+        return _refusal(f"{type(error).__name__}: {error}")
+    return msgspec.msgpack.encode(_Reply(reason=reason, is_excess=True))
+
+
+def _refusal(reason: str) -> bytes:
+    shown = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}..."
+    return msgspec.msgpack.encode(_Reply(reason=shown.encode("utf-8", "replace").decode()))
+
+
+def _limit_memory() -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = used + MAX_MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -42,7 +42,7 @@ def test_the_cache_of_every_node_is_emptied_and_one_that_cannot_be_is_named(clus
     )
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "t")],
-        env=os.environ | {"RAY_ADDRESS": cluster.address},
+        env=os.environ | {"RAY_ADDRESS": str(cluster.address)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -181,7 +181,8 @@ def test_a_lineage_that_leads_back_to_itself_ends_with_a_word_on_it(tmp_path: Pa
 
 
 def test_a_lineage_of_any_depth_or_width_is_followed_so_far_and_no_further(tmp_path: Path) -> None:
-    given = commit_made_from(pairs_at(tmp_path, "first"))
+    table = pairs_at(tmp_path, "first")
+    given = commit_made_from(table)
     for n in range(40):
         table = pairs_at(tmp_path, f"t{n}")
         given = commit_made_from(table, given, given)  # 2^40 ways back to the first

@@ -19,6 +19,24 @@ PairwrightError
 └── ClusterError      a task that failed in a way nobody foresaw, or a cluster that gave up
 """
 
+MAX_MESSAGE_CHARACTERS = 600
+"""How much of a reason or a path is kept: both may quote what a source calls its fields and ids."""
+
+
+def one_line(message: str) -> str:
+    """Return a message as one line of printable text, without the middle of a long one: the advice stands at the end.
+
+    What it quotes from a source may hold newlines, control characters of a terminal, halves of surrogate pairs.
+    """
+    if len(message) > MAX_MESSAGE_CHARACTERS:
+        kept = MAX_MESSAGE_CHARACTERS // 2
+        message = f"{message[:kept]}[... {len(message) - 2 * kept:,} characters]{message[-kept:]}"
+    if message.isprintable():
+        return message
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
+    )
+
 
 class PairwrightError(Exception):
     """A mistake or an accident that the message explains to its reader."""

@@ -18,7 +18,8 @@ from pairwright.cluster.read import plan_units
 from pairwright.data.annotations import rejection
 from pairwright.data.formats import RecordError
 from pairwright.data.lines import LineRange, read_chunks
-from pairwright.data.sources import SourceRef, list_sources
+from pairwright.data.listing import list_sources
+from pairwright.data.sources import SourceRef
 from pairwright.data.store import DataFile, Input, Table
 from pairwright.errors import SourceError, StoreError
 

@@ -17,6 +17,9 @@ from pairwright.data.formats import RecordError
 from pairwright.records import Annotation, Completion, Grade, Message
 
 
+_AN = {"id": "an", "annotator": "an", "metadata": "all"}
+
+
 @dataclass(frozen=True, slots=True)
 class CheckedAnnotation:
     """An annotation that keeps every rule: one row of ANNOTATIONS_SCHEMA."""
@@ -47,6 +50,7 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
     """
     if not annotation.id.strip():
         raise RecordError("expected a name, got an empty id; every record needs an id of its own", path="$.id")
+    _check_labels(annotation, config)
     prompt = _check_prompt(annotation.prompt, config)
     completions = _check_completions(annotation.completions, config)
     ranks, scores = _check_judgement(annotation, completions)
@@ -69,9 +73,34 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
     )
 
 
+def _check_labels(annotation: Annotation, config: IngestConfig) -> None:
+    """Refuse names that are texts, and metadata that are a document: they stand in every message and report."""
+    for what in ("id", "annotator", "subset"):
+        _check_label(getattr(annotation, what), what, f"$.{what}", config)
+    metadata = annotation.metadata or {}
+    if len(metadata) > config.max_metadata:
+        reason = f"expected at most {config.max_metadata:,} entries, got {len(metadata):,}"
+        raise RecordError(f"{reason}; set max_metadata to take more", path="$.metadata")
+    for name in metadata:
+        _check_label(name, "name in metadata", "$.metadata", config)
+    num_characters = sum(len(name) + len(value) for name, value in metadata.items())
+    if num_characters > config.max_characters:
+        raise RecordError(_too_long("metadata", num_characters, config), path="$.metadata")
+
+
+def _check_label(label: str | None, what: str, path: str, config: IngestConfig) -> None:
+    if label is not None and len(label) > config.max_label_characters:
+        limit = f"expected {_AN.get(what, 'a')} {what} of at most {config.max_label_characters:,} characters"
+        raise RecordError(f"{limit}, got {len(label):,}; set max_label_characters to take longer ones", path=path)
+
+
 def _check_prompt(prompt: str | list[Message], config: IngestConfig) -> list[Message]:
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    if len(messages) > config.max_turns:
+        reason = f"expected at most {config.max_turns:,} turns, got {len(messages):,}"
+        raise RecordError(f"{reason}; set max_turns to take more", path="$.prompt")
     for index, message in enumerate(messages):
+        _check_label(message.role, "role", f"$.prompt[{index}].role", config)
         if not message.role.strip():
             raise RecordError("expected a role such as user, got an empty one", path=f"$.prompt[{index}].role")
     if not any(message.content.strip() for message in messages):
@@ -98,6 +127,8 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
             reason = _too_long("completion", len(completion.text), config)
             raise RecordError(reason, path=f"$.completions[{index}].text")
         name = str(index) if completion.id is None else completion.id
+        _check_label(name, "id", f"$.completions[{index}].id", config)
+        _check_label(completion.model, "model", f"$.completions[{index}].model", config)
         if places.setdefault(name, index) != index:
             reason = f"expected ids of their own, got `{name}` as for completion {places[name]}"
             raise RecordError(
@@ -108,7 +139,7 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
 
 
 def _too_long(what: str, num_characters: int, config: IngestConfig) -> str:
-    limit = f"expected a {what} of at most {config.max_characters:,} characters"
+    limit = f"expected {_AN.get(what, 'a')} {what} of at most {config.max_characters:,} characters"
     return f"{limit}, got {num_characters:,}; set max_characters to take longer ones"
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import msgspec
 
 from pairwright.data.lines import LineRange, read_chunks
+from pairwright.data.listing import list_sources
 from pairwright.data.manifest import DataFile, Input
 from pairwright.data.rules import prompt_id
-from pairwright.data.sources import SourceRef, find_sources
+from pairwright.data.sources import SourceRef
 from pairwright.data.store import Table
 from pairwright.errors import DataError
 from pairwright.records import Message
@@ -70,7 +71,7 @@ def find_evaluation_sets(names: Sequence[str]) -> tuple[list[Input], list[TableF
             raise DataError(f"{name}: holds tokens, expected annotations or pairs, whose prompts can be compared")
         inputs.append(Input(url=table.url, version=newest.version, digest=newest.digest))
         files += [TableFile(table, file) for file in newest.files]
-    return inputs, files, find_sources(others).sources if others else []
+    return inputs, files, list_sources(others) if others else []
 
 
 def prompts_in_file(item: TableFile) -> Iterator[NamedPrompt]:
@@ -102,7 +103,7 @@ def prompts_in_source(unit: LineRange) -> Iterator[NamedPrompt]:
 def _messages(line: bytes, where: str) -> list[dict[str, str]]:
     try:
         prompt = _DECODER.decode(line).prompt
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
             f'{where}: no prompt to compare: {error}; an evaluation set has {{"prompt": "..."}} in each record (text, '
             "or turns of role and content); ingest other layouts into a table and name that"

@@ -40,10 +40,6 @@ MAX_RECORD_COPIES = 10
 _VARYING = re.compile(r"(,? got .*|;.*| \(byte .*)$", re.DOTALL)
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _OTHER_LAYOUTS = "name the layout of a foreign record (--format, or [fields] in --config)"
-_TOO_MUCH_TEXT = (
-    "expected judgements that hold no more text together than a record may, since each holds all of it, got more; "
-    "set limits.max_record_bytes to take more"
-)
 _BAD_BYTES = (UnicodeDecodeError, RecursionError, msgspec.DecodeError)
 
 
@@ -69,13 +65,14 @@ def parse_lines(
     for number, line in enumerate(chunk.split(b"\n"), start=first_line):
         if not line or line.isspace():
             continue
-        num_refused, room = 0, config.limits.max_record_bytes
+        num_refused = num_characters = 0
         for judgement in _judgements(line, parse, config.limits):
             try:
                 if isinstance(judgement, RecordError):
                     raise judgement
-                if (room := room - _num_characters(judgement)) < 0:
-                    raise RecordError(_TOO_MUCH_TEXT)
+                num_characters += _num_characters(judgement)
+                if num_characters > (most := config.limits.max_record_bytes):
+                    raise RecordError(too_much_text(num_characters, most))
                 annotations.append(check(judgement, config, source, number))
             except RecordError as error:
                 num_refused += 1
@@ -96,6 +93,14 @@ def _judgements(line: bytes, parse: Parse, limits: SourceLimits) -> Sequence[Ann
         return (error,)
     except _BAD_BYTES as error:
         return (explain(error, line),)
+
+
+def too_much_text(num_characters: int, most: int) -> str:
+    """Return the reason to refuse a record that makes more text than it holds: its prompt, time and again."""
+    return (
+        f"expected a record whose rows hold at most {most:,} characters together, got {num_characters:,}; set "
+        "limits.max_record_bytes to take more"
+    )
 
 
 def _num_characters(judgement: Annotation) -> int:

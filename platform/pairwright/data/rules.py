@@ -14,10 +14,21 @@ from typing import Any
 
 from pairwright.config import IngestConfig
 from pairwright.data.formats import RecordError
+from pairwright.data.formats.record import check_count
 from pairwright.records import Annotation, Completion, Grade, Message
 
 
-_AN = {"id": "an", "annotator": "an", "metadata": "all"}
+_WITH_ARTICLE = {
+    "id": "an id",
+    "annotator": "an annotator",
+    "subset": "a subset",
+    "name": "names",
+    "role": "a role",
+    "model": "a model",
+    "prompt": "a prompt",
+    "completion": "a completion",
+    "metadata": "metadata",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,39 +86,43 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
 
 def _check_labels(annotation: Annotation, config: IngestConfig) -> None:
     """Refuse names that are texts, and metadata that are a document: they stand in every message and report."""
-    for what in ("id", "annotator", "subset"):
-        _check_label(getattr(annotation, what), what, f"$.{what}", config)
-    metadata = annotation.metadata or {}
-    if len(metadata) > config.max_metadata:
-        reason = f"expected at most {config.max_metadata:,} entries, got {len(metadata):,}"
-        raise RecordError(f"{reason}; set max_metadata to take more", path="$.metadata")
-    for name in metadata:
-        _check_label(name, "name in metadata", "$.metadata", config)
-    num_characters = sum(len(name) + len(value) for name, value in metadata.items())
+    most = config.max_label_characters
+    for what, label in (("id", annotation.id), ("annotator", annotation.annotator), ("subset", annotation.subset)):
+        if label is not None and len(label) > most:
+            raise RecordError(label_too_long(what, len(label), most), path=f"$.{what}")
+    metadata = annotation.metadata
+    if not metadata:
+        return
+    check_count("entries", len(metadata), config.max_metadata, "max_metadata", "$.metadata")
+    if (longest := max(map(len, metadata))) > most:
+        raise RecordError(label_too_long("name", longest, most), path="$.metadata")
+    num_characters = sum(map(len, metadata)) + sum(map(len, metadata.values()))
     if num_characters > config.max_characters:
-        raise RecordError(_too_long("metadata", num_characters, config), path="$.metadata")
+        raise RecordError(text_too_long("metadata", num_characters, config), path="$.metadata")
 
 
-def _check_label(label: str | None, what: str, path: str, config: IngestConfig) -> None:
-    if label is not None and len(label) > config.max_label_characters:
-        limit = f"expected {_AN.get(what, 'a')} {what} of at most {config.max_label_characters:,} characters"
-        raise RecordError(f"{limit}, got {len(label):,}; set max_label_characters to take longer ones", path=path)
+def label_too_long(what: str, num_characters: int, most: int) -> str:
+    """Return the reason to refuse a name that is too long."""
+    return (
+        f"expected {_WITH_ARTICLE[what]} of at most {most:,} characters, got {num_characters:,}; "
+        "set max_label_characters to take longer ones"
+    )
 
 
 def _check_prompt(prompt: str | list[Message], config: IngestConfig) -> list[Message]:
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-    if len(messages) > config.max_turns:
-        reason = f"expected at most {config.max_turns:,} turns, got {len(messages):,}"
-        raise RecordError(f"{reason}; set max_turns to take more", path="$.prompt")
+    check_count("turns", len(messages), config.max_turns, "max_turns", "$.prompt")
+    most = config.max_label_characters
     for index, message in enumerate(messages):
-        _check_label(message.role, "role", f"$.prompt[{index}].role", config)
+        if len(message.role) > most:
+            raise RecordError(label_too_long("role", len(message.role), most), path=f"$.prompt[{index}].role")
         if not message.role.strip():
             raise RecordError("expected a role such as user, got an empty one", path=f"$.prompt[{index}].role")
     if not any(message.content.strip() for message in messages):
         raise RecordError("expected text, got an empty prompt", path="$.prompt")
     num_characters = sum(len(message.content) for message in messages)
     if num_characters > config.max_characters:
-        raise RecordError(_too_long("prompt", num_characters, config), path="$.prompt")
+        raise RecordError(text_too_long("prompt", num_characters, config), path="$.prompt")
     return messages
 
 
@@ -120,15 +135,19 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
         )
     places: dict[str, int] = {}
     named = []
+    most = config.max_label_characters
     for index, completion in enumerate(completions):
         if not completion.text or completion.text.isspace():
             raise RecordError("expected text, got an empty completion", path=f"$.completions[{index}].text")
         if len(completion.text) > config.max_characters:
-            reason = _too_long("completion", len(completion.text), config)
+            reason = text_too_long("completion", len(completion.text), config)
             raise RecordError(reason, path=f"$.completions[{index}].text")
         name = str(index) if completion.id is None else completion.id
-        _check_label(name, "id", f"$.completions[{index}].id", config)
-        _check_label(completion.model, "model", f"$.completions[{index}].model", config)
+        if len(name) > most:
+            raise RecordError(label_too_long("id", len(name), most), path=f"$.completions[{index}].id")
+        if completion.model is not None and len(completion.model) > most:
+            reason = label_too_long("model", len(completion.model), most)
+            raise RecordError(reason, path=f"$.completions[{index}].model")
         if places.setdefault(name, index) != index:
             reason = f"expected ids of their own, got `{name}` as for completion {places[name]}"
             raise RecordError(
@@ -138,8 +157,9 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
     return named
 
 
-def _too_long(what: str, num_characters: int, config: IngestConfig) -> str:
-    limit = f"expected {_AN.get(what, 'a')} {what} of at most {config.max_characters:,} characters"
+def text_too_long(what: str, num_characters: int, config: IngestConfig) -> str:
+    """Return the reason to refuse a text that is too long."""
+    limit = f"expected {_WITH_ARTICLE[what]} of at most {config.max_characters:,} characters"
     return f"{limit}, got {num_characters:,}; set max_characters to take longer ones"
 
 

@@ -100,7 +100,7 @@ def reading(named: Named, table: Table, config: IngestConfig, *, known: Table, r
         replace: whether sources may take the place of their old content.
     """
     inside = [source.uri for source in named.listing.sources if source.uri.startswith(f"{known.url}/")]
-    with landed(named.places, table, config.reader) as (rows, failures):
+    with landed(named.places, table, config) as (rows, failures):
         ignored = named.listing.ignored | dict.fromkeys(inside, "part of the table itself")
         ingestion = Ingestion(table, config, known=known, replace=replace, ignored=ignored)
         try:

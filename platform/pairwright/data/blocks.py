@@ -239,9 +239,8 @@ def _decompressed(source: SourceRef, compression: Compression) -> Iterator[bytes
                 check_ratio(source, num_bytes, source.size)
                 yield block
     except (OSError, MemoryError) as error:  # a frame may ask for any window
-        raise SourceError(
-            f"{source.uri}: not a whole {compression} file: {_first_line(error)} after {num_bytes:,} bytes of text; copy it again"
-        ) from None
+        what = f"not a whole {compression} file: {_first_line(error)} after {num_bytes:,} bytes of text"
+        raise SourceError(f"{source.uri}: {what}; copy it again") from None
 
 
 def _first_line(error: Exception) -> str:

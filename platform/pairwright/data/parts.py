@@ -90,8 +90,8 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
         draft.format = layout
         parse = parser_for(layout or NATIVE.name, config)
         counts = _Counts(lines.source.uri, config)
-        for chunk in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
-            counts.add(*draft.add(chunk, lines.source.uri, parse, config))
+        for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
+            counts.add(*draft.add(piece, lines.source.uri, parse, config))
             if draft.is_full(config):
                 yield draft.write(table, None)
                 draft = _Draft(unit, draft.index + 1, layout)

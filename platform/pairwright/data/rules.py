@@ -17,7 +17,6 @@ from pairwright.data.formats import RecordError
 from pairwright.data.formats.record import check_count
 from pairwright.records import Annotation, Completion, Grade, Message
 
-
 _WITH_ARTICLE = {
     "id": "an id",
     "annotator": "an annotator",

@@ -29,7 +29,7 @@ class Chunk:
         return 1 if self.problem else self.text.count(b"\n") + (not self.text.endswith(b"\n"))
 
     def pieces(self, max_lines: int) -> "Iterator[Chunk]":
-        """Yield the chunk in pieces of at most so many lines: what is made of a line may be far larger than the line."""
+        """Yield the chunk in pieces of at most so many lines: what is made of a line may be far larger than it."""
         if self.problem or self.num_lines <= max_lines:
             yield self
             return

@@ -27,6 +27,8 @@ MAX_CELL_DEPTH = 500
 """A cell nested deeper stays text: beyond about a thousand, what was decoded could not be encoded again."""
 _DEPTH = np.zeros(256, np.int64)
 _DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
+MAX_ROW_LINES = 200_000
+"""Lines of one row: a quoted cell may have several."""
 _ROW_BYTES = 100
 """What a row costs beside its text."""
 
@@ -89,12 +91,13 @@ class _Rows:
 
     def __init__(self, source: SourceRef, file: io.TextIOWrapper, delimiter: str) -> None:
         self._most = source.limits.max_record_bytes
-        self._within = f" within {self._most:,} characters (limits.max_record_bytes)"
+        self._within = f" within {self._most:,} characters (limits.max_record_bytes) and {MAX_ROW_LINES:,} lines"
         csv.field_size_limit(self._most + 1)
         self._source = source
         self._file = file
         self._delimiter = delimiter
         self._text = io.StringIO()
+        self._num_characters = self._num_lines = 0
         self._number = -1
         self._reader = self._new_reader()
 
@@ -117,6 +120,7 @@ class _Rows:
         while True:
             self._number += 1
             self._text = io.StringIO()
+            self._num_characters = self._num_lines = 0
             try:
                 cells = next(self._reader)
             except StopIteration:
@@ -133,10 +137,11 @@ class _Rows:
 
     def _kept_lines(self) -> Iterator[str]:
         while line := self._file.readline(self._most + 1):
-            before = self._text.tell()
             if len(line) > self._most:
-                self._pass_over(line, is_first=before == 0)
-            if before + len(line) > self._most:
+                self._pass_over(line, is_first=self._num_lines == 0)
+            self._num_characters += len(line)
+            self._num_lines += 1
+            if self._num_characters > self._most or self._num_lines > MAX_ROW_LINES:
                 raise self._not_closed(self._within)
             self._text.write(line)
             yield line

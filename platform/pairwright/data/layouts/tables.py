@@ -164,6 +164,8 @@ def _arrow_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.Recor
 def _is_ipc_file(file: pa.NativeFile) -> bool:
     magic = file.read(len(MAGIC))
     file.seek(0)
+    if magic.startswith(b"FEA1"):
+        raise pa.ArrowInvalid("Feather version 1, which is older than Arrow's format; write it as version 2")
     return magic == MAGIC
 
 

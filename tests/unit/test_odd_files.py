@@ -110,19 +110,19 @@ def test_a_link_named_by_itself_is_followed(folder: Path, tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_opened_is_named_and_stops_no_other(folder: Path) -> None:
     locked = folder / "locked"
     locked.mkdir(mode=0o000)
-    for place in (folder, *folder.parents[:4]):
+    for place in (folder, *folder.parents[:3]):
         place.chmod(0o755)
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
     try:
         listing = find_sources([str(folder)])
+        with pytest.raises(SourceError, match="locked: cannot be listed: Permission denied"):
+            list_sources([str(folder)])
     finally:
         os.seteuid(user)
     assert listing.failed == {str(locked): "cannot be listed: Permission denied"}
     assert str(folder / "good.jsonl") in [source.uri for source in listing.sources]
-    with pytest.raises(SourceError, match="locked: cannot be listed: Permission denied"):
-        list_sources([str(folder), str(locked / "*.jsonl")])
 
 
 def test_a_date_among_versions_makes_no_table_of_a_data_set(tmp_path: Path) -> None:

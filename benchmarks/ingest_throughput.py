@@ -155,8 +155,8 @@ def run_pool(into: Path) -> None:
 def _pool_ingest(job: tuple[str, int, int, str]) -> list[tuple[str, int, int, str]]:
     from pairwright.config import IngestConfig
     from pairwright.data.lines import LineRange
+    from pairwright.data.listing import list_sources
     from pairwright.data.parts import write_parts
-    from pairwright.data.sources import list_sources
     from pairwright.data.store import Table
 
     path, start, end, into = job

@@ -12,6 +12,8 @@ from typing import Any
 FIELDS = {
     "id", "prompt", "completions", "ranks", "scores", "order", "annotator", "created_at", "subset", "metadata",
 }  # fmt: skip
+MAX_LABEL_CHARACTERS = MAX_TURNS = MAX_METADATA = 1000
+"""Defaults of the limits that no suite sets."""
 BLANK = b" \t\r\n\x0b\x0c"
 
 
@@ -34,11 +36,18 @@ def expected_row(line: bytes, *, max_completions: int, max_characters: int) -> d
     _require(isinstance(record.get("id"), str) and record["id"].strip() != "", "an id")
     prompt = _prompt(record.get("prompt"))
     completions = _completions(record.get("completions"), max_completions)
+    _require(len(prompt) <= MAX_TURNS, "turns within the limit")
     _require(sum(len(turn["content"]) for turn in prompt) <= max_characters, "a prompt within the limit")
     _require(all(len(one["text"]) <= max_characters for one in completions), "completions within the limit")
     values = _judgement(record, completions)
     places = sorted(set(values))
     _optional_texts(record, ["annotator", "created_at", "subset"])
+    metadata = _metadata(record.get("metadata"))
+    labels = [record["id"], record.get("annotator"), record.get("subset"), *(turn["role"] for turn in prompt)]
+    labels += [one[name] for one in completions for name in ("id", "model")] + [name for name, _ in metadata or []]
+    _require(all(len(label or "") <= MAX_LABEL_CHARACTERS for label in labels), "names within the limit")
+    _require(len(metadata or []) <= MAX_METADATA, "metadata within the limit")
+    _require(sum(len(name) + len(value) for name, value in metadata or []) <= max_characters, "short metadata")
     return {
         "id": record["id"],
         "prompt": prompt,
@@ -48,7 +57,7 @@ def expected_row(line: bytes, *, max_completions: int, max_characters: int) -> d
         "annotator": record.get("annotator"),
         "created_at": _time(record.get("created_at")),
         "subset": record.get("subset"),
-        "metadata": _metadata(record.get("metadata")),
+        "metadata": metadata,
     }
 
 
@@ -173,6 +182,9 @@ def check_row(row: dict[str, Any], *, max_completions: int, max_characters: int)
     assert sum(len(turn["content"]) for turn in row["prompt"]) <= max_characters
     assert all(one["text"].strip() and len(one["text"]) <= max_characters for one in row["completions"])
     assert len({one["id"] for one in row["completions"]}) == num_completions
+    labels = [row["id"], row["annotator"], row["subset"], *(turn["role"] for turn in row["prompt"])]
+    labels += [one[name] for one in row["completions"] for name in ("id", "model")]
+    assert all(len(label or "") <= MAX_LABEL_CHARACTERS for label in labels)
     assert len(row["ranks"]) == num_completions
     assert set(row["ranks"]) == set(range(1, max(row["ranks"]) + 1))
     if row["scores"] is not None:

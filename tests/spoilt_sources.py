@@ -12,8 +12,8 @@ from typing import Any
 
 from pairwright.config import IngestConfig
 from pairwright.data.lines import count_lines, number_ranges, plan_ranges
+from pairwright.data.listing import find_sources
 from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import find_sources
 from pairwright.data.store import Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection

@@ -229,8 +229,13 @@ def score(
     use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each a GPU.")] = False,
     micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one forward.")] = 16384,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")] = False,
+    config: Annotated[str | None, typer.Option(help="TOML file: limits, as for ingest.")] = None,
+    settings: Settings = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Compute the reward of each completion."""
+    from pairwright.config import IngestConfig, load_config
+
+    limits = load_config(IngestConfig, config, settings)
     from pairwright.cluster.score import score as run
 
     summary = run(
@@ -242,6 +247,7 @@ def score(
         use_gpu=use_gpu,
         micro_batch_tokens=micro_batch_tokens,
         overwrite=overwrite,
+        limits=limits,
     )
     say(summary.text())
     if summary.failed:

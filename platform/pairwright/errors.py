@@ -24,7 +24,21 @@ PairwrightError
 
 from collections.abc import Sequence
 
-from pairwright.terminal import one_per_line
+from pairwright.terminal import escaped, one_per_line
+
+MAX_MESSAGE_CHARACTERS = 600
+"""How much of a reason or a path is kept: both may quote what a source calls its fields and ids."""
+
+
+def one_line(message: str) -> str:
+    """Return a message as one line of printable text, without the middle of a long one: the advice stands at the end.
+
+    What it quotes from a source may hold newlines, control characters of a terminal, halves of surrogate pairs.
+    """
+    if len(message) > MAX_MESSAGE_CHARACTERS:
+        kept = MAX_MESSAGE_CHARACTERS // 2
+        message = f"{message[:kept]}[... {len(message) - 2 * kept:,} characters]{message[-kept:]}"
+    return escaped(message)
 
 
 class PairwrightError(Exception):

@@ -18,7 +18,8 @@ import zstandard
 
 from pairwright.config import IngestConfig
 from pairwright.data.lines import count_lines, number_ranges, plan_ranges, read_chunks
-from pairwright.data.sources import SourceRef, find_sources, list_sources
+from pairwright.data.listing import find_sources, list_sources
+from pairwright.data.sources import SourceRef
 from pairwright.data.store import Table, open_store
 from pairwright.errors import SourceError
 
@@ -39,7 +40,7 @@ def test_objects_prefixes_and_patterns_are_found(s3_bucket: str) -> None:
     put(s3_bucket, **dict.fromkeys(objects, b"x"))
     listing = find_sources([f"{s3_bucket}/in/"])
     assert names_of(s3_bucket, listing.sources) == ["in/a.jsonl.gz", "in/b.jsonl", "in/sub/c.json"]
-    assert listing.ignored == [f"{s3_bucket}/in/notes.txt"]
+    assert listing.ignored == {f"{s3_bucket}/in/notes.txt": "no source by its name"}
     assert list_sources([f"{s3_bucket}/in"]) == listing.sources
     assert names_of(s3_bucket, list_sources([f"{s3_bucket}/in*.jsonl"])) == ["in/b.jsonl", "inside.jsonl"]
     one = list_sources([f"{s3_bucket}/in/b.jsonl"])[0]

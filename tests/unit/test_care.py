@@ -20,8 +20,8 @@ from pairwright.config import IngestConfig
 from pairwright.data.accounts import after_ingestion, replacement, settled
 from pairwright.data.commits import commit_written
 from pairwright.data.lines import number_ranges, plan_ranges
+from pairwright.data.listing import list_sources
 from pairwright.data.parts import Part, all_files, write_parts
-from pairwright.data.sources import list_sources
 from pairwright.data.store import Manifest, Source, Table
 from pairwright.data.vacuum import vacuum
 from pairwright.errors import DataError

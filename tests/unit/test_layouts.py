@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather
@@ -19,12 +20,14 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from annotation_tables import manifest
+from pairwright.config import SourceLimits
 from pairwright.data import blocks
-from pairwright.data.layouts import chunks
 from pairwright.data.layouts.arrays import lines_of_array
 from pairwright.data.layouts.rows import encode_rows
 from pairwright.data.lines import Chunk, LineRange, count_lines, number_ranges, pick_lines, plan_ranges, read_chunks
-from pairwright.data.sources import SourceRef, find_sources, list_sources
+from pairwright.data.listing import find_sources, list_sources
+from pairwright.data.sources import SourceRef
 from pairwright.errors import SourceError
 
 DATA = Path(__file__).parents[2].parent / "shared/data"
@@ -142,12 +145,14 @@ def test_an_array_that_is_cut_off_or_goes_on_fails_and_says_where(tmp_path: Path
 
 
 def test_an_item_beyond_all_bounds_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "MAX_LINE_BYTES", 100)
     monkeypatch.setattr(blocks, "READ_BYTES", 16)
-    found = numbered(chunks_of(write(tmp_path / "a.json", b'[1, "' + b"x" * 70_000 + b'", 3]')))
+    path = write(tmp_path / "a.json", b'[1, "' + b"x" * 70_000 + b'", 3]')
+    [source] = list_sources([str(path)], SourceLimits(max_record_bytes=100))
+    [unit] = units_of(source, 10**9)
+    found = numbered(list(read_chunks(unit)))
     assert [number for number, _ in found] == [1, 2, 3]
     assert found[0][1] == b"1"
-    assert found[1][1].startswith(b"expected a line of at most 100 bytes, got 70,0")
+    assert found[1][1].startswith(b"expected a record of at most 100 bytes, got 70,0")
     assert found[2][1] == b" 3"
 
 
@@ -335,6 +340,7 @@ def test_a_directory_gives_sources_of_every_layout_and_no_files_of_a_table_of_ou
     ours = ["t/data/x.arrow", "t/refused/x.jsonl", "t/versions/00000001.json"]
     for name in [*names, *ours, "a.parquet.gz", "notes.txt"]:
         write(tmp_path / name, b"")
+    write(tmp_path / ours[-1], msgspec.json.encode(manifest(kind="pairs", version=1)))
     listing = find_sources([str(tmp_path)])
     assert [str(Path(source.uri).relative_to(tmp_path)) for source in listing.sources] == names
     ignored = [str(Path(path).relative_to(tmp_path)) for path in listing.ignored]

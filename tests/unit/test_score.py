@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from exported_models import export_small_model, plain_rewards
+from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data.tokens import TokenSpec
 from pairwright.errors import StoreError
 from pairwright.evaluation import score_files
@@ -344,3 +345,57 @@ def test_a_manifest_names_the_sources_that_failed(tmp_path: Path) -> None:
     assert raw["failed"] == [{"uri": "x.zst", "reason": "truncated"}]
     assert raw["format_version"] == 1
     assert msgspec.convert(raw, score_files.ScoresManifest) == manifest
+
+
+# ------------------------------------------------------------------------------------------------ limits
+
+
+@pytest.mark.parametrize(
+    ("record", "path", "reason"),
+    [
+        ({"prompt": "x" * 101, "completion": "a"}, "$.prompt", "expected a prompt of at most 100 characters, got 101"),
+        ({"prompt": "p", "completion": "x" * 101}, "$.completion", "expected a completion of at most 100 characters"),
+        ({"prompt": "p", "completions": ["a", "x" * 101]}, "$.completions[1]", "expected a completion of at most 100"),
+        ({"prompt": "p", "completions": list("abcd")}, "$.completions", "expected at most 3 completions, got 4"),
+        ({"prompt": "p", "completion": "a", "id": "x" * 11}, "$.id", "expected an id of at most 10 characters"),
+        ({"prompt": [{"role": "u", "content": "p"}] * 3, "completion": "a"}, "$.prompt", "expected at most 2 turns"),
+        ({"prompt": "p" * 90, "completions": ["x" * 90] * 3}, "$", "expected a record whose rows hold at most 500"),
+        ({"prompt": "p", "completion": "a", "other": "x" * 600}, "$", "expected a record of at most 500 bytes"),
+    ],
+)
+def test_what_is_scored_has_the_limits_of_what_is_ingested(record: dict[str, Any], path: str, reason: str) -> None:
+    config = IngestConfig(
+        max_characters=100,
+        max_completions=3,
+        max_label_characters=10,
+        max_turns=2,
+        limits=SourceLimits(max_record_bytes=500),
+    )
+    good = {"prompt": "p", "completions": ["a", "b"]}
+    requests, [refused] = parse_requests(lines_of(good, record), 1, "f.jsonl", config)
+    assert [request.line for request in requests] == [1]
+    assert (refused.line, refused.path) == (2, path)
+    assert refused.reason.startswith(reason)
+
+
+@pytest.mark.timeout(30)
+def test_completions_by_the_ten_thousand_are_refused_at_once() -> None:
+    # Looking each name up in a list took 54 s for 40,000 completions.
+    completions = [{"text": "a", "id": str(number)} for number in range(100_000)]
+    _, [refused] = parse_requests(lines_of({"prompt": "p", "completions": completions}), 1, "f.jsonl")
+    assert refused.reason == "expected at most 64 completions, got 100,000; set max_completions to take more"
+    config = IngestConfig(max_completions=100_000)
+    requests, _ = parse_requests(lines_of({"prompt": "p", "completions": completions}), 1, "f.jsonl", config)
+    assert len(requests[0].texts) == 100_000
+
+
+@pytest.mark.parametrize("characters", [1, 50, 200])
+def test_how_much_is_tokenised_at_a_time_changes_nothing(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, characters: int
+) -> None:
+    records = [{"id": str(n), "prompt": f"Why? {n}", "completions": ["It is.", LONG, "", "No." * n]} for n in range(4)]
+    whole = score_all(loaded, *records, max_length=32, truncate=True)
+    monkeypatch.setattr("pairwright.evaluation.score.CHARACTERS_AT_ONCE", characters)
+    pieces = score_all(loaded, *records, max_length=32, truncate=True)
+    assert pieces.scores.equals(whole.scores)
+    assert (pieces.rejections, pieces.totals) == (whole.rejections, whole.totals)

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairwright.config import IngestConfig
+from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data import blocks
 from pairwright.data.blocks import content_tag, hash_block, hash_bounds
 from pairwright.data.layouts import chunks
@@ -26,8 +26,9 @@ from pairwright.data.lines import (
     plan_ranges,
     read_chunks,
 )
+from pairwright.data.listing import find_sources, list_sources
 from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import SourceRef, find_sources, list_sources, surveyed
+from pairwright.data.sources import SourceRef, surveyed
 from pairwright.data.store import Table
 from pairwright.errors import SourceError
 
@@ -167,20 +168,20 @@ def test_an_empty_source_has_no_lines(tmp_path: Path) -> None:
 def test_a_line_beyond_all_bounds_is_passed_over_and_its_neighbours_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(chunks, "KEPT_BYTES", 10)
-    content = b"first\n" + b"x" * 5000 + b"\nthird\n" + b"y" * 3000
+    path = write(tmp_path / "a.jsonl", b"first\n" + b"x" * 5000 + b"\nthird\n" + b"y" * 3000)
     with block_bytes(64):
         found = [
             chunk
-            for unit in units_of(source_of(write(tmp_path / "a.jsonl", content)), 1024)
+            for unit in units_of(list_sources([str(path)], SourceLimits(max_record_bytes=1000))[0], 1024)
             for chunk in read_chunks(unit)
         ]
+    reason, advice = "expected a record of at most 1,000 bytes", "; set limits.max_record_bytes to take longer ones"
     assert [(c.first_line, c.text, c.problem) for c in found] == [
         (1, b"first\n", ""),
-        (2, b"x" * 10, "expected a line of at most 1,000 bytes, got 5,000"),
+        (2, b"x" * 10, f"{reason}, got 5,000{advice}"),
         (3, b"third\n", ""),
-        (4, b"y" * 10, "expected a line of at most 1,000 bytes, got 3,000"),
+        (4, b"y" * 10, f"{reason}, got 3,000{advice}"),
     ]
     assert {chunk.num_lines for chunk in found} == {1}
 
@@ -224,7 +225,7 @@ def test_a_directory_gives_its_sources_in_order_and_names_what_it_ignores(tmp_pa
     listing = find_sources([str(tmp_path)])
     names = [str(Path(source.uri).relative_to(tmp_path)) for source in listing.sources]
     assert names == ["b.jsonl", "c.NDJSON", "a/y.json.zst", "a/z.jsonl.gz"]
-    assert listing.ignored == [str(tmp_path / "n.txt")]
+    assert listing.ignored == {str(tmp_path / "n.txt"): "no source by its name"}
 
 
 def test_patterns_and_names_are_taken_in_the_order_given_and_once(

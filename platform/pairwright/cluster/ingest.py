@@ -23,12 +23,14 @@ from pairwright.data.accounts import Identity, after_ingestion, replacement, set
 from pairwright.data.commits import commit_written
 from pairwright.data.formats import parser_for, settled_format
 from pairwright.data.lines import LineRange
-from pairwright.data.parts import Part, all_files
+from pairwright.data.listing import Listing, find_sources
+from pairwright.data.parts import Part, all_files, is_mostly_refused, most_common, mostly_refused
 from pairwright.data.readers import Place, is_place, parse_place
 from pairwright.data.removal import Thinner
-from pairwright.data.sources import Listing, SourceRef, file_state, find_sources
+from pairwright.data.sources import SourceRef, file_state
 from pairwright.data.store import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
+from pairwright.records import Rejection
 
 UNPACKED = 5
 """About how many times more text there is in a compressed source than bytes."""
@@ -83,7 +85,7 @@ def named_sources(sources: Sequence[str], config: IngestConfig) -> Named:
         parser_for(name, config)
     places = [parse_place(name, config.reader) for name in sources if is_place(name)]
     files = [name for name in sources if not is_place(name)]
-    return Named(find_sources(files) if files or not places else Listing([], []), places)
+    return Named(find_sources(files, config.limits) if files or not places else Listing([]), places)
 
 
 @contextmanager
@@ -98,10 +100,13 @@ def reading(named: Named, table: Table, config: IngestConfig, *, known: Table, r
         replace: whether sources may take the place of their old content.
     """
     inside = [source.uri for source in named.listing.sources if source.uri.startswith(f"{known.url}/")]
-    with landed(named.places, table, config.reader) as (rows, failures):
-        ingestion = Ingestion(table, config, known=known, replace=replace, ignored=[*named.listing.ignored, *inside])
+    with landed(named.places, table, config) as (rows, failures):
+        ignored = named.listing.ignored | dict.fromkeys(inside, "part of the table itself")
+        ingestion = Ingestion(table, config, known=known, replace=replace, ignored=ignored)
         try:
-            ingestion.read([*(s for s in named.listing.sources if s.uri not in inside), *rows], failures)
+            ingestion.read(
+                [*(s for s in named.listing.sources if s.uri not in inside), *rows], named.listing.failed | failures
+            )
         except BaseException:
             table.delete(ingestion.written())
             raise
@@ -111,7 +116,9 @@ def reading(named: Named, table: Table, config: IngestConfig, *, known: Table, r
 class Ingestion:
     """One ingestion on its way from listed sources to a manifest: what is still to go in, and what is not, and why."""
 
-    def __init__(self, table: Table, config: IngestConfig, *, known: Table, replace: bool, ignored: list[str]) -> None:
+    def __init__(
+        self, table: Table, config: IngestConfig, *, known: Table, replace: bool, ignored: dict[str, str]
+    ) -> None:
         self.parts: list[Part] = []
         self._ignored = ignored
         self._table = table
@@ -141,6 +148,7 @@ class Ingestion:
         self._drop([], failures)
         self.parts, failures = write_units(self._units, self._table, self._config)
         self._drop([], failures)
+        self._drop([], self._mostly_refused())
         after, failures = _file_states(self._sources)
         changed = [uri for uri, state in after.items() if state != states[uri]]
         self._drop(
@@ -182,7 +190,7 @@ class Ingestion:
             replaced=self._replaced,
             failed=list(self._failed.items()),
             ignored=self._ignored,
-            reasons=dict(reasons.most_common()),
+            reasons=most_common(reasons),
             rejections=[rejected for part in self.parts for rejected in part.shown][:NUM_SHOWN],
         )
 
@@ -196,13 +204,24 @@ class Ingestion:
         removal, in_rows, in_refused = replacement(newest, self._accounts())
         return self._remover.thin(newest, removal, rows=in_rows, refused=in_refused)
 
+    def _mostly_refused(self) -> Failures:
+        """Return the sources of which so much is refused, over all their ranges, that they are not taken."""
+        failures: Failures = {}
+        for source in self._accounts():
+            if is_mostly_refused(source.accepted, source.refused, self._config):
+                failures[source.uri] = mostly_refused(source.accepted, self._first_refused(source), self._config)
+        return failures
+
+    def _first_refused(self, source: Source) -> Rejection | None:
+        return next((shown for part in self.parts for shown in part.shown if shown.source == source.uri), None)
+
     def _worse(self, newest: Manifest | None) -> Failures:
         """Return the sources that would replace records, and of which nothing could be read as one."""
         taken = {source.uri for source in newest.sources if source.is_taken} if newest else set()
         failures: Failures = {}
         for source in self._accounts():
             if source.uri in taken and source.refused and not source.accepted:
-                first = next(shown for part in self.parts for shown in part.shown if shown.source == source.uri)
+                first = self._first_refused(source)
                 failures[source.uri] = (
                     "nothing of its new content was accepted, so its old records stay; the first of "
                     f"{source.refused:,} refused: {first}"

@@ -32,8 +32,8 @@ class IngestSummary:
     """Sources that took the place of their old content, and how many old annotations left with it."""
     failed: list[tuple[str, str]]
     """Sources that could not be read to their end, of which nothing was kept, and why."""
-    ignored: list[str]
-    """Files in named directories that are no JSON Lines by their name, or belong to the table itself."""
+    ignored: dict[str, str]
+    """What was passed over in named directories, and why: no source by its name, a link that leads out, ..."""
     reasons: dict[str, int]
     """How many records were refused for what, the most frequent first."""
     rejections: list[Rejection]
@@ -48,7 +48,7 @@ class IngestSummary:
             "skipped": self.skipped,
             "replaced": self.replaced,
             "failed": dict(self.failed),
-            "ignored": self.ignored,
+            "ignored": list(self.ignored),
             "reasons": self.reasons,
             "rejections": msgspec.to_builtins(self.rejections),
         }
@@ -66,7 +66,7 @@ class IngestSummary:
             lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")
         lines += _first(f"replaced {uri}: {rows:,} old annotations left" for uri, rows in self.replaced.items())
         lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
-        lines += _first(f"ignored {uri}: no source by its name, or part of a table" for uri in self.ignored)
+        lines += _first(f"ignored {uri}: {reason}" for uri, reason in self.ignored.items())
         lines += _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
         if self.manifest is None:
             return one_per_line([*lines, "nothing to add: the table is as it was"])

@@ -20,7 +20,7 @@ from pairwright.cluster.counting import counting
 from pairwright.cluster.read import Failures
 from pairwright.cluster.readers import check_installed, encoder_for, read_place, secrets_of
 from pairwright.cluster.scratch import scratch_folder
-from pairwright.config import ReaderConfig
+from pairwright.config import IngestConfig
 from pairwright.data.locations import open_store, store_errors
 from pairwright.data.readers import Place
 from pairwright.data.sources import Shard, SourceRef
@@ -33,7 +33,7 @@ _MODULUS = 1 << 128
 
 
 @contextmanager
-def landed(places: Sequence[Place], table: Table, config: ReaderConfig) -> Iterator[tuple[list[SourceRef], Failures]]:
+def landed(places: Sequence[Place], table: Table, config: IngestConfig) -> Iterator[tuple[list[SourceRef], Failures]]:
     """Write the rows of places into a folder of the table that lasts as long as the block.
 
     Yields:
@@ -45,7 +45,7 @@ def landed(places: Sequence[Place], table: Table, config: ReaderConfig) -> Itera
     """
     for place in places:
         check_installed(place)
-        secrets_of(place, config)
+        secrets_of(place, config.reader)
     sources: list[SourceRef] = []
     failures: Failures = {}
     if not places:
@@ -55,14 +55,12 @@ def landed(places: Sequence[Place], table: Table, config: ReaderConfig) -> Itera
         for place in places:
             try:
                 sources.append(_land(place, folder, config))
-            except PairwrightError as error:
-                failures[place.uri] = str(error).removeprefix(f"{place.uri}: ")
             except Exception as error:
-                failures[place.uri] = _explained(error, secrets_of(place, config))
+                failures[place.uri] = _explained(error, place, secrets_of(place, config.reader))
         yield sources, failures
 
 
-def _land(place: Place, folder: str, config: ReaderConfig) -> SourceRef:
+def _land(place: Place, folder: str, config: IngestConfig) -> SourceRef:
     write = _writer(folder, encoder_for(place))
     shards: list[Shard] = []
     tag = 0
@@ -74,7 +72,11 @@ def _land(place: Place, folder: str, config: ReaderConfig) -> SourceRef:
                 shards.append(Shard(**shard))
                 advance(1)
     return SourceRef(
-        uri=place.uri, size=sum(shard.size for shard in shards), etag=f"rows:{tag:032x}", shards=tuple(shards)
+        uri=place.uri,
+        size=sum(shard.size for shard in shards),
+        etag=f"rows:{tag:032x}",
+        shards=tuple(shards),
+        limits=config.limits,
     )
 
 
@@ -104,10 +106,12 @@ def _put(folder: str, text: bytes) -> dict[str, Any]:
     return {name: [value] for name, value in shard.items()} | {"tag": [f"{tag:x}"]}
 
 
-def _explained(error: Exception, secrets: Sequence[str]) -> str:
+def _explained(error: Exception, place: Place, secrets: Sequence[str]) -> str:
     """Return what a client, here or in a task, says went wrong: one line without secrets."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
+    if isinstance(error, PairwrightError):
+        return str(error).removeprefix(f"{place.uri}: ")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
     return f"cannot be read: {without_secrets(without_credentials(said), secrets)}"

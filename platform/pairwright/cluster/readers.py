@@ -6,10 +6,8 @@ gone to the earliest message), a Hugging Face dataset is read in slices (Ray wou
 
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -18,10 +16,10 @@ import ray.data
 from pydantic import SecretStr
 from ray.data import Dataset
 
-from pairwright.config import ReaderConfig
-from pairwright.data.layouts.delimited import decode_cell
-from pairwright.data.layouts.rows import encode_records, encode_rows, values_of
-from pairwright.data.readers import Place, offsets, select_all
+from pairwright.cluster.databases import LINE, read_database
+from pairwright.config import IngestConfig, ReaderConfig
+from pairwright.data.layouts.rows import encode_rows
+from pairwright.data.readers import Place, offsets
 from pairwright.errors import ConfigError, SourceError
 
 _PACKAGES = {
@@ -55,35 +53,37 @@ def check_installed(place: Place) -> None:
         ) from None
 
 
-def read_place(place: Place, config: ReaderConfig) -> Iterator[Dataset]:
+def read_place(place: Place, config: IngestConfig) -> Iterator[Dataset]:
     """Yield the rows of a place as datasets, to be taken one after the other.
 
     Raises:
         Exception: whatever its client raises; the caller says it in one line, without secrets.
     """
     match place.kind:
-        case "sqlite":
-            yield ray.data.read_sql(select_all(place), _sqlite(place.address))
-        case "postgresql":
-            yield ray.data.read_sql(select_all(place), _postgresql(place.address))
+        case "sqlite" | "postgresql":
+            yield read_database(place, config)
         case "delta":
             version = place.settings.get("version")
             yield ray.data.read_delta(
-                place.address, version=None if version is None else int(version), storage_options=resolved(config.delta)
+                place.address,
+                version=None if version is None else int(version),
+                storage_options=resolved(config.reader.delta),
             )
         case "iceberg":
-            yield _iceberg(place, resolved(config.iceberg))
+            yield _iceberg(place, resolved(config.reader.iceberg))
         case "huggingface":
             yield from _huggingface(place)
         case "kafka":
-            yield _kafka(place, resolved(config.kafka))
+            yield _kafka(place, resolved(config.reader.kafka))
 
 
 def encoder_for(place: Place) -> Callable[[pa.RecordBatch], bytes]:
     """Return what turns a place's rows into lines of JSON: cells of a database may hold JSON, messages are JSON."""
-    return {"sqlite": _encode_cells, "postgresql": _encode_cells, "kafka": _encode_messages}.get(
-        place.kind, encode_rows
-    )
+    return {"sqlite": _join_lines, "postgresql": _join_lines, "kafka": _encode_messages}.get(place.kind, encode_rows)
+
+
+def _join_lines(rows: pa.RecordBatch) -> bytes:
+    return b"".join(rows.column(LINE).to_pylist())
 
 
 def resolved(properties: Mapping[str, SecretStr]) -> dict[str, str]:
@@ -119,44 +119,6 @@ def secrets_of(place: Place, config: ReaderConfig) -> list[str]:
             if _SECRET.search(name) or "@" in value or properties[name].get_secret_value() != value:
                 found.append(value)
     return found
-
-
-# ----------------------------------------------------------------------------------------------------- SQL
-
-
-def _sqlite(path: str) -> Callable[[], sqlite3.Connection]:
-    if not Path(path).is_file():
-        raise SourceError(f"{path}: no such file; a sqlite:/// address takes an absolute path")
-    return lambda: sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True)
-
-
-def _postgresql(address: str) -> Callable[[], Any]:
-    def connect() -> Any:
-        import psycopg
-        from psycopg.types.json import set_json_loads
-        from psycopg.types.string import TextLoader
-
-        connection = psycopg.connect(address)
-        # JSON as text: Arrow has no type for a column that holds an object here and a list there.
-        set_json_loads(lambda text: text if isinstance(text, str) else bytes(text).decode(), connection)
-        connection.adapters.register_loader("uuid", TextLoader)
-        return connection
-
-    return connect
-
-
-def _encode_cells(rows: pa.RecordBatch) -> bytes:
-    columns = [
-        [decode_cell(value) if isinstance(value, str) else value for value in values_of(column)]
-        for column in rows.columns
-    ]
-    names = rows.schema.names
-    return encode_records(
-        [
-            {name: value for name, value in zip(names, row, strict=True) if value is not None}
-            for row in zip(*columns, strict=True)
-        ]
-    )
 
 
 # -------------------------------------------------------------------------------------- tables and datasets

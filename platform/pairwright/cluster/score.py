@@ -17,12 +17,13 @@ from pairwright.cluster.counting import counting
 from pairwright.cluster.model_pool import Row, Worker, check_workers, run_on_models
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.stretches import Work, plan_work, read_stretches
+from pairwright.config import IngestConfig
 from pairwright.data.conversations import TokenSpec
 from pairwright.data.locations import absolute_url
 from pairwright.data.tokens import special_line
 from pairwright.errors import ConfigError, SourceError, StoreError
 from pairwright.evaluation.exported import MIN_MAX_LENGTH, ExportedModel, InputRules, load_exported, open_exported
-from pairwright.evaluation.requests import parse_requests, requests_of_rows
+from pairwright.evaluation.requests import DEFAULT_LIMITS, parse_requests, requests_of_rows
 from pairwright.evaluation.score import Scored, score_requests
 from pairwright.evaluation.score_files import FailedSource, ScoredSource, ScoreFiles, ScoresManifest
 from pairwright.records import Rejection
@@ -79,6 +80,7 @@ class _Task:
     model: str
     rules: InputRules
     micro_batch_tokens: int
+    limits: IngestConfig
 
     def load(self, device: torch.device) -> Worker[Outcome]:
         """Return what scores one stretch on a device."""
@@ -93,7 +95,7 @@ class _Task:
             if kind == "SourceError":
                 return row["source"], FailedSource(name, content.decode().removeprefix(f"{name}: "))
             if kind == "lines":
-                requests, refused = parse_requests(content, line, name)
+                requests, refused = parse_requests(content, line, name, self.limits)
             elif kind == "rows":
                 requests = requests_of_rows(pa.ipc.open_stream(content).read_all(), line, name)
             else:
@@ -115,6 +117,7 @@ def score(
     max_length: int | None = None,
     version: int | None = None,
     overwrite: bool = False,
+    limits: IngestConfig = DEFAULT_LIMITS,
 ) -> ScoreSummary:
     """Write the reward of every completion of an input, and return what was scored and what was not.
 
@@ -132,6 +135,7 @@ def score(
         max_length: longest prompt and completion in tokens; the model's own if None.
         version: version of the table; the newest if None.
         overwrite: replace the scores that the output holds.
+        limits: what a source and a record of it may cost, as for `ingest`.
 
     Raises:
         ModelError: if the model cannot be used, or gives a reward that is not finite.
@@ -145,9 +149,9 @@ def score(
     rules = exported.rules if max_length is None else msgspec.structs.replace(exported.rules, max_length=max_length)
     with ray_session():
         check_workers(num_workers, use_gpu=use_gpu)
-        work = plan_work(input, version)
+        work = plan_work(input, version, limits.limits)
         files = ScoreFiles(output, overwrite=overwrite)
-        task = _Task(absolute_url(model), rules, micro_batch_tokens)
+        task = _Task(absolute_url(model), rules, micro_batch_tokens, limits)
         try:
             with DataContext.current(_context()):
                 outcomes = run_on_models(read_stretches(work), task.load, num_workers=num_workers, use_gpu=use_gpu)

@@ -15,10 +15,12 @@ import ray.data
 from ray.data import Dataset
 
 from pairwright.cluster.read import plan_units
+from pairwright.config import SourceLimits
 from pairwright.data.annotations import rejection
 from pairwright.data.formats import RecordError
 from pairwright.data.lines import LineRange, read_chunks
-from pairwright.data.sources import SourceRef, list_sources
+from pairwright.data.listing import list_sources
+from pairwright.data.sources import SourceRef
 from pairwright.data.store import DataFile, Input, Table
 from pairwright.errors import SourceError, StoreError
 
@@ -56,7 +58,7 @@ class Work:
             yield head | {"kind": type(error).__name__, "name": _name(unit), "line": 0, "content": str(error).encode()}
 
 
-def plan_work(place: str, version: int | None) -> Work:
+def plan_work(place: str, version: int | None, limits: SourceLimits) -> Work:
     """Return what there is to read at a place: a version of a table, the newest by default, or sources of JSON Lines.
 
     Raises:
@@ -68,7 +70,7 @@ def plan_work(place: str, version: int | None) -> Work:
     if manifest is None:
         if version is not None:
             raise StoreError(f"{place}: no table here, so no version {version}; leave --version out for sources")
-        return _plan_sources(list_sources([place]))
+        return _plan_sources(list_sources([place], limits))
     if manifest.kind not in ("annotations", "pairs"):
         raise StoreError(f"{place}: holds {manifest.kind}, expected annotations, pairs or JSON Lines")
     manifest = table.manifest(version)

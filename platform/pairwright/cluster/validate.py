@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -130,14 +131,15 @@ def validate(
     ):
         newest = None if known is None else known.latest()
         ingestion.refuse_repeats_of(newest.files if newest else [])
-        refused = [one for part in ingestion.parts for file in part.refused_files for one in table.read_refused(file)]
+        every = (one for part in ingestion.parts for file in part.refused_files for one in table.read_refused(file))
+        refused = list(islice(every, limit))
         data = [part.data for part in ingestion.parts if part.data is not None]
 
         def work(file: DataFile) -> Iterator[Notices]:
             yield notices_in(table, file)
 
         found = sized_pass(work, data, [file.bytes for file in data], Notices, what="files looked through")
-        return Findings(ingestion.summary(None), refused[:limit], Notices.sum(found))
+        return Findings(ingestion.summary(None), refused, Notices.sum(found))
 
 
 @contextmanager

@@ -5,7 +5,7 @@ the remedy. ``load_config`` is the only way in, so that every verb reports a mis
 """
 
 from pairwright.config.expand import ExpandConfig
-from pairwright.config.ingest import FieldPaths, FormatName, IngestConfig, ReaderConfig
+from pairwright.config.ingest import FieldPaths, FormatName, IngestConfig, ReaderConfig, SourceLimits
 from pairwright.config.loading import config_digest, digest_of, load_config
 from pairwright.config.section import Section
 from pairwright.config.train import (
@@ -36,6 +36,7 @@ __all__ = [
     "OptimizerConfig",
     "ReaderConfig",
     "Section",
+    "SourceLimits",
     "TokensConfig",
     "TrainConfig",
     "TrainingConfig",

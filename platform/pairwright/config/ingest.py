@@ -80,6 +80,29 @@ class ReaderConfig(Section):
     """Storage options of a Delta table, beside the usual environment variables; `$NAME` likewise."""
     kafka: dict[str, SecretStr] = {}
     """Settings of the Kafka consumer, as librdkafka names them; `$NAME` likewise."""
+    connect_timeout_seconds: PositiveInt = 30
+    """Fail a PostgreSQL source that does not let us in for so long."""
+    statement_timeout_seconds: PositiveInt = 3600
+    """Fail a database whose query has not ended after so long."""
+    query_memory_bytes: Annotated[int, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
+    """Fail a SQLite source whose query takes more memory in SQLite itself; its rows are fetched 512 at a time."""
+
+
+class SourceLimits(Section):
+    """What a source may cost: a record above a limit is refused alone, a source above one fails; both by its name."""
+
+    max_record_bytes: PositiveInt = 16 * 1024 * 1024
+    """Refuse a record (a line, an item, a row) of more bytes as JSON."""
+    max_judgements: PositiveInt = 1000
+    """Refuse a record (a task of Label Studio, a record of Argilla) that holds more judgements."""
+    max_columns: PositiveInt = 1000
+    """Fail a CSV file or a table of more columns, and refuse a record of Label Studio or Argilla of more fields."""
+    max_text_ratio: PositiveInt = 200
+    """Fail a source whose text is more than so many times its stored bytes; up to 16 MB of text are always taken."""
+    max_batch_bytes: PositiveInt = 512 * 1024 * 1024
+    """Fail a compressed Arrow record batch, or the pages of a Parquet row group, that need more memory at a time."""
+    max_refused_records: PositiveInt = 100_000
+    """Fail a source of which more records are refused, if more are refused than accepted."""
 
 
 class IngestConfig(Section):
@@ -94,9 +117,17 @@ class IngestConfig(Section):
     max_completions: PositiveInt = 64
     """Refuse a record that ranks more completions."""
     max_characters: PositiveInt = 1_000_000
-    """Refuse a record with a longer prompt or completion, in characters."""
+    """Refuse a record with a longer prompt, completion or metadata (names and values together), in characters."""
+    max_turns: PositiveInt = 1000
+    """Refuse a record whose prompt has more turns."""
+    max_metadata: PositiveInt = 1000
+    """Refuse a record with more entries in its metadata."""
+    max_label_characters: PositiveInt = 1000
+    """Refuse a record with a longer id, annotator, subset, role, model or name in metadata, in characters."""
     range_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
     """Bytes of one uncompressed source that one task reads."""
+    limits: SourceLimits = SourceLimits()
+    """What a source may cost."""
     reader: ReaderConfig = ReaderConfig()
     """What databases, lakehouse tables and topics need beside their addresses."""
 

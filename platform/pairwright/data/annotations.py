@@ -12,13 +12,14 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from pairwright.config import IngestConfig
+from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data import grades
 from pairwright.data.formats import Parse, RecordError
-from pairwright.data.formats.record import split_message
+from pairwright.data.formats.record import check_count, split_message
+from pairwright.data.layouts.chunks import too_long
 from pairwright.data.rules import CheckedAnnotation, check, group_id, prompt_id
+from pairwright.errors import one_line
 from pairwright.records import ANNOTATIONS_SCHEMA, COMPLETION, MESSAGE, Annotation, Completion, Message, Rejection
-from pairwright.terminal import escaped
 
 __all__ = [
     "CheckedAnnotation",
@@ -33,8 +34,8 @@ __all__ = [
 
 MAX_RECORD_CHARACTERS = 10_000
 """How much of a refused record's text is kept."""
-MAX_MESSAGE_CHARACTERS = 600
-"""How much of a reason or a path: both may quote what the record calls its fields and ids."""
+MAX_RECORD_COPIES = 10
+"""With how many of one record's judgements that are refused its text is kept; with the others it is empty."""
 
 _VARYING = re.compile(r"(,? got .*|;.*| \(byte .*)$", re.DOTALL)
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
@@ -64,42 +65,55 @@ def parse_lines(
     for number, line in enumerate(chunk.split(b"\n"), start=first_line):
         if not line or line.isspace():
             continue
-        for judgement in _judgements(line, parse):
+        num_refused = num_characters = 0
+        for judgement in _judgements(line, parse, config.limits):
             try:
                 if isinstance(judgement, RecordError):
                     raise judgement
+                num_characters += _num_characters(judgement)
+                if num_characters > (most := config.limits.max_record_bytes):
+                    raise RecordError(too_much_text(num_characters, most))
                 annotations.append(check(judgement, config, source, number))
             except RecordError as error:
-                rejections.append(rejection(error, line, source, number))
+                num_refused += 1
+                text = line if num_refused <= MAX_RECORD_COPIES else b""
+                rejections.append(rejection(error, text, source, number))
     return annotations, rejections
 
 
-def _judgements(line: bytes, parse: Parse) -> Sequence[Annotation | RecordError]:
+def _judgements(line: bytes, parse: Parse, limits: SourceLimits) -> Sequence[Annotation | RecordError]:
     """Return what a line holds; one error where it is bad as a whole."""
+    if len(line) > limits.max_record_bytes:
+        return (RecordError(too_long(len(line), limits.max_record_bytes)),)
     try:
-        return parse(line)
+        judgements = parse(line)
+        check_count("judgements", len(judgements), limits.max_judgements, "limits.max_judgements", "$")
+        return judgements
     except RecordError as error:
         return (error,)
     except _BAD_BYTES as error:
         return (explain(error, line),)
 
 
+def too_much_text(num_characters: int, most: int) -> str:
+    """Return the reason to refuse a record that makes more text than it holds: its prompt, time and again."""
+    return (
+        f"expected a record whose rows hold at most {most:,} characters together, got {num_characters:,}; set "
+        "limits.max_record_bytes to take more"
+    )
+
+
+def _num_characters(judgement: Annotation) -> int:
+    prompt = judgement.prompt
+    turns = len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
+    return turns + sum(len(completion.text) for completion in judgement.completions)
+
+
 def rejection(error: RecordError, line: bytes, source: str, number: int) -> Rejection:
     """Return what is kept of a refused line; bytes that are not UTF-8 stand as U+FFFD."""
     record = line[: 4 * MAX_RECORD_CHARACTERS].decode("utf-8", errors="replace")[:MAX_RECORD_CHARACTERS]
-    path, reason = _one_line(error.path), _one_line(error.reason)
+    path, reason = one_line(error.path), one_line(error.reason)
     return Rejection(source=source, line=number, path=path, reason=reason, record=record)
-
-
-def _one_line(message: str) -> str:
-    """Return a message as one line of printable text, without the middle of a long one: the advice stands at the end.
-
-    What it quotes from a record may hold newlines, control characters of a terminal, halves of surrogate pairs.
-    """
-    if len(message) > MAX_MESSAGE_CHARACTERS:
-        kept = MAX_MESSAGE_CHARACTERS // 2
-        message = f"{message[:kept]}[... {len(message) - 2 * kept:,} characters]{message[-kept:]}"
-    return escaped(message)
 
 
 def reason_key(rejected: Rejection) -> str:

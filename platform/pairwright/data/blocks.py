@@ -24,6 +24,8 @@ HASHED_BYTES = 64 * 1024 * 1024
 """What is hashed apart; part of what a tag means, so it stays."""
 REMOTE_BUFFER_BYTES = 256 * 1024
 """What the smallest read of a remote file fetches: fewer requests against bytes that nobody wanted."""
+FREE_TEXT_BYTES = 16 * 1024 * 1024
+"""Text that any source may have, however small it is: a ratio says nothing about a few records that are all alike."""
 
 
 def read_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
@@ -60,6 +62,26 @@ def text_blocks(source: SourceRef) -> Iterator[bytes]:
     if source.size == 0:
         raise SourceError(f"{source.uri}: 0 bytes, which is no {source.compression} file; copy it again")
     yield from _decompressed(source, source.compression)
+
+
+def check_ratio(source: SourceRef, num_bytes: int, stored_bytes: int, what: str = "text") -> None:
+    """Refuse what unpacks to far more than data does: a source must not cost memory and time out of all proportion.
+
+    Args:
+        source: what is read.
+        num_bytes: how much there is of it, unpacked.
+        stored_bytes: how much there is of it, as stored.
+        what: its name, for the message.
+
+    Raises:
+        SourceError: if it is more than ``limits.max_text_ratio`` allows.
+    """
+    most = max(FREE_TEXT_BYTES, source.limits.max_text_ratio * stored_bytes)
+    if num_bytes > most:
+        raise SourceError(
+            f"{source.uri}: {stored_bytes:,} stored bytes unpack to {num_bytes:,} bytes of {what} or more, expected at "
+            f"most {source.limits.max_text_ratio:,} times as many; if you trust it, set limits.max_text_ratio"
+        )
 
 
 def hash_block(source: SourceRef, start: int, end: int) -> tuple[str, int]:
@@ -214,8 +236,8 @@ def _decompressed(source: SourceRef, compression: Compression) -> Iterator[bytes
         with pa.CompressedInputStream(file, compression) as stream:
             while block := stream.read(READ_BYTES):
                 num_bytes += len(block)
+                check_ratio(source, num_bytes, source.size)
                 yield block
-    except OSError as error:
-        raise SourceError(
-            f"{source.uri}: not a whole {compression} file: {error} after {num_bytes:,} bytes of text; copy it again"
-        ) from None
+    except (OSError, MemoryError) as error:  # a frame may ask for any window
+        what = f"not a whole {compression} file: {first_line(error)} after {num_bytes:,} bytes of text"
+        raise SourceError(f"{source.uri}: {what}; copy it again") from None

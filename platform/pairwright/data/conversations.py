@@ -124,6 +124,18 @@ def tokenize_completions(
     ]
 
 
+def joined(parts: Sequence[TokenizedCompletions]) -> TokenizedCompletions:
+    """Return the completions of one prompt that were tokenised in several parts, at least one, as one."""
+    return TokenizedCompletions(
+        row_ids=[ids for part in parts for ids in part.row_ids],
+        num_truncated=sum(part.num_truncated for part in parts),
+        longest=max(part.longest for part in parts),
+        special_in_prompt=parts[0].special_in_prompt,
+        special_in_completion=[found for part in parts for found in part.special_in_completion],
+        refused=[reason for part in parts for reason in part.refused],
+    )
+
+
 def _encode(tokenizer: "PreTrainedTokenizerFast", texts: list[str]) -> list[Int32s]:
     """Return plain tokenisations, with nothing added."""
     if not texts:

@@ -10,15 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from pairwright.data.blocks import HASHED_BYTES
+from pairwright.data.blocks import HASHED_BYTES, check_ratio
 from pairwright.data.layouts import json_text, tables
-from pairwright.data.layouts.chunks import MAX_LINE_BYTES, Chunk
+from pairwright.data.layouts.chunks import Chunk
 from pairwright.data.layouts.delimited import delimited_chunks
 from pairwright.data.layouts.json_text import holds_array
 from pairwright.data.sources import Shard, SourceRef
 
 __all__ = [
-    "MAX_LINE_BYTES",
     "Chunk",
     "LineRange",
     "count_lines",
@@ -51,7 +50,8 @@ class LineRange:
     def head(self) -> "LineRange":
         """The range that holds the first records of the same source."""
         shards = self.source.shards
-        return replace(self, start=0, lines_before=0, shard=_stored(shards[0]) if shards else None)
+        shard = _stored(shards[0], self.source) if shards else None
+        return replace(self, start=0, lines_before=0, shard=shard)
 
 
 def plan_ranges(source: SourceRef, range_bytes: int) -> list[tuple[int, int]]:
@@ -116,9 +116,9 @@ def read_chunks(unit: LineRange) -> Iterator[Chunk]:
     source = unit.source if unit.shard is None else unit.shard
     match source.layout:
         case "parquet" | "arrow":
-            yield from tables.table_chunks(source, unit.start, unit.end, unit.lines_before)
+            yield from _in_proportion(source, tables.table_chunks(source, unit.start, unit.end, unit.lines_before))
         case "csv" | "tsv":
-            yield from delimited_chunks(source)
+            yield from _in_proportion(source, delimited_chunks(source))
         case "lines" | "json":
             chunks = json_text.json_chunks(source, unit.start, unit.end, unit.lines_before)
             yield from chunks if unit.shard is None else _numbered_from(unit.lines_before, chunks)
@@ -143,11 +143,22 @@ def pick_lines(unit: LineRange, numbers: Iterable[int]) -> dict[int, bytes]:
 
 def _ranges_of_shards(source: SourceRef, shards: Sequence[Shard]) -> list[LineRange]:
     before = [0, *accumulate(shard.rows for shard in shards)]
-    return [LineRange(source, 0, shard.size, before[index], _stored(shard)) for index, shard in enumerate(shards)]
+    return [
+        LineRange(source, 0, shard.size, before[index], _stored(shard, source)) for index, shard in enumerate(shards)
+    ]
 
 
-def _stored(shard: Shard) -> SourceRef:
-    return SourceRef(uri=shard.uri, size=shard.size, etag=shard.etag)
+def _stored(shard: Shard, source: SourceRef) -> SourceRef:
+    return SourceRef(uri=shard.uri, size=shard.size, etag=shard.etag, limits=source.limits)
+
+
+def _in_proportion(source: SourceRef, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Yield the chunks of a layout that repeats in each record what the source says once: names, values."""
+    num_bytes = 0
+    for chunk in chunks:
+        num_bytes += len(chunk.text)
+        check_ratio(source, num_bytes, source.size)
+        yield chunk
 
 
 def _numbered_from(before: int, chunks: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -7,7 +7,7 @@ turns out to be truncated are simply left out, and deleted.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import msgspec
@@ -24,6 +24,15 @@ from pairwright.records import Rejection
 
 NUM_SHOWN = 5
 """Rejections that a part carries along for the summary; all of them are in its refused file."""
+MAX_REASONS = 100
+"""Kinds of reasons that are counted apart: a source may have one of its own for each record."""
+OTHER_REASONS = "other reasons"
+LINES_AT_ONCE = 8192
+REFUSED_BYTES = 16 * 1024 * 1024
+"""Refused text that one part holds; a refusal takes about 500 bytes beside it."""
+REFUSAL_BYTES = 500
+PART_RECORDS = 100_000
+"""Records that one part holds at most, however short they are."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,9 +89,10 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
         layout, chunks = _recognised(lines, config)
         draft.format = layout
         parse = parser_for(layout or NATIVE.name, config)
-        for chunk in chunks:
-            draft.add(chunk, lines.source.uri, parse, config)
-            if draft.num_bytes >= config.range_bytes:
+        counts = _Counts(lines.source.uri, config)
+        for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
+            counts.add(*draft.add(piece, lines.source.uri, parse, config))
+            if draft.is_full(config):
                 yield draft.write(table, None)
                 draft = _Draft(unit, draft.index + 1, layout)
     except SourceError as error:
@@ -109,6 +119,44 @@ def _recognised(lines: LineRange, config: IngestConfig) -> tuple[str, Iterator[C
     return recognise(records) or "", chunks
 
 
+class _Counts:
+    """What a range gave so far, which must not be mostly refusals: each costs more than what it refuses."""
+
+    def __init__(self, source: str, config: IngestConfig) -> None:
+        self._source = source
+        self._config = config
+        self._accepted = 0
+        self._refused = 0
+        self._first: Rejection | None = None
+
+    def add(self, accepted: int, rejections: Sequence[Rejection]) -> None:
+        self._accepted += accepted
+        self._refused += len(rejections)
+        self._first = self._first or next(iter(rejections), None)
+        if is_mostly_refused(self._accepted, self._refused, self._config):
+            raise SourceError(f"{self._source}: {mostly_refused(self._accepted, self._first, self._config)}")
+
+
+def is_mostly_refused(accepted: int, refused: int, config: IngestConfig) -> bool:
+    """Return whether a source gives so many refusals, and so little beside them, that it is not taken."""
+    return refused > max(config.limits.max_refused_records, accepted)
+
+
+def mostly_refused(accepted: int, first: Rejection | None, config: IngestConfig) -> str:
+    """Return why a source is not taken that is mostly refused.
+
+    Args:
+        accepted: judgements that it gave.
+        first: the first that was refused.
+        config: with the limit.
+    """
+    return (
+        f"more than {config.limits.max_refused_records:,} of its records are refused, and more than are accepted "
+        f"({accepted:,}); the first: {first}; name its layout (--format, or [fields] in --config), or set "
+        "limits.max_refused_records"
+    )
+
+
 class _Draft:
     """A part while its lines come in."""
 
@@ -119,21 +167,39 @@ class _Draft:
         self.num_bytes = 0
         self._num_lines = 0
         self._num_blank = 0
+        self._num_accepted = 0
+        self._refused_bytes = 0
         self._tables: list[pa.Table] = []
         self._rejections: list[Rejection] = []
 
-    def add(self, chunk: Chunk, source: str, parse: Parse, config: IngestConfig) -> None:
+    def is_full(self, config: IngestConfig) -> bool:
+        """Return whether the part holds as much as one should."""
+        return (
+            self.num_bytes >= config.range_bytes
+            or self._refused_bytes >= REFUSED_BYTES
+            or self._num_accepted >= PART_RECORDS
+        )
+
+    def add(self, chunk: Chunk, source: str, parse: Parse, config: IngestConfig) -> tuple[int, list[Rejection]]:
+        """Add the records of a chunk; return how many were accepted, and what was refused."""
         self.num_bytes += len(chunk.text)
         self._num_lines += chunk.num_lines
         if chunk.problem:
-            self._rejections.append(rejection(RecordError(chunk.problem), chunk.text, source, chunk.first_line))
-            return
+            refused = rejection(RecordError(chunk.problem), chunk.text, source, chunk.first_line)
+            self._refuse([refused])
+            return 0, [refused]
         annotations, rejections = parse_lines(chunk.text, chunk.first_line, source, parse, config)
-        self._rejections += rejections
+        self._refuse(rejections)
+        self._num_accepted += len(annotations)
         filled = {annotation.line for annotation in annotations} | {refused.line for refused in rejections}
         self._num_blank += chunk.num_lines - len(filled)
         if annotations:
             self._tables.append(annotations_to_arrow(annotations))
+        return len(annotations), rejections
+
+    def _refuse(self, rejections: Sequence[Rejection]) -> None:
+        self._rejections += rejections
+        self._refused_bytes += sum(len(one.record) + REFUSAL_BYTES for one in rejections)
 
     def write(self, table: Table, error: str | None) -> Part:
         """Write the files, unless the source failed: then nothing of it will be kept."""
@@ -150,11 +216,18 @@ class _Draft:
             completions=0 if rows is None else num_completions(rows),
             data=None if rows is None else table.write_data(rows),
             refused_files=[table.write_refused(refused)] if refused else [],
-            reasons=dict(Counter(map(reason_key, refused))),
+            reasons=most_common(Counter(map(reason_key, refused))),
             shown=refused[:NUM_SHOWN],
             id_hashes=b"" if rows is None else hash_ids(rows.column("id").to_pylist()).tobytes(),
             error=error,
         )
+
+
+def most_common(reasons: Counter[str]) -> dict[str, int]:
+    """Return the most frequent reasons, and how often there were others."""
+    found = dict(reasons.most_common(MAX_REASONS))
+    others = reasons.total() - sum(found.values())
+    return found | ({OTHER_REASONS: found.get(OTHER_REASONS, 0) + others} if others else {})
 
 
 def num_completions(rows: pa.Table) -> int:

@@ -14,7 +14,20 @@ from typing import Any
 
 from pairwright.config import IngestConfig
 from pairwright.data.formats import RecordError
+from pairwright.data.formats.record import check_count
 from pairwright.records import Annotation, Completion, Grade, Message
+
+_WITH_ARTICLE = {
+    "id": "an id",
+    "annotator": "an annotator",
+    "subset": "a subset",
+    "name": "names",
+    "role": "a role",
+    "model": "a model",
+    "prompt": "a prompt",
+    "completion": "a completion",
+    "metadata": "metadata",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,7 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
     """
     if not annotation.id.strip():
         raise RecordError("expected a name, got an empty id; every record needs an id of its own", path="$.id")
+    _check_labels(annotation, config)
     prompt = _check_prompt(annotation.prompt, config)
     completions = _check_completions(annotation.completions, config)
     ranks, scores = _check_judgement(annotation, completions)
@@ -69,16 +83,45 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
     )
 
 
+def _check_labels(annotation: Annotation, config: IngestConfig) -> None:
+    """Refuse names that are texts, and metadata that are a document: they stand in every message and report."""
+    most = config.max_label_characters
+    for what, label in (("id", annotation.id), ("annotator", annotation.annotator), ("subset", annotation.subset)):
+        if label is not None and len(label) > most:
+            raise RecordError(label_too_long(what, len(label), most), path=f"$.{what}")
+    metadata = annotation.metadata
+    if not metadata:
+        return
+    check_count("entries", len(metadata), config.max_metadata, "max_metadata", "$.metadata")
+    if (longest := max(map(len, metadata))) > most:
+        raise RecordError(label_too_long("name", longest, most), path="$.metadata")
+    num_characters = sum(map(len, metadata)) + sum(map(len, metadata.values()))
+    if num_characters > config.max_characters:
+        raise RecordError(text_too_long("metadata", num_characters, config), path="$.metadata")
+
+
+def label_too_long(what: str, num_characters: int, most: int) -> str:
+    """Return the reason to refuse a name that is too long."""
+    return (
+        f"expected {_WITH_ARTICLE[what]} of at most {most:,} characters, got {num_characters:,}; "
+        "set max_label_characters to take longer ones"
+    )
+
+
 def _check_prompt(prompt: str | list[Message], config: IngestConfig) -> list[Message]:
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    check_count("turns", len(messages), config.max_turns, "max_turns", "$.prompt")
+    most = config.max_label_characters
     for index, message in enumerate(messages):
+        if len(message.role) > most:
+            raise RecordError(label_too_long("role", len(message.role), most), path=f"$.prompt[{index}].role")
         if not message.role.strip():
             raise RecordError("expected a role such as user, got an empty one", path=f"$.prompt[{index}].role")
     if not any(message.content.strip() for message in messages):
         raise RecordError("expected text, got an empty prompt", path="$.prompt")
     num_characters = sum(len(message.content) for message in messages)
     if num_characters > config.max_characters:
-        raise RecordError(_too_long("prompt", num_characters, config), path="$.prompt")
+        raise RecordError(text_too_long("prompt", num_characters, config), path="$.prompt")
     return messages
 
 
@@ -91,13 +134,19 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
         )
     places: dict[str, int] = {}
     named = []
+    most = config.max_label_characters
     for index, completion in enumerate(completions):
         if not completion.text or completion.text.isspace():
             raise RecordError("expected text, got an empty completion", path=f"$.completions[{index}].text")
         if len(completion.text) > config.max_characters:
-            reason = _too_long("completion", len(completion.text), config)
+            reason = text_too_long("completion", len(completion.text), config)
             raise RecordError(reason, path=f"$.completions[{index}].text")
         name = str(index) if completion.id is None else completion.id
+        if len(name) > most:
+            raise RecordError(label_too_long("id", len(name), most), path=f"$.completions[{index}].id")
+        if completion.model is not None and len(completion.model) > most:
+            reason = label_too_long("model", len(completion.model), most)
+            raise RecordError(reason, path=f"$.completions[{index}].model")
         if places.setdefault(name, index) != index:
             reason = f"expected ids of their own, got `{name}` as for completion {places[name]}"
             raise RecordError(
@@ -107,8 +156,9 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
     return named
 
 
-def _too_long(what: str, num_characters: int, config: IngestConfig) -> str:
-    limit = f"expected a {what} of at most {config.max_characters:,} characters"
+def text_too_long(what: str, num_characters: int, config: IngestConfig) -> str:
+    """Return the reason to refuse a text that is too long."""
+    limit = f"expected {_WITH_ARTICLE[what]} of at most {config.max_characters:,} characters"
     return f"{limit}, got {num_characters:,}; set max_characters to take longer ones"
 
 

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 import msgspec
 import pyarrow as pa
 
-from pairwright.data.annotations import explain, rejection
+from pairwright.config import IngestConfig
+from pairwright.data.annotations import explain, rejection, too_much_text
 from pairwright.data.formats import RecordError
+from pairwright.data.formats.record import check_count
+from pairwright.data.layouts.chunks import too_long
+from pairwright.data.rules import label_too_long, text_too_long
 from pairwright.data.templates import Conversation
 from pairwright.records import Completion, Message, Rejection
 
+DEFAULT_LIMITS = IngestConfig()
 _SHAPE = 'expected {"id", "prompt", "completions": [{"text"}, ...]} or {"id", "prompt", "completion"}'
 
 
@@ -44,7 +49,9 @@ class ScoreRequest:
 _DECODER = msgspec.json.Decoder(ScoreLine)
 
 
-def parse_requests(text: bytes, first_line: int, source: str) -> tuple[list[ScoreRequest], list[Rejection]]:
+def parse_requests(
+    text: bytes, first_line: int, source: str, config: IngestConfig = DEFAULT_LIMITS
+) -> tuple[list[ScoreRequest], list[Rejection]]:
     """Return the requests and the rejections among whole lines, in order; blank lines are neither.
 
     A record without an id goes by ``source:line``.
@@ -53,6 +60,7 @@ def parse_requests(text: bytes, first_line: int, source: str) -> tuple[list[Scor
         text: lines, split at newlines alone.
         first_line: number of the first one in its source, from 1.
         source: the source's URI.
+        config: limits, those of an ingestion.
     """
     requests: list[ScoreRequest] = []
     rejections: list[Rejection] = []
@@ -60,7 +68,9 @@ def parse_requests(text: bytes, first_line: int, source: str) -> tuple[list[Scor
         if not line or line.isspace():
             continue
         try:
-            requests.append(_request(_DECODER.decode(line), source, number))
+            if len(line) > (most := config.limits.max_record_bytes):
+                raise RecordError(too_long(len(line), most))
+            requests.append(_request(_DECODER.decode(line), source, number, config))
         except RecordError as error:
             rejections.append(rejection(error, line, source, number))
         except (UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
@@ -92,25 +102,47 @@ def requests_of_rows(rows: pa.Table, first_line: int, source: str) -> list[Score
     ]
 
 
-def _request(line: ScoreLine, source: str, number: int) -> ScoreRequest:
+def _request(line: ScoreLine, source: str, number: int, config: IngestConfig) -> ScoreRequest:
     completions = _completions(line)
-    names = [str(index) if c.id is None else c.id for index, c in enumerate(completions)]
-    for index, name in enumerate(names):
-        if names.index(name) != index:
+    check_count("completions", len(completions), config.max_completions, "max_completions", "$.completions")
+    paths = _paths(len(completions)) if line.completion is None else ["$.completion"]
+    prompt = _prompt(line, config)
+    num_characters = sum(len(turn["content"]) for turn in prompt)
+    _check_length("prompt", num_characters, "$.prompt", config)
+    names: dict[str, int] = {}
+    for index, completion in enumerate(completions):
+        name = str(index) if completion.id is None else completion.id
+        _check_name(name, f"$.completions[{index}].id", config)
+        if names.setdefault(name, index) != index:
             raise RecordError(
-                f"expected ids of their own, got `{name}` as for completion {names.index(name)}; a completion without "
-                "an id goes by its index",
+                f"expected ids of their own, got `{name}` as for completion {names[name]}; a completion without an id "
+                "goes by its index",
                 path=f"$.completions[{index}].id",
             )
+        _check_length("completion", len(completion.text), paths[index], config)
+    _check_name(line.id or "", "$.id", config)
+    rows_characters = num_characters * len(completions) + sum(len(completion.text) for completion in completions)
+    if rows_characters > config.limits.max_record_bytes:
+        raise RecordError(too_much_text(rows_characters, config.limits.max_record_bytes))
     return ScoreRequest(
         id=f"{source}:{number}" if line.id is None else line.id,
-        prompt=_prompt(line),
-        completion_ids=names,
+        prompt=prompt,
+        completion_ids=list(names),
         texts=[completion.text for completion in completions],
-        paths=_paths(len(completions)) if line.completion is None else ["$.completion"],
+        paths=paths,
         source=source,
         line=number,
     )
+
+
+def _check_length(what: str, num_characters: int, path: str, config: IngestConfig) -> None:
+    if num_characters > config.max_characters:
+        raise RecordError(text_too_long(what, num_characters, config), path=path)
+
+
+def _check_name(name: str, path: str, config: IngestConfig) -> None:
+    if len(name) > config.max_label_characters:
+        raise RecordError(label_too_long("id", len(name), config.max_label_characters), path=path)
 
 
 def _paths(num_completions: int) -> list[str]:
@@ -128,10 +160,11 @@ def _completions(line: ScoreLine) -> Sequence[Completion]:
     return [Completion(text=c) if isinstance(c, str) else c for c in line.completions]
 
 
-def _prompt(line: ScoreLine) -> Conversation:
+def _prompt(line: ScoreLine, config: IngestConfig) -> Conversation:
     if line.prompt is None:
         raise RecordError(f"missing field `prompt`; {_SHAPE}")
     messages = [Message(role="user", content=line.prompt)] if isinstance(line.prompt, str) else line.prompt
+    check_count("turns", len(messages), config.max_turns, "max_turns", "$.prompt")
     if not any(message.content.strip() for message in messages):
         raise RecordError("expected text, got an empty prompt", path="$.prompt")
     return [{"role": message.role, "content": message.content} for message in messages]

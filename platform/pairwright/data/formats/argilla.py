@@ -7,13 +7,14 @@ is named after the field that it shows. Suggestions are a model's guess and no j
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from pairwright.config import IngestConfig
-from pairwright.data.formats.record import Format, Parse, RecordError, content_id, misfit, typed, whole
-from pairwright.data.formats.turns import find_prompt
+from pairwright.data.formats.record import Format, Parse, RecordError, check_count, content_id, misfit, typed, whole
+from pairwright.data.formats.turns import Prompt, find_prompt, prompts_among
 from pairwright.records import Annotation, Completion
 
 LAYOUT = '{"id", "fields": {...}, "responses": {question: [{"value": [{"value", "rank"}, ...], "user_id"}]}}'
@@ -48,8 +49,16 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 _ANY = msgspec.json.Decoder()
 
 
-def _parser(_: IngestConfig) -> Parse:
-    nested = typed(_Record, LAYOUT, _judgements)
+def _parser(config: IngestConfig) -> Parse:
+    limits = config.limits
+
+    def judgements(record: _Record, name: str) -> Sequence[Annotation | RecordError]:
+        check_count("fields", len(record.fields), limits.max_columns, "limits.max_columns", "$.fields")
+        answers = list(islice(_answers(record), limits.max_judgements + 1))
+        check_count("responses", len(answers), limits.max_judgements, "limits.max_judgements", "$.responses")
+        return _judgements(record, answers, name)
+
+    nested = typed(_Record, LAYOUT, judgements)
 
     def parse(line: bytes) -> Sequence[Annotation | RecordError]:
         if _RESPONSES.encode() not in line:
@@ -57,7 +66,7 @@ def _parser(_: IngestConfig) -> Parse:
         record = _ANY.decode(line)
         if not isinstance(record, dict) or "fields" in record:
             return nested(line)
-        return _judgements(_nested(record), content_id(line))
+        return judgements(_nested(record), content_id(line))
 
     return parse
 
@@ -89,14 +98,17 @@ def _beside(flat: Mapping[str, Any], key: str, end: str, length: int) -> list[An
     return values
 
 
-def _judgements(record: _Record, name: str) -> Sequence[Annotation | RecordError]:
+def _judgements(
+    record: _Record, answers: Sequence[tuple[str, _Answer, str]], name: str
+) -> Sequence[Annotation | RecordError]:
     name = next((str(given) for given in (record.external_id, record.id) if given is not None), name)
     found: list[Annotation | RecordError] = []
-    for question, answer, path in _answers(record):
+    prompts = prompts_among(record.fields)
+    for question, answer, path in answers:
         if answer.status not in (None, SUBMITTED):
             found.append(RecordError(f"expected a submitted response, got a {answer.status} one", path=path))
         elif _is_ranking(answer.value, record.fields):
-            found.append(_judgement(record.fields, question, answer, name, path))
+            found.append(_judgement(record.fields, prompts, question, answer, name, path))
     return found or [RecordError("expected a response that ranks fields of the record, got none", path="$.responses")]
 
 
@@ -125,7 +137,7 @@ def _is_ranking(value: object, fields: Mapping[str, Any]) -> bool:
 
 
 def _judgement(
-    fields: Mapping[str, Any], question: str, answer: _Answer, name: str, path: str
+    fields: Mapping[str, Any], prompts: Mapping[str, Prompt], question: str, answer: _Answer, name: str, path: str
 ) -> Annotation | RecordError:
     try:
         ranks = _ranks(answer.value, f"{path}.value")
@@ -133,7 +145,7 @@ def _judgement(
         user = None if answer.user_id in (None, "None") else answer.user_id
         return Annotation(
             id="-".join([name, user or path, question]),
-            prompt=find_prompt(fields, names, "$.fields"),
+            prompt=find_prompt(prompts, names, "$.fields"),
             completions=[Completion(text=_text(fields, field), id=field) for field in names],
             ranks=[ranks[field] for field in names],
             annotator=user,

@@ -5,22 +5,20 @@ tags Ranker and Pairwise (tags/ranker, tags/pairwise). The export names tags, no
 a tag belongs to the field of its name, and else to the only field that ends in the same number (``txt-1``: ``text1``).
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from pairwright.config import IngestConfig
-from pairwright.data.formats.record import Format, Parse, RecordError, is_list_of, typed
-from pairwright.data.formats.turns import find_prompt
+from pairwright.data.formats.record import Format, Parse, RecordError, check_count, is_list_of, quoted, typed
+from pairwright.data.formats.turns import Prompt, find_prompt, prompts_among
 from pairwright.records import Annotation, Completion
 
 LAYOUT = '{"id", "data": {"prompt", ...}, "annotations": [{"id", "completed_by", "result": [{"type", "value"}]}]}'
 UNSORTED = "_"
 """Label Studio's name of the list that items stay in until somebody moves them to a bucket."""
-
-_NUMBER = re.compile(r"\d+$")
 
 
 class _Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,29 +47,74 @@ class _Task(msgspec.Struct, frozen=True, kw_only=True):
     annotations: list[_Annotation]
 
 
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """What a task shows, worked out once for all of its annotations."""
+
+    data: dict[str, Any]
+    prompts: dict[str, Prompt]
+    texts: list[str]
+    """Names of the fields that hold text."""
+    numbers: dict[str, str]
+    """The digits that each of them ends in."""
+    lists: list[str]
+    """Names of the fields that hold items."""
+
+
 def _parser(config: IngestConfig) -> Parse:
     buckets = None if config.buckets is None else list(config.buckets)
+    limits = config.limits
 
     def judgements(task: _Task, _: str) -> Sequence[Annotation | RecordError]:
         if not task.annotations:
             return [RecordError("expected annotations, got a task that nobody has finished", path="$.annotations")]
+        num_made, key = len(task.annotations), "limits.max_judgements"
+        check_count("annotations", num_made, limits.max_judgements, key, "$.annotations")
+        check_count("fields", len(task.data), limits.max_columns, "limits.max_columns", "$.data")
+        fields = _fields(task.data)
+        for name in fields.lists:
+            check_count(
+                "completions", len(task.data[name]), config.max_completions, "max_completions", f"$.data.{name}"
+            )
         return [
-            _judgement(task, made, f"$.annotations[{index}]", buckets) for index, made in enumerate(task.annotations)
+            _judgement(task, fields, made, f"$.annotations[{index}]", buckets)
+            for index, made in enumerate(task.annotations)
         ]
 
     return typed(_Task, LAYOUT, judgements)
 
 
-def _judgement(task: _Task, made: _Annotation, path: str, buckets: list[str] | None) -> Annotation | RecordError:
+def _fields(data: dict[str, Any]) -> _Fields:
+    texts = [name for name, value in data.items() if isinstance(value, str)]
+    return _Fields(
+        data=data,
+        prompts=prompts_among(data),
+        texts=texts,
+        numbers={name: _last_digits(name) for name in texts},
+        lists=[name for name, value in data.items() if is_list_of(value, "id")],
+    )
+
+
+def _last_digits(name: str) -> str:
+    """Return the digits that a name ends in; a pattern that looks for them takes quadratic time."""
+    start = len(name)
+    while start and name[start - 1].isdecimal():
+        start -= 1
+    return name[start:]
+
+
+def _judgement(
+    task: _Task, fields: _Fields, made: _Annotation, path: str, buckets: list[str] | None
+) -> Annotation | RecordError:
     try:
         if made.was_cancelled:
             raise RecordError("skipped by its annotator", path=f"{path}.was_cancelled")
         index, result = _ranking_result(made, path)
         where = f"{path}.result[{index}]"
         if result.type == "pairwise":
-            prompt, completions, order = _pairwise(task.data, result, where)
+            prompt, completions, order = _pairwise(fields, result, where)
         else:
-            prompt, completions, order = _ranker(task.data, result, where, buckets)
+            prompt, completions, order = _ranker(fields, result, where, buckets)
     except RecordError as error:
         return error
     return Annotation(
@@ -102,35 +145,34 @@ def _annotator(by: int | str | _User | None) -> str | None:
 # ---------------------------------------------------------------------------------------------- pairwise
 
 
-def _pairwise(data: dict[str, Any], result: _Result, path: str) -> tuple[Any, list[Completion], list[Any]]:
+def _pairwise(fields: _Fields, result: _Result, path: str) -> tuple[Any, list[Completion], list[Any]]:
     tags = [tag.strip() for tag in result.to_name.split(",")]
     if len(tags) != 2:
         raise RecordError(f"expected the names of two tags, got `{result.to_name}`", path=f"{path}.to_name")
-    left, right = (_field_of(tag, data, lambda value: isinstance(value, str)) for tag in tags)
+    left, right = (_field_of(tag, fields) for tag in tags)
     if left == right:
         raise RecordError(f"expected two fields of the task, got `{left}` twice", path=f"{path}.to_name")
     selected = result.value.get("selected")
     better = {"left": left, "right": right, tags[0]: left, tags[1]: right}.get(str(selected))
     if better is None:
         raise RecordError(f"expected left or right, got `{selected}`", path=f"{path}.value.selected")
-    completions = [Completion(text=data[name], id=name) for name in (left, right)]
-    prompt = find_prompt(data, (left, right), "$.data")
+    completions = [Completion(text=fields.data[name], id=name) for name in (left, right)]
+    prompt = find_prompt(fields.prompts, (left, right), "$.data")
     return prompt, completions, [better, right if better == left else left]
 
 
-def _field_of(tag: str, data: Mapping[str, Any], is_shown: Callable[[Any], bool]) -> str:
+def _field_of(tag: str, fields: _Fields) -> str:
     """Return the field of the task's data that a tag shows.
 
     Raises:
         RecordError: if its name does not tell.
     """
-    if tag in data and is_shown(data[tag]):
+    if tag in fields.numbers:
         return tag
-    number = _NUMBER.search(tag)
-    fields = [name for name, value in data.items() if is_shown(value)]
-    alike = [name for name in fields if number and (end := _NUMBER.search(name)) and end[0] == number[0]]
+    number = _last_digits(tag)
+    alike = [name for name, end in fields.numbers.items() if number and end == number]
     if len(alike) != 1:
-        found = ", ".join(f"`{name}`" for name in fields) or "none"
+        found = quoted(fields.texts) or "none"
         raise RecordError(
             f"expected a field that the tag `{tag}` shows, got {found}; name the tag after its field", path="$.data"
         )
@@ -141,24 +183,23 @@ def _field_of(tag: str, data: Mapping[str, Any], is_shown: Callable[[Any], bool]
 
 
 def _ranker(
-    data: dict[str, Any], result: _Result, path: str, buckets: list[str] | None
+    fields: _Fields, result: _Result, path: str, buckets: list[str] | None
 ) -> tuple[Any, list[Completion], list[Any]]:
-    name = _list_field(result.to_name, data)
-    completions = [_item(item, f"$.data.{name}[{index}]") for index, item in enumerate(data[name])]
+    name = _list_field(result.to_name, fields)
+    completions = [_item(item, f"$.data.{name}[{index}]") for index, item in enumerate(fields.data[name])]
     ids = [str(completion.id) for completion in completions]
     order = _order(result, ids, f"{path}.value.ranker", buckets)
-    return find_prompt(data, (name,), "$.data"), completions, order
+    return find_prompt(fields.prompts, (name,), "$.data"), completions, order
 
 
-def _list_field(tag: str, data: Mapping[str, Any]) -> str:
+def _list_field(tag: str, fields: _Fields) -> str:
     """Return the field that holds the items of a list tag: the one of its name, or the only list of items."""
-    lists = [name for name, value in data.items() if is_list_of(value, "id")]
-    if tag in lists:
+    if tag in fields.lists:
         return tag
-    if len(lists) != 1:
-        found = ", ".join(f"`{name}`" for name in lists) or "none"
+    if len(fields.lists) != 1:
+        found = quoted(fields.lists) or "none"
         raise RecordError(f"expected one list of items with an `id` for the tag `{tag}`, got {found}", path="$.data")
-    return lists[0]
+    return fields.lists[0]
 
 
 def _item(item: object, path: str) -> Completion:
@@ -184,7 +225,7 @@ def _order(result: _Result, ids: list[str], path: str, buckets: list[str] | None
     sorted_ids = {name: [str(item) for item in items] for name, items in ranked.items() if name != UNSORTED}
     unknown = [name for name in sorted_ids if buckets is None or name not in buckets]
     if buckets is None or unknown:
-        found = ", ".join(f"`{name}`" for name in sorted_ids)
+        found = quoted(sorted_ids)
         raise RecordError(
             f"expected buckets whose order is known, got {found}; name all of them, best first, as `buckets` in "
             f'--config ("{UNSORTED}" for what was left in the list)',

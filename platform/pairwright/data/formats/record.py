@@ -7,8 +7,9 @@ msgspec's own path and the layout that was expected.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -17,6 +18,9 @@ from pairwright.config import IngestConfig
 from pairwright.records import Annotation
 
 RecordT = TypeVar("RecordT")
+MAX_NAMES = 8
+MAX_NAME_CHARACTERS = 100
+"""What a message shows of names that it quotes from a record."""
 
 Parse: TypeAlias = "Callable[[bytes], Sequence[Annotation | RecordError]]"
 """What turns one record into its judgements, at least one: annotations, and errors of those that are none.
@@ -92,6 +96,21 @@ def split_message(message: str) -> tuple[str, str]:
 def content_id(line: bytes) -> str:
     """Return the name of a record that has none: a hash of its text, 32 hex digits."""
     return hashlib.blake2b(line.strip(), digest_size=16).hexdigest()
+
+
+def check_count(what: str, found: int, most: int, key: str, path: str) -> None:
+    """Refuse a record that holds too many of something, before any work is done for each.
+
+    Raises:
+        RecordError: if so; ``key`` names the limit.
+    """
+    if found > most:
+        raise RecordError(f"expected at most {most:,} {what}, got {found:,}; set {key} to take more", path=path)
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return the first names of many, each in backquotes, the end of a long one cut off."""
+    return ", ".join(f"`{name[:MAX_NAME_CHARACTERS]}`" for name in islice(names, MAX_NAMES))
 
 
 def json_name(value: object) -> str:

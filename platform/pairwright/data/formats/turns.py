@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from pairwright.data.formats.record import RecordError
+from pairwright.data.formats.record import RecordError, quoted
 from pairwright.records import Message
 
 PROMPT_NAMES = ("prompt", "instruction", "question", "query", "input", "context")
@@ -76,19 +76,28 @@ def transcript(text: str, path: str) -> list[Message]:
     ]
 
 
-def find_prompt(fields: Mapping[str, Any], others: Sequence[str], path: str) -> Prompt:
-    """Return the prompt among named fields: the one left beside ``others``, or the one that is called so.
+def prompts_among(fields: Mapping[str, Any]) -> dict[str, Prompt]:
+    """Return the fields of a record that may be a prompt: once for all of its judgements."""
+    return {
+        name: value if isinstance(value, str) else messages(msgspec.convert(value, list[Turn]))
+        for name, value in fields.items()
+        if _is_prompt(value)
+    }
+
+
+def find_prompt(prompts: Mapping[str, Prompt], others: Sequence[str], path: str) -> Prompt:
+    """Return the prompt among fields that may be one: the one left beside ``others``, or the one that is called so.
 
     Raises:
         RecordError: if there is none, or several that might be it.
     """
-    left = {name: value for name, value in fields.items() if name not in others and _is_prompt(value)}
-    names = [name for name in PROMPT_NAMES if name in left] or list(left)
+    taken = set(others)
+    left = [name for name in prompts if name not in taken]
+    names = [name for name in PROMPT_NAMES if name in prompts and name not in taken] or left
     if not names or (len(names) > 1 and names[0] not in PROMPT_NAMES):
-        found = ", ".join(f"`{name}`" for name in list(left)[:8]) or "no other text"
+        found = quoted(left) or "no other text"
         raise RecordError(f"expected a field `prompt` beside the completions, got {found}", path=path)
-    value = left[names[0]]
-    return value if isinstance(value, str) else messages(msgspec.convert(value, list[Turn]))
+    return prompts[names[0]]
 
 
 def _is_prompt(value: object) -> bool:

@@ -5,10 +5,12 @@ Lines end at the newline byte alone: U+2028, U+0085 and a bare CR do not cut a r
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
-MAX_LINE_BYTES = 128 * 1024 * 1024
-"""A longer line is passed over and reported by its beginning: it must not cost a node's memory."""
+import numpy as np
+
 KEPT_BYTES = 64 * 1024
+"""What is kept of a record that is too long: it must not cost a node's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +28,32 @@ class Chunk:
         """Lines in the chunk, blank ones too."""
         return 1 if self.problem else self.text.count(b"\n") + (not self.text.endswith(b"\n"))
 
+    def pieces(self, max_lines: int) -> "Iterator[Chunk]":
+        """Yield the chunk in pieces of at most so many lines: what is made of a line may be far larger than it."""
+        if self.problem or self.num_lines <= max_lines:
+            yield self
+            return
+        ends = np.flatnonzero(np.frombuffer(self.text, np.uint8) == ord("\n"))[max_lines - 1 :: max_lines] + 1
+        for index, (start, end) in enumerate(pairwise([0, *ends.tolist(), len(self.text)])):
+            if end > start:
+                yield Chunk(self.first_line + index * max_lines, self.text[start:end])
 
-def cut_at_lines(blocks: Iterator[bytes], line: int) -> Iterator[Chunk]:
+
+def too_long(num_bytes: int, max_record_bytes: int) -> str:
+    """Return the reason to refuse a record by its length."""
+    limit = f"expected a record of at most {max_record_bytes:,} bytes"
+    return f"{limit}, got {num_bytes:,}; set limits.max_record_bytes to take longer ones"
+
+
+def cut_at_lines(blocks: Iterator[bytes], line: int, max_record_bytes: int) -> Iterator[Chunk]:
     """Cut a stream of blocks at line ends; a line that is too long comes as its beginning, alone.
 
     Args:
         blocks: text, cut anywhere.
         line: number of its first line.
+        max_record_bytes: longest line.
     """
-    tail = _Tail()
+    tail = _Tail(max_record_bytes)
     for block in blocks:
         start, end = 0, block.rfind(b"\n") + 1
         if end and tail.is_overlong:
@@ -57,13 +76,14 @@ def cut_at_lines(blocks: Iterator[bytes], line: int) -> Iterator[Chunk]:
 class _Tail:
     """The unfinished line at the end of what was read; past the limit only its beginning is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_record_bytes: int) -> None:
         self.num_bytes = 0
+        self._max_record_bytes = max_record_bytes
         self._parts: list[bytes] = []
 
     @property
     def is_overlong(self) -> bool:
-        return self.num_bytes > MAX_LINE_BYTES
+        return self.num_bytes > self._max_record_bytes
 
     def add(self, part: bytes) -> None:
         if not self.is_overlong:
@@ -78,5 +98,5 @@ class _Tail:
         return text
 
     def take_overlong(self, line: int) -> Chunk:
-        reason = f"expected a line of at most {MAX_LINE_BYTES:,} bytes, got {self.num_bytes:,}"
+        reason = too_long(self.num_bytes, self._max_record_bytes)
         return Chunk(line, self.take(), problem=reason)

@@ -7,20 +7,30 @@ then is; an empty cell is no field. Quoted cells may hold line ends, so a row ha
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
 import msgspec
+import numpy as np
 
 from pairwright.data.blocks import READ_BYTES, BlockFile, text_blocks
-from pairwright.data.layouts.chunks import MAX_LINE_BYTES, Chunk
+from pairwright.data.layouts.chunks import KEPT_BYTES, Chunk, too_long
 from pairwright.data.layouts.json_text import checked_start
 from pairwright.data.layouts.rows import encode_records
 from pairwright.data.sources import SourceRef
-from pairwright.errors import SourceError
+from pairwright.errors import SourceError, one_line
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
+MAX_CELL_DEPTH = 500
+"""A cell nested deeper stays text: beyond about a thousand, what was decoded could not be encoded again."""
+_DEPTH = np.zeros(256, np.int64)
+_DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
+MAX_ROW_LINES = 200_000
+"""Lines of one row: a quoted cell may have several."""
+_ROW_BYTES = 100
+"""What a row costs beside its text."""
 
 
 def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
@@ -37,6 +47,7 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
     header = _checked_header(source, rows.header(), delimiter)
     records: list[dict[str, Any]] = []
     first, num_characters = 1, 0
+    header_characters = sum(map(len, header)) + _ROW_BYTES  # names stand in each record again
     for number, (cells, problem) in enumerate(rows, start=1):
         is_alone = bool(problem := problem or _shape_problem(header, cells)) or not cells
         if is_alone or num_characters > READ_BYTES:
@@ -48,14 +59,14 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
             first = number + 1
             continue
         records.append({name: decode_cell(cell) for name, cell in zip(header, cells, strict=False) if cell})
-        num_characters += len(rows.text)
+        num_characters += len(rows.text) + header_characters
     if records:
         yield Chunk(first, encode_records(records))
 
 
 def decode_cell(cell: str) -> Any:
     """Return a cell's text, or the JSON array or object that it holds."""
-    if cell[:1] not in ("[", "{"):
+    if cell[:1] not in ("[", "{") or _is_deep(cell):
         return cell
     try:
         return msgspec.json.decode(cell)
@@ -63,21 +74,40 @@ def decode_cell(cell: str) -> Any:
         return cell
 
 
+def _is_deep(cell: str) -> bool:
+    """Return whether a cell may be nested too deeply; brackets within its strings count too."""
+    if cell.count("[") + cell.count("{") <= MAX_CELL_DEPTH:
+        return False
+    text = np.frombuffer(cell.encode("utf-8", "surrogateescape"), np.uint8)
+    return int(np.cumsum(_DEPTH[text]).max()) > MAX_CELL_DEPTH
+
+
+class _OverlongError(Exception):
+    """A line is too long; its length."""
+
+
 class _Rows:
     """Rows as (cells, why they are none), with the text of the last one."""
 
     def __init__(self, source: SourceRef, file: io.TextIOWrapper, delimiter: str) -> None:
-        csv.field_size_limit(MAX_LINE_BYTES)
+        self._most = source.limits.max_record_bytes
+        self._within = f" within {self._most:,} characters (limits.max_record_bytes) and {MAX_ROW_LINES:,} lines"
+        csv.field_size_limit(self._most + 1)
         self._source = source
         self._file = file
-        self._lines: list[str] = []
+        self._delimiter = delimiter
+        self._text = io.StringIO()
+        self._num_characters = self._num_lines = 0
         self._number = -1
-        self._reader = csv.reader(self._kept_lines(), delimiter=delimiter, strict=True)
+        self._reader = self._new_reader()
 
     @property
     def text(self) -> str:
-        """The lines of the row that was read last."""
-        return "".join(self._lines).rstrip("\r\n")
+        """The lines of the row that was read last, of one that is too long the beginning."""
+        return self._text.getvalue().rstrip("\r\n")
+
+    def _new_reader(self) -> Any:
+        return csv.reader(self._kept_lines(), delimiter=self._delimiter, strict=True)
 
     def header(self) -> Sequence[str]:
         """Return the cells of the first row; none where there is none."""
@@ -89,25 +119,49 @@ class _Rows:
     def __iter__(self) -> Iterator[tuple[Sequence[str], str]]:
         while True:
             self._number += 1
-            self._lines.clear()
+            self._text = io.StringIO()
+            self._num_characters = self._num_lines = 0
             try:
                 cells = next(self._reader)
             except StopIteration:
                 return
+            except _OverlongError as length:
+                self._reader = self._new_reader()
+                yield [], too_long(int(str(length)), self._most)
             except csv.Error as error:
-                if "end of data" in str(error) or "field limit" in str(error):
-                    raise SourceError(
-                        f"{self._source.uri}: a quote that opens in row {self._number} does not close; "
-                        'write a quote within a cell as ""'
-                    ) from None
+                if "end of data" in str(error):
+                    raise self._not_closed("") from None
                 yield [], f"expected a row of cells, got {error}"
             else:
                 yield cells, ""
 
     def _kept_lines(self) -> Iterator[str]:
-        for line in self._file:
-            self._lines.append(line)
+        while line := self._file.readline(self._most + 1):
+            if len(line) > self._most:
+                self._pass_over(line, is_first=self._num_lines == 0)
+            self._num_characters += len(line)
+            self._num_lines += 1
+            if self._num_characters > self._most or self._num_lines > MAX_ROW_LINES:
+                raise self._not_closed(self._within)
+            self._text.write(line)
             yield line
+
+    def _pass_over(self, line: str, *, is_first: bool) -> None:
+        """Read to the end of a line that is too long; a quote in it may have opened what other lines go on with."""
+        self._text.write(line[:KEPT_BYTES])
+        num_characters, num_quotes = len(line), line.count('"')
+        while not line.endswith(("\r", "\n")) and (line := self._file.readline(READ_BYTES)):
+            num_characters += len(line)
+            num_quotes += line.count('"')
+        if num_quotes % 2 or not is_first:
+            raise self._not_closed(self._within)
+        raise _OverlongError(num_characters)
+
+    def _not_closed(self, within: str) -> SourceError:
+        return SourceError(
+            f"{self._source.uri}: a quote that opens in row {self._number} does not close{within}; "
+            'write a quote within a cell as ""'
+        )
 
 
 def _checked_header(source: SourceRef, header: Sequence[str], delimiter: str) -> list[str]:
@@ -120,9 +174,14 @@ def _checked_header(source: SourceRef, header: Sequence[str], delimiter: str) ->
             f"{source.uri}: the first row has {_NAMES[others[0]]} where {_NAMES[delimiter]} were expected; "
             f"write it with {_NAMES[delimiter]}{', or name it .tsv' if others[0] == chr(9) else ''}"
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
+    if len(names) > source.limits.max_columns:
+        raise SourceError(
+            f"{source.uri}: has {len(names):,} columns, expected at most {source.limits.max_columns:,}; leave out what "
+            "is not needed, or set limits.max_columns"
+        )
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if not all(names) or twice or not names:
-        found = f"`{twice[0]}` twice" if twice else "a column without a name"
+        found = f"`{one_line(twice[0])}` twice" if twice else "a column without a name"
         raise SourceError(f"{source.uri}: expected a first row that names each column once, got {found}")
     return names
 

@@ -53,11 +53,12 @@ def json_chunks(source: SourceRef, start: int, end: int, lines_before: int) -> I
             blocks = lines_of_array(source.uri, blocks)
         else:
             _refuse_spread(source, head)
-        yield from cut_at_lines(blocks, 1)
+        yield from cut_at_lines(blocks, 1, source.limits.max_record_bytes)
         return
     own_start, partial, blocks = _first_own_line(source, start, end)
     if own_start < end:
-        yield from cut_at_lines(_until_line_end(blocks, own_start, end), lines_before + partial + 1)
+        own_blocks = _until_line_end(blocks, own_start, end)
+        yield from cut_at_lines(own_blocks, lines_before + partial + 1, source.limits.max_record_bytes)
 
 
 def count_newlines(source: SourceRef, start: int, end: int) -> int:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from pairwright.errors import SourceError
@@ -70,8 +71,10 @@ def values_of(array: pa.Array) -> list[Any]:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         assert isinstance(array, pa.ListArray | pa.LargeListArray)
         return _with_nulls(array, _cut(values_of(array.values[_first(array) : _last(array)]), array, list))
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+    if pa.types.is_fixed_size_list(kind):
         return values_of(array.cast(pa.large_list(kind.value_type)))
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return _with_nulls(array, _viewed(array))
     return _plain(array)
 
 
@@ -132,6 +135,16 @@ def _cut(values: list[Any], array: Any, kind: type) -> list[Any]:
     """Return the stretch of values that each list of the array holds."""
     offsets = (array.offsets.to_numpy() - _first(array)).tolist() if len(array) else [0]
     return [kind(values[start:end]) for start, end in pairwise(offsets)]
+
+
+def _viewed(array: Any) -> list[Any]:
+    """Return the values that each view shows; a cast to a list loses them in silence (pyarrow 26.0.1)."""
+    starts, sizes = (part.to_numpy(zero_copy_only=False).astype(np.int64) for part in (array.offsets, array.sizes))
+    sizes = np.where(array.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
+    ends = np.cumsum(sizes)
+    places = np.arange(sizes.sum()) + np.repeat(starts - ends + sizes, sizes)
+    values = values_of(array.values.take(pa.array(places)))
+    return [values[start:end] for start, end in pairwise([0, *ends.tolist()])]
 
 
 def _with_nulls(array: pa.Array, values: list[Any]) -> list[Any]:

@@ -2,43 +2,50 @@
 
 A range owns the row groups (Parquet) or record batches (Arrow file) that start in it, as a range of JSON Lines owns
 lines; where a group starts is reckoned from its number, which needs no look at the file. An Arrow stream belongs to the
-first range as a whole. Columns are read through a buffer, so that a row group of any size costs a few MB.
+first range as a whole. Columns are read through a buffer, so that a row group of any size costs a few MB, and what a
+page or a batch unpacks to is known before it is.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pairwright.data.blocks import READ_BYTES, open_file
-from pairwright.data.layouts.chunks import Chunk
+from pairwright.data.blocks import FREE_TEXT_BYTES, READ_BYTES, check_ratio, open_file
+from pairwright.data.layouts.chunks import KEPT_BYTES, Chunk, too_long
+from pairwright.data.layouts.ipc_messages import MAGIC, MessageSize, file_messages, stream_messages
+from pairwright.data.layouts.parquet_pages import CheckedPages, RepeatedValuesError
+from pairwright.data.layouts.row_sizes import row_bytes
 from pairwright.data.layouts.rows import encode_rows
 from pairwright.data.sources import SourceRef
-from pairwright.errors import SourceError
+from pairwright.errors import SourceError, one_line
 
 MAX_ROWS = 4096
 COLUMN_BUFFER_BYTES = 2 * 1024 * 1024
 """What is read of a column at a time, so that a row group need not fit into memory; remote, that is one request."""
-_ARROW_MAGIC = b"ARROW1"
+MAX_FOOTER_ITEMS = 100_000
+"""Row groups, columns or other items of a list in a Parquet footer, for each of which memory is made at once."""
+_DAMAGE = (
+    pa.ArrowException, ArithmeticError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
+    RuntimeError, SystemError, TypeError, ValueError,
+)  # fmt: skip
+"""What pyarrow raises on damaged bytes: among others UnicodeDecodeError for a column's name."""
 
 
 def table_chunks(source: SourceRef, start: int, end: int, rows_before: int) -> Iterator[Chunk]:
-    """Yield the rows of a range, in chunks of about 2 MB and in order.
+    """Yield the rows of a range, in chunks of about 2 MB and in order; a row that is too long comes alone.
 
     Raises:
-        SourceError: if the source cannot be read, or is no such table.
+        SourceError: if the source cannot be read, is no such table, or takes more than its limits.
     """
     row = rows_before + 1
-    for batch in _batches(source, start, end):
-        for first in range(0, batch.num_rows, step := _rows_at_once(batch)):
-            piece = batch.slice(first, step)
-            try:
-                text = encode_rows(piece)
-            except SourceError as error:
-                raise SourceError(f"{source.uri}: {error}") from None
-            yield Chunk(row, text)
-            row += piece.num_rows
+    with _reading(source):
+        for batch in _batches(source, start, end):
+            yield from _chunks_of(batch, row, source.limits.max_record_bytes)
+            row += batch.num_rows
 
 
 def count_rows(source: SourceRef, start: int, end: int) -> int:
@@ -47,38 +54,142 @@ def count_rows(source: SourceRef, start: int, end: int) -> int:
     Raises:
         SourceError: if the source cannot be read, or is no such table.
     """
-    if source.layout == "parquet":
-        with _reading(source, "Parquet"), open_file(source) as file:
-            metadata = pq.ParquetFile(file).metadata
+    with _reading(source), open_file(source) as file:
+        if source.layout == "parquet":
+            metadata = _opened(file, None, []).metadata
             groups = _owned(metadata.num_row_groups, source, start, end)
             return sum(metadata.row_group(group).num_rows for group in groups)
-    return sum(batch.num_rows for batch in _arrow_batches(source, start, end))
+        if not _is_ipc_file(file):
+            return sum(message.num_rows for message in stream_messages(file, source.size) if not message.is_dictionary)
+        batches = [message for message in file_messages(file, source.size) if not message.is_dictionary]
+        return sum(batches[number].num_rows for number in _owned(len(batches), source, start, end))
 
 
 def _batches(source: SourceRef, start: int, end: int) -> Iterator[pa.RecordBatch]:
     return (_parquet_batches if source.layout == "parquet" else _arrow_batches)(source, start, end)
 
 
+def _chunks_of(batch: pa.RecordBatch, row: int, max_record_bytes: int) -> Iterator[Chunk]:
+    """Yield the rows of a batch, whose first one has the number ``row``."""
+    columns = [
+        row_bytes(column) + len(name) + 4 for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    ]
+    size_of = np.sum(columns, axis=0, dtype=np.int64) if columns else np.ones(batch.num_rows, np.int64)
+    ends = np.cumsum(size_of)
+    overlong = np.flatnonzero(size_of > max_record_bytes)
+    first = 0
+    while first < batch.num_rows:
+        if size_of[first] > max_record_bytes:
+            short = [index for index, column in enumerate(columns) if column[first] <= KEPT_BYTES]
+            text = encode_rows(batch.slice(first, 1).select(short))
+            yield Chunk(row + first, text, problem=too_long(int(size_of[first]), max_record_bytes))
+            first += 1
+            continue
+        full = int(np.searchsorted(ends, ends[first] - size_of[first] + READ_BYTES)) + 1
+        following = overlong[np.searchsorted(overlong, first) :][:1].tolist()
+        last = max(first + 1, min([batch.num_rows, first + MAX_ROWS, full, *following]))
+        yield Chunk(row + first, encode_rows(batch.slice(first, last - first)))
+        first = last
+
+
+# ------------------------------------------------------------------------------------------------- Parquet
+
+
 def _parquet_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.RecordBatch]:
-    with _reading(source, "Parquet"), open_file(source) as file:
-        parquet = pq.ParquetFile(file, buffer_size=COLUMN_BUFFER_BYTES, pre_buffer=False)
-        for group in _owned(parquet.metadata.num_row_groups, source, start, end):
-            described = parquet.metadata.row_group(group)
-            row_bytes = max(1, described.total_byte_size // max(1, described.num_rows))
-            rows = max(1, min(MAX_ROWS, READ_BYTES // row_bytes))
-            yield from parquet.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
+    with open_file(source) as file:
+        metadata = _opened(file, None, []).metadata
+        _check_columns(source, metadata.num_columns)
+        pages = CheckedPages(file, source)
+        for group in _owned(metadata.num_row_groups, source, start, end):
+            described = metadata.row_group(group)
+            check_ratio(source, described.total_byte_size, source.size, "Parquet pages")
+            num_done, dictionaries = 0, list[str]()
+            while True:
+                pages.watch(metadata, group, dictionaries)
+                try:
+                    for batch in _group_batches(pages, metadata, group, dictionaries, num_done):
+                        yield batch
+                        num_done += batch.num_rows
+                    break
+                except RepeatedValuesError as column:
+                    dictionaries.append(str(column))
+            pages.finish()
+
+
+def _opened(file: pa.NativeFile, metadata: pq.FileMetaData | None, dictionaries: list[str]) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        file,
+        metadata=metadata,
+        read_dictionary=dictionaries,
+        buffer_size=COLUMN_BUFFER_BYTES,
+        pre_buffer=False,
+        thrift_container_size_limit=MAX_FOOTER_ITEMS,
+    )
+
+
+def _group_batches(
+    pages: CheckedPages, metadata: pq.FileMetaData, group: int, dictionaries: list[str], num_done: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a row group after the first ``num_done``."""
+    described = metadata.row_group(group)
+    size = max(1, described.total_byte_size // max(1, described.num_rows))
+    file = pa.PythonFile(cast("IO[bytes]", pages), mode="r")
+    parquet = _opened(file, metadata, dictionaries)
+    position = 0
+    for batch in parquet.iter_batches(max(1, min(MAX_ROWS, READ_BYTES // size)), row_groups=[group], use_threads=False):
+        position += batch.num_rows
+        if position > num_done:
+            yield batch.slice(max(0, num_done - position + batch.num_rows))
+
+
+# --------------------------------------------------------------------------------------------------- Arrow
 
 
 def _arrow_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.RecordBatch]:
-    with _reading(source, "Arrow"), open_file(source) as file:
-        magic = file.read(len(_ARROW_MAGIC))
-        file.seek(0)
-        if magic == _ARROW_MAGIC:
+    with open_file(source) as file:
+        if _is_ipc_file(file):
+            _check_messages(source, file_messages(file, source.size))
             reader = pa.ipc.open_file(file)
+            _check_columns(source, _num_leaves(reader.schema))
             for number in _owned(reader.num_record_batches, source, start, end):
                 yield _checked(reader.get_batch(number))
         elif start == 0:
-            yield from map(_checked, pa.ipc.open_stream(file))
+            _check_messages(source, stream_messages(file, source.size))
+            file.seek(0)
+            stream = pa.ipc.open_stream(file)
+            _check_columns(source, _num_leaves(stream.schema))
+            yield from map(_checked, stream)
+
+
+def _is_ipc_file(file: pa.NativeFile) -> bool:
+    magic = file.read(len(MAGIC))
+    file.seek(0)
+    if magic.startswith(b"FEA1"):
+        raise pa.ArrowInvalid("Feather version 1, which is older than Arrow's format; write it as version 2")
+    return magic == MAGIC
+
+
+def _check_messages(source: SourceRef, messages: Iterator[MessageSize]) -> None:
+    """Refuse batches that unpack to more than fits into memory; dictionaries stay, so that they add up."""
+    most = source.limits.max_batch_bytes
+    dictionaries = total = 0
+    for message in messages:
+        total += message.unpacked_bytes
+        check_ratio(source, total, source.size, "record batches")
+        at_once = dictionaries + message.unpacked_bytes
+        if at_once > most and message.unpacked_bytes > FREE_TEXT_BYTES:
+            raise SourceError(
+                f"{source.uri}: a record batch unpacks to {at_once:,} bytes, expected at most {most:,}; write it in "
+                "smaller batches, or set limits.max_batch_bytes"
+            )
+        dictionaries += message.unpacked_bytes if message.is_dictionary else 0
+
+
+def _num_leaves(schema: pa.Schema) -> int:
+    def leaves(kind: pa.DataType) -> int:
+        return sum(leaves(kind.field(index).type) for index in range(kind.num_fields)) or 1
+
+    return sum(leaves(field.type) for field in schema)
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -111,22 +222,29 @@ def _without_text(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+# ---------------------------------------------------------------------------------------------------- both
+
+
+def _check_columns(source: SourceRef, num_columns: int) -> None:
+    if num_columns > source.limits.max_columns:
+        raise SourceError(
+            f"{source.uri}: has {num_columns:,} columns, expected at most {source.limits.max_columns:,}; leave out "
+            "what is not needed, or set limits.max_columns"
+        )
+
+
 def _owned(num_groups: int, source: SourceRef, start: int, end: int) -> list[int]:
     """Return the numbers of the row groups or batches that start in [start, end), taking them as equally long."""
     return [group for group in range(num_groups) if start <= group * source.size // num_groups < end]
 
 
-def _rows_at_once(batch: pa.RecordBatch) -> int:
-    row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
-    return max(1, min(MAX_ROWS, READ_BYTES // row_bytes))
-
-
 @contextmanager
-def _reading(source: SourceRef, kind: str) -> Iterator[None]:
+def _reading(source: SourceRef) -> Iterator[None]:
+    kind = "Parquet" if source.layout == "parquet" else "Arrow"
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError) as error:
-        what = "".join(c if c.isprintable() else "?" for c in str(error).partition("\n")[0].rstrip("."))
+    except _DAMAGE as error:
+        what = one_line(str(error).partition("\n")[0].rstrip(".") or type(error).__name__)
         raise SourceError(
             f"{source.uri}: not a whole {kind} file: {what}; copy it again, or name it as what it is"
         ) from None

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import msgspec
 
 from pairwright.data.lines import LineRange, read_chunks
+from pairwright.data.listing import list_sources
 from pairwright.data.manifest import DataFile, Input
 from pairwright.data.rules import prompt_id
-from pairwright.data.sources import SourceRef, find_sources
+from pairwright.data.sources import SourceRef
 from pairwright.data.store import Table
 from pairwright.errors import DataError
 from pairwright.records import UNREADABLE_JSON, Message
@@ -70,7 +71,7 @@ def find_evaluation_sets(names: Sequence[str]) -> tuple[list[Input], list[TableF
             raise DataError(f"{name}: holds tokens, expected annotations or pairs, whose prompts can be compared")
         inputs.append(Input(url=table.url, version=newest.version, digest=newest.digest))
         files += [TableFile(table, file) for file in newest.files]
-    return inputs, files, find_sources(others).sources if others else []
+    return inputs, files, list_sources(others) if others else []
 
 
 def prompts_in_file(item: TableFile) -> Iterator[NamedPrompt]:

@@ -1,0 +1,180 @@
+"""Databases -> lines of JSON, some hundred rows at a time: read-only, and bounded in time and memory.
+
+Ray's own ``read_sql`` fetches all rows at once and commits what the query did. Here a query runs in a transaction that
+may only read and is rolled back; the rows come through a cursor, as many at a time as make about 2 MB.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import Dataset
+
+from pairwright.config import IngestConfig
+from pairwright.data.blocks import FREE_TEXT_BYTES, READ_BYTES
+from pairwright.data.layouts.delimited import decode_cell
+from pairwright.data.layouts.rows import encode_records, values_of
+from pairwright.data.readers import Place, select_all
+from pairwright.errors import SourceError
+
+ROWS_AT_ONCE = 512
+LINE = "line"
+"""The one column of what a database's rows become."""
+_CURSOR = "pairwright"
+_STEPS_BETWEEN_LOOKS = 10_000
+_READS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
+_ACTING_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "writefile", "edit", "eval"})
+
+
+def read_database(place: Place, config: IngestConfig) -> Dataset:
+    """Return the rows of a query as lines of JSON, to be read by one task.
+
+    Raises:
+        SourceError: if it is a file that is not there.
+    """
+    if place.kind == "sqlite" and not Path(place.address).is_file():
+        raise SourceError(f"{place.address}: no such file; a sqlite:/// address takes an absolute path")
+
+    def read(_: pa.Table) -> Iterator[pa.Table]:
+        for lines in lines_of_query(place, config):
+            yield pa.table({LINE: pa.array(lines, pa.binary())})
+
+    return ray.data.from_items([0], override_num_blocks=1).map_batches(read, batch_size=None, batch_format="pyarrow")
+
+
+def lines_of_query(place: Place, config: IngestConfig) -> Iterator[list[bytes]]:
+    """Yield the rows of a place as lines of JSON, some at a time.
+
+    Raises:
+        SourceError: if they are too many or too long, or take too long.
+        Exception: whatever the client raises.
+    """
+    deadline = time.monotonic() + config.reader.statement_timeout_seconds
+    with (_sqlite if place.kind == "sqlite" else _postgresql)(place, config, deadline) as cursor:
+        names = [column[0] for column in cursor.description]
+        num_bytes, num_rows = 0, 1
+        while rows := cursor.fetchmany(num_rows):
+            lines = _encoded(names, rows)
+            size = sum(map(len, lines))
+            num_bytes += size
+            num_rows = max(1, min(ROWS_AT_ONCE, 2 * num_rows, READ_BYTES * len(rows) // max(1, size)))
+            _check(place, config, num_bytes, deadline)
+            yield lines
+
+
+def _check(place: Place, config: IngestConfig, num_bytes: int, deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise SourceError(
+            f"{place.uri}: its query has not ended after {config.reader.statement_timeout_seconds:,} s; ask for less, "
+            "or set reader.statement_timeout_seconds"
+        )
+    if place.kind != "sqlite":
+        return
+    stored = Path(place.address).stat().st_size
+    if num_bytes > max(FREE_TEXT_BYTES, config.limits.max_text_ratio * stored):
+        raise SourceError(
+            f"{place.uri}: {stored:,} stored bytes give more than {num_bytes:,} bytes of text, expected at most "
+            f"{config.limits.max_text_ratio:,} times as many; ask for less, or set limits.max_text_ratio"
+        )
+
+
+def _encoded(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[bytes]:
+    """Return each row as a line; rows whose types differ are put into Arrow one by one."""
+    try:
+        columns = [pa.array(column) for column in zip(*rows, strict=True)]
+    except pa.ArrowException:
+        if len(rows) == 1:
+            raise
+        return [line for row in rows for line in _encoded(names, [row])]
+    cells = [
+        [decode_cell(value) if isinstance(value, str) else value for value in values_of(column)] for column in columns
+    ]
+    records = [
+        {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        for row in zip(*cells, strict=True)
+    ]
+    return encode_records(records).splitlines(keepends=True)
+
+
+# ----------------------------------------------------------------------------------------------- clients
+
+
+@contextmanager
+def _sqlite(place: Place, config: IngestConfig, deadline: float) -> Iterator[sqlite3.Cursor]:
+    """Lend a cursor with the query's rows, on a connection that can do nothing but read this one file."""
+    connection = sqlite3.connect(f"{Path(place.address).as_uri()}?mode=ro", uri=True)
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute(f"PRAGMA hard_heap_limit = {config.reader.query_memory_bytes}")
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, config.limits.max_record_bytes)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000)
+        connection.set_authorizer(_may_read)
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_BETWEEN_LOOKS)
+        with _explained(place, config, deadline):
+            yield connection.execute(select_all(place))
+    finally:
+        connection.close()
+
+
+def _may_read(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _ACTING_FUNCTIONS:
+        return sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_OK if action in _READS else sqlite3.SQLITE_DENY
+
+
+@contextmanager
+def _explained(place: Place, config: IngestConfig, deadline: float) -> Iterator[None]:
+    """Say which limit a query met, where SQLite says only that it stopped."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if "interrupted" in str(error):
+            _check(place, config, 0, deadline)
+        if any(word in str(error) for word in ("not authorized", "authorization denied", "prohibited")):
+            raise SourceError(f"{place.uri}: the query does more than read, expected a SELECT: {error}") from None
+        if "too big" in str(error):
+            most = config.limits.max_record_bytes
+            raise SourceError(
+                f"{place.uri}: holds a value or row of more than {most:,} bytes; leave it out with a query, or set "
+                "limits.max_record_bytes"
+            ) from None
+        raise
+    except MemoryError:
+        most = config.reader.query_memory_bytes
+        raise SourceError(
+            f"{place.uri}: its query needs more than {most:,} bytes of memory; ask for less, or set "
+            "reader.query_memory_bytes"
+        ) from None
+
+
+@contextmanager
+def _postgresql(place: Place, config: IngestConfig, deadline: float) -> Iterator[Any]:
+    """Lend a server's cursor with the query's rows, in a transaction that is read-only and rolled back."""
+    import psycopg
+    from psycopg.types.json import set_json_loads
+    from psycopg.types.string import TextLoader
+
+    connect: Callable[..., Any] = psycopg.connect
+    connection = connect(place.address, connect_timeout=config.reader.connect_timeout_seconds)
+    try:
+        connection.read_only = True
+        # JSON as text: Arrow has no type for a column that holds an object here and a list there.
+        set_json_loads(lambda text: text if isinstance(text, str) else bytes(text).decode(), connection)
+        connection.adapters.register_loader("uuid", TextLoader)
+        milliseconds = 1000 * config.reader.statement_timeout_seconds
+        connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
+        # A named cursor takes one statement, and only one that gives rows.
+        cursor = connection.cursor(name=_CURSOR)
+        cursor.execute(select_all(place))
+        yield cursor
+    finally:
+        connection.rollback()
+        connection.close()

@@ -13,7 +13,7 @@ READS_ITS_OWN = {
     "tests/numerics/test_hostile_checkpoints.py",
     "tests/zero_ranks.py",
     "tests/zero_runs.py",
-    *(f"tests/unit/test_{name}.py" for name in ("token_table", "store", "metrics")),
+    *(f"tests/unit/test_{name}.py" for name in ("token_table", "store", "metrics", "terminal")),
 }
 
 

@@ -50,7 +50,7 @@ def _export(
 
 def _save(model: RewardModel, tokenizer: Tokenizer, target: Path, *, dtype: torch.dtype = torch.float32) -> None:
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    tokens = TokensConfig(max_length=64, overlong="truncate")
+    tokens = TokensConfig(max_length=64, overlong="truncate", special_in_text="refuse")
     save_reward_model(state, model, tokenizer, target, chat_template=TEMPLATE, dtype=dtype, tokens=tokens)
 
 
@@ -137,6 +137,7 @@ def test_the_exported_directory_says_what_it_is(exported: Exported):
         "format_version": 1,
         "max_length": 64,
         "overlong": "truncate",
+        "special_in_text": "refuse",
     }
     saved = AutoTokenizer.from_pretrained(directory)
     assert saved.chat_template == TEMPLATE

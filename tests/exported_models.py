@@ -21,6 +21,7 @@ def export_small_model(
     *,
     max_length: int = 128,
     overlong: str = "drop",
+    special_in_text: str = "split",
     architecture: str = "llama",
     dtype: torch.dtype = torch.float32,
     chat_template: str | None = None,
@@ -38,7 +39,8 @@ def export_small_model(
         seed=1,
         chat_template=chat_template,
     )
-    tokens = TokensConfig.model_validate({"max_length": max_length, "overlong": overlong})
+    rules = {"max_length": max_length, "overlong": overlong, "special_in_text": special_in_text}
+    tokens = TokensConfig.model_validate(rules)
     tokenizer = load_tokenizer(str(base))
     model = load_reward_model(
         str(base),

@@ -11,11 +11,19 @@ import obstore
 import pyarrow as pa
 import pytest
 
-from pairwright.cluster.tokenize import ensure_tokens
+from pairwright.cluster.tokenize import ensure_tokens, known_totals
 from pairwright.config import TokensConfig
 from pairwright.data.locations import open_store
 from pairwright.data.store import Manifest, Table
-from pairwright.data.tokens import TokenSpec, TokenTable, load_tokenizer, local_token_paths, tokenize_groups
+from pairwright.data.tokens import (
+    REFUSED_PREFIX,
+    TokenSpec,
+    TokenTable,
+    counts_behind,
+    load_tokenizer,
+    local_token_paths,
+    tokenize_groups,
+)
 from pairwright.errors import DataError, ModelError, StoreError
 from pairwright.model.small import new_small_model
 from pairwright.records import PAIRS_SCHEMA
@@ -106,6 +114,9 @@ def test_a_second_call_makes_nothing(tmp_path: Path, model: Path):
     first = tokens_of(str(tmp_path / "pairs"), model, str(tmp_path / "tokens"))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")}
     assert tokens_of(str(tmp_path / "pairs"), model, str(tmp_path / "tokens")) == first
+    manifest, tokenizer = Table(str(tmp_path / "pairs"), "pairs").manifest(1), load_tokenizer(str(model))
+    assert known_totals(manifest, tokenizer, CONFIG, str(tmp_path / "tokens")) == first[1].totals
+    assert known_totals(manifest, tokenizer, CONFIG, str(tmp_path / "other")) is None
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")} == files
 
 
@@ -123,7 +134,12 @@ def test_whatever_changes_the_tokens_gives_another_table(tmp_path: Path, model: 
     tokenizer.add_tokens(["wordy"])
     tokenizer.save_pretrained(moved)
     urls.append(tokens_of(pairs, moved, into)[0])
-    for changes in ({"max_length": 63}, {"overlong": "truncate"}, {"chat_template": "{{ messages[-1]['content'] }}"}):
+    for changes in (
+        {"max_length": 63},
+        {"overlong": "truncate"},
+        {"special_in_text": "keep"},
+        {"chat_template": "{{ messages[-1]['content'] }}"},
+    ):
         urls.append(tokens_of(pairs, model, into, config=CONFIG.model_copy(update=changes))[0])
     assert len(set(urls)) == len(urls)
     assert tokens_of(pairs, model, into)[0] == urls[0]
@@ -185,14 +201,27 @@ def test_a_limit_that_leaves_no_pair_says_what_it_would_take(tmp_path: Path, mod
     assert not list((tmp_path / "tokens").rglob("*.json"))
 
 
-def test_a_prompt_that_the_template_refuses_stops_the_job_and_names_its_group(tmp_path: Path, model: Path):
+def test_a_prompt_that_the_template_refuses_is_counted_or_stops_the_job(tmp_path: Path, model: Path):
     template = (
         "{% if messages[0]['content'] == 'prompt 3' %}{{ raise_exception('no threes') }}{% endif %}"
         "{{ messages[-1]['content'] }}"
     )
     commit_pairs(str(tmp_path / "pairs"), [pairs_rows(20)])
     config = CONFIG.model_copy(update={"chat_template": template})
+    pairs, into = str(tmp_path / "pairs"), str(tmp_path / "tokens")
     with pytest.raises(DataError, match=f"group {6:032x}: .*no threes"):
+        tokens_of(pairs, model, into, config=config.model_copy(update={"refused": "stop"}))
+    _, manifest = tokens_of(pairs, model, into, config=config)
+    assert (manifest.totals["groups"], manifest.totals["groups_refused"]) == (20, 2)
+    assert counts_behind(manifest.totals, REFUSED_PREFIX) == {"the chat template gives no text: no threes": 2}
+
+
+def test_a_template_that_refuses_every_prompt_is_an_error_that_names_it(tmp_path: Path, model: Path):
+    shown = "{{ messages[-1].content }}"
+    template = "{% if messages[0].content != 'Which one?' %}{{ raise_exception('no more') }}{% endif %}" + shown
+    commit_pairs(str(tmp_path / "pairs"), [pairs_rows(6)])
+    config = CONFIG.model_copy(update={"chat_template": template})
+    with pytest.raises(DataError, match=r"tokens.chat_template refuses every one of 6 groups \(.*no more\);"):
         tokens_of(str(tmp_path / "pairs"), model, str(tmp_path / "tokens"), config=config)
 
 

@@ -291,4 +291,5 @@ def test_dry_run_says_how_long_the_run_is_and_starts_nothing(folder: Path) -> No
     described = dry_run(run_config(folder, "dry"))
     assert described["steps"] == NUM_STEPS
     assert described["config"]["optimizer"]["learning_rate"] == 3e-3
+    assert described["tokens"] is None or described["tokens"]["groups"] > 0
     assert not (folder / "dry").exists()

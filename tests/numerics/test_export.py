@@ -51,7 +51,7 @@ def _export(
 
 def _save(model: RewardModel, tokenizer: Tokenizer, target: Path, *, dtype: torch.dtype = torch.float32) -> None:
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    tokens = TokensConfig(max_length=64, overlong="truncate")
+    tokens = TokensConfig(max_length=64, overlong="truncate", special_in_text="refuse")
     save_reward_model(state, model, tokenizer, target, chat_template=TEMPLATE, dtype=dtype, tokens=tokens)
 
 
@@ -138,7 +138,7 @@ def test_the_exported_directory_says_what_it_is(exported: Exported):
     assert config.pad_token_id == tokenizer.pad_token_id
     rules = json.loads((directory / RULES_FILE).read_text())
     files = {file["path"]: (file["bytes"], file["sha256"]) for file in rules.pop("files")}
-    assert rules == {"format_version": 1, "max_length": 64, "overlong": "truncate"}
+    assert rules == {"format_version": 1, "max_length": 64, "overlong": "truncate", "special_in_text": "refuse"}
     assert files == {
         path.name: (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in directory.iterdir()

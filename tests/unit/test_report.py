@@ -97,6 +97,15 @@ def test_the_table_is_plain_text_of_a_hundred_columns_with_every_figure(
     assert "2 completions over it dropped, 1 pairs dropped" in text
 
 
+def test_texts_with_special_tokens_are_said_with_what_became_of_them(report: dict) -> None:
+    assert "special tokens" not in format_report(report)
+    report["pairs"]["tokens"] |= {"groups_with_special": 7, "special_in_text:</s>": 9, "special_in_text:<pad>": 1200}
+    text = format_report(report)
+    assert "in all splits 7 groups hold special tokens in their texts (<pad> in 1,200, </s> in 9), read as" in text
+    report["model"]["special_in_text"] = "split"
+    assert 'read as ordinary text (special_in_text = "split")' in format_report(report)
+
+
 def test_a_long_subset_name_keeps_the_columns_in_place(report: dict) -> None:
     report["by_subset"]["x" * 200] = report["by_subset"].pop("facts")
     assert max(map(len, format_report(report).splitlines())) <= 100

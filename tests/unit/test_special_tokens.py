@@ -61,7 +61,7 @@ def special_of(tokenizer: PreTrainedTokenizerFast, token_ids: list[int]) -> list
 
 def characters(tokenizer: PreTrainedTokenizerFast, token_ids: list[int]) -> str:
     """Return what a row decodes to, without blanks, which some tokenizers set between words."""
-    return "".join(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False).split())
+    return "".join(str(tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)).split())
 
 
 # ------------------------------------------------------------------------------------------------- split

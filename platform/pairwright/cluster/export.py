@@ -109,6 +109,8 @@ def _step(kept: KeptCheckpoint) -> str:
 def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> TrainConfig:
     """Return the run's configuration, as far as it decides the model."""
     values = identity.config | {"output": folder.url, "data": {"pairs": identity.pairs_url}}
+    # Runs from before there was a choice were trained so.
+    values["tokens"] = {"special_in_text": "keep"} | values.get("tokens", {})
     if model is not None:
         values["model"] = values["model"] | {"path": model}
     try:

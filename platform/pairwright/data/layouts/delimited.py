@@ -129,8 +129,8 @@ class _Rows:
                 self._reader = self._new_reader()
                 yield [], too_long(int(str(length)), self._most)
             except csv.Error as error:
-                if "end of data" in str(error):
-                    raise self._not_closed("") from None
+                if "end of data" in str(error) or "field limit" in str(error):
+                    raise self._not_closed("" if "end of data" in str(error) else self._within) from None
                 yield [], one_line(f"expected a row of cells, got {error}")
             else:
                 yield cells, ""

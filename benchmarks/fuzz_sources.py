@@ -221,7 +221,11 @@ def run_records(name: str, number: int) -> None:
     for index in range(RECORDS_IN_BATCH // RECORDS_IN_FILE):
         path = batch.folder / f"{name}-{number}-{index}.jsonl"
         path.write_bytes(b"{}\n" + b"\n".join(islice(stream, RECORDS_IN_FILE)))
-        values = {"format": name, "fields": fields, "range_bytes": rng.choice([1024, 100_000, 10_000_000])} | limits
+        values = {
+            "format": name,
+            "fields": fields,
+            "range_bytes": rng.choice([100_000, 1_000_000, 10_000_000]),
+        } | limits
         batch.look(path, lambda values=values: IngestConfig.model_validate(values), limits)
     batch.finish()
 
@@ -246,7 +250,7 @@ def run_files(layout: str, number: int) -> None:
             for _ in range(rng.choice([1, 1, 1, 2, 5])):
                 content = test_fuzz_layouts.spoilt_bytes(content, rng) if content else content
         path.write_bytes(content)
-        ranges = {"range_bytes": rng.choice([1024, 1_000_000]), "format": rng.choice(["native", "auto"])}
+        ranges = {"range_bytes": rng.choice([8192, 1_000_000]), "format": rng.choice(["native", "auto"])}
         batch.look(path, lambda ranges=ranges: IngestConfig.model_validate(ranges | limits), limits)
     batch.finish()
 

@@ -204,13 +204,17 @@ def _lineage_lines(lineage: list[dict[str, Any]], *, indent: int) -> list[str]:
 
 
 def _row_lines(row: dict[str, Any], kind: str) -> list[str]:
-    facts = [f"{name} {row[name]}" for name in ("split", "subset", "annotator", "num_annotations") if row.get(name)]
-    name = row["id"] if kind == "annotations" else f"group {row['group_id']}"
+    facts = [
+        f"{name} {_cut(str(row[name]))}"
+        for name in ("split", "subset", "annotator", "num_annotations")
+        if row.get(name)
+    ]
+    name = _cut(row["id"]) if kind == "annotations" else f"group {row['group_id']}"
     head = f"{name}: {', '.join(facts)}" if facts else f"{name}:"
     if kind == "tokens":
         completions = [f"  prompt {row['prompt_tokens']} tokens, completions {row['completion_tokens']}"]
     else:
-        turns = [f"  {turn['role']}: {_cut(turn['content'])}" for turn in row["prompt"]]
+        turns = [f"  {_cut(turn['role'])}: {_cut(turn['content'])}" for turn in row["prompt"]]
         answers = [f"  [{i}] {_cut(completion['text'])}" for i, completion in enumerate(row["completions"])]
         completions = [*turns, *answers]
     if kind == "annotations":

@@ -430,6 +430,9 @@ class Run:
     peak_bytes: int
 
 
+NOTHING = Run("", "", 0.0, 0.0, 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names of sources; all if not given")
@@ -437,6 +440,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the table to benchmarks/results/")
     options = parser.parse_args()
     rows: list[str] = []
+    bases: dict[str, Run] = {}
     with tempfile.TemporaryDirectory(prefix="hostile-sources-") as name:
         folder = Path(name)
         for source, build, verbs in SOURCES:
@@ -446,7 +450,10 @@ def main() -> None:
             built_in_a_child(build, path)
             for verb in [verb for verb in verbs if verb in options.verbs]:
                 run = measured(command_for(verb, path, folder), folder)
-                mark = "" if run.peak_bytes <= AIM_BYTES and run.cpu_seconds <= AIM_SECONDS else " **"
+                base = bases.setdefault(verb, run) if verb == "score" else NOTHING
+                is_met = run.peak_bytes - base.peak_bytes <= AIM_BYTES
+                is_met = is_met and run.cpu_seconds - base.cpu_seconds <= AIM_SECONDS
+                mark = "" if is_met else " **"
                 said = run.said.replace(str(folder) + "/", "").replace("|", r"\|")
                 rows.append(
                     f"| {source} | {path.stat().st_size:,} | {verb} | {run.status} | {run.cpu_seconds:.1f}{mark} | "
@@ -478,9 +485,12 @@ def command_for(verb: str, path: Path, folder: Path) -> list[str]:
         return [*start, "validate", str(path)]
     if verb == "ingest":
         return [*start, "ingest", str(path), "--into", str(folder / "tables" / path.name)]
-    model = folder / "model"
+    model = folder / "exported/model"
     if not model.exists():
-        subprocess.run([*start, "new-model", str(model), "--texts", __file__], check=True, capture_output=True)
+        program = f"from exported_models import *; export_small_model(Path({str(folder / 'exported')!r}))"
+        tests = str(Path(__file__).parents[1] / "tests")
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=environment)
     return [*start, "score", str(model), str(path), "--output", str(folder / "scores" / path.name)]
 
 

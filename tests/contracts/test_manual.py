@@ -37,6 +37,8 @@ _TABLE = re.compile(r"<!-- configuration: (\w+) -->\n((?:\|.*\n)*)")
 # One record a row of the table of reasons in docs/data.md, in its order; the last row needs a second record.
 REFUSED = [
     b'{"id": "1", "prompt": "?", "completions": [{"text": "a"}], "ranks": [1]}',
+    b'{"id": "1", "prompt": "?", "completions": [{"text": "a"}, {"text": "b"}], "ranks": [1, 2], "annotator": "%s"}'
+    % (b"x" * 1001),
     b'{"id": "1", "prompt": "?", "completions": [{"text": "a"}, {"text": "b"}], "ranks": [0, 1]}',
     b'{"id": "1", "prompt": "?", "completions": [{"text": "a"}, {"text": "b"}], "ranks": [1, 2, 3]}',
     b'{"id": "1", "prompt": "?", "completions": [{"text": "a"}, {"text": " "}], "ranks": [1, 2]}',

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import boto3
 import deltalake
 import obstore
 import pyarrow as pa
@@ -63,6 +64,25 @@ def test_remote_ranges_and_streams_give_every_line_its_number(s3_bucket: str, na
     assert b"".join(chunk.text for chunk in chunks) == TEXT
     for chunk in chunks:
         assert chunk.text.startswith(b'{"line": %d}' % chunk.first_line)
+
+
+@pytest.mark.parametrize("bad", ["x\x01y.jsonl", "../y.jsonl", "/z.jsonl"])
+def test_a_key_that_the_client_refuses_fails_its_level_alone(s3_bucket: str, bad: str) -> None:
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    root = f"odd-{ord(bad[0])}"
+    for key in ("a.jsonl", "deep/b.jsonl", f"level/{bad}", "level/c.jsonl", "other/d.jsonl"):
+        client.put_object(Bucket="bucket", Key=f"{root}/{key}", Body=b"x")
+    listing = find_sources([f"{s3_bucket}/{root}"])
+    names = {source.uri.removeprefix(f"{s3_bucket}/{root}/") for source in listing.sources}
+    assert names == {"a.jsonl", "deep/b.jsonl", "other/d.jsonl"}
+    [(place, reason)] = listing.failed.items()
+    assert place.startswith(f"{s3_bucket}/{root}/level")
+    assert reason.startswith("cannot be listed: ")
+    assert reason.isprintable()
+    assert reason.endswith("rename or remove that key, or name the other objects one by one")
+    with pytest.raises(SourceError, match="cannot be listed"):
+        list_sources([f"{s3_bucket}/{root}"])
+    assert len(list_sources([f"{s3_bucket}/{root}/level/c.jsonl"])) == 1
 
 
 def test_an_object_that_changes_or_goes_after_it_was_listed_fails(s3_bucket: str) -> None:

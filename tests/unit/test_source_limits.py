@@ -303,7 +303,7 @@ LISTS = [["a", "bb"], None, [], ["x" * 1000]]
         (pa.array(["a", None, "x" * 1000], pa.large_string()), 1000),
         (pa.array(["a", None, "x" * 1000], pa.string_view()), 1000),
         (pa.array(["a", None, "x" * 1000]).dictionary_encode(), 1000),
-        (pc.run_end_encode(pa.array(["a", "x" * 1000, "x" * 1000])), 1000),
+        (pc.call_function("run_end_encode", [pa.array(["a", "x" * 1000, "x" * 1000])]), 1000),
         (pa.array(LISTS), 1000),
         (pa.array(LISTS, pa.large_list(pa.string())), 1000),
         (pa.array(LISTS, pa.list_view(pa.string())), 1000),

@@ -84,7 +84,7 @@ class ReaderConfig(Section):
     """Fail a PostgreSQL source that does not let us in for so long."""
     statement_timeout_seconds: PositiveInt = 3600
     """Fail a database whose query has not ended after so long."""
-    query_memory_bytes: Annotated[int, Field(ge=1024 * 1024)] = 256 * 1024 * 1024
+    query_memory_bytes: PositiveInt = 256 * 1024 * 1024
     """Fail a SQLite source whose query takes more memory in SQLite itself; its rows are fetched 512 at a time."""
 
 

@@ -96,15 +96,15 @@ class _Rows:
         self._source = source
         self._file = file
         self._delimiter = delimiter
-        self._text = io.StringIO()
-        self._num_characters = self._num_lines = 0
+        self._lines: list[str] = []
+        self._num_characters = 0
         self._number = -1
         self._reader = self._new_reader()
 
     @property
     def text(self) -> str:
         """The lines of the row that was read last, of one that is too long the beginning."""
-        return self._text.getvalue().rstrip("\r\n")
+        return "".join(self._lines).rstrip("\r\n")
 
     def _new_reader(self) -> Any:
         return csv.reader(self._kept_lines(), delimiter=self._delimiter, strict=True)
@@ -119,8 +119,8 @@ class _Rows:
     def __iter__(self) -> Iterator[tuple[Sequence[str], str]]:
         while True:
             self._number += 1
-            self._text = io.StringIO()
-            self._num_characters = self._num_lines = 0
+            self._lines = []
+            self._num_characters = 0
             try:
                 cells = next(self._reader)
             except StopIteration:
@@ -129,26 +129,32 @@ class _Rows:
                 self._reader = self._new_reader()
                 yield [], too_long(int(str(length)), self._most)
             except csv.Error as error:
-                if "end of data" in str(error):
-                    raise self._not_closed("") from None
-                yield [], f"expected a row of cells, got {error}"
+                if "end of data" in str(error) or "field limit" in str(error):
+                    raise self._not_closed("" if "end of data" in str(error) else self._within) from None
+                yield [], one_line(f"expected a row of cells, got {error}")
             else:
                 yield cells, ""
 
     def _kept_lines(self) -> Iterator[str]:
-        while line := self._file.readline(self._most + 1):
-            if len(line) > self._most:
-                self._pass_over(line, is_first=self._num_lines == 0)
-            self._num_characters += len(line)
-            self._num_lines += 1
-            if self._num_characters > self._most or self._num_lines > MAX_ROW_LINES:
-                raise self._not_closed(self._within)
-            self._text.write(line)
+        readline, most = self._file.readline, self._most
+        while line := readline(most + 1):
+            lines = self._lines
+            if lines or len(line) > most:
+                self._check_row(line)
+            lines.append(line)
             yield line
+
+    def _check_row(self, line: str) -> None:
+        """Refuse a line that is too long, or one with which its row is."""
+        if len(line) > self._most:
+            self._pass_over(line, is_first=not self._lines)
+        self._num_characters += len(line)
+        if self._num_characters > self._most or len(self._lines) >= MAX_ROW_LINES:
+            raise self._not_closed(self._within)
 
     def _pass_over(self, line: str, *, is_first: bool) -> None:
         """Read to the end of a line that is too long; a quote in it may have opened what other lines go on with."""
-        self._text.write(line[:KEPT_BYTES])
+        self._lines.append(line[:KEPT_BYTES])
         num_characters, num_quotes = len(line), line.count('"')
         while not line.endswith(("\r", "\n")) and (line := self._file.readline(READ_BYTES)):
             num_characters += len(line)

@@ -18,7 +18,7 @@ from pairwright.data.blocks import FREE_TEXT_BYTES, READ_BYTES, check_ratio, ope
 from pairwright.data.layouts.chunks import KEPT_BYTES, Chunk, too_long
 from pairwright.data.layouts.ipc_messages import MAGIC, MessageSize, file_messages, stream_messages
 from pairwright.data.layouts.parquet_pages import CheckedPages, RepeatedValuesError
-from pairwright.data.layouts.row_sizes import row_bytes
+from pairwright.data.layouts.row_sizes import Int64s, row_bytes
 from pairwright.data.layouts.rows import encode_rows
 from pairwright.data.sources import SourceRef
 from pairwright.errors import SourceError, one_line
@@ -74,7 +74,7 @@ def _chunks_of(batch: pa.RecordBatch, row: int, max_record_bytes: int) -> Iterat
     columns = [
         row_bytes(column) + len(name) + 4 for name, column in zip(batch.schema.names, batch.columns, strict=True)
     ]
-    size_of = np.sum(columns, axis=0, dtype=np.int64) if columns else np.ones(batch.num_rows, np.int64)
+    size_of: Int64s = sum(columns, np.ones(batch.num_rows, np.int64))
     ends = np.cumsum(size_of)
     overlong = np.flatnonzero(size_of > max_record_bytes)
     first = 0

@@ -23,6 +23,7 @@ from pairwright.cluster.export import export_checkpoint
 from pairwright.cluster.mending import mend
 from pairwright.cluster.run_folder import RunFolder, RunIdentity, identity_config
 from pairwright.config import LoraConfig, TrainConfig
+from pairwright.data.rendering import Refusal
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.data.tokens import TokenSpec, tokenize_completions
 from pairwright.errors import PairwrightError
@@ -194,7 +195,7 @@ def train_from(model: Path) -> None:
     tokenizer = load_tokenizer(str(model))
     spec = TokenSpec.of(tokenizer, config.tokens)
     (rows,) = tokenize_completions([[{"role": "user", "content": "Why?"}]], [["So.", "No."]], tokenizer, spec)
-    assert rows.longest > 0
+    assert isinstance(rows, Refusal) or rows.longest > 0
     starting_model(config, tokenizer, pad_token_id=choose_pad_token(tokenizer))
     model_digest(model)
 

@@ -104,7 +104,7 @@ def test_no_address_of_a_place_is_shown_with_a_secret(form: str, secret: str, is
     assert place.kind == "postgresql", "no other address may hold one"
     check_hidden(secret, place.uri + repr(place))
     quoted = f'{place.address} {secret!r} {quote(secret)} "{secret[2:]}" for user "{secret[:7]}"'
-    check_hidden(secret, _explained(ValueError(quoted), secrets_of(place, ReaderConfig())))
+    check_hidden(secret, _explained(ValueError(quoted), place, secrets_of(place, ReaderConfig())))
 
 
 @settings(deadline=None)

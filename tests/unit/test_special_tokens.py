@@ -191,6 +191,13 @@ def test_thousands_of_special_tokens_are_found_as_one_is() -> None:
     assert split.special_in_completion == [Counter({"<unused299>": 1, "<unused2999>": 1}), Counter(), Counter()]
 
 
+def test_special_tokens_that_begin_with_each_other_are_found_longest_first() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["#" * length for length in range(1, 1100)]})
+    kept = read(tokenizer, "a " + "#" * 40, special_in_text="keep")
+    assert kept.special_in_completion == [Counter({"#" * 40: 1})]
+
+
 # ------------------------------------------------------------------------------------- rules and totals
 
 ROWS = [

@@ -89,16 +89,14 @@ def test_a_template_that_fails_on_one_conversation_gives_the_others() -> None:
     assert "ZeroDivisionError" in bad.reason
 
 
-def test_a_template_that_explodes_on_some_contents_refuses_these_until_it_is_clear_that_the_template_is_at_fault() -> (
-    None
-):
+def test_a_template_that_explodes_on_some_contents_refuses_these_and_is_an_error_at_the_third() -> None:
     template = "{{ messages[-1].content * (10**10 if 'boom' in messages[-1].content else 1) }}"
     rows = [[USER, {"role": "assistant", "content": content}] for content in ("ok", "boom", "fine", "boom", "good")]
     found = render_conversations(template, {}, rows)
     assert [text for text in found if isinstance(text, str)] == ["ok", "fine", "good"]
     assert [isinstance(text, Refusal) for text in found] == [False, True, False, True, False]
     assert MAX_EXCESSES == 3
-    with pytest.raises(DataError, match=r"MiB of memory .*, the 3rd time now; .* set tokens.chat_template to another"):
+    with pytest.raises(DataError, match=r"MiB of memory .*, the 3rd time now: such a template is faulty or hostile"):
         render_conversations(template, {}, rows[:2])
 
 

@@ -5,6 +5,7 @@ role. So a mark, a character that no text holds, is set into each such place bef
 and tokenised, and its tokens are taken out again: what stands around it is tokenised in its own context, exactly.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -77,11 +78,13 @@ class SpecialTokens:
         shown = [text for text in map(render, probes) if isinstance(text, str)]
         written = {token_id for text in shown for token_id in tokenizer(text, add_special_tokens=False)["input_ids"]}
         names, words = set[str](), set[str]()
+        self._is_any_normalized = False
         for token_id, token in tokenizer.added_tokens_decoder.items():
-            is_written = token_id in written and token.content.strip()
-            if (token.special or is_written) and not _is_looked_for(token.content, template):
+            is_ours = token.content.strip() and not _is_looked_for(token.content, template)
+            if is_ours and (token.special or token_id in written):
                 names.add(token.content)
                 self._is_special[token_id] = True
+                self._is_any_normalized |= token.normalized
                 if token.single_word:
                     words.add(token.content)
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in (
@@ -89,7 +92,7 @@ class SpecialTokens:
             tokenizer.eos_token_id,
         ):
             self._is_special[tokenizer.unk_token_id] = False  # any unknown character is read as it
-        self._pattern = re.compile(_any_of(names, words) if names else "(?!)", re.DOTALL)
+        self._pattern = _pattern_of(names, words)
         self._prefixes = _prefixes(names)
 
     def in_text(self, text: str) -> Counter[str]:
@@ -173,6 +176,8 @@ class SpecialTokens:
 
     def _changed_by_normaliser(self, text: str, conversation: Conversation) -> set[str]:
         """Return pieces of the contents that become special tokens by normalisation alone, such as other cases."""
+        if not self._is_any_normalized:
+            return set()
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         pieces = {
             text[start:end].strip()
@@ -207,6 +212,15 @@ def _is_looked_for(token: str, template: str) -> bool:
     return token in template and re.search(_LOOKED_FOR.replace("{token}", re.escape(token)), template) is not None
 
 
+def _pattern_of(names: set[str], words: set[str]) -> re.Pattern[str]:
+    if not names:
+        return re.compile("(?!)")
+    try:
+        return re.compile(_any_of(names, words), re.DOTALL)
+    except RecursionError:  # hundreds of tokens that begin with each other: slower, and words are found in words too
+        return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+
 def _any_of(tokens: set[str], words: set[str], before: str = "") -> str:
     """Return a regular expression for the longest of some tokens at a place, as a trie: some vocabularies have 6,000.
 
@@ -215,6 +229,8 @@ def _any_of(tokens: set[str], words: set[str], before: str = "") -> str:
         words: whole tokens that count only where no letter, digit or underscore stands beside them.
         before: the beginning that the tokens share.
     """
+    if shared := os.path.commonprefix(list(tokens)):  # noqa: RUF071 (no paths)
+        return re.escape(shared) + _any_of({token.removeprefix(shared) for token in tokens}, words, before + shared)
     branches = []
     for first in sorted({token[0] for token in tokens if token}):
         rests = {token[1:] for token in tokens if token.startswith(first)}

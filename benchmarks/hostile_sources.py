@@ -253,6 +253,13 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
+def delta_parquet(path: Path) -> None:
+    """A text, and 400 times "the same again"."""
+    texts = pa.array(["x" * 1_000_000] * 400)
+    encodings: Any = {"prompt": "DELTA_BYTE_ARRAY"}
+    pq.write_table(table_of(texts), path, compression="zstd", use_dictionary=False, column_encoding=encodings)
+
+
 def wide_parquet(path: Path) -> None:
     schema = pa.schema([(f"c{n}", pa.int8()) for n in range(3000)])
     pq.write_table(pa.table([pa.array([1], pa.int8())] * 3000, schema=schema), path, write_statistics=False)
@@ -398,6 +405,7 @@ SOURCES: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     ("nested.parquet", nested_parquet, BOTH),
     ("text.parquet", text_parquet, BOTH),
     ("lying.parquet", lying_parquet, BOTH),
+    ("delta.parquet", delta_parquet, BOTH),
     ("wide.parquet", wide_parquet, BOTH),
     ("groups.parquet", groups_parquet, BOTH),
     ("rows.parquet", rows_parquet, BOTH),

@@ -264,6 +264,28 @@ def test_a_dictionary_that_makes_too_much_text_fails_by_name(tmp_path: Path) -> 
             records_of(tmp_path / name)
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "zstd", "snappy"])
+def test_text_that_is_written_as_what_follows_the_text_before_is_counted_whole(
+    tmp_path: Path, compression: str, version: Any
+) -> None:
+    # 468 bytes were 400 MB.
+    def write(texts: list[Any], column: str) -> Path:
+        encodings: Any = {column: "DELTA_BYTE_ARRAY"}
+        options: dict[str, Any] = {"compression": compression, "data_page_version": version, "data_page_size": 20_000}
+        table = pa.table({"a": texts})
+        pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, column_encoding=encodings, **options)
+        return tmp_path / "a.parquet"
+
+    texts = [f"beginning {number // 7} end {number * number}" for number in range(3000)]
+    rows: list[Any] = [*texts, None, ""]
+    for column, values in (("a", rows), ("a.list.element", [None if row is None else [row, row] for row in rows])):
+        found = records_of(write(values, column))
+        assert found == [{} if value is None else {"a": value} for value in values]
+    with pytest.raises(SourceError, match=r"bytes of Parquet pages or more, .* limits\.max_text_ratio"):
+        records_of(write(["x" * 200_000] * 300, "a"))
+
+
 def test_a_footer_that_says_less_than_the_pages_hold_is_found_out(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"a": ["x" * 20_000_000]}), path, compression="zstd", use_dictionary=False)

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pairwright.data.blocks import check_ratio
+from pairwright.data.layouts.delta_text import num_text_bytes
+from pairwright.data.layouts.thrift import DAMAGED, Cursor
 from pairwright.data.sources import SourceRef
 from pairwright.errors import SourceError
 
@@ -26,6 +28,7 @@ _WALKED_BYTES = 4 * 1024 * 1024
 """A larger dictionary is not looked through: its longest value may be all of it."""
 _DICTIONARY_PAGE = 2
 _DICTIONARY_ENCODINGS = (2, 8)
+_DELTA_BYTE_ARRAY = 7
 
 
 class RepeatedValuesError(Exception):
@@ -56,6 +59,8 @@ class _Column:
     """Of its dictionary."""
     dense_bytes: int = 0
     """What the values that its dictionary holds come to."""
+    has_levels: tuple[bool, bool] = (False, False)
+    """Whether its pages hold repetition levels, and definition levels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,9 @@ class _Page:
     stored_bytes: int
     num_values: int
     encoding: int
+    level_bytes: int | None
+    """Of a page of version 2, where the levels are not compressed; None of one of version 1."""
+    is_compressed: bool
 
 
 class CheckedPages(io.RawIOBase):
@@ -76,6 +84,7 @@ class CheckedPages(io.RawIOBase):
         self._source = source
         self._columns: list[_Column] = []
         self._unpacked_before = 0
+        self._delta_bytes = 0
 
     def watch(self, metadata: pq.FileMetaData, group: int, dictionaries: list[str]) -> None:
         """Look at the pages of a row group from here on.
@@ -125,7 +134,7 @@ class CheckedPages(io.RawIOBase):
             page = self._page(column.next_page, position, block)
             payload = column.next_page + page.header_bytes
             if page.unpacked_bytes < 0 or page.stored_bytes < 0 or page.num_values < 0:
-                raise pa.ArrowInvalid("a page header is damaged")
+                raise pa.ArrowInvalid(DAMAGED)
             column.unpacked_bytes += page.unpacked_bytes
             column.largest_page = max(column.largest_page, page.unpacked_bytes)
             self._check_sizes(column)
@@ -137,17 +146,19 @@ class CheckedPages(io.RawIOBase):
                 column.num_values += page.num_values
                 column.num_values_left -= page.num_values
                 self._check_values(column, page)
+                if page.encoding == _DELTA_BYTE_ARRAY:
+                    self._file.seek(payload)
+                    text_bytes = _delta_bytes(self._file.read(page.stored_bytes), page, column)
+                    column.largest_page = max(column.largest_page, text_bytes)
+                    self._delta_bytes += text_bytes
+                    self._check_sizes(column)
             column.next_page = payload + page.stored_bytes
 
     def _check_sizes(self, column: _Column) -> None:
         if column.unpacked_bytes > 2 * column.footer_bytes + DENSE_BYTES // 64:
             raise pa.ArrowInvalid(f"the pages of column {column.path} hold more than the footer says")
-        check_ratio(
-            self._source,
-            self._unpacked_before + sum(column.unpacked_bytes for column in self._columns),
-            self._source.size,
-            "Parquet pages",
-        )
+        unpacked = self._unpacked_before + sum(column.unpacked_bytes for column in self._columns)
+        check_ratio(self._source, unpacked + self._delta_bytes, self._source.size, "Parquet pages")
         at_once = 2 * sum(column.largest_page for column in self._columns)
         if at_once > (most := self._source.limits.max_batch_bytes):
             raise SourceError(
@@ -183,7 +194,7 @@ class CheckedPages(io.RawIOBase):
                 return _parsed(self._file.read(size))
             except IndexError:
                 if size > MAX_HEADER_BYTES:
-                    raise pa.ArrowInvalid("a page header is damaged") from None
+                    raise pa.ArrowInvalid(DAMAGED) from None
             size *= 16
 
 
@@ -202,6 +213,7 @@ def _column(chunk: pq.ColumnChunkMetaData, described: pq.ColumnSchema, dictionar
         width=described.length if described.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0,
         is_text=described.physical_type == "BYTE_ARRAY",
         is_dictionary=chunk.path_in_schema in dictionaries,
+        has_levels=(described.max_repetition_level > 0, described.max_definition_level > 0),
     )
 
 
@@ -227,7 +239,19 @@ def _unpacked(payload: bytes, page: _Page, codec: str) -> bytes:
     return pa.Codec(codec.lower()).decompress(payload, page.unpacked_bytes, asbytes=True)
 
 
-# ---------------------------------------------------------------------------------------------------- Thrift
+def _delta_bytes(payload: bytes, page: _Page, column: _Column) -> int:
+    """Return how much text a page of DELTA_BYTE_ARRAY holds."""
+    if page.level_bytes is not None:
+        values = payload[page.level_bytes :]
+        size = page.unpacked_bytes - page.level_bytes
+        if column.codec != "UNCOMPRESSED" and page.is_compressed and size > 0:
+            values = pa.Codec(column.codec.lower()).decompress(values, size, asbytes=True)
+    else:
+        values = payload if column.codec == "UNCOMPRESSED" else _unpacked(payload, page, column.codec)
+        for has_level in column.has_levels:
+            if has_level:
+                values = values[4 + int.from_bytes(values[:4], "little") :]
+    return num_text_bytes(values)
 
 
 def _parsed(text: bytes) -> _Page:
@@ -236,13 +260,15 @@ def _parsed(text: bytes) -> _Page:
     Raises:
         IndexError: if the text ends within it.
     """
-    cursor = _Cursor(text)
+    cursor = Cursor(text)
     fields = cursor.fields(1)
     data, dictionary, data_v2 = (_struct(fields, number) for number in (5, 7, 8))
     head = data or dictionary or data_v2
     encoding = _number(head, 4 if head is data_v2 else 2)
     kind, unpacked, stored = (_number(fields, number) for number in (1, 2, 3))
-    return _Page(cursor.position, kind, unpacked, stored, _number(head, 1), encoding)
+    is_compressed = head is not data_v2 or bool(data_v2.get(7, 1))
+    level_bytes = _number(data_v2, 5) + _number(data_v2, 6) if head is data_v2 and data_v2 else None
+    return _Page(cursor.position, kind, unpacked, stored, _number(head, 1), encoding, level_bytes, is_compressed)
 
 
 def _struct(fields: dict[int, Any], number: int) -> dict[int, Any]:
@@ -253,69 +279,3 @@ def _struct(fields: dict[int, Any], number: int) -> dict[int, Any]:
 def _number(fields: dict[int, Any], number: int) -> int:
     value = fields.get(number)
     return value if isinstance(value, int) else 0
-
-
-class _Cursor:
-    """A place in a text of Thrift's compact protocol."""
-
-    def __init__(self, text: bytes) -> None:
-        self.text = text
-        self.position = 0
-
-    def fields(self, depth: int) -> dict[int, Any]:
-        """Return the numbers and structs of a struct by the ids of their fields; what else it holds is passed over."""
-        found: dict[int, Any] = {}
-        number = 0
-        while byte := self._byte():
-            kind, step = byte & 15, byte >> 4
-            number = number + step if step else self._integer()
-            found[number] = self._value(kind, depth)
-        return found
-
-    def _value(self, kind: int, depth: int) -> Any:
-        if depth > 8:
-            raise pa.ArrowInvalid("a page header is damaged")
-        match kind:
-            case 1 | 2:
-                return int(kind == 1)
-            case 3:
-                return self._byte()
-            case 4 | 5 | 6:
-                return self._integer()
-            case 7:
-                self.position += 8
-            case 8:
-                length = self._varint()
-                self.position += length
-            case 9 | 10:
-                byte = self._byte()
-                size = byte >> 4 if byte >> 4 < 15 else self._varint()
-                if byte & 15 in (1, 2):
-                    self.position += size
-                else:
-                    for _ in range(min(size, len(self.text))):
-                        self._value(byte & 15, depth + 1)
-            case 12:
-                return self.fields(depth + 1)
-            case _:
-                raise pa.ArrowInvalid("a page header is damaged")
-        return 0
-
-    def _byte(self) -> int:
-        byte = self.text[self.position]
-        self.position += 1
-        return byte
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-            if (shift := shift + 7) > 63:
-                raise pa.ArrowInvalid("a page header is damaged")
-
-    def _integer(self) -> int:
-        value = self._varint()
-        return value >> 1 ^ -(value & 1)

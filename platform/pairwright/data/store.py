@@ -30,7 +30,7 @@ from pairwright.data.manifest import FORMAT_VERSION, DataFile, Input, Manifest, 
 from pairwright.data.ownership import TABLE, check_free, delete_files
 from pairwright.data.places import no_version, nothing_here, other_kind
 from pairwright.errors import CommitConflict, StoreError
-from pairwright.records import Rejection
+from pairwright.records import UNREADABLE_JSON, Rejection
 from pairwright.terminal import safe_json
 
 __all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_bytes", "open_store", "version_path"]
@@ -300,7 +300,7 @@ class Table:
             return _checked(msgspec.convert(head, Manifest), where)
         except FileNotFoundError:
             raise StoreError(f"{where}: version {version} was removed while it was being read") from None
-        except msgspec.MsgspecError as error:
+        except UNREADABLE_JSON as error:
             raise StoreError(f"{where}: not a manifest: {error}; read an older one with --version") from None
 
     def _buffer(self, file: DataFile) -> pa.Buffer:

@@ -48,7 +48,9 @@ def write(place: Path, number: int, holder: Holder) -> None:
 
 def elsewhere(count: int = 0) -> Holder:
     """Return a holder of which this machine knows nothing."""
-    return Holder(process=1, host="elsewhere", process_key="another-machine-1", started_at=0.0, count=count)
+    return Holder(
+        process=1, host="elsewhere", process_key="another-machine-1", started_at="2026-11-29 01:02:03", count=count
+    )
 
 
 def test_a_second_command_is_refused_while_the_first_lives_and_told_which_it_is(tmp_path: Path) -> None:

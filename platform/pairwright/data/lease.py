@@ -36,8 +36,8 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     process_key: str
     """Tells this process from every other on its machine, and its machine from others; empty where nothing does."""
-    started_at: float
-    """Seconds since 1970, on the holder's clock; for people."""
+    started_at: str
+    """On the holder's clock, UTC; for people."""
     count: int = 0
     released: bool = False
 
@@ -62,7 +62,7 @@ class Lease:
             process=os.getpid(),
             host=socket.gethostname(),
             process_key=_process_key(os.getpid()),
-            started_at=time.time(),
+            started_at=time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         )
         self._number = 0
         self._ended = threading.Event()
@@ -140,10 +140,9 @@ class Lease:
                 raise LeaseError(self._refusal(now))
 
     def _refusal(self, holder: Holder) -> str:
-        started = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(holder.started_at))
         return (
-            f"{self._url}: another command does {self._what} here, since {started} UTC (process {holder.process} on "
-            f"{holder.host}); wait for it or stop it, or choose another output"
+            f"{self._url}: another command does {self._what} here, since {holder.started_at} UTC (process "
+            f"{holder.process} on {holder.host}); wait for it or stop it, or choose another output"
         )
 
     def _newest(self) -> tuple[int, Holder | None] | None:

@@ -212,6 +212,8 @@ class Table:
             verify(buffer, file, f"{self.url}/{file.path}")
             raise StoreError(f"{self.url}/{file.path}: not an Arrow file: {error}; {REPAIR}") from None
         check_types(table.schema, self.kind, f"{self.url}/{file.path}")
+        if table.num_rows != file.rows:
+            raise StoreError(f"{self.url}/{file.path}: has {table.num_rows:,} rows, expected {file.rows:,}; {REPAIR}")
         return table if columns is None else table.select(list(columns))
 
     def read(self, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -297,7 +299,7 @@ class Table:
                     f"{where}: format_version is {head.get('format_version')}, this Pairwright reads {FORMAT_VERSION}; "
                     "read it with the Pairwright that wrote it, or a newer one"
                 )
-            return _checked(msgspec.convert(head, Manifest), where)
+            return _checked(msgspec.convert(head, Manifest), version, where)
         except FileNotFoundError:
             raise StoreError(f"{where}: version {version} was removed while it was being read") from None
         except UNREADABLE_JSON as error:
@@ -326,15 +328,23 @@ def _empty_manifest(url: str, version: int, sizes: Mapping[int, int]) -> str:
     return f"{url}/{path}: damaged: an empty file, as a power cut or a full disk leaves one; restore it, or {remedy}"
 
 
-def _checked(manifest: Manifest, where: str) -> Manifest:
-    """Return a manifest whose every file lies in the table's own folders.
+def _checked(manifest: Manifest, version: int, where: str) -> Manifest:
+    """Return a manifest that says what one of this version can say, and whose files lie in the table's own folders.
 
     Raises:
-        StoreError: naming one that does not.
+        StoreError: naming what it cannot say.
     """
-    for file in manifest.all_files:
-        if not _FILE_PATH.fullmatch(file.path):
-            raise StoreError(f"{where}: names the file {file.path!r}, which is no file of a table; {REPAIR}")
+    strange = [file.path for file in manifest.all_files if not _FILE_PATH.fullmatch(file.path)]
+    if strange:
+        raise StoreError(f"{where}: names the file {strange[0]!r}, which is no file of a table; {REPAIR}")
+    if manifest.kind not in SCHEMAS:
+        raise StoreError(f"{where}: kind is {manifest.kind!r}, expected one of {', '.join(SCHEMAS)}; {REPAIR}")
+    if manifest.version != version:
+        raise StoreError(f"{where}: says that it is version {manifest.version}; {REPAIR}")
+    try:
+        datetime.fromisoformat(manifest.created_at).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise StoreError(f"{where}: created_at is {manifest.created_at!r}, expected a time; {REPAIR}") from None
     return manifest
 
 

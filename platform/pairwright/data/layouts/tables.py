@@ -243,6 +243,8 @@ def _reading(source: SourceRef) -> Iterator[None]:
     kind = "Parquet" if source.layout == "parquet" else "Arrow"
     try:
         yield
+    except SourceError as error:  # some are about a column, and know no source
+        raise SourceError(str(error) if str(error).startswith(source.uri) else f"{source.uri}: {error}") from None
     except _DAMAGE as error:
         what = one_line(str(error).partition("\n")[0].rstrip(".") or type(error).__name__)
         raise SourceError(

@@ -108,10 +108,22 @@ def report_json(report: dict[str, Any]) -> bytes:
     return safe_json(msgspec.json.format(msgspec.json.encode(report).decode(), indent=2)).encode() + b"\n"
 
 
+class _AnyReport(msgspec.Struct, frozen=True):
+    """What a report of any version of Pairwright has."""
+
+    format_version: int
+    created_at: str
+    code_version: str
+    model: dict[str, Any]
+    pairs: dict[str, Any]
+    overall: dict[str, Any]
+    by_num_completions: dict[str, Any]
+
+
 def is_report(content: bytes) -> bool:
     """Return whether a file's content is a report, so that a newer one may take its place."""
     try:
-        msgspec.json.decode(content, type=Report)
+        msgspec.json.decode(content, type=_AnyReport)
     except UNREADABLE_JSON:
         return False
     return True

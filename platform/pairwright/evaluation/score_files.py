@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 import obstore
@@ -77,6 +77,17 @@ class ScoresManifest(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     reasons: Annotated[dict[str, int], msgspec.Meta(description="how many were refused for what, most frequent first")]
+
+
+class _AnyScores(msgspec.Struct, frozen=True):
+    """What ``scores.json`` of any version of Pairwright has."""
+
+    format_version: int
+    code_version: str
+    model: dict[str, Any]
+    files: list[DataFile]
+    refused_files: list[DataFile]
+    totals: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -207,7 +218,7 @@ class ScoreFiles:
             raise StoreError(self._other_run("removed this run's files"))
         content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
         self._put_manifest(safe_json(content.decode()).encode())
-        replaced = _paths(msgspec.json.decode(self._replaced, type=ScoresManifest)) if self._replaced else set()
+        replaced = _paths(msgspec.json.decode(self._replaced, type=_AnyScores)) if self._replaced else set()
         before = datetime.now(UTC) - LEFTOVER_AGE
         old = [path for path, modified in listed.items() if path in replaced or modified < before]
         delete_files(self.url, [path for path in old if path not in ours], SCORES)
@@ -237,7 +248,7 @@ class ScoreFiles:
             check_free(self.url, SCORES, advice="give the scores a folder of their own")
             return None
         try:
-            msgspec.json.decode(content, type=ScoresManifest)
+            msgspec.json.decode(content, type=_AnyScores)
         except UNREADABLE_JSON:
             raise StoreError(
                 f"{self.url}/{MANIFEST_NAME}: is not of `pairwright score`, and is not replaced; give the scores a "
@@ -285,7 +296,7 @@ class ScoreFiles:
         )
 
 
-def _paths(manifest: ScoresManifest) -> set[str]:
+def _paths(manifest: "ScoresManifest | _AnyScores") -> set[str]:
     return {file.path for file in (*manifest.files, *manifest.refused_files)}
 
 

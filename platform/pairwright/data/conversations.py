@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +84,17 @@ class TokenizedCompletions:
     refused: list[str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A prompt with one completion, tokenised; or why it is left out."""
+class _Plain(NamedTuple):
+    """A prompt with one completion, its text, its plain tokenisation, and how many special tokens that holds."""
+
+    conversation: Conversation
+    text: str
+    token_ids: Int32s
+    num_special: int
+
+
+class _Row(NamedTuple):
+    """A prompt with one completion, tokenised under the rules; or why it is left out."""
 
     token_ids: Int32s | None
     special: Counter[str]
@@ -112,12 +120,13 @@ def tokenize_completions(
         for text in completions
     ]
     rendered = render(tokenizer, spec.chat_template, conversations)
-    encoded = iter(_encode(tokenizer, [text for text in rendered if isinstance(text, str)]))
+    encoded = _encode(tokenizer, [text for text in rendered if isinstance(text, str)])
+    special_tokens = _special_tokens(tokenizer, spec.chat_template, len(tokenizer))
+    plain = iter(zip(encoded, special_tokens.count(encoded), strict=True))
     rows = iter(
-        (conversation, text, Refusal("") if isinstance(text, Refusal) else next(encoded))
+        text if isinstance(text, Refusal) else _Plain(conversation, text, *next(plain))
         for conversation, text in zip(conversations, rendered, strict=True)
     )
-    special_tokens = _special_tokens(tokenizer, spec.chat_template, len(tokenizer))
     return [
         _tokenize_group(prompt, [next(rows) for _ in completions], special_tokens, spec)
         for prompt, completions in zip(prompts, texts, strict=True)
@@ -153,20 +162,19 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerFast", template: str, size: i
     return SpecialTokens(tokenizer, template, partial(render_one, tokenizer, template), PROBES)
 
 
-_Encoded = tuple[Conversation, str | Refusal, Int32s | Refusal]
-"""A conversation, its text and its plain tokenisation."""
-
-
 def _tokenize_group(
-    prompt: Conversation, rows: Sequence[_Encoded], special_tokens: SpecialTokens, spec: TokenSpec
+    prompt: Conversation, rows: Sequence[_Plain | Refusal], special_tokens: SpecialTokens, spec: TokenSpec
 ) -> TokenizedCompletions | Refusal:
     in_prompt = special_tokens.in_prompt(prompt)
     read: list[_Row] = []
-    for conversation, text, token_ids in rows:
-        if isinstance(text, Refusal):
-            return text
-        assert not isinstance(token_ids, Refusal)
-        read.append(_read_row(conversation, text, token_ids, in_prompt, special_tokens, spec))
+    for plain in rows:
+        if isinstance(plain, Refusal):
+            return plain
+        special = special_tokens.in_text(plain.conversation[-1]["content"])
+        if special or in_prompt or plain.num_special > special_tokens.num_written(plain.conversation):
+            read.append(_read_special(plain, special, in_prompt, special_tokens, spec))
+        else:
+            read.append(_Row(plain.token_ids, special))
     limited, num_truncated = _limit([row.token_ids for row in read], spec)
     return TokenizedCompletions(
         row_ids=limited,
@@ -178,28 +186,20 @@ def _tokenize_group(
     )
 
 
-def _read_row(
-    conversation: Conversation,
-    text: str,
-    token_ids: Int32s,
-    in_prompt: Counter[str],
-    special_tokens: SpecialTokens,
-    spec: TokenSpec,
+def _read_special(
+    plain: _Plain, special: Counter[str], in_prompt: Counter[str], special_tokens: SpecialTokens, spec: TokenSpec
 ) -> _Row:
     """Return one row under the rule for special tokens in its texts."""
-    special = special_tokens.in_text(conversation[-1]["content"])
     found = special + in_prompt
-    if not found and not special_tokens.are_forged(token_ids, conversation):
-        return _Row(token_ids, special)
     if found and spec.special_in_text == "keep":
-        return _Row(token_ids, special)
+        return _Row(plain.token_ids, special)
     if found and spec.special_in_text == "refuse":
         return _Row(None, special, _why_refused(found, special, spec))
-    reading = special_tokens.read_as_text(conversation, text, token_ids)
+    reading = special_tokens.read_as_text(plain.conversation, plain.text, plain.token_ids)
     if not found:
         found = special = reading.forged
         if not found or spec.special_in_text == "keep":
-            return _Row(token_ids, special)
+            return _Row(plain.token_ids, special)
     if reading.token_ids is None or spec.special_in_text == "refuse":
         return _Row(None, special, _why_refused(found, special, spec))
     return _Row(reading.token_ids, special)

@@ -109,15 +109,28 @@ class SpecialTokens:
             found.update(self.in_text(message["role"]))
         return found
 
-    def are_forged(self, token_ids: Int32s, conversation: Conversation) -> bool:
-        """Return whether there are more special tokens than the template writes for such roles."""
-        return self._count(token_ids) > self._num_expected(conversation)
+    def num_written(self, conversation: Conversation) -> int:
+        """Return how many special tokens the template writes for these roles, whatever the contents."""
+        roles = tuple(message["role"] for message in conversation)
+        if roles not in self._expected:
+            if len(self._expected) == _EXPECTED_KEPT:
+                self._expected.clear()
+            text = self._render([{"role": role, "content": "x"} for role in roles])
+            ids = [] if isinstance(text, Refusal) else self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            self._expected[roles] = self._count(np.asarray(ids, dtype=np.int32))
+        return self._expected[roles]
+
+    def count(self, rows: Sequence[Int32s]) -> list[int]:
+        """Return how many special tokens each row holds; more than ``num_written`` come from its texts."""
+        ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        sums = np.concatenate([[0], np.cumsum(self._is_special[np.concatenate([np.empty(0, np.int32), *rows])])])
+        return np.diff(sums[ends], prepend=0).tolist()
 
     def read_as_text(self, conversation: Conversation, text: str, token_ids: Int32s) -> Reading:
         """Tokenise a conversation with the special tokens in its texts as ordinary text.
 
         Args:
-            conversation: whose texts hold special tokens, or which ``are_forged``.
+            conversation: whose texts hold special tokens, or which has more of them than the template writes.
             text: the conversation, rendered.
             token_ids: plain tokenisation of ``text``.
         """
@@ -143,7 +156,7 @@ class SpecialTokens:
         if any(places.search(text) for message in marked for text in message.values()):
             return None
         read = self._encode_marked(marked, text, mark)
-        if read is None or self._count(read) <= self._num_expected(conversation):
+        if read is None or self._count(read) <= self.num_written(conversation):
             return read
         # More than the template writes for other contents: either these make it do so, or they complete what it begins.
         edged = [message | {"content": _edged(message["content"], mark)} for message in marked]
@@ -189,17 +202,6 @@ class SpecialTokens:
             for piece in pieces
             if piece and not self.in_text(piece) and any(piece in message["content"] for message in conversation)
         }
-
-    def _num_expected(self, conversation: Conversation) -> int:
-        """Return how many special tokens the template writes for these roles, whatever the contents."""
-        roles = tuple(message["role"] for message in conversation)
-        if roles not in self._expected:
-            if len(self._expected) == _EXPECTED_KEPT:
-                self._expected.clear()
-            text = self._render([{"role": role, "content": "x"} for role in roles])
-            ids = [] if isinstance(text, Refusal) else self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            self._expected[roles] = self._count(np.asarray(ids, dtype=np.int32))
-        return self._expected[roles]
 
     def _count(self, token_ids: Int32s) -> int:
         return int(np.count_nonzero(self._is_special[token_ids]))

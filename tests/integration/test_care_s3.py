@@ -15,6 +15,7 @@ from pairwright.data.store import Manifest, Table
 from pairwright.data.vacuum import vacuum
 from pairwright.records import Rejection
 
+LANDED = f"landing/{'0a' * 16}/{'1b' * 16}.jsonl"
 NUM_FILES = 6
 
 
@@ -58,12 +59,12 @@ def test_a_table_is_cared_for_on_s3_while_others_write_to_it(s3_bucket: str) -> 
     assert history(table.url, last=1)["versions"][0]["operation"] == "forget"
     compacted = compact(table.url, file_bytes=1 << 20)
     assert compacted.num_files == 2  # one of rows, one of refused records
-    obstore.put(open_store(table.url), "landing/0a/0.jsonl", b"{}\n")
+    obstore.put(open_store(table.url), LANDED, b"{}\n")
     orphan = table.write_data(annotations_table([annotation_row("orphan", ["a", "b"], [1, 2])]))
     young = vacuum(table.url, older_than=timedelta(hours=1), keep_versions=1, is_dry_run=False)
     assert (young.removed_files, young.removed_versions) == ([], [])
     done = vacuum(table.url, older_than=timedelta(), keep_versions=1, is_dry_run=False)
-    assert {"landing/0a/0.jsonl", orphan.path} < set(done.removed_files)
+    assert {LANDED, orphan.path} < set(done.removed_files)
     assert table.versions() == [compacted.version]
     assert stored(table.url) == {file.path for file in table.manifest().all_files}
     assert annotators(table) == ["bob"] * NUM_FILES

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -35,7 +34,7 @@ OUTPUT_FACTOR, OUTPUT_EXTRA = 64, 1_000_000
 MAX_EXCESSES = 3
 """Conversations over a limit after which the template, and no longer the conversation, is at fault."""
 _MAX_REASON = 300
-_REQUEST_CHARACTERS = 4_000_000
+_REQUEST_CHARACTERS, _REQUEST_CONVERSATIONS = 4_000_000, 256
 _HEADER_BYTES = 8
 
 
@@ -52,12 +51,15 @@ class _Request(msgspec.Struct):
     conversations: Sequence[Conversation]
 
 
-class _Reply(msgspec.Struct):
+class _Reply(msgspec.Struct, array_like=True):
     """The text of one conversation; or the reason why there is none, and whether that is a limit."""
 
     text: str | None = None
     reason: str = ""
     is_excess: bool = False
+
+
+_REPLIES = msgspec.msgpack.Decoder(list[_Reply])
 
 
 def render_conversations(
@@ -94,33 +96,40 @@ class _Renderer:
     ) -> list[str | Refusal]:
         texts: list[str | Refusal] = []
         with self._lock:
-            while len(texts) < len(conversations):
-                part = conversations[len(texts) : len(texts) + _num_at_once(conversations, len(texts))]
+            for part in _parts(conversations):
                 for reply in self._ask(_Request(template, special_tokens, part)):
-                    if reply.is_excess:
-                        self._count_excess(template, reply.reason)
                     texts.append(Refusal(reply.reason) if reply.text is None else reply.text)
         return texts
 
     def _ask(self, request: _Request) -> list[_Reply]:
-        """Return the replies to the first conversations of a request: to all of them, unless one ended the child."""
+        """Return the reply to each conversation of a request; where one ends the child, they are asked one by one."""
+        replies = self._exchange(request)
+        if replies is None:
+            status = self._forget_child()
+            if len(request.conversations) > 1:
+                single = (_Request(request.template, request.special_tokens, [one]) for one in request.conversations)
+                return [reply for asked in single for reply in self._ask(asked)]
+            replies = [_Reply(reason=_how_ended(status), is_excess=True)]
+        for reply in replies:
+            if reply.is_excess:
+                self._count_excess(request.template, reply.reason)
+        return replies
+
+    def _exchange(self, request: _Request) -> list[_Reply] | None:
+        """Return the replies to a request, or None where the child ended instead."""
         child = self._child = self._child or _start_child()
         assert child.stdin is not None
         assert child.stdout is not None
-        replies: list[_Reply] = []
         try:
             _send(child.stdin, msgspec.msgpack.encode(request))
-            while len(replies) < len(request.conversations) and (content := _receive(child.stdout)) is not None:
-                replies.append(msgspec.msgpack.decode(content, type=_Reply))
+            content = _receive(child.stdout)
         except BrokenPipeError:
-            pass
+            return None
         except BaseException:  # Ctrl-C between request and reply: what the child still writes is nobody's
             child.kill()
             self._forget_child()
             raise
-        if len(replies) < len(request.conversations):
-            replies.append(_Reply(reason=_how_ended(self._forget_child()), is_excess=True))
-        return replies
+        return None if content is None else _REPLIES.decode(content)
 
     def _forget_child(self) -> int:
         """Wait for the end of a child that is ending, and return its exit status."""
@@ -139,21 +148,21 @@ class _Renderer:
             )
 
 
-def _num_at_once(conversations: Sequence[Conversation], start: int) -> int:
-    """Return how many conversations from ``start`` on go into one request, which the child holds as a whole."""
-    sizes = (_num_characters(conversation) for conversation in conversations[start:])
-    return max(1, sum(1 for _ in _while_below(_REQUEST_CHARACTERS, sizes)))
-
-
-def _while_below(limit: int, sizes: Iterator[int]) -> Iterator[int]:
-    for total in accumulate(sizes):
-        if total > limit:
-            return
-        yield total
+def _parts(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
+    """Yield what goes into one request each, which the child holds as a whole."""
+    start = num_characters = 0
+    for index, conversation in enumerate(conversations):
+        size = _num_characters(conversation)
+        if index > start and (index - start == _REQUEST_CONVERSATIONS or num_characters + size > _REQUEST_CHARACTERS):
+            yield conversations[start:index]
+            start, num_characters = index, 0
+        num_characters += size
+    if conversations:
+        yield conversations[start:]
 
 
 def _num_characters(conversation: Conversation) -> int:
-    return sum(len(message["role"]) + len(message["content"]) for message in conversation)
+    return sum([len(message["role"]) + len(message["content"]) for message in conversation])
 
 
 def _start_child() -> subprocess.Popen[bytes]:
@@ -200,26 +209,28 @@ def serve() -> None:
     """Answer requests on stdin until it is closed: the child's whole life."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    requests = sys.stdin.buffer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent decides what it means
     _limit_memory()
     while (content := _receive(requests)) is not None:
         request = msgspec.msgpack.decode(content, type=_Request)
+        replies: list[_Reply] = []
         for conversation in request.conversations:
             signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # nobody handles SIGPROF, so it ends this process
-            reply = _render(render_jinja_template, request, conversation)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            _send(replies, reply)
+            replies.append(_render(render_jinja_template, request, conversation))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _send(sys.stdout.buffer, msgspec.msgpack.encode(replies))
 
 
-def _render(render_jinja_template: Callable[..., Any], request: _Request, conversation: Conversation) -> bytes:
-    """Return the encoded reply to one conversation."""
+def _render(render_jinja_template: Callable[..., Any], request: _Request, conversation: Conversation) -> _Reply:
+    """Return the reply to one conversation."""
     num_characters = _num_characters(conversation)
     limit = OUTPUT_FACTOR * num_characters + OUTPUT_EXTRA
     try:
         (text,), _ = render_jinja_template([conversation], chat_template=request.template, **request.special_tokens)
         if len(text) <= limit:
-            return msgspec.msgpack.encode(_Reply(text))
+            text.encode()  # half a surrogate pair is no text
+            return _Reply(text)
         reason = f"gives {len(text):,} characters for a conversation of {num_characters:,}, over the limit of {limit:,}"
     except MemoryError:
         reason = f"took more than {MAX_MEMORY_BYTES >> 20} MiB of memory for one conversation"
@@ -227,12 +238,12 @@ def _render(render_jinja_template: Callable[..., Any], request: _Request, conver
         return _refusal(error.message or type(error).__name__)
     except Exception as error:  # a template can raise whatever Python does
         return _refusal(f"{type(error).__name__}: {error}")
-    return msgspec.msgpack.encode(_Reply(reason=reason, is_excess=True))
+    return _Reply(reason=reason, is_excess=True)
 
 
-def _refusal(reason: str) -> bytes:
+def _refusal(reason: str) -> _Reply:
     shown = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}..."
-    return msgspec.msgpack.encode(_Reply(reason=shown.encode("utf-8", "replace").decode()))
+    return _Reply(reason=shown.encode("utf-8", "replace").decode())
 
 
 def _limit_memory() -> None:

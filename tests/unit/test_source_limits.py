@@ -305,6 +305,38 @@ def test_a_footer_that_says_less_than_the_pages_hold_is_found_out(tmp_path: Path
         records_of(path)
 
 
+def test_no_byte_of_a_parquet_footer_ends_the_process(tmp_path: Path) -> None:
+    # Asking pyarrow for a column's metadata ends the process on a codec or a histogram that is damaged.
+    table = pa.table({"id": ["a", "b"] * 4, "texts": [["x", "y"]] * 8})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4, store_schema=False)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from pairwright.data.lines import count_lines, number_ranges, read_chunks\n"
+        "from pairwright.data.listing import list_sources\n"
+        "from pairwright.errors import SourceError\n"
+        "path = Path(sys.argv[1])\n"
+        "content = path.read_bytes()\n"
+        "for place in range(len(content) - 8 - int.from_bytes(content[-8:-4], 'little'), len(content)):\n"
+        "    for change in (2, 16):\n"
+        "        spoilt = bytearray(content)\n"
+        "        spoilt[place] ^= change\n"
+        "        path.write_bytes(spoilt)\n"
+        "        try:\n"
+        "            [source] = list_sources([str(path)])\n"
+        "            num_rows = count_lines(source, 0, source.size)\n"
+        "            [unit] = number_ranges(source, [(0, source.size)], [])\n"
+        "            assert num_rows == sum(chunk.num_lines for chunk in read_chunks(unit))\n"
+        "        except SourceError as error:\n"
+        "            assert str(error).isprintable()\n"
+        "print('all read or refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.parquet")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "all read or refused\n", done.stderr[-2000:]
+
+
 def test_a_damaged_name_of_a_column_fails_its_source_alone(tmp_path: Path) -> None:
     table = pa.table({"prompt": ["p"] * 3})
     for name in ("a.parquet", "a.arrow"):

@@ -31,6 +31,10 @@ _DICTIONARY_ENCODINGS = (2, 8)
 _DELTA_BYTE_ARRAY = 7
 
 
+class UnwatchedError(Exception):
+    """A page was asked for before anything is known of it."""
+
+
 class RepeatedValuesError(Exception):
     """The values of a column are named so often that it has to be read as a dictionary; its path."""
 
@@ -86,6 +90,10 @@ class CheckedPages(io.RawIOBase):
         self._unpacked_before = 0
         self._delta_bytes = 0
 
+    def stop(self) -> None:
+        """Let nothing be read until a row group is watched."""
+        self._columns = []
+
     def watch(self, metadata: pq.FileMetaData, group: int, dictionaries: list[str]) -> None:
         """Look at the pages of a row group from here on.
 
@@ -103,7 +111,7 @@ class CheckedPages(io.RawIOBase):
     def finish(self) -> None:
         """Count what was unpacked of a row group that was read to its end."""
         self._unpacked_before += sum(column.unpacked_bytes for column in self._columns)
-        self._columns = []
+        self.stop()
 
     def readable(self) -> bool:
         return True
@@ -118,6 +126,8 @@ class CheckedPages(io.RawIOBase):
         return self._file.seek(offset, whence)
 
     def read(self, size: int = -1, /) -> bytes:
+        if not self._columns:
+            raise UnwatchedError
         position = self._file.tell()
         block = self._file.read(size)
         end = position + len(block)

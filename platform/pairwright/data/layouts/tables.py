@@ -7,7 +7,7 @@ page or a batch unpacks to is known before it is.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pairwright.data.blocks import FREE_TEXT_BYTES, READ_BYTES, check_ratio, open_file
 from pairwright.data.layouts.chunks import KEPT_BYTES, Chunk, too_long
 from pairwright.data.layouts.ipc_messages import MAGIC, MessageSize, file_messages, stream_messages
-from pairwright.data.layouts.parquet_pages import CheckedPages, RepeatedValuesError
+from pairwright.data.layouts.parquet_pages import CheckedPages, RepeatedValuesError, UnwatchedError
 from pairwright.data.layouts.row_sizes import Int64s, row_bytes
 from pairwright.data.layouts.rows import encode_rows
 from pairwright.data.sources import SourceRef
@@ -103,6 +103,7 @@ def _parquet_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.Rec
         for group in _owned(metadata.num_row_groups, source, start, end):
             described = metadata.row_group(group)
             check_ratio(source, described.total_byte_size, source.size, "Parquet pages")
+            _check_footer(pages, metadata, group)
             num_done, dictionaries = 0, list[str]()
             while True:
                 pages.watch(metadata, group, dictionaries)
@@ -114,6 +115,20 @@ def _parquet_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.Rec
                 except RepeatedValuesError as column:
                     dictionaries.append(str(column))
             pages.finish()
+            if num_done != described.num_rows:  # by which the rows of other ranges are numbered
+                raise pa.ArrowInvalid(
+                    f"row group {group} has {num_done:,} rows, its footer says {described.num_rows:,}"
+                )
+
+
+def _check_footer(pages: CheckedPages, metadata: pq.FileMetaData, group: int) -> None:
+    """Refuse a row group whose columns are damaged in the footer: asking pyarrow for one of them would end the process.
+
+    Opening its columns raises an error instead (pyarrow 26.0.1), before the first page is read.
+    """
+    pages.stop()
+    with suppress(UnwatchedError):
+        next(_group_batches(pages, metadata, group, [], 0), None)
 
 
 def _opened(file: pa.NativeFile, metadata: pq.FileMetaData | None, dictionaries: list[str]) -> pq.ParquetFile:

@@ -283,18 +283,23 @@ def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as user:
         assert user.stdout is not None
         user.stdout.readline()
-        summary = forget(table.url, annotators=["ann"], prompts=[])
+        said = forget_apart(table, "ann")
         user.communicate(b"\n")
-    (cache,) = summary.caches
-    assert (cache.num_files, cache.bytes, cache.num_in_use) == (4, 16, 1)
-    assert "1 models in use stay" in summary.text()
+    assert "caches of tokens and models emptied on 1 machines: 4 files, 0.0 MB" in said
+    assert "1 models in use stay" in said
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert {path for path in left if path.suffix not in (".lock", ".using")} == {
         models / "bb" / "deep" / "weights",
         models / "bb.json",
     }
-    forget(table.url, annotators=["bob"], prompts=[])
+    forget_apart(table, "bob")
     assert not list(models.glob("*/**/weights"))
+
+
+def forget_apart(table: Table, annotator: str) -> str:
+    """Forget in a process of its own, and return what it says: workers of a Ray here would know another cache."""
+    command = [sys.executable, "-m", "pairwright.cli", "forget", table.url, "--annotator", annotator]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def test_what_else_may_hold_them_is_listed_with_the_command_that_removes_it(table: Table) -> None:

@@ -16,6 +16,7 @@ from annotation_tables import annotation_row, annotations_table, manifest
 from exported_models import export_small_model, plain_rewards
 from pairwright.cluster.score import ScoreSummary, score
 from pairwright.cluster.stretches import cut_lines
+from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data.store import Table
 from pairwright.errors import ConfigError, SourceError, StoreError
 
@@ -102,6 +103,18 @@ def test_input_of_which_nothing_can_be_read_leaves_no_output(model: Path, tmp_pa
     with pytest.raises(SourceError, match=r"in\.jsonl\.zst"):
         run(model, tmp_path / "in.jsonl.zst", tmp_path / "out")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_source_that_is_mostly_refused_is_left_out_as_soon_as_it_is_known(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_lines(tmp_path / "in/a.jsonl", list(records())[:30])
+    (tmp_path / "in/b.jsonl.gz").write_bytes(gzip.compress(b"1\n" * 50_000))
+    limits = IngestConfig(limits=SourceLimits(max_refused_records=1000))
+    summary = run(model, tmp_path / "in", tmp_path / "out", limits=limits)
+    assert [Path(source.uri).name for source in summary.manifest.sources] == ["a.jsonl"]
+    [failed] = summary.failed
+    assert "more than 1,000 of its records are refused" in failed.reason
+    assert summary.manifest.totals["records_refused"] == 0
 
 
 def test_input_that_is_not_there_is_named(model: Path, tmp_path: Path) -> None:

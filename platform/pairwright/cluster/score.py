@@ -149,7 +149,7 @@ def score(
     rules = exported.rules if max_length is None else msgspec.structs.replace(exported.rules, max_length=max_length)
     with ray_session():
         check_workers(num_workers, use_gpu=use_gpu)
-        work = plan_work(input, version, limits.limits)
+        work = plan_work(input, version, limits)
         files = ScoreFiles(output, overwrite=overwrite)
         task = _Task(absolute_url(model), rules, micro_batch_tokens, limits)
         try:

@@ -15,14 +15,16 @@ import ray.data
 from ray.data import Dataset
 
 from pairwright.cluster.read import plan_units
-from pairwright.config import SourceLimits
+from pairwright.config import IngestConfig
 from pairwright.data.annotations import rejection
 from pairwright.data.formats import RecordError
 from pairwright.data.lines import LineRange, read_chunks
 from pairwright.data.listing import list_sources
+from pairwright.data.parts import LINES_AT_ONCE, Counts
 from pairwright.data.sources import SourceRef
 from pairwright.data.store import DataFile, Input, Table
 from pairwright.errors import SourceError, StoreError
+from pairwright.evaluation.requests import DEFAULT_LIMITS, parse_requests
 
 RECORDS_AT_ONCE = 128
 BYTES_AT_ONCE = 256 * 1024
@@ -45,20 +47,22 @@ class Work:
     sources: list[SourceRef] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
     """Index of a source that failed while its lines were counted, and why."""
+    config: IngestConfig = DEFAULT_LIMITS
+    """What a source and a record of it may cost."""
 
     def stretches(self, row: Row) -> Iterator[Row]:
         """Yield a unit's stretches; a source that fails ends with one that says so."""
         unit = self.units[row["id"]]
         head = {"source": self.owners[row["id"]]}
         try:
-            pieces = _of_lines(unit) if isinstance(unit, LineRange) else _of_file(unit, self.table)
+            pieces = _of_lines(unit, self.config) if isinstance(unit, LineRange) else _of_file(unit, self.table)
             for piece in pieces:
                 yield head | piece
         except (SourceError, StoreError) as error:
             yield head | {"kind": type(error).__name__, "name": _name(unit), "line": 0, "content": str(error).encode()}
 
 
-def plan_work(place: str, version: int | None, limits: SourceLimits) -> Work:
+def plan_work(place: str, version: int | None, config: IngestConfig) -> Work:
     """Return what there is to read at a place: a version of a table, the newest by default, or sources of JSON Lines.
 
     Raises:
@@ -70,7 +74,7 @@ def plan_work(place: str, version: int | None, limits: SourceLimits) -> Work:
     if manifest is None:
         if version is not None:
             raise StoreError(f"{place}: no table here, so no version {version}; leave --version out for sources")
-        return _plan_sources(list_sources([place], limits))
+        return _plan_sources(list_sources([place], config.limits), config)
     if manifest.kind not in ("annotations", "pairs"):
         raise StoreError(f"{place}: holds {manifest.kind}, expected annotations, pairs or JSON Lines")
     manifest = table.manifest(version)
@@ -79,13 +83,14 @@ def plan_work(place: str, version: int | None, limits: SourceLimits) -> Work:
     return Work(units, list(range(len(units))), table=Table(place, manifest.kind), inputs=inputs)
 
 
-def _plan_sources(sources: list[SourceRef]) -> Work:
+def _plan_sources(sources: list[SourceRef], config: IngestConfig) -> Work:
     ranges, failures = plan_units(sources, RANGE_BYTES)
     index = {source.uri: number for number, source in enumerate(sources)}
     return Work(
         units=list(ranges),
         owners=[index[unit.source.uri] for unit in ranges],
         sources=sources,
+        config=config,
         unreadable={index[uri]: reason.removeprefix(f"{uri}: ") for uri, reason in failures.items()},
     )
 
@@ -99,13 +104,18 @@ def read_stretches(work: Work) -> Dataset:
     return units.flat_map(work.stretches, num_cpus=0)
 
 
-def _of_lines(unit: LineRange) -> Iterator[Row]:
+def _of_lines(unit: LineRange, config: IngestConfig) -> Iterator[Row]:
+    """Yield the stretches of a range; parsed here too, which costs little beside a model, to know what is refused."""
     name = unit.source.uri
-    for chunk in read_chunks(unit):
+    counts = Counts(name, config)
+    for chunk in (piece for whole in read_chunks(unit) for piece in whole.pieces(LINES_AT_ONCE)):
         if chunk.problem:
             refused = rejection(RecordError(chunk.problem), chunk.text, name, chunk.first_line)
+            counts.add(0, [refused])
             yield {"kind": "refused", "name": name, "line": chunk.first_line, "content": msgspec.json.encode(refused)}
             continue
+        requests, rejections = parse_requests(chunk.text, chunk.first_line, name, config)
+        counts.add(len(requests), rejections)
         for first_line, text in cut_lines(chunk.text, chunk.first_line):
             yield {"kind": "lines", "name": name, "line": first_line, "content": text}
 

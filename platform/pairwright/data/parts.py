@@ -89,7 +89,7 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
         layout, chunks = _recognised(lines, config)
         draft.format = layout
         parse = parser_for(layout or NATIVE.name, config)
-        counts = _Counts(lines.source.uri, config)
+        counts = Counts(lines.source.uri, config)
         for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
             counts.add(*draft.add(piece, lines.source.uri, parse, config))
             if draft.is_full(config):
@@ -119,7 +119,7 @@ def _recognised(lines: LineRange, config: IngestConfig) -> tuple[str, Iterator[C
     return recognise(records) or "", chunks
 
 
-class _Counts:
+class Counts:
     """What a range gave so far, which must not be mostly refusals: each costs more than what it refuses."""
 
     def __init__(self, source: str, config: IngestConfig) -> None:
@@ -130,6 +130,11 @@ class _Counts:
         self._first: Rejection | None = None
 
     def add(self, accepted: int, rejections: Sequence[Rejection]) -> None:
+        """Count more of the range.
+
+        Raises:
+            SourceError: if it is mostly refused.
+        """
         self._accepted += accepted
         self._refused += len(rejections)
         self._first = self._first or next(iter(rejections), None)

@@ -38,6 +38,7 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow" -rP
+	$(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile=search
 
 check: $(READY)
 	$(BIN)/ruff check .

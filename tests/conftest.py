@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from pairwright.data.tokens import TokenGroup
 
@@ -16,6 +17,10 @@ from pairwright.data.tokens import TokenGroup
 os.environ["HF_HUB_OFFLINE"] = "1"
 # `forget` empties the cache: not that of whoever runs the tests. What torch compiled may stay where it is.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
+# What fails once fails again: only `make test-slow` looks for new examples.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile("repeatable")
 _CACHE = tempfile.TemporaryDirectory(prefix="pairwright-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 

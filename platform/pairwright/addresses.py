@@ -95,7 +95,8 @@ def _masked(word: str) -> str:
 
 def without_secrets(text: str, secrets: Iterable[str]) -> str:
     """Return a text without any secret, percent-encoded or not, nor a piece of one of four characters and more."""
-    forms = {form for secret in secrets if secret for form in (secret, unquote(secret), quote(secret, safe=""))}
+    plain = {form for secret in secrets if secret for form in (secret, unquote(secret))}
+    forms = plain | {quote(form, safe=safe) for form in plain for safe in ("", "/")}
     hidden = [False] * len(text)
     for form in forms:
         width = min(_PIECE, len(form))

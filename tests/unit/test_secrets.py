@@ -82,6 +82,7 @@ PLACES = st.sampled_from(
 @given(STORAGE, SECRETS)
 @example("s3://AKIA:{}@bucket/data", "QXZ7QXZ7/QXZ7")
 @example("postgresql:u:{}@bucket/x", "QXZ7QXZ7@ZZZZ")
+@example("s3:/u:{}@bucket/x", "77777777://")
 def test_no_address_of_storage_is_used_or_shown_with_a_secret(form: str, secret: str) -> None:
     assume("/" not in secret or form != "s3://{}@bucket/data")  # bucket QXZ7, key Z@bucket/data
     address = form.format(secret)
@@ -94,6 +95,12 @@ def test_no_address_of_storage_is_used_or_shown_with_a_secret(form: str, secret:
 
 @settings(deadline=None)
 @given(PLACES, SECRETS, st.booleans())
+@example("delta+https://u:{}@bucket/t", "77777777?777:", False)
+@example("delta+s3://u:{}@bucket/t?verion=3", "QXZ7QXZ7?QXZ7=", False)
+@example("hf+s3://u:{}@bucket/saved", "QXZ7/QXZ7?QXZ7=", False)
+@example("postgresql://host/db?table=t&password={}", "77777777&7", False)
+@example("postgresql://host/db?table=t&password={}", "77777777+'", False)
+@example("postgresql://ann:{}@host:5432/db?table=t", "77777777:/'", True)
 def test_no_address_of_a_place_is_shown_with_a_secret(form: str, secret: str, is_escaped: bool) -> None:
     address = form.format(quote(secret, safe="") if is_escaped else secret)
     check_hidden(secret, shown_address(address))

@@ -35,6 +35,7 @@ from pairwright.errors import StoreError
 
 ObjectStore: TypeAlias = AzureStore | GCSStore | HTTPStore | LocalStore | MemoryStore | S3Store
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _ONE_SLASH = re.compile(rf"({'|'.join(STORAGE_SCHEMES)}|file|https?|postgres(?:ql)?|kafka):")
 _NO_PATH = "Could not parse path"  # how obstore begins what it says of a path, in a bare ValueError
 _BACKEND = re.compile(r"^Generic \w+ error: ")
@@ -88,7 +89,8 @@ def local_root(url: str) -> Path | None:
     if scheme in STORAGE_SCHEMES:
         return None
     shown = shown_address(url)
-    raise StoreError(f"{shown}: unknown scheme {scheme}://; expected a local path, file://, s3://, gs:// or az://")
+    named = f" {scheme}://" if _SCHEME.fullmatch(scheme) else ""  # anything else may be part of a password
+    raise StoreError(f"{shown}: unknown scheme{named}; expected a local path, file://, s3://, gs:// or az://")
 
 
 def own_folder(path: Path, *, setting: str = "TMPDIR") -> Path:

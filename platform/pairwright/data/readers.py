@@ -69,9 +69,9 @@ def parse_place(name: str, config: ReaderConfig) -> Place:
     if kind in ("sqlite", "postgresql"):
         return _database(kind, name, config)
     is_located = kind == "delta" or (kind == "huggingface" and (scheme != "hf" or rest.startswith("/")))
-    if names_user(name) or ("@" in rest and not is_located):
-        raise ConfigError(f"{shown_address(name)}: expected no user and password in the address; {_ELSEWHERE[kind]}")
     plain, _, tail = rest.partition("?")
+    if names_user(name) or ("@" in rest and not is_located) or "@" in tail:  # a password may hold a ?
+        raise ConfigError(f"{shown_address(name)}: expected no user and password in the address; {_ELSEWHERE[kind]}")
     settings = _settings(kind, name, tail)
     if is_located:
         inner = scheme.partition("+")[2] or "file"
@@ -89,7 +89,7 @@ _EXPECTED = {
     "kafka": "kafka://HOST:PORT/TOPIC?start=OFFSET&end=OFFSET",
 }
 _ELSEWHERE: dict[Kind, str] = {
-    "delta": "give them in [reader], or in environment variables",
+    "delta": "give them in [reader], or in environment variables; an @ behind ? is written %40",
     "iceberg": "give them in [reader]",
     "huggingface": "`hf auth login` keeps a token; an @ elsewhere is written %40",
     "kafka": "give them in [reader]",

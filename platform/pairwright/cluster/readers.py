@@ -114,7 +114,7 @@ def secrets_of(place: Place, config: ReaderConfig) -> list[str]:
         parts = urlsplit(place.address)
         found += [parts.username or "", parts.password or ""]
         found += [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
-        if secret := _SECRET.search(parts.query):  # a password that holds an & goes on to the end
+        if secret := _SECRET.search(parts.query):  # a password that holds &a=b goes on to the end
             found.append(parts.query[secret.end() :].partition("=")[2])
     for properties in (config.iceberg, config.delta, config.kafka):
         for name, value in resolved(properties).items():

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pairwright.addresses import names_user, shown_address
 from pairwright.config import ReaderConfig
@@ -95,8 +95,8 @@ _ELSEWHERE: dict[Kind, str] = {
     "kafka": "give them in [reader]",
 }
 _UNREADABLE = (
-    "no address that can be read; in user and password write blanks and @ : / ? # [ ] % as %20 %40 %3A %2F %3F "
-    "%23 %5B %5D %25, and @ elsewhere as %40; or leave the password to PGPASSWORD or ~/.pgpass"
+    "no address that can be read; in user and password write blanks and @ : / ? # & [ ] % as %20 %40 %3A %2F "
+    "%3F %23 %26 %5B %5D %25, and @ elsewhere as %40; or leave the password to PGPASSWORD or ~/.pgpass"
 )
 _POSTGRESQL = re.compile(r"(?:(?:[^\s@/?#%\[\]]|%[0-9A-Fa-f]{2})*@)?[^\s@/?#]*(?:[/?][^\s@#]*)?")
 
@@ -139,11 +139,18 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
         raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}")
     try:
         parts = urlsplit(name)
+        items = parse_qsl(
+            parts.query.replace("+", "%2B"),  # as libpq reads it
+            keep_blank_values=True,
+            strict_parsing=bool(parts.query),
+        )
     except ValueError:
         raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}") from None
+    known = dict(items)
+    if len(known) < len(items) or not all(known.values()):  # a password may hold an &
+        raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}")
     if kind == "sqlite" and (parts.netloc or not parts.path):
         raise ConfigError(f"{shown_address(name)}: expected sqlite:///PATH?table=NAME")
-    known = dict(parse_qsl(parts.query))
     settings = {key: value for key, value in known.items() if key in _SETTINGS[kind]}
     others = {key: value for key, value in known.items() if key not in settings}
     shown = f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -158,7 +165,7 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
         address = _absolute(f"file://{parts.path}")
         shown = f"sqlite://{address}"
     else:
-        query = f"?{urlencode(others)}" if others else ""
+        query = f"?{urlencode(others, quote_via=quote)}" if others else ""
         address = f"{kind}://{parts.netloc}{parts.path}{query}"
     named = settings if config.query is None else {"query": hashlib.sha256(config.query.encode()).hexdigest()[:12]}
     return Place(kind, _named(shown, named), address, settings, config.query)

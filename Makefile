@@ -33,8 +33,14 @@ $(READY): pyproject.toml $(wildcard locks/*.txt)
 demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
+# Jobs and trainings mostly wait for Ray, so they run beside all other tests; their output follows when those are done.
+TESTS := $(BIN)/pytest -m "not slow and not gpu" --durations=15
+BESIDE := tests/integration/test_jobs.py tests/integration/test_training.py tests/integration/test_truth.py
+
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not gpu" --durations=15
+	@log=$$(mktemp); $(TESTS) -p no:cacheprovider $(BESIDE) >$$log 2>&1 & beside=$$!; \
+	$(TESTS) $(BESIDE:%=--ignore=%); others=$$?; \
+	tail --lines=+1 --follow --pid=$$beside $$log; wait $$beside && rm -f $$log && exit $$others
 
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow" -rP

@@ -22,6 +22,8 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     role: str
     content: str
+    extra: str | None = None
+    """JSON object of what else a chat template may show of the turn: tool_calls, reasoning_content, ..."""
 
 
 class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,6 +32,8 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
     id: str | None = None
     model: str | None = None
+    extra: str | None = None
+    """JSON object of what else a chat template may show of the reply."""
 
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +54,8 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     created_at: str | None = None
     subset: str | None = None
     metadata: dict[str, str] | None = None
+    context: str | None = None
+    """JSON object of what the chat template is given beside the turns: tools, chat_template_kwargs."""
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,14 +77,18 @@ def _field(name: str, type_: pa.DataType, meaning: str, *, nullable: bool = Fals
     return pa.field(name, type_, nullable=nullable, metadata=metadata)
 
 
-MESSAGE = pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
-COMPLETION = pa.struct(
+MESSAGE_V1 = pa.struct(
+    [pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)]
+)
+COMPLETION_V1 = pa.struct(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("model", pa.string()),
     ]
 )
+_EXTRA = pa.field("extra", pa.string())
+MESSAGE, COMPLETION = pa.struct([*MESSAGE_V1, _EXTRA]), pa.struct([*COMPLETION_V1, _EXTRA])
 PAIR = pa.struct(
     [
         pa.field("chosen", pa.int16(), nullable=False),
@@ -94,6 +104,12 @@ _PROMPT = _field("prompt", pa.list_(MESSAGE), "the turns before the completion; 
 _COMPLETIONS = _field("completions", pa.list_(COMPLETION), "what was ranked; `id` is the index where none was given")
 _SUBSET = _field("subset", pa.string(), "part of the data that is reported on its own", nullable=True)
 _METADATA = _field("metadata", pa.map_(pa.string(), pa.string()), "whatever else the source said", nullable=True)
+_CONTEXT = _field(
+    "context",
+    pa.string(),
+    "JSON object of what the chat template is given beside the turns: tools, chat_template_kwargs",
+    nullable=True,
+)
 _SPLIT = _field("split", pa.string(), "train or validation, by hash of the normalised prompt")
 
 ANNOTATIONS_SCHEMA = pa.schema(
@@ -114,6 +130,7 @@ ANNOTATIONS_SCHEMA = pa.schema(
         _METADATA,
         _field("source", pa.string(), "URI of the source that held the record"),
         _field("line", pa.int64(), "line of the record in that source, from 1", unit="line"),
+        _CONTEXT,
     ]
 )
 
@@ -131,8 +148,20 @@ PAIRS_SCHEMA = pa.schema(
         _SPLIT,
         _SUBSET,
         _METADATA,
+        _CONTEXT,
     ]
 )
+
+
+def _first_version(schema: pa.Schema) -> pa.Schema:
+    """Return a schema as it was before turns and completions had an ``extra``, and a row a ``context``."""
+    items = {"prompt": MESSAGE_V1, "completions": COMPLETION_V1}
+    fields = [field for field in schema if field.name != _CONTEXT.name]
+    return pa.schema([f.with_type(pa.list_(items[f.name])) if f.name in items else f for f in fields])
+
+
+ANNOTATIONS_SCHEMA_V1, PAIRS_SCHEMA_V1 = _first_version(ANNOTATIONS_SCHEMA), _first_version(PAIRS_SCHEMA)
+"""What files hold where no row has an ``extra`` or a ``context``, and all files that were written before these were."""
 
 TOKENS_SCHEMA = pa.schema(
     [

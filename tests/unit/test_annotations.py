@@ -289,10 +289,16 @@ def test_the_table_holds_what_the_records_said() -> None:
     table.validate(full=True)
     assert table.schema.equals(ANNOTATIONS_SCHEMA, check_metadata=True)
     first, second = table.to_pylist()
-    assert first["completions"][2] == {"id": "C", "text": "z", "model": None}
+    assert first["completions"][2] == {"id": "C", "text": "z", "model": None, "extra": None}
     assert (first["scores"], first["metadata"], first["created_at"]) == (None, None, None)
-    assert second["prompt"] == [{"role": "system", "content": ""}, {"role": "user", "content": "q"}]
-    assert second["completions"] == [{"id": "0", "text": "x", "model": "m"}, {"id": "1", "text": "y", "model": None}]
+    assert second["prompt"] == [
+        {"role": "system", "content": "", "extra": None},
+        {"role": "user", "content": "q", "extra": None},
+    ]
+    assert second["completions"] == [
+        {"id": "0", "text": "x", "model": "m", "extra": None},
+        {"id": "1", "text": "y", "model": None, "extra": None},
+    ]
     assert (second["ranks"], second["scores"]) == ([2, 1], [1.0, 2.5])
     assert second["metadata"] == [("k", "v")]
     assert (first["grade"], second["grade"]) == (None, "slightly better")

@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data import grades
+from pairwright.data.extras import num_characters
 from pairwright.data.formats import Parse, RecordError
 from pairwright.data.formats.record import check_count, split_message
+from pairwright.data.identity import group_id, prompt_id
 from pairwright.data.layouts.chunks import too_long
-from pairwright.data.rules import CheckedAnnotation, check, group_id, prompt_id
+from pairwright.data.rules import CheckedAnnotation, check
 from pairwright.errors import one_line
 from pairwright.records import ANNOTATIONS_SCHEMA, COMPLETION, MESSAGE, Annotation, Completion, Message, Rejection
 
@@ -65,14 +67,14 @@ def parse_lines(
     for number, line in enumerate(chunk.split(b"\n"), start=first_line):
         if not line or line.isspace():
             continue
-        num_refused = num_characters = 0
+        num_refused = num_taken = 0
         for judgement in _judgements(line, parse, config.limits):
             try:
                 if isinstance(judgement, RecordError):
                     raise judgement
-                num_characters += _num_characters(judgement)
-                if num_characters > (most := config.limits.max_record_bytes):
-                    raise RecordError(too_much_text(num_characters, most))
+                num_taken += _num_characters(judgement)
+                if num_taken > (most := config.limits.max_record_bytes):
+                    raise RecordError(too_much_text(num_taken, most))
                 annotations.append(check(judgement, config, source, number))
             except RecordError as error:
                 num_refused += 1
@@ -105,8 +107,12 @@ def too_much_text(num_characters: int, most: int) -> str:
 
 def _num_characters(judgement: Annotation) -> int:
     prompt = judgement.prompt
-    turns = len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
-    return turns + sum(len(completion.text) for completion in judgement.completions)
+    turns = len(prompt) if isinstance(prompt, str) else sum(num_characters(turn.content, turn.extra) for turn in prompt)
+    return (
+        turns
+        + len(judgement.context or "")
+        + sum(num_characters(completion.text, completion.extra) for completion in judgement.completions)
+    )
 
 
 def rejection(error: RecordError, line: bytes, source: str, number: int) -> Rejection:
@@ -197,13 +203,13 @@ def annotations_to_arrow(annotations: Sequence[CheckedAnnotation]) -> pa.Table:
 
 def _prompts_to_arrow(prompts: Sequence[Sequence[Message]]) -> pa.Array:
     flat = [message for prompt in prompts for message in prompt]
-    columns = [[message.role for message in flat], [message.content for message in flat]]
+    columns = [[turn.role for turn in flat], [turn.content for turn in flat], [turn.extra for turn in flat]]
     return _nested([len(prompt) for prompt in prompts], columns, MESSAGE)
 
 
 def _completions_to_arrow(completions: Sequence[Sequence[Completion]]) -> pa.Array:
     flat = [completion for group in completions for completion in group]
-    columns = [[c.id for c in flat], [c.text for c in flat], [c.model for c in flat]]
+    columns = [[c.id for c in flat], [c.text for c in flat], [c.model for c in flat], [c.extra for c in flat]]
     return _nested([len(group) for group in completions], columns, COMPLETION)
 
 

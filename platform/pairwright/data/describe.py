@@ -235,9 +235,10 @@ def _row_lines(row: dict[str, Any], kind: str) -> list[str]:
     if kind == "tokens":
         completions = [f"  prompt {row['prompt_tokens']} tokens, completions {row['completion_tokens']}"]
     else:
-        turns = [f"  {_cut(turn['role'])}: {_cut(turn['content'])}" for turn in row["prompt"]]
-        answers = [f"  [{i}] {_cut(completion['text'])}" for i, completion in enumerate(row["completions"])]
-        completions = [*turns, *answers]
+        context = [f"  {_cut(row['context'])}"] if row["context"] else []
+        turns = [f"  {_cut(turn['role'])}: {_shown(turn['content'], turn['extra'])}" for turn in row["prompt"]]
+        answers = [f"  [{i}] {_shown(one['text'], one['extra'])}" for i, one in enumerate(row["completions"])]
+        completions = [*context, *turns, *answers]
     if kind == "annotations":
         return [
             head,
@@ -259,6 +260,11 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:MAX_REJECTIONS]) + (
         f" and {len(names) - MAX_REJECTIONS} more" if len(names) > MAX_REJECTIONS else ""
     )
+
+
+def _shown(text: str, extra: str | None) -> str:
+    """Return a text with what stands beside it, each cut."""
+    return " ".join(part for part in (_cut(text), _cut(extra or "")) if part)
 
 
 def _cut(text: str) -> str:

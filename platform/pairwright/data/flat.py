@@ -12,15 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pairwright.data.arrow_files import in_schema, is_without_extras
+from pairwright.data.extras import read_extra
 from pairwright.data.outputs import new_file
 from pairwright.data.store import Manifest, Table
-from pairwright.records import MESSAGE
+from pairwright.errors import DataError
+from pairwright.records import MESSAGE_V1, PAIRS_SCHEMA_V1
 
 GROUPS_PER_WRITE = 256
 _NUMBERS = [pa.field("weight", pa.float32()), pa.field("margin", pa.float32())]
 STANDARD = pa.schema([*(pa.field(name, pa.string()) for name in ("prompt", "chosen", "rejected")), *_NUMBERS])
 CONVERSATIONAL = pa.schema(
-    [*(pa.field(name, pa.list_(MESSAGE)) for name in ("prompt", "chosen", "rejected")), *_NUMBERS]
+    [*(pa.field(name, pa.list_(MESSAGE_V1)) for name in ("prompt", "chosen", "rejected")), *_NUMBERS]
 )
 
 
@@ -47,7 +50,7 @@ def export_pairs(
     manifest = table.manifest(version)
     conversational = any(_has_turns(rows) for rows in _groups(table, manifest, split, ["prompt", "split"]))
     schema = CONVERSATIONAL if conversational else STANDARD
-    columns = ["prompt", "completions", "pairs", "split"]
+    columns = ["group_id", "prompt", "completions", "pairs", "split", "context"]
     flat = (_flat_rows(rows, schema) for rows in _groups(table, manifest, split, columns))
     write = _write_parquet if layout == "parquet" else _write_json_lines
     with new_file(output) as file, file.open("wb") as sink:
@@ -57,6 +60,7 @@ def export_pairs(
 def _groups(table: Table, manifest: Manifest, split: str | None, columns: list[str]) -> Iterator[pa.Table]:
     """Yield the groups of a split, a few at a time, so that the rows they become fit Arrow's 2 GB a column."""
     for rows in table.read(manifest, columns):
+        _refuse_extras(table.url, rows)
         chosen = rows
         if split is not None:
             chosen = rows.filter(pa.array([side == split for side in rows["split"].to_pylist()], pa.bool_()))
@@ -71,7 +75,21 @@ def _has_turns(rows: pa.Table) -> bool:
     return len(roles) != len(prompts) or any(role != "user" for role in roles)
 
 
+def _refuse_extras(url: str, rows: pa.Table) -> None:
+    """Refuse groups with tools, tool calls or reasoning: without them the texts would say something else."""
+    if "context" not in rows.schema.names or is_without_extras(rows):
+        return
+    for row in rows.to_pylist():
+        held = [turn["extra"] for turn in (*row["prompt"], *row["completions"])]
+        if found := [name for content in (row["context"], *held) for name in read_extra(content)]:
+            raise DataError(
+                f"{url}: group {row['group_id']} holds `{found[0]}`, which export-pairs does not write; expand "
+                "annotations without such records, or read the table's Arrow files"
+            )
+
+
 def _flat_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    rows = in_schema(rows, PAIRS_SCHEMA_V1, ["prompt", "completions", "pairs"]).combine_chunks()
     prompts, completions, pairs = (rows[name].chunk(0) for name in ("prompt", "completions", "pairs"))
     group_P = np.repeat(np.arange(len(pairs)), np.diff(pairs.offsets.to_numpy()))
     chosen, rejected, weight, margin = pairs.flatten().flatten()
@@ -88,8 +106,8 @@ def _flat_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _assistant_turns(texts: pa.StringArray) -> pa.ListArray:
     roles = pa.repeat(pa.scalar("assistant"), len(texts))
-    turns = pa.StructArray.from_arrays([roles, texts], fields=list(MESSAGE))
-    return pa.ListArray.from_arrays(pa.array(np.arange(len(texts) + 1, dtype=np.int32)), turns, type=pa.list_(MESSAGE))
+    turns = pa.StructArray.from_arrays([roles, texts], fields=list(MESSAGE_V1))
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(texts) + 1, dtype=np.int32)), turns, type=pa.list_(MESSAGE_V1))
 
 
 def _write_parquet(flat: Iterator[pa.Table], sink: IO[bytes], schema: pa.Schema) -> int:

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 
+from pairwright.data.identity import prompt_id
 from pairwright.data.manifest import Manifest, Source
 from pairwright.data.removal import Removal, Thinner, folded, names_within, without_text
-from pairwright.data.rules import prompt_id
 from pairwright.data.store import DataFile, Table
 from pairwright.errors import ConfigError, StoreError
 from pairwright.records import Message

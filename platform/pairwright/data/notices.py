@@ -48,7 +48,7 @@ def notices_in(table: Table, file: DataFile) -> Notices:
     for completions, ranks in zip(
         rows.column("completions").to_pylist(), rows.column("ranks").to_pylist(), strict=True
     ):
-        texts = [completion["text"] for completion in completions]
+        texts = [(completion["text"], completion["extra"]) for completion in completions]
         all_tied += len(set(ranks)) == 1
         if len(set(texts)) < len(texts):
             is_apart = len(set(zip(texts, ranks, strict=True))) > len(set(texts))

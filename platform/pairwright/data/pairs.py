@@ -92,7 +92,7 @@ def _ballots(rows: pa.Table, margins: Mapping[str, float]) -> Ballots:
             f"annotation {found}: {size_A.max()} completions, expected at most {MAX_COMPLETIONS}; split the group"
         )
     starts_A = np.concatenate([[0], np.cumsum(size_A)])
-    texts_N = _codes(completions.flatten().field("text"))
+    texts_N = _text_codes(completions.flatten())
     group_A = np.cumsum(np.diff(_codes(rows["group_id"]), prepend=-1) != 0) - 1
     place_N = _places(rows, texts_N, size_A, starts_A, group_A)
     ranks_N, scores_N, ordered_N = np.empty_like(texts_N), np.empty(len(texts_N)), np.empty_like(texts_N)
@@ -222,6 +222,15 @@ def _lengths(lists: pa.ListArray) -> Ints:
 
 def _numpy(array: pa.Array | pa.ChunkedArray) -> Ints:
     return array.to_numpy().astype(np.int64)
+
+
+def _text_codes(completions: pa.StructArray) -> Ints:
+    """Return an integer for each completion: equal text and nothing different beside it, equal integers."""
+    texts, extras = completions.field("text"), completions.field("extra")
+    if extras.null_count == len(extras):
+        return _codes(texts)
+    both = np.stack([_codes(texts), _codes(extras.fill_null(""))])
+    return np.unique(both, axis=1, return_inverse=True)[1]
 
 
 def _codes(strings: pa.Array | pa.ChunkedArray) -> Ints:

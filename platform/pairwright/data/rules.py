@@ -4,17 +4,19 @@ Ranks come out dense, scores and orders also as ranks, prompts as messages, ever
 name a prompt and a group are made here. What needs more than one record (ids that repeat) is the ingestion's to settle.
 """
 
-import hashlib
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from pairwright.config import IngestConfig
+from pairwright.data.extras import CONTENT_FIELDS, is_blank, num_characters
 from pairwright.data.formats import RecordError
-from pairwright.data.formats.record import check_count
+from pairwright.data.formats.record import check_count, split_message
+from pairwright.data.identity import group_id, prompt_id
 from pairwright.records import Annotation, Completion, Grade, Message
 
 _WITH_ARTICLE = {
@@ -28,6 +30,12 @@ _WITH_ARTICLE = {
     "completion": "a completion",
     "metadata": "metadata",
 }
+
+_RESERVED = frozenset(
+    {"messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message"}
+    | {"return_assistant_tokens_mask", "tokenize"}
+)
+"""What no ``chat_template_kwargs`` may set: the conversation itself, and how it is rendered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,8 @@ class CheckedAnnotation:
     metadata: dict[str, str] | None
     source: str
     line: int
+    context: str | None = None
+    """JSON object of what the chat template is given beside the turns."""
 
 
 def check(annotation: Annotation, config: IngestConfig, source: str, line: int) -> CheckedAnnotation:
@@ -61,13 +71,14 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
     if not annotation.id.strip():
         raise RecordError("expected a name, got an empty id; every record needs an id of its own", path="$.id")
     _check_labels(annotation, config)
-    prompt = _check_prompt(annotation.prompt, config)
+    prompt = _check_prompt(annotation.prompt, annotation.context, config)
     completions = _check_completions(annotation.completions, config)
     ranks, scores = _check_judgement(annotation, completions)
-    prompt_hash = prompt_id(prompt)
+    check_context(annotation.context)
+    prompt_hash = prompt_id(prompt, annotation.context)
     return CheckedAnnotation(
         id=annotation.id,
-        group_id=group_id(prompt_hash, [completion.text for completion in completions]),
+        group_id=group_id(prompt_hash, [one.text for one in completions], [one.extra for one in completions]),
         prompt_id=prompt_hash,
         prompt=prompt,
         completions=completions,
@@ -80,6 +91,7 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
         metadata=annotation.metadata,
         source=source,
         line=line,
+        context=annotation.context,
     )
 
 
@@ -108,7 +120,7 @@ def label_too_long(what: str, num_characters: int, most: int) -> str:
     )
 
 
-def _check_prompt(prompt: str | list[Message], config: IngestConfig) -> list[Message]:
+def _check_prompt(prompt: str | list[Message], context: str | None, config: IngestConfig) -> list[Message]:
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
     check_count("turns", len(messages), config.max_turns, "max_turns", "$.prompt")
     most = config.max_label_characters
@@ -117,11 +129,13 @@ def _check_prompt(prompt: str | list[Message], config: IngestConfig) -> list[Mes
             raise RecordError(label_too_long("role", len(message.role), most), path=f"$.prompt[{index}].role")
         if not message.role.strip():
             raise RecordError("expected a role such as user, got an empty one", path=f"$.prompt[{index}].role")
+        if message.extra is not None:
+            check_extra(message.extra, f"$.prompt[{index}]")
     if not any(message.content.strip() for message in messages):
         raise RecordError("expected text, got an empty prompt", path="$.prompt")
-    num_characters = sum(len(message.content) for message in messages)
-    if num_characters > config.max_characters:
-        raise RecordError(text_too_long("prompt", num_characters, config), path="$.prompt")
+    length = sum(num_characters(message.content, message.extra) for message in messages) + len(context or "")
+    if length > config.max_characters:
+        raise RecordError(text_too_long("prompt", length, config), path="$.prompt")
     return messages
 
 
@@ -136,10 +150,11 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
     named = []
     most = config.max_label_characters
     for index, completion in enumerate(completions):
-        if not completion.text or completion.text.isspace():
+        said = set() if completion.extra is None else check_extra(completion.extra, f"$.completions[{index}]")
+        if (not completion.text or completion.text.isspace()) and not said & CONTENT_FIELDS:
             raise RecordError("expected text, got an empty completion", path=f"$.completions[{index}].text")
-        if len(completion.text) > config.max_characters:
-            reason = text_too_long("completion", len(completion.text), config)
+        if (length := num_characters(completion.text, completion.extra)) > config.max_characters:
+            reason = text_too_long("completion", length, config)
             raise RecordError(reason, path=f"$.completions[{index}].text")
         name = str(index) if completion.id is None else completion.id
         if len(name) > most:
@@ -152,7 +167,7 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
             raise RecordError(
                 f"{reason}; a completion without an id goes by its index", path=f"$.completions[{index}].id"
             )
-        named.append(Completion(text=completion.text, id=name, model=completion.model))
+        named.append(Completion(text=completion.text, id=name, model=completion.model, extra=completion.extra))
     return named
 
 
@@ -243,34 +258,61 @@ def _check_time(created_at: str | None) -> datetime | None:
         raise RecordError(f"expected {example}, got `{created_at[:40]}`", path="$.created_at") from None
 
 
-# ------------------------------------------------------------------------------------------------ identity
+# ------------------------------------------------------------------------------------------------ beside the texts
 
 
-def prompt_id(messages: Sequence[Message]) -> str:
-    """Return the hash of a prompt, 32 hex digits: the same for spellings that differ in white space or in NFC."""
-    digest = hashlib.blake2b(digest_size=16)
-    for message in messages:
-        _add(digest, message.role)
-        _add(digest, normalised(message.content))
-    return digest.hexdigest()
+class _Extra(msgspec.Struct, forbid_unknown_fields=True):
+    """What a turn may have beside role and content."""
+
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    thinking: str | None = None
 
 
-def group_id(prompt_hash: str, texts: Sequence[str]) -> str:
-    """Return the hash of a prompt and its completion texts in any order (exact, repeats counted), 32 hex digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    _add(digest, prompt_hash)
-    for text in sorted(texts):
-        _add(digest, text)
-    return digest.hexdigest()
+class _Context(msgspec.Struct, forbid_unknown_fields=True):
+    """What a template may be given beside the turns."""
+
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
-def normalised(text: str) -> str:
-    """Return a text as `prompt_id` sees it: spellings that differ in white space or in NFC are the same."""
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
+_EXTRA, _CONTEXT = msgspec.json.Decoder(_Extra), msgspec.json.Decoder(_Context)
 
 
-def _add(digest: Any, text: str) -> None:
-    """Hash a string after its length, so that no two lists of strings run into the same bytes."""
-    data = text.encode()
-    digest.update(len(data).to_bytes(8, "little"))
-    digest.update(data)
+def check_extra(extra: str, path: str) -> set[str]:
+    """Return the names of the fields that say something in what a turn has beside its text.
+
+    Args:
+        extra: JSON object.
+        path: where the turn stands in its record.
+
+    Raises:
+        RecordError: if a field is of another type than templates expect.
+    """
+    return {name for name, value in _checked(_EXTRA, extra, path).items() if not is_blank(value)}
+
+
+def check_context(context: str | None) -> None:
+    """Check what a record gives the template beside its turns.
+
+    Raises:
+        RecordError: if a field is of another type than templates expect, or sets what is not the record's to set.
+    """
+    if context is None:
+        return
+    for name in _checked(_CONTEXT, context, "$").get("chat_template_kwargs") or {}:
+        if name in _RESERVED:
+            raise RecordError(
+                f"expected variables of the chat template, got `{name}`, which is set for every record alike",
+                path=f"$.chat_template_kwargs.{name}",
+            )
+
+
+def _checked(decoder: "msgspec.json.Decoder[Any]", content: str, path: str) -> dict[str, Any]:
+    try:
+        return msgspec.structs.asdict(decoder.decode(content))
+    except msgspec.ValidationError as error:
+        reason, where = split_message(str(error))
+        raise RecordError(reason[0].lower() + reason[1:], path=path + where.removeprefix("$")) from None

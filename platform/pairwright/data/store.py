@@ -23,7 +23,7 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError
 
 from pairwright import __version__
-from pairwright.data.arrow_files import REPAIR, SCHEMAS, check_types, ipc_bytes, verify
+from pairwright.data.arrow_files import REPAIR, SCHEMAS, check_types, in_schema, ipc_bytes, verify
 from pairwright.data.durable import create_file, sync_files
 from pairwright.data.locations import ObjectStore, absolute_url, local_root, open_store, store_errors
 from pairwright.data.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
@@ -172,7 +172,7 @@ class Table:
             table: rows in this kind's schema.
             compress: zstd; False where files get memory-mapped for random reads (3 us a row against 1-3 ms).
         """
-        payload = ipc_bytes(table, SCHEMAS[self.kind], compress=compress)
+        payload = ipc_bytes(table, self.kind, compress=compress)
         return self._put_new("data", "arrow", payload, table.num_rows)
 
     def write_refused(self, rejections: Sequence[Rejection]) -> DataFile:
@@ -205,7 +205,7 @@ class Table:
     def _decoded(self, buffer: pa.Buffer, file: DataFile, columns: Sequence[str] | None) -> pa.Table:
         try:
             names = pa.ipc.open_file(buffer).schema.names
-            kept = None if columns is None else [names.index(name) for name in columns]
+            kept = None if columns is None else [names.index(name) for name in columns if name in names]
             options = pa.ipc.IpcReadOptions(included_fields=kept)
             table = pa.ipc.open_file(buffer, options=options).read_all()
         except (pa.ArrowInvalid, OSError) as error:
@@ -214,7 +214,10 @@ class Table:
         check_types(table.schema, self.kind, f"{self.url}/{file.path}")
         if table.num_rows != file.rows:
             raise StoreError(f"{self.url}/{file.path}: has {table.num_rows:,} rows, expected {file.rows:,}; {REPAIR}")
-        return table if columns is None else table.select(list(columns))
+        try:
+            return in_schema(table, SCHEMAS[self.kind], columns)
+        except KeyError as error:
+            raise StoreError(f"{self.url}/{file.path}: column {error} is missing; {REPAIR}") from None
 
     def read(self, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows of a version, one table a file."""

@@ -63,8 +63,7 @@ def report_rows(annotations: pa.Table, versions: Mapping[str, int]) -> pa.Table:
     completions = _array(rows["completions"])
     size_A = lengths_of(completions)
     items = completions.flatten()
-    encoded = items.field("text").dictionary_encode()
-    texts_N = hash_ids(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+    texts_N = _text_hashes(items)
     order_N = np.lexsort((texts_N, np.repeat(np.arange(len(size_A)), size_A)))
     in_order = pa.array(order_N)
     values = {
@@ -84,6 +83,16 @@ def report_rows(annotations: pa.Table, versions: Mapping[str, int]) -> pa.Table:
     columns["digest"] = pa.array(_digests(rows, columns, size_A))
     arrays = [columns[field.name] if field.name in columns else _array(rows[field.name]) for field in REPORT_ROWS]
     return pa.Table.from_arrays(arrays, schema=REPORT_ROWS)
+
+
+def _text_hashes(completions: pa.StructArray) -> NDArray[np.uint64]:
+    """Return a 64-bit hash of each completion's text, and of what stands beside it."""
+    texts, extras = completions.field("text"), completions.field("extra")
+    if extras.null_count < len(extras):
+        pairs = zip(texts.to_pylist(), extras.to_pylist(), strict=True)
+        texts = pa.array([text if extra is None else f"{text}\0{extra}" for text, extra in pairs], pa.string())
+    encoded = texts.dictionary_encode()
+    return hash_ids(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
 
 
 def lengths_of(lists: pa.ListArray) -> NDArray[np.int64]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from pairwright.data.identity import prompt_id
 from pairwright.data.lines import LineRange, read_chunks
 from pairwright.data.listing import list_sources
 from pairwright.data.manifest import DataFile, Input
-from pairwright.data.rules import prompt_id
 from pairwright.data.sources import SourceRef
 from pairwright.data.store import Table
 from pairwright.errors import DataError

@@ -10,6 +10,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from pairwright.config import TokensConfig
 from pairwright.data.conversations import TokenizedCompletions, TokenSpec, tokenize_completions
+from pairwright.data.extras import reply_of
 from pairwright.data.rendering import Conversation
 from pairwright.data.tokens import SPECIAL_PREFIX, counts_behind, tokenize_groups
 from pairwright.records import PAIRS_SCHEMA
@@ -43,7 +44,7 @@ def read(
 ) -> TokenizedCompletions:
     spec = TokenSpec.of(tokenizer, TokensConfig.model_validate({"max_length": 10_000} | config))
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    (tokenized,) = tokenize_completions([messages], [texts], tokenizer, spec)
+    (tokenized,) = tokenize_completions([messages], [[reply_of(text) for text in texts]], tokenizer, spec)
     assert isinstance(tokenized, TokenizedCompletions)
     return tokenized
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pairwright.config import TokensConfig
 from pairwright.data.conversations import TokenizedCompletions
+from pairwright.data.extras import reply_of
 from pairwright.data.templates import render
 from pairwright.data.tokens import (
     REFUSED_PREFIX,
@@ -162,8 +163,8 @@ def test_scoring_tokenises_as_training_does(models):
     tokenizer = load_tokenizer(str(models["chat"]))
     spec = TokenSpec.of(tokenizer, TokensConfig(max_length=LONG))
     for row, group in zip(rows, groups, strict=True):
-        texts = [completion["text"] for completion in row["completions"]]
-        (alone,) = tokenize_completions([row["prompt"]], [texts], tokenizer, spec)
+        replies = [reply_of(completion["text"]) for completion in row["completions"]]
+        (alone,) = tokenize_completions([row["prompt"]], [replies], tokenizer, spec)
         assert isinstance(alone, TokenizedCompletions)
         assert [ids.tolist() for ids in alone.row_ids if ids is not None] == full_rows(group)
 

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pairwright.config import TokensConfig
+from pairwright.data.extras import Turn
 from pairwright.data.rendering import Conversation, Refusal
+from pairwright.data.shown import ShownByTemplate
 from pairwright.data.special_tokens import SpecialTokens
 from pairwright.data.templates import PROBES, render, render_one, resolve_template
 from pairwright.data.tokenizers import tokenizer_digest
@@ -24,7 +26,8 @@ from pairwright.data.tokenizers import tokenizer_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of the rules: what other ones would have made of the same groups is not taken for theirs."""
 
 Int32s = NDArray[np.int32]
 
@@ -74,6 +77,7 @@ class TokenizedCompletions:
         special_in_prompt: special tokens that stand in the prompt's texts, each with its number.
         special_in_completion: those of each completion's text.
         refused: why each completion was left out for special tokens, be they its own or its prompt's; else None.
+        text_hashes: of each completion with its prompt as the template shows them: equal texts, equal hashes.
     """
 
     row_ids: list[Int32s | None]
@@ -82,6 +86,7 @@ class TokenizedCompletions:
     special_in_prompt: Counter[str]
     special_in_completion: list[Counter[str]]
     refused: list[str | None]
+    text_hashes: list[int]
 
 
 class _Plain(NamedTuple):
@@ -103,23 +108,31 @@ class _Row(NamedTuple):
 
 def tokenize_completions(
     prompts: Sequence[Conversation],
-    texts: Sequence[Sequence[str]],
+    replies: Sequence[Sequence[Turn]],
     tokenizer: "PreTrainedTokenizerFast",
     spec: TokenSpec,
 ) -> list[TokenizedCompletions | Refusal]:
     """Tokenise each prompt with each of its completions, as the assistant's turn behind it.
 
-    Where the chat template refuses a prompt with one of its completions, the prompt's result is the reason.
+    Where the chat template refuses a prompt with one of its completions, or shows nothing of a part of it, the prompt's
+    result is the reason.
+
+    Args:
+        prompts: turns (``extras.turns_of``).
+        replies: the completions of each prompt as turns (``extras.reply_of``).
+        tokenizer: the one that ``spec`` was made of.
+        spec: template, and rules for special tokens and length.
 
     Raises:
         DataError: if the template goes over its limits (``rendering``) again and again.
     """
     conversations = [
-        [*prompt, {"role": "assistant", "content": text}]
-        for prompt, completions in zip(prompts, texts, strict=True)
-        for text in completions
+        [*prompt, reply] for prompt, completions in zip(prompts, replies, strict=True) for reply in completions
     ]
     rendered = render(tokenizer, spec.chat_template, conversations)
+    pairs = iter(zip(conversations, rendered, strict=True))
+    together = [[next(pairs) for _ in completions] for completions in replies]
+    refusals = _shown(tokenizer, spec.chat_template, len(tokenizer)).refusals(prompts, together)
     encoded = _encode(tokenizer, [text for text in rendered if isinstance(text, str)])
     special_tokens = _special_tokens(tokenizer, spec.chat_template, len(tokenizer))
     plain = iter(zip(encoded, special_tokens.count(encoded), strict=True))
@@ -127,9 +140,13 @@ def tokenize_completions(
         text if isinstance(text, Refusal) else _Plain(conversation, text, *next(plain))
         for conversation, text in zip(conversations, rendered, strict=True)
     )
-    return [
+    tokenized = [
         _tokenize_group(prompt, [next(rows) for _ in completions], special_tokens, spec)
-        for prompt, completions in zip(prompts, texts, strict=True)
+        for prompt, completions in zip(prompts, replies, strict=True)
+    ]
+    return [
+        found if refusal is None or isinstance(found, Refusal) else refusal
+        for found, refusal in zip(tokenized, refusals, strict=True)
     ]
 
 
@@ -142,6 +159,7 @@ def joined(parts: Sequence[TokenizedCompletions]) -> TokenizedCompletions:
         special_in_prompt=parts[0].special_in_prompt,
         special_in_completion=[found for part in parts for found in part.special_in_completion],
         refused=[reason for part in parts for reason in part.refused],
+        text_hashes=[found for part in parts for found in part.text_hashes],
     )
 
 
@@ -162,6 +180,12 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerFast", template: str, size: i
     return SpecialTokens(tokenizer, template, partial(render_one, tokenizer, template), PROBES)
 
 
+@lru_cache(maxsize=4)
+def _shown(tokenizer: "PreTrainedTokenizerFast", template: str, size: int) -> ShownByTemplate:
+    assert size == len(tokenizer)
+    return ShownByTemplate(template, partial(render, tokenizer, template))
+
+
 def _tokenize_group(
     prompt: Conversation, rows: Sequence[_Plain | Refusal], special_tokens: SpecialTokens, spec: TokenSpec
 ) -> TokenizedCompletions | Refusal:
@@ -170,7 +194,7 @@ def _tokenize_group(
     for plain in rows:
         if isinstance(plain, Refusal):
             return plain
-        special = special_tokens.in_text(plain.conversation[-1]["content"])
+        special = special_tokens.in_turn(plain.conversation[-1])
         if special or in_prompt or plain.num_special > special_tokens.num_written(plain.conversation):
             read.append(_read_special(plain, special, in_prompt, special_tokens, spec))
         else:
@@ -183,6 +207,7 @@ def _tokenize_group(
         special_in_prompt=in_prompt,
         special_in_completion=[row.special for row in read],
         refused=[row.refused for row in read],
+        text_hashes=[hash(plain.text) for plain in rows if isinstance(plain, _Plain)],
     )
 
 

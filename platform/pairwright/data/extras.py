@@ -29,8 +29,8 @@ def is_blank(value: Any) -> bool:
 
 
 def read_extra(content: str | None) -> dict[str, Any]:
-    """Return the fields of an ``extra`` or a ``context`` by name, in their order; none where there is nothing."""
-    return {} if content is None else _ANY.decode(content)
+    """Return the fields of an ``extra`` or a ``context`` by name, in their order, but for nulls."""
+    return {} if content is None else {name: value for name, value in _ANY.decode(content).items() if value is not None}
 
 
 def write_extra(fields: Mapping[str, Any]) -> str | None:
@@ -38,17 +38,43 @@ def write_extra(fields: Mapping[str, Any]) -> str | None:
     return msgspec.json.encode(dict(fields)).decode() if fields else None
 
 
+def has_extras(conversation: Sequence[Turn]) -> bool:
+    """Return whether anything stands beside the texts of a conversation."""
+    return any([len(turn) > 2 for turn in conversation])  # noqa: PLR2004 (role and content)
+
+
 def turn_of(role: str, content: str, extra: str | None) -> dict[str, str]:
     """Return a turn on its way to the template."""
     return {"role": role, "content": content} | ({} if extra is None else {"extra": extra})
 
 
+def reply_of(text: str, extra: str | None = None) -> Turn:
+    """Return a completion as the turn behind its prompt."""
+    return turn_of("assistant", text, extra)
+
+
 def turns_of(prompt: Sequence[Mapping[str, str | None]], context: str | None) -> list[Turn]:
     """Return the turns of a prompt in a table on their way to the template; the first carries the context."""
-    turns = [turn_of(str(turn["role"]), str(turn["content"]), turn.get("extra")) for turn in prompt]
+    turns = [turn_of(turn["role"] or "", turn["content"] or "", turn["extra"]) for turn in prompt]
     if context is not None and turns:
         turns[0]["context"] = context
     return turns
+
+
+def texts_of(turn: Turn) -> list[str]:
+    """Return every text that a turn gives the template: content and role, and the strings beside them."""
+    beside = [text for name in ("extra", "context") if name in turn for text in strings_in(_ANY.decode(turn[name]))]
+    return [turn["content"], turn["role"], *beside]
+
+
+def with_texts(turn: Turn, change: Callable[[str], str]) -> Turn:
+    """Return a turn with every text changed that it gives the template."""
+    return {
+        name: change(value)
+        if name in ("role", "content")
+        else msgspec.json.encode(with_strings(_ANY.decode(value), change)).decode()
+        for name, value in turn.items()
+    }
 
 
 def strings_in(value: Any) -> list[str]:

@@ -21,9 +21,11 @@ from typing import IO, Any, TypeAlias
 import msgspec
 from jinja2 import TemplateError
 
+from pairwright.data.extras import Turn, read_extra
 from pairwright.errors import DataError
 
-Conversation: TypeAlias = Sequence[Mapping[str, str]]
+Conversation: TypeAlias = Sequence[Turn]
+"""Turns of ``role`` and ``content``; with ``extra`` where one has more, and ``context`` in the first (data/extras.py)."""
 
 MAX_SECONDS = 2
 """Of processor time for one conversation. Templates take some 50 us, and 0.2 s for 20 MB of text."""
@@ -48,6 +50,7 @@ class Refusal:
 class _Request(msgspec.Struct):
     template: str
     special_tokens: dict[str, str]
+    context: str | None
     conversations: Sequence[Conversation]
 
 
@@ -70,7 +73,8 @@ def render_conversations(
     Args:
         template: Jinja source.
         special_tokens: role, such as ``bos_token``, to token; variables of the template.
-        conversations: messages with ``role`` and ``content``.
+        conversations: turns, of which the template gets every field by its name; the first one's context is given
+            beside them.
 
     Raises:
         DataError: if the template went over a limit for the third time in this process.
@@ -97,7 +101,7 @@ class _Renderer:
         texts: list[str | Refusal] = []
         with self._lock:
             for part in _parts(conversations):
-                for reply in self._ask(_Request(template, special_tokens, part)):
+                for reply in self._ask(_Request(template, special_tokens, _context(part[0]), part)):
                     texts.append(Refusal(reply.reason) if reply.text is None else reply.text)
         return texts
 
@@ -107,7 +111,7 @@ class _Renderer:
         if replies is None:
             status = self._forget_child()
             if len(request.conversations) > 1:
-                single = (_Request(request.template, request.special_tokens, [one]) for one in request.conversations)
+                single = [msgspec.structs.replace(request, conversations=[one]) for one in request.conversations]
                 return [reply for asked in single for reply in self._ask(asked)]
             replies = [_Reply(reason=_how_ended(status), is_excess=True)]
         for reply in replies:
@@ -149,11 +153,15 @@ class _Renderer:
 
 
 def _parts(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversation]]:
-    """Yield what goes into one request each, which the child holds as a whole."""
+    """Yield what goes into one request each, of one context, which the child holds as a whole."""
     start = num_characters = 0
     for index, conversation in enumerate(conversations):
         size = _num_characters(conversation)
-        if index > start and (index - start == _REQUEST_CONVERSATIONS or num_characters + size > _REQUEST_CHARACTERS):
+        if index > start and (
+            index - start == _REQUEST_CONVERSATIONS
+            or num_characters + size > _REQUEST_CHARACTERS
+            or _context(conversation) != _context(conversations[start])
+        ):
             yield conversations[start:index]
             start, num_characters = index, 0
         num_characters += size
@@ -162,7 +170,11 @@ def _parts(conversations: Sequence[Conversation]) -> Iterator[Sequence[Conversat
 
 
 def _num_characters(conversation: Conversation) -> int:
-    return sum([len(message["role"]) + len(message["content"]) for message in conversation])
+    return sum([len(text) for message in conversation for text in message.values()])
+
+
+def _context(conversation: Conversation) -> str | None:
+    return conversation[0].get("context") if conversation else None
 
 
 def _start_child() -> subprocess.Popen[bytes]:
@@ -214,7 +226,10 @@ def serve() -> None:
     _limit_memory()
     while (content := _receive(requests)) is not None:
         request = msgspec.msgpack.decode(content, type=_Request)
-        render = partial(render_jinja_template, chat_template=request.template, **request.special_tokens)
+        context = read_extra(request.context)
+        variables = request.special_tokens | (context.get("chat_template_kwargs") or {})
+        variables |= {"chat_template": request.template, "tools": context.get("tools")}
+        render = partial(_texts, render_jinja_template, variables)
         replies = _render_at_once(render, request.conversations)
         if replies is None:
             replies = [_render(render, conversation) for conversation in request.conversations]
@@ -222,11 +237,23 @@ def serve() -> None:
         _send(sys.stdout.buffer, msgspec.msgpack.encode(replies))
 
 
+def _texts(
+    render: Callable[..., Any], variables: Mapping[str, Any], conversations: Sequence[Conversation]
+) -> list[str]:
+    """Return the text of each conversation as transformers renders it, with each turn's extra as fields of its own."""
+    messages = [
+        [read_extra(turn.get("extra")) | {"role": turn["role"], "content": turn["content"]} for turn in conversation]
+        for conversation in conversations
+    ]
+    texts, _ = render(messages, **variables)
+    return texts
+
+
 def _render_at_once(render: Callable[..., Any], conversations: Sequence[Conversation]) -> list[_Reply] | None:
     """Return the replies to all, in three quarters of the time of one by one; or None where anything is wrong."""
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # nobody handles SIGPROF, so it ends this process
     with contextlib.suppress(Exception):  # one by one says which of them it was, and why
-        texts, _ = render(conversations)
+        texts = render(conversations)
         if max(map(len, texts), default=0) <= OUTPUT_EXTRA and all(text.isascii() or text.encode() for text in texts):
             return [_Reply(text) for text in texts]
     return None
@@ -238,7 +265,7 @@ def _render(render: Callable[..., Any], conversation: Conversation) -> _Reply:
     limit = OUTPUT_FACTOR * num_characters + OUTPUT_EXTRA
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
-        (text,), _ = render([conversation])
+        (text,) = render([conversation])
         if len(text) <= limit:
             text.encode()  # half a surrogate pair is no text
             return _Reply(text)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pairwright.data.extras import Turn, has_extras, texts_of, with_texts
 from pairwright.data.rendering import Conversation, Refusal
 
 if TYPE_CHECKING:
@@ -102,23 +103,40 @@ class SpecialTokens:
         return Counter(self._pattern.findall(text))
 
     def in_prompt(self, prompt: Conversation) -> Counter[str]:
-        """Return the special tokens in the contents and roles of messages."""
+        """Return the special tokens in the texts of turns: contents and roles, and what stands beside them."""
         found = Counter[str]()
-        for message in prompt:
-            found.update(self.in_text(message["content"]))
-            found.update(self.in_text(message["role"]))
+        for turn in prompt:
+            found.update(self.in_turn(turn))
+        return found
+
+    def in_turn(self, turn: Turn) -> Counter[str]:
+        """Return the special tokens in the texts of one turn."""
+        found = Counter[str]()
+        for text in texts_of(turn):
+            found.update(self.in_text(text))
         return found
 
     def num_written(self, conversation: Conversation) -> int:
-        """Return how many special tokens the template writes for these roles, whatever the contents."""
-        roles = tuple(message["role"] for message in conversation)
-        if roles not in self._expected:
+        """Return how many special tokens the template writes for these roles, whatever the contents.
+
+        What stands beside contents decides what it writes; it counts without the special tokens in its own texts.
+        """
+        key = tuple(turn["role"] for turn in conversation)
+        if has_extras(conversation):
+            key = tuple(text for turn in conversation for name, text in turn.items() if name != "content")
+        if key not in self._expected:
             if len(self._expected) == _EXPECTED_KEPT:
                 self._expected.clear()
-            text = self._render([{"role": role, "content": "x"} for role in roles])
+            text = self._render([self._neutral(turn) for turn in conversation])
             ids = [] if isinstance(text, Refusal) else self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            self._expected[roles] = self._count(np.asarray(ids, dtype=np.int32))
-        return self._expected[roles]
+            self._expected[key] = self._count(np.asarray(ids, dtype=np.int32))
+        return self._expected[key]
+
+    def _neutral(self, turn: Turn) -> Turn:
+        """Return a turn of the same role with a content of no meaning, and no special token beside it."""
+        if len(turn) == 2:  # noqa: PLR2004 (role and content alone)
+            return {"role": turn["role"], "content": "x"}
+        return dict(with_texts(turn, lambda text: self._pattern.sub("x", text))) | {"role": turn["role"], "content": "x"}
 
     def count(self, rows: Sequence[Int32s]) -> list[int]:
         """Return how many special tokens each row holds; more than ``num_written`` come from its texts."""
@@ -138,7 +156,7 @@ class SpecialTokens:
         if changed := self._changed_by_normaliser(text, conversation):
             places = re.compile("|".join([*map(re.escape, changed), self._pattern.pattern]))
         for mark in MARKS:
-            if mark in text or any(mark in message[key] for message in conversation for key in ("role", "content")):
+            if mark in text or any(mark in part for turn in conversation for part in texts_of(turn)):
                 continue
             for within in (_after_first, _after_every):
                 read = self._read_marked(conversation, text, mark, places, within)
@@ -149,17 +167,14 @@ class SpecialTokens:
     def _read_marked(
         self, conversation: Conversation, text: str, mark: str, places: re.Pattern[str], within: Within
     ) -> Int32s | None:
-        marked = [
-            {key: _marked(message[key], mark, places, within) for key in ("role", "content")}
-            for message in conversation
-        ]
-        if any(places.search(text) for message in marked for text in message.values()):
+        marked = [with_texts(turn, lambda text: _marked(text, mark, places, within)) for turn in conversation]
+        if any(places.search(text) for turn in marked for text in texts_of(turn)):
             return None
         read = self._encode_marked(marked, text, mark)
         if read is None or self._count(read) <= self.num_written(conversation):
             return read
         # More than the template writes for other contents: either these make it do so, or they complete what it begins.
-        edged = [message | {"content": _edged(message["content"], mark)} for message in marked]
+        edged = [{**turn, "content": _edged(turn["content"], mark)} for turn in marked]
         apart = self._encode_marked(edged, text, mark)
         return read if apart is None or self._count(apart) >= self._count(read) else apart
 
@@ -200,7 +215,7 @@ class SpecialTokens:
         return {
             piece
             for piece in pieces
-            if piece and not self.in_text(piece) and any(piece in message["content"] for message in conversation)
+            if piece and not self.in_text(piece) and any(piece in text for turn in conversation for text in texts_of(turn))
         }
 
     def _count(self, token_ids: Int32s) -> int:

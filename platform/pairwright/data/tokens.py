@@ -6,7 +6,7 @@ is dropped or cut, and everything that goes is counted.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pairwright.data.conversations import TokenizedCompletions, TokenSpec, tokenize_completions
+from pairwright.data.extras import reply_of, turns_of
 from pairwright.data.rendering import Conversation, Refusal
 from pairwright.data.templates import plain_template, resolve_template
 from pairwright.data.token_files import local_token_paths
@@ -57,6 +58,7 @@ TOTALS: tuple[str, ...] = (
     "pairs",
     "pairs_dropped",
     "pairs_identical",
+    "pairs_equal_in_template",
     "tokens",
     "longest",
 )
@@ -97,8 +99,8 @@ def tokenize_groups(
     """Return the groups of a pairs table in TOKENS_SCHEMA, in their order, and what became of them.
 
     A pair goes where a completion of it was dropped (``pairs_dropped``), or where both have the same tokens, be it cut
-    to the same beginning or made equal by the template (``pairs_identical``): its loss would be ln 2 whatever the model
-    does. Then completions without a pair (``completions_unpaired``) and groups without a pair (``groups_dropped``) go.
+    to the same beginning or made equal by the template (``pairs_identical``; the latter ``pairs_equal_in_template``):
+    its loss would be ln 2 whatever the model does. Then completions without a pair (``completions_unpaired``) and groups without a pair (``groups_dropped``) go.
     Weights of the pairs that stay are as they were: a group that lost pairs counts for less, it is not scaled up again.
 
     Args:
@@ -119,13 +121,17 @@ def tokenize_groups(
     groups: list[TokenGroup] = []
     splits: list[str] = []
     for batch in pairs.combine_chunks().to_batches(max_chunksize=_GROUPS_AT_ONCE):
-        prompts = batch.column("prompt").to_pylist()
-        texts = [[completion["text"] for completion in group] for group in batch.column("completions").to_pylist()]
-        for row, tokenized in enumerate(tokenize_completions(prompts, texts, tokenizer, spec)):
+        given = zip(batch.column("prompt").to_pylist(), batch.column("context").to_pylist(), strict=True)
+        prompts = [turns_of(prompt, context) for prompt, context in given]
+        replies = [
+            [reply_of(completion["text"], completion["extra"]) for completion in group]
+            for group in batch.column("completions").to_pylist()
+        ]
+        for row, tokenized in enumerate(tokenize_completions(prompts, replies, tokenizer, spec)):
             if isinstance(tokenized, Refusal):
                 if spec.refused == "stop":
                     raise DataError(_stopped_by(batch.column("group_id")[row].as_py(), prompts[row], tokenized))
-                _count_refused(batch, row, _without_texts(tokenized.reason, prompts[row], texts[row]), totals)
+                _count_refused(batch, row, _without_texts(tokenized.reason, [*prompts[row], *replies[row]]), totals)
                 continue
             _count_special(tokenized, totals)
             group = _keep_what_pairs(batch, row, tokenized, totals)
@@ -171,9 +177,9 @@ def _stopped_by(group_id: str, prompt: Conversation, refusal: Refusal) -> str:
     )
 
 
-def _without_texts(reason: str, prompt: Conversation, texts: Iterable[str]) -> str:
+def _without_texts(reason: str, turns: Conversation) -> str:
     """Return a reason up to where it quotes the group's own texts: it is kept with the totals, longer than these."""
-    for text in (*(message["content"] for message in prompt), *texts):
+    for text in (turn["content"] for turn in turns):
         beginning = text.strip()[:_QUOTED_CHARACTERS]
         if len(beginning) >= _MIN_QUOTED_CHARACTERS and beginning in reason:
             reason = f"{reason.partition(beginning)[0]}..."
@@ -219,6 +225,8 @@ def _keep_what_pairs(
     same_K = _same_rows(tokenized.row_ids)
     dropped_P = (same_K[chosen_P] < 0) | (same_K[rejected_P] < 0)
     identical_P = ~dropped_P & (same_K[chosen_P] == same_K[rejected_P])
+    hash_K = np.array(tokenized.text_hashes)
+    equal_P = identical_P & (hash_K[chosen_P] == hash_K[rejected_P])
     kept_P = ~(dropped_P | identical_P)
     used = np.unique(np.concatenate([chosen_P[kept_P], rejected_P[kept_P]]))
     rows = [ids for k in used if (ids := tokenized.row_ids[k]) is not None]
@@ -236,6 +244,7 @@ def _keep_what_pairs(
         pairs=len(kept_P),
         pairs_dropped=int(dropped_P.sum()),
         pairs_identical=int(identical_P.sum()),
+        pairs_equal_in_template=int(equal_P.sum()),
         tokens=sum(map(len, rows)) - prefix * max(0, len(rows) - 1),
     )
     totals["longest"] = max(totals["longest"], tokenized.longest)

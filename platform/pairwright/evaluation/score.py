@@ -163,10 +163,11 @@ def _tokenize_batch(
     requests: Sequence[ScoreRequest], loaded: LoadedModel, spec: TokenSpec
 ) -> list[TokenizedCompletions | Refusal]:
     """Tokenise all at once; the completions of a single large request one by one."""
-    prompts, texts = [request.prompt for request in requests], [request.texts for request in requests]
+    prompts = [request.prompt for request in requests]
+    replies = [request.replies for request in requests]
     if len(requests) > 1 or _num_characters(requests[0]) <= CHARACTERS_AT_ONCE:
-        return tokenize_completions(prompts, texts, loaded.tokenizer, spec)
-    each = [tokenize_completions(prompts, [[text]], loaded.tokenizer, spec)[0] for text in texts[0]]
+        return tokenize_completions(prompts, replies, loaded.tokenizer, spec)
+    each = [tokenize_completions(prompts, [[reply]], loaded.tokenizer, spec)[0] for reply in replies[0]]
     refusal = next((one for one in each if isinstance(one, Refusal)), None)
     whole = [one for one in each if isinstance(one, TokenizedCompletions)]
     return [joined(whole) if refusal is None else refusal]

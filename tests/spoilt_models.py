@@ -23,9 +23,9 @@ from pairwright.cluster.export import export_checkpoint
 from pairwright.cluster.mending import mend
 from pairwright.cluster.run_folder import RunFolder, RunIdentity, identity_config
 from pairwright.config import LoraConfig, TrainConfig
+from pairwright.data.extras import reply_of
 from pairwright.data.rendering import Refusal
 from pairwright.data.tokenizers import load_tokenizer
-from pairwright.data.extras import reply_of
 from pairwright.data.tokens import TokenSpec, tokenize_completions
 from pairwright.errors import PairwrightError
 from pairwright.evaluation.exported import load_exported, model_digest, open_exported
@@ -195,7 +195,9 @@ def train_from(model: Path) -> None:
     check_targets(str(model), LoraConfig())
     tokenizer = load_tokenizer(str(model))
     spec = TokenSpec.of(tokenizer, config.tokens)
-    (rows,) = tokenize_completions([[{"role": "user", "content": "Why?"}]], [[reply_of("So."), reply_of("No.")]], tokenizer, spec)
+    (rows,) = tokenize_completions(
+        [[{"role": "user", "content": "Why?"}]], [[reply_of("So."), reply_of("No.")]], tokenizer, spec
+    )
     assert isinstance(rows, Refusal) or rows.longest > 0
     starting_model(config, tokenizer, pad_token_id=choose_pad_token(tokenizer))
     model_digest(model)

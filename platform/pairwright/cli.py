@@ -250,7 +250,7 @@ def score(
         limits=limits,
     )
     say(summary.text())
-    if summary.failed:
+    if summary.failed or summary.is_all_refused:
         raise typer.Exit(1)
 
 

@@ -52,6 +52,11 @@ class ScoreSummary:
         """Sources that could not be read to their end, of which nothing was kept."""
         return self.manifest.failed
 
+    @property
+    def is_all_refused(self) -> bool:
+        """Whether there were records, and not one of them gave a reward."""
+        return self.manifest.totals["records"] > 0 and not self.manifest.totals["completions"]
+
     def text(self) -> str:
         """Return the summary for a person, a few lines."""
         totals = self.manifest.totals

@@ -137,7 +137,7 @@ def cut_lines(text: bytes, first_line: int) -> Iterator[tuple[int, bytes]]:
 def _of_file(file: DataFile, table: Table | None) -> Iterator[Row]:
     assert table is not None
     key = "id" if table.kind == "annotations" else "group_id"
-    rows = table.read_file(file, [key, "prompt", "completions"]).combine_chunks()
+    rows = table.read_file(file, [key, "prompt", "context", "completions"]).combine_chunks()
     for start in range(0, rows.num_rows, RECORDS_AT_ONCE):
         stretch = rows.slice(start, RECORDS_AT_ONCE)
         sink = pa.BufferOutputStream()

@@ -18,7 +18,14 @@ from pairwright.config import TokensConfig
 from pairwright.data.store import DataFile, Input, Manifest, Table
 from pairwright.data.templates import template_origin
 from pairwright.data.tokenizers import load_tokenizer
-from pairwright.data.tokens import REFUSED_PREFIX, TokenSpec, add_totals, counts_behind, tokenize_groups
+from pairwright.data.tokens import (
+    EQUAL_IN_TEMPLATE,
+    REFUSED_PREFIX,
+    TokenSpec,
+    add_totals,
+    counts_behind,
+    tokenize_groups,
+)
 from pairwright.errors import DataError
 
 if TYPE_CHECKING:
@@ -148,6 +155,8 @@ def _nothing_left(pairs: Input, totals: Mapping[str, int | float], spec: TokenSp
     return (
         f"{pairs.url}: no pair is left to train on: of {totals['pairs']} pairs in {totals['groups']} groups "
         f"{totals['pairs_dropped']} {' or '.join(causes)} and "
-        f"{totals['pairs_identical']} had equal tokens on both sides; the longest completion, with its prompt, needs "
-        f"{totals['longest']} tokens. Raise tokens.max_length, or set tokens.overlong to truncate"
+        f"{totals['pairs_identical']} had equal tokens on both sides"
+        + (f" ({equal} of them {EQUAL_IN_TEMPLATE})" if (equal := totals["pairs_equal_in_template"]) else "")
+        + f"; the longest completion, with its prompt, needs {totals['longest']} tokens. Raise tokens.max_length, or "
+        "set tokens.overlong to truncate"
     )

@@ -38,7 +38,7 @@ from pairwright.data.locations import local_root
 from pairwright.data.ownership import RUN
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokenizers import load_tokenizer
-from pairwright.data.tokens import REFUSED_PREFIX, counts_behind, special_line
+from pairwright.data.tokens import EQUAL_IN_TEMPLATE, REFUSED_PREFIX, counts_behind, special_line
 from pairwright.errors import ConfigError, StoppedError
 from pairwright.terminal import escaped, one_per_line, say
 from pairwright.training.patience import with_patience
@@ -187,6 +187,7 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
         f"train on, {totals['tokens']:,.0f} tokens with the held-out ones",
         f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
         f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups unpaired",
+        *_equal_lines(totals),
         *_refused_lines(totals),
         *_special_lines(totals, config),
         f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups",
@@ -194,6 +195,11 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
         f"{config.engine.precision}",
     ]
     say(one_per_line(lines))
+
+
+def _equal_lines(totals: Mapping[str, int | float]) -> list[str]:
+    num_pairs = totals["pairs_equal_in_template"]
+    return [f"  equal   {num_pairs:,.0f} pairs {EQUAL_IN_TEMPLATE}"] if num_pairs else []
 
 
 def _refused_lines(totals: Mapping[str, int | float]) -> list[str]:

@@ -40,7 +40,7 @@ def write_extra(fields: Mapping[str, Any]) -> str | None:
 
 def has_extras(conversation: Sequence[Turn]) -> bool:
     """Return whether anything stands beside the texts of a conversation."""
-    return any([len(turn) > 2 for turn in conversation])  # noqa: PLR2004 (role and content)
+    return any(len(turn) > 2 for turn in conversation)
 
 
 def turn_of(role: str, content: str, extra: str | None) -> dict[str, str]:
@@ -55,9 +55,9 @@ def reply_of(text: str, extra: str | None = None) -> Turn:
 
 def turns_of(prompt: Sequence[Mapping[str, str | None]], context: str | None) -> list[Turn]:
     """Return the turns of a prompt in a table on their way to the template; the first carries the context."""
-    turns = [turn_of(turn["role"] or "", turn["content"] or "", turn["extra"]) for turn in prompt]
+    turns: list[Turn] = [turn_of(turn["role"] or "", turn["content"] or "", turn["extra"]) for turn in prompt]
     if context is not None and turns:
-        turns[0]["context"] = context
+        turns[0] = {**turns[0], "context": context}
     return turns
 
 

@@ -107,7 +107,9 @@ def _flat_rows(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 def _assistant_turns(texts: pa.StringArray) -> pa.ListArray:
     roles = pa.repeat(pa.scalar("assistant"), len(texts))
     turns = pa.StructArray.from_arrays([roles, texts], fields=list(MESSAGE_V1))
-    return pa.ListArray.from_arrays(pa.array(np.arange(len(texts) + 1, dtype=np.int32)), turns, type=pa.list_(MESSAGE_V1))
+    return pa.ListArray.from_arrays(
+        pa.array(np.arange(len(texts) + 1, dtype=np.int32)), turns, type=pa.list_(MESSAGE_V1)
+    )
 
 
 def _write_parquet(flat: Iterator[pa.Table], sink: IO[bytes], schema: pa.Schema) -> int:

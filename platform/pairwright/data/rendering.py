@@ -25,7 +25,7 @@ from pairwright.data.extras import Turn, read_extra
 from pairwright.errors import DataError
 
 Conversation: TypeAlias = Sequence[Turn]
-"""Turns of ``role`` and ``content``; with ``extra`` where one has more, and ``context`` in the first (data/extras.py)."""
+"""Turns of ``role`` and ``content``, with ``extra`` where one has more and ``context`` in the first: data/extras.py."""
 
 MAX_SECONDS = 2
 """Of processor time for one conversation. Templates take some 50 us, and 0.2 s for 20 MB of text."""

@@ -134,9 +134,12 @@ class SpecialTokens:
 
     def _neutral(self, turn: Turn) -> Turn:
         """Return a turn of the same role with a content of no meaning, and no special token beside it."""
-        if len(turn) == 2:  # noqa: PLR2004 (role and content alone)
+        if len(turn) == 2:
             return {"role": turn["role"], "content": "x"}
-        return dict(with_texts(turn, lambda text: self._pattern.sub("x", text))) | {"role": turn["role"], "content": "x"}
+        return dict(with_texts(turn, lambda text: self._pattern.sub("x", text))) | {
+            "role": turn["role"],
+            "content": "x",
+        }
 
     def count(self, rows: Sequence[Int32s]) -> list[int]:
         """Return how many special tokens each row holds; more than ``num_written`` come from its texts."""
@@ -215,7 +218,9 @@ class SpecialTokens:
         return {
             piece
             for piece in pieces
-            if piece and not self.in_text(piece) and any(piece in text for turn in conversation for text in texts_of(turn))
+            if piece
+            and not self.in_text(piece)
+            and any(piece in text for turn in conversation for text in texts_of(turn))
         }
 
     def _count(self, token_ids: Int32s) -> int:

@@ -66,6 +66,8 @@ SPECIAL_PREFIX = "special_in_text:"
 """Of further totals: the special token behind it stands in so many texts, prompts and completions."""
 REFUSED_PREFIX = "refused:"
 """Of further totals: the template refused so many groups for the reason behind it."""
+EQUAL_IN_TEMPLATE = "equal after the chat template, which leaves out part of their texts"
+"""What is said of pairs that count as ``pairs_equal_in_template``."""
 _MAX_REASONS = 5
 _MIN_QUOTED_CHARACTERS, _QUOTED_CHARACTERS = 4, 20
 _WHAT_BECAME = {
@@ -98,10 +100,11 @@ def tokenize_groups(
 ) -> tuple[pa.Table, dict[str, int]]:
     """Return the groups of a pairs table in TOKENS_SCHEMA, in their order, and what became of them.
 
-    A pair goes where a completion of it was dropped (``pairs_dropped``), or where both have the same tokens, be it cut
-    to the same beginning or made equal by the template (``pairs_identical``; the latter ``pairs_equal_in_template``):
-    its loss would be ln 2 whatever the model does. Then completions without a pair (``completions_unpaired``) and groups without a pair (``groups_dropped``) go.
-    Weights of the pairs that stay are as they were: a group that lost pairs counts for less, it is not scaled up again.
+    A pair goes where a completion of it was dropped (``pairs_dropped``), or where both have the same tokens
+    (``pairs_identical``), be it cut to the same beginning or made equal by the template (``pairs_equal_in_template`` of
+    them): its loss would be ln 2 whatever the model does. Then completions without a pair (``completions_unpaired``)
+    and groups without a pair (``groups_dropped``) go. Weights of the pairs that stay are as they were: a group that
+    lost pairs counts for less, it is not scaled up again.
 
     Args:
         pairs: rows in PAIRS_SCHEMA.

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pairwright import __version__
-from pairwright.data.tokens import special_line
+from pairwright.data.tokens import EQUAL_IN_TEMPLATE, special_line
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.exported import ModelIdentity
 from pairwright.model.metrics import Figures, PairSums
@@ -184,6 +184,7 @@ def _dropped(totals: dict[str, int | float]) -> str:
             ("completions_dropped", "completions over it dropped"),
             ("completions_truncated", "truncated"),
             ("pairs_identical", "pairs dropped as identical after that"),
+            ("pairs_equal_in_template", f"of them {EQUAL_IN_TEMPLATE}"),
             ("pairs_dropped", "pairs dropped with them"),
             ("groups_dropped", "groups dropped"),
             ("groups_refused", "of them refused by the chat template"),

@@ -1,35 +1,47 @@
 """Lines of JSON, or rows of a table -> what is to be scored: a prompt and its completions.
 
-A native annotation is a request as it stands, with or without its judgement; so is ``{"prompt", "completion"}``. What a
-line says beyond id, prompt and completions is nobody's business here and is ignored.
+A native annotation is a request as it stands, with or without its judgement; so are ``{"prompt", "completion"}``, TRL's
+``{"prompt", "chosen", "rejected"}`` and ``{"messages"}`` that end with the reply. What a line says beyond id, prompt,
+completions and what the chat template is given is nobody's business here and is ignored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 
 from pairwright.config import IngestConfig
 from pairwright.data.annotations import explain, rejection, too_much_text
-from pairwright.data.formats import RecordError
+from pairwright.data.extras import Turn, is_blank, num_characters, reply_of, turns_of, write_extra
+from pairwright.data.formats import RecordError, json_name, parser_for
 from pairwright.data.formats.record import check_count
 from pairwright.data.layouts.chunks import too_long
-from pairwright.data.rules import label_too_long, text_too_long
+from pairwright.data.rules import check_context, check_extra, label_too_long, text_too_long
 from pairwright.data.templates import Conversation
+from pairwright.evaluation.turns import extra_of, joined_parts, said
 from pairwright.records import Completion, Message, Rejection
 
 DEFAULT_LIMITS = IngestConfig()
-_SHAPE = 'expected {"id", "prompt", "completions": [{"text"}, ...]} or {"id", "prompt", "completion"}'
+_SHAPE = (
+    'expected {"id", "prompt", "completions": [{"text"}, ...]}, {"id", "prompt", "completion"}, {"prompt", "chosen", '
+    '"rejected"} or {"messages"}'
+)
 
 
 class ScoreLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of input: what ``pairwright score`` reads of it; exactly one of completions and completion."""
+    """One line of input: what ``pairwright score`` reads of it; one of completions, completion, sides and messages."""
 
     prompt: str | list[Message] | None = None
     completions: list[Completion | str] | None = None
     completion: str | None = None
     id: str | None = None
+    tools: Any = None
+    chat_template_kwargs: Any = None
+    chosen: Any = None
+    rejected: Any = None
+    messages: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +51,31 @@ class ScoreRequest:
     id: str
     prompt: Conversation
     completion_ids: list[str]
-    texts: list[str]
+    replies: list[Turn]
+    """The completions, as turns behind the prompt."""
     paths: list[str]
     """Where each completion stands in the record."""
     source: str
     line: int
 
+    @property
+    def texts(self) -> list[str]:
+        """The completions' texts."""
+        return [reply["content"] for reply in self.replies]
 
-_DECODER = msgspec.json.Decoder(ScoreLine)
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a line says, whatever its layout."""
+
+    id: str | None
+    prompt: str | list[Message]
+    completions: Sequence[Completion]
+    paths: list[str]
+    context: str | None = None
+
+
+_DECODER, _ANY = msgspec.json.Decoder(ScoreLine), msgspec.json.Decoder()
 
 
 def parse_requests(
@@ -70,7 +99,7 @@ def parse_requests(
         try:
             if len(line) > (most := config.limits.max_record_bytes):
                 raise RecordError(too_long(len(line), most))
-            requests.append(_request(_DECODER.decode(line), source, number, config))
+            requests.append(_request(_read(line, config), source, number, config))
         except RecordError as error:
             rejections.append(rejection(error, line, source, number))
         except (UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
@@ -87,29 +116,141 @@ def requests_of_rows(rows: pa.Table, first_line: int, source: str) -> list[Score
         source: the file.
     """
     key = "id" if "id" in rows.column_names else "group_id"
-    columns = (rows.column(name).to_pylist() for name in (key, "prompt", "completions"))
+    columns = (rows.column(name).to_pylist() for name in (key, "prompt", "context", "completions"))
     return [
         ScoreRequest(
             id=name,
-            prompt=prompt,
+            prompt=turns_of(prompt, context),
             completion_ids=[completion["id"] for completion in completions],
-            texts=[completion["text"] for completion in completions],
+            replies=[reply_of(completion["text"], completion["extra"]) for completion in completions],
             paths=_paths(len(completions)),
             source=source,
             line=number,
         )
-        for number, (name, prompt, completions) in enumerate(zip(*columns, strict=True), start=first_line)
+        for number, (name, prompt, context, completions) in enumerate(zip(*columns, strict=True), start=first_line)
     ]
 
 
-def _request(line: ScoreLine, source: str, number: int, config: IngestConfig) -> ScoreRequest:
+def _read(line: bytes, config: IngestConfig) -> _Told:
+    """Return what a line says; one typed pass where it is of the common layouts and of texts alone."""
+    try:
+        found = _DECODER.decode(line)
+    except msgspec.ValidationError as error:
+        record = _ANY.decode(line)
+        if not isinstance(record, dict):
+            raise error from None
+        return _read_spelled(record, config)
+    is_common = found.completions is not None or found.completion is not None
+    if not is_common or found.tools is not None or found.chat_template_kwargs is not None or _says_extra(found):
+        return _read_spelled(_ANY.decode(line), config)
+    return _told(found, None)
+
+
+def _says_extra(line: ScoreLine) -> bool:
+    """Return whether a line has our own name for what stands beside texts, which it may not."""
+    turns = line.prompt if isinstance(line.prompt, list) else []
+    replies = [one for one in line.completions or [] if isinstance(one, Completion)]
+    return any(one.extra is not None for one in (*turns, *replies))
+
+
+def _read_spelled(record: Mapping[str, Any], config: IngestConfig) -> _Told:
+    """Return what a record says in any layout and spelling."""
+    record = {key: value for key, value in record.items() if value is not None}
+    context = _context(record)
+    if "completions" not in record and "completion" not in record:
+        name = _name(record.get("id"))
+        if {"chosen", "rejected"} <= record.keys():
+            return _of_sides(record, name, context, config)
+        if "messages" in record:
+            return _of_messages(record["messages"], name, context)
+    spelled = {"id": _name(record.get("id"))} | {key: record[key] for key in ("completion",) if key in record}
+    if "prompt" in record:
+        spelled["prompt"] = said(record["prompt"], "$.prompt")
+    if isinstance(record.get("completions"), list):
+        items = enumerate(record["completions"])
+        spelled["completions"] = [_completion(item, f"$.completions[{index}]") for index, item in items]
+    elif "completions" in record:
+        spelled["completions"] = record["completions"]
+    if isinstance(alone := record.get("completion"), list) and len(alone) == 1:  # as TRL writes a reply
+        alone = alone[0]
+    if isinstance(alone, dict) and "completions" not in record:
+        del spelled["completion"]
+        spelled["completions"] = [_completion(alone, "$.completion")]
+    return _told(msgspec.convert(spelled, ScoreLine), context)
+
+
+def _name(name: Any) -> str | None:
+    """Return a record's id; a number as its digits.
+
+    Raises:
+        RecordError: if it is neither text nor such a number.
+    """
+    if isinstance(name, int) and not isinstance(name, bool):
+        return str(name)
+    if name is not None and not isinstance(name, str):
+        raise RecordError(f"expected `str`, got `{json_name(name)}`", path="$.id")
+    return name
+
+
+def _context(record: Mapping[str, Any]) -> str | None:
+    """Return what a record gives the template beside its turns."""
+    given = {name: record[name] for name in ("tools", "chat_template_kwargs") if not is_blank(record.get(name))}
+    context = write_extra(given)
+    check_context(context)
+    return context
+
+
+def _completion(item: Any, where: str) -> Any:
+    if not isinstance(item, dict):
+        return item
+    own = {name: item[name] for name in ("id", "model") if item.get(name) is not None}
+    others = {key: value for key, value in item.items() if key not in ("id", "model", "text", "role", "content")}
+    extra = extra_of(others, where)
+    text = item.get("text", item.get("content"))
+    if isinstance(text, list):
+        text = joined_parts(text, f"{where}.text")
+    if text is None and extra is None:
+        raise RecordError("missing field `text`", path=where)
+    return own | {"text": "" if text is None else text} | ({} if extra is None else {"extra": extra})
+
+
+def _of_sides(record: Mapping[str, Any], name: str | None, context: str | None, config: IngestConfig) -> _Told:
+    """Return what a TRL record says, as an ingestion reads it; its scores, which are numbers, do not matter."""
+    told = {key: value for key, value in record.items() if key != "id" and not isinstance(value, int | float)}
+    (annotation,) = parser_for("trl", config)(msgspec.json.encode(told))
+    if isinstance(annotation, RecordError):
+        raise annotation
+    context = annotation.context or context
+    return _Told(name, annotation.prompt, annotation.completions, ["$.chosen", "$.rejected"], context)
+
+
+def _of_messages(messages: Any, name: str | None, context: str | None) -> _Told:
+    """Return what a conversation says whose last turn is the reply."""
+    turns = said(messages, "$.messages")
+    if isinstance(turns, str) or len(turns) < 2 or turns[-1].role != "assistant":
+        last = "a text" if isinstance(turns, str) else f"{len(turns)} turns"
+        last += "" if isinstance(turns, str) or not turns else f", the last of role `{turns[-1].role}`"
+        raise RecordError(f"expected turns that end with the assistant's reply, got {last}", path="$.messages")
+    *prompt, reply = turns
+    return _Told(name, prompt, [Completion(text=reply.content, extra=reply.extra)], ["$.messages[-1]"], context)
+
+
+def _told(line: ScoreLine, context: str | None) -> _Told:
     completions = _completions(line)
-    check_count("completions", len(completions), config.max_completions, "max_completions", "$.completions")
+    if line.prompt is None:
+        raise RecordError(f"missing field `prompt`; {_SHAPE}")
     paths = _paths(len(completions)) if line.completion is None else ["$.completion"]
-    prompt = _prompt(line, config)
-    num_characters = sum(len(turn["content"]) for turn in prompt)
-    _check_length("prompt", num_characters, "$.prompt", config)
+    return _Told(line.id, line.prompt, completions, paths, context)
+
+
+def _request(told: _Told, source: str, number: int, config: IngestConfig) -> ScoreRequest:
+    completions, paths = told.completions, told.paths
+    check_count("completions", len(completions), config.max_completions, "max_completions", "$.completions")
+    prompt = _prompt(told.prompt, told.context, config)
+    prompt_characters = sum(len(text) for turn in prompt for name, text in turn.items() if name != "role")
+    _check_length("prompt", prompt_characters, "$.prompt", config)
     names: dict[str, int] = {}
+    lengths = [num_characters(completion.text, completion.extra) for completion in completions]
     for index, completion in enumerate(completions):
         name = str(index) if completion.id is None else completion.id
         _check_name(name, f"$.completions[{index}].id", config)
@@ -119,16 +260,18 @@ def _request(line: ScoreLine, source: str, number: int, config: IngestConfig) ->
                 "goes by its index",
                 path=f"$.completions[{index}].id",
             )
-        _check_length("completion", len(completion.text), paths[index], config)
-    _check_name(line.id or "", "$.id", config)
-    rows_characters = num_characters * len(completions) + sum(len(completion.text) for completion in completions)
+        if completion.extra is not None:
+            check_extra(completion.extra, paths[index])
+        _check_length("completion", lengths[index], paths[index], config)
+    _check_name(told.id or "", "$.id", config)
+    rows_characters = prompt_characters * len(completions) + sum(lengths)
     if rows_characters > config.limits.max_record_bytes:
         raise RecordError(too_much_text(rows_characters, config.limits.max_record_bytes))
     return ScoreRequest(
-        id=f"{source}:{number}" if line.id is None else line.id,
+        id=f"{source}:{number}" if told.id is None else told.id,
         prompt=prompt,
         completion_ids=list(names),
-        texts=[completion.text for completion in completions],
+        replies=[reply_of(completion.text, completion.extra) for completion in completions],
         paths=paths,
         source=source,
         line=number,
@@ -160,11 +303,12 @@ def _completions(line: ScoreLine) -> Sequence[Completion]:
     return [Completion(text=c) if isinstance(c, str) else c for c in line.completions]
 
 
-def _prompt(line: ScoreLine, config: IngestConfig) -> Conversation:
-    if line.prompt is None:
-        raise RecordError(f"missing field `prompt`; {_SHAPE}")
-    messages = [Message(role="user", content=line.prompt)] if isinstance(line.prompt, str) else line.prompt
+def _prompt(prompt: str | list[Message], context: str | None, config: IngestConfig) -> Conversation:
+    messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
     check_count("turns", len(messages), config.max_turns, "max_turns", "$.prompt")
     if not any(message.content.strip() for message in messages):
         raise RecordError("expected text, got an empty prompt", path="$.prompt")
-    return [{"role": message.role, "content": message.content} for message in messages]
+    for index, message in enumerate(messages):
+        if message.extra is not None:
+            check_extra(message.extra, f"$.prompt[{index}]")
+    return turns_of([msgspec.structs.asdict(message) for message in messages], context)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pairwright.data.annotations import MAX_RECORD_CHARACTERS
 from pairwright.data.conversations import TokenizedCompletions, TokenSpec, joined, tokenize_completions
+from pairwright.data.extras import CONTENT_FIELDS, Turn, is_blank, read_extra, reply_of
 from pairwright.data.rendering import Refusal
 from pairwright.data.tokens import SPECIAL_PREFIX, TokenGroup
 from pairwright.errors import ModelError
@@ -117,17 +118,23 @@ def score_requests(
 
 def _without_empty(request: ScoreRequest, rejections: list[Rejection]) -> ScoreRequest:
     """Return the request without completions that have no text; they are added to ``rejections``."""
-    kept = [index for index, text in enumerate(request.texts) if text.strip()]
-    if len(kept) == len(request.texts):
+    empty = [index for index, reply in enumerate(request.replies) if not (reply["content"].strip() or _says(reply))]
+    if not empty:
         return request
-    empty = [index for index, text in enumerate(request.texts) if not text.strip()]
+    kept = sorted(set(range(len(request.replies))) - set(empty))
     rejections += [_refuse_completion(request, index, "expected text, got an empty completion") for index in empty]
     return replace(
         request,
         completion_ids=[request.completion_ids[index] for index in kept],
-        texts=[request.texts[index] for index in kept],
+        replies=[request.replies[index] for index in kept],
         paths=[request.paths[index] for index in kept],
     )
+
+
+def _says(reply: Turn) -> bool:
+    """Return whether a completion says something beside its text."""
+    fields = read_extra(reply.get("extra"))
+    return any(not is_blank(fields.get(name)) for name in CONTENT_FIELDS)
 
 
 def _why_refused(tokenized: TokenizedCompletions | Refusal) -> str | None:
@@ -155,8 +162,8 @@ def _tokenize(
 
 
 def _num_characters(request: ScoreRequest) -> int:
-    prompt = sum(len(turn["content"]) for turn in request.prompt)
-    return prompt * len(request.texts) + sum(map(len, request.texts))
+    prompt = sum(len(text) for turn in request.prompt for text in turn.values())
+    return prompt * len(request.replies) + sum(len(text) for reply in request.replies for text in reply.values())
 
 
 def _tokenize_batch(
@@ -177,7 +184,7 @@ def _is_prompt_alone(request: ScoreRequest, token_ids: Int32s, loaded: LoadedMod
     """Return whether a row was cut so early that nothing of its completion is left."""
     if len(token_ids) < spec.max_length:
         return False
-    (alone,) = tokenize_completions([request.prompt], [[""]], loaded.tokenizer, spec)
+    (alone,) = tokenize_completions([request.prompt], [[reply_of("")]], loaded.tokenizer, spec)
     if isinstance(alone, Refusal) or (prompt_ids := alone.row_ids[0]) is None:
         return False
     return np.array_equal(prompt_ids, token_ids)

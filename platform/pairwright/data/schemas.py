@@ -17,7 +17,9 @@ from pairwright.data.manifest import Manifest
 from pairwright.data.outputs import check_output, put_output
 from pairwright.records import (
     ANNOTATIONS_SCHEMA,
+    ANNOTATIONS_SCHEMA_V1,
     PAIRS_SCHEMA,
+    PAIRS_SCHEMA_V1,
     SCORES_SCHEMA,
     TOKENS_SCHEMA,
     Annotation,
@@ -29,23 +31,28 @@ _CONTRACT = "a contract of `pairwright schemas`"
 _JUDGEMENTS = ("ranks", "scores", "order")
 _NATIVE = "One line of native input (JSON Lines, UTF-8): one annotator's judgement of one group."
 _TABLE = "Rows of data/*.arrow (Arrow IPC file format) in {} table."
+_V2 = "Of files that hold an `extra` or a `context`; others are in version 1."
 
 
 def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]]) -> list[Path]:
-    """Write documents as ``<name>.v1.json``, and return the paths in order of name.
+    """Write documents as ``<name>.v<version>.json``, and return the paths in order of name.
 
     Raises:
         StoreError: if a file of that name is no such contract, or one cannot be written.
     """
     contents = {
-        directory / f"{name}.v1.json": json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
-        for name, document in sorted(documents.items())
+        directory / _file_name(document): json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+        for _, document in sorted(documents.items())
     }
     for path in contents:
         check_output(str(path), _is_contract, what=_CONTRACT)
     for path, content in contents.items():
         put_output(str(path), content, _is_contract, what=_CONTRACT)
     return list(contents)
+
+
+def _file_name(document: Mapping[str, Any]) -> str:
+    return document["$id"] if "$id" in document else f"{document['name']}.v{document['version']}.json"
 
 
 def _is_contract(content: bytes) -> bool:
@@ -57,11 +64,18 @@ def _is_contract(content: bytes) -> bool:
 
 
 def table_contracts() -> dict[str, dict[str, Any]]:
-    """Return the contracts by name: the input record, the tables, their manifest, and refused records."""
+    """Return the contracts by name: the input record, the tables, their manifest, and refused records.
+
+    An earlier version that still holds, beside the newest, goes by its name and version.
+    """
+    annotations, pairs = _TABLE.format("an annotations"), _TABLE.format("a pairs")
     return {
-        "annotation": _annotation_contract(),
-        "annotations": arrow_contract("annotations", ANNOTATIONS_SCHEMA, _TABLE.format("an annotations")),
-        "pairs": arrow_contract("pairs", PAIRS_SCHEMA, _TABLE.format("a pairs")),
+        "annotation": _annotation_contract(2),
+        "annotation.v1": _annotation_contract(1),
+        "annotations": arrow_contract("annotations", ANNOTATIONS_SCHEMA, f"{annotations} {_V2}", version=2),
+        "annotations.v1": arrow_contract("annotations", ANNOTATIONS_SCHEMA_V1, annotations),
+        "pairs": arrow_contract("pairs", PAIRS_SCHEMA, f"{pairs} {_V2}", version=2),
+        "pairs.v1": arrow_contract("pairs", PAIRS_SCHEMA_V1, pairs),
         "tokens": arrow_contract("tokens", TOKENS_SCHEMA, _TABLE.format("a tokens")),
         "scores": arrow_contract("scores", SCORES_SCHEMA, "Rows that `pairwright score` writes."),
         "manifest": _manifest_contract(),
@@ -69,11 +83,11 @@ def table_contracts() -> dict[str, dict[str, Any]]:
     }
 
 
-def arrow_contract(name: str, schema: pa.Schema, description: str) -> dict[str, Any]:
+def arrow_contract(name: str, schema: pa.Schema, description: str, *, version: int = 1) -> dict[str, Any]:
     """Return an Arrow schema as JSON: name, type, nullable, unit and meaning of each field, and nested fields."""
     return {
         "name": name,
-        "version": 1,
+        "version": version,
         "description": description,
         "fields": [_arrow_field(field) for field in schema],
     }
@@ -115,12 +129,12 @@ def _type_name(type_: pa.DataType) -> str:
             return str(type_)
 
 
-def json_contract(kind: type[msgspec.Struct], name: str, description: str) -> dict[str, Any]:
+def json_contract(kind: type[msgspec.Struct], name: str, description: str, *, version: int = 1) -> dict[str, Any]:
     """Return a struct as JSON Schema, with the first line of each docstring as its description."""
     schema = msgspec.json.schema(kind)
     for definition in schema["$defs"].values():
         definition["description"] = inspect.cleandoc(definition["description"]).partition("\n")[0]
-    return {"$schema": _DRAFT, "$id": f"{name}.v1.json", "title": name, "description": description, **schema}
+    return {"$schema": _DRAFT, "$id": f"{name}.v{version}.json", "title": name, "description": description, **schema}
 
 
 def _manifest_contract() -> dict[str, Any]:
@@ -132,11 +146,15 @@ def _manifest_contract() -> dict[str, Any]:
     return contract
 
 
-def _annotation_contract() -> dict[str, Any]:
+def _annotation_contract(version: int) -> dict[str, Any]:
     """Return the contract of an input line: the types, and the rules that a schema can say."""
-    contract = json_contract(Annotation, "annotation", _NATIVE)
+    contract = json_contract(Annotation, "annotation", _NATIVE, version=version)
     definitions = contract["$defs"]
     definitions["Completion"]["properties"]["text"] |= {"pattern": r"\S"}
+    for name, place in (("Message", "extra"), ("Completion", "extra"), ("Annotation", "context")):
+        del definitions[name]["properties"][place]  # in a record its fields stand where it would
+    if version > 1:
+        _add_what_templates_show(definitions)
     properties = definitions["Annotation"]["properties"]
     properties["id"] |= {"pattern": r"\S"}
     properties["completions"] |= {"minItems": 2}
@@ -150,6 +168,49 @@ def _annotation_contract() -> dict[str, Any]:
     }
     definitions["Annotation"]["oneOf"] = [_only(name) for name in _JUDGEMENTS]
     return contract
+
+
+def _add_what_templates_show(definitions: dict[str, Any]) -> None:
+    """Add what the second version has: text in parts, what a turn has beside its text, what a template is given."""
+    parts = {"type": "array", "items": {"$ref": "#/$defs/TextPart"}}
+    definitions["TextPart"] = {
+        "type": "object",
+        "description": "A part of a text; the parts are joined.",
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+        "required": ["type", "text"],
+    }
+    for name, text in (("Message", "content"), ("Completion", "text")):
+        properties = definitions[name]["properties"]
+        properties[text] = {"anyOf": [properties[text], parts, {"type": "null"}]}
+        properties |= {field: _BESIDE_TEXT[field] for field in _BESIDE_TEXT}
+        speaks = [{"required": [field], "properties": {field: _SPEAKS[field]}} for field in _SPEAKS]
+        definitions[name]["anyOf"] = [{"properties": {text: {"type": ["string", "array"]}}}, *speaks]
+    text = definitions["Completion"]["properties"]["text"]
+    del text["anyOf"][0]["pattern"]
+    definitions["Completion"]["anyOf"][0]["properties"]["text"] |= {"pattern": r"\S"}
+    definitions["Annotation"]["properties"] |= {
+        "tools": _or_null({"type": "array", "items": {"type": "object"}}, "the tools that the chat template is given"),
+        "chat_template_kwargs": _or_null({"type": "object"}, "variables that the chat template is given"),
+    }
+
+
+def _or_null(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}], "default": None, "description": description}
+
+
+_BESIDE_TEXT = {
+    "tool_calls": _or_null({"type": "array", "items": {"type": "object"}}, "the calls that the turn makes"),
+    "tool_call_id": _or_null({"type": "string"}, "the call that the turn answers"),
+    "name": _or_null({"type": "string"}, "the tool or the person that speaks"),
+    "reasoning_content": _or_null({"type": "string"}, "what was thought before the text"),
+    "thinking": _or_null({"type": "string"}, "another name of reasoning_content"),
+}
+_SPEAKS = {
+    "tool_calls": {"type": "array", "minItems": 1},
+    "reasoning_content": {"type": "string", "pattern": r"\S"},
+    "thinking": {"type": "string", "pattern": r"\S"},
+}
+"""What a turn may say without any text."""
 
 
 def _only(name: str) -> dict[str, Any]:

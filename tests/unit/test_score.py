@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from exported_models import export_small_model, plain_rewards
 from pairwright.config import IngestConfig, SourceLimits
@@ -92,6 +93,93 @@ def test_rows_of_a_pairs_table_are_requests_by_group_id() -> None:
     }
     (request,) = requests_of_rows(pa.Table.from_pylist([row], schema=PAIRS_SCHEMA), 5, "t/data/x.arrow")
     assert (request.id, request.completion_ids, request.texts, request.line) == ("g", ["0", "b"], ["x", "y"], 5)
+
+
+LAKE = {"role": "user", "content": "Name a lake."}
+TRL = {"prompt": "Name a lake.", "chosen": "Lake Como.", "rejected": "A puddle."}
+COMO, PUDDLE = ({"role": "assistant", "content": text} for text in ("Lake Como.", "A puddle."))
+
+
+@pytest.mark.parametrize(
+    ("record", "ids", "texts"),
+    [
+        (TRL, ["chosen", "rejected"], ["Lake Como.", "A puddle."]),
+        (
+            TRL | {"id": 7, "score_chosen": 1.0, "score_rejected": 2.0},
+            ["chosen", "rejected"],
+            ["Lake Como.", "A puddle."],
+        ),
+        (
+            {"prompt": [LAKE], "chosen": [COMO], "rejected": [PUDDLE]},
+            ["chosen", "rejected"],
+            ["Lake Como.", "A puddle."],
+        ),
+        ({"chosen": [LAKE, COMO], "rejected": [LAKE, PUDDLE]}, ["chosen", "rejected"], ["Lake Como.", "A puddle."]),
+        ({"messages": [LAKE, COMO]}, ["0"], ["Lake Como."]),
+        ({"prompt": [LAKE], "completion": [COMO]}, ["0"], ["Lake Como."]),
+        ({"id": 7, "prompt": [LAKE], "completions": [{"text": "Lake Como.", "model": "m"}]}, ["0"], ["Lake Como."]),
+        (
+            {
+                "prompt": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "Name a "}, {"type": "text", "text": "lake."}],
+                    }
+                ],
+                "completions": [{"text": [{"type": "text", "text": "Lake Como."}]}, "A puddle."],
+            },
+            ["0", "1"],
+            ["Lake Como.", "A puddle."],
+        ),
+    ],
+)
+def test_records_of_trl_and_conversations_that_end_with_the_reply_are_requests(
+    record: dict[str, Any], ids: list[str], texts: list[str]
+) -> None:
+    ((request,), refused) = parse_requests(lines_of(record), 1, "f.jsonl")
+    assert refused == []
+    assert (request.prompt, request.completion_ids, request.texts) == ([LAKE], ids, texts)
+    assert request.id == ("7" if "id" in record else "f.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    ("record", "path", "reason"),
+    [
+        ({"messages": [LAKE]}, "$.messages", "expected turns that end with the assistant's reply, got 1 turns"),
+        ({"messages": [LAKE, COMO, LAKE]}, "$.messages", "got 3 turns, the last of role `user`"),
+        ({"messages": "Name a lake."}, "$.messages", "got a text"),
+        ({"prompt": "p", "chosen": "x"}, "$", "expected one of the fields completions and completion, got neither"),
+        (
+            {"prompt": "p", "completions": [{"text": "x", "extra": "{}"}]},
+            "$.completions[0]",
+            "unknown field, got `extra`",
+        ),
+        ({"prompt": [LAKE | {"images": ["a.png"]}], "completion": "x"}, "$.prompt[0]", "unknown field, got `images`"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "completion": "x"},
+            "$.prompt[0].content[0]",
+            "expected parts of text, got `image`",
+        ),
+        ({"prompt": "p", "completion": "x", "tools": "w"}, "$.tools", "expected `array | null`, got `str`"),
+        (
+            {"prompt": "p", "completion": "x", "chat_template_kwargs": {"add_generation_prompt": True}},
+            "$.chat_template_kwargs.add_generation_prompt",
+            "expected variables of the chat template",
+        ),
+        (
+            {"prompt": "p", "completions": [{"text": "x", "tool_calls": "w"}]},
+            "$.completions[0].tool_calls",
+            "expected `array",
+        ),
+    ],
+)
+def test_what_cannot_be_placed_or_shown_to_a_template_is_refused(
+    record: dict[str, Any], path: str, reason: str
+) -> None:
+    requests, [refused] = parse_requests(lines_of(record), 1, "f.jsonl")
+    assert requests == []
+    assert refused.path == path
+    assert reason in refused.reason
 
 
 # ---------------------------------------------------------------------------------------------- rewards
@@ -447,3 +535,65 @@ def test_how_much_is_tokenised_at_a_time_changes_nothing(
     pieces = score_all(loaded, *records, max_length=32, truncate=True)
     assert pieces.scores.equals(whole.scores)
     assert (pieces.rejections, pieces.totals) == (whole.rejections, whole.totals)
+
+
+# ------------------------------------------------------------------------------ what stands beside the texts
+
+TOOLS = [{"type": "function", "function": {"name": "w"}}]
+WITH_TOOLS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"
+    "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tool_user(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_small_model(tmp_path_factory.mktemp("tools"), chat_template=WITH_TOOLS)
+
+
+def calls(place: str) -> list[dict[str, Any]]:
+    return [{"name": "w", "arguments": {"to": 1, "at": place}}]
+
+
+def test_rewards_of_calls_and_reasoning_are_those_of_the_text_that_transformers_renders(tool_user: Path) -> None:
+    loaded = load_exported(open_exported(str(tool_user)), torch.device("cpu"))
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": calls("Rome")},
+        {"role": "tool", "content": "3 degrees", "tool_call_id": "c1"},
+    ]
+    replies = [
+        {"text": "", "tool_calls": calls("Oslo")},
+        {"text": None, "tool_calls": calls("Bonn")},
+        {"text": "3", "reasoning_content": "so"},
+        {"text": "3"},
+    ]
+    scored = score_all(loaded, {"id": "a", "prompt": turns, "tools": TOOLS, "completions": replies}, max_length=4096)
+    assert scored.rejections == []
+    network = AutoModelForSequenceClassification.from_pretrained(tool_user, trust_remote_code=False).eval()
+    tokenizer, expected = AutoTokenizer.from_pretrained(tool_user, trust_remote_code=False), []
+    for reply in replies:
+        said = {"role": "assistant", "content": reply["text"] or ""} | {k: v for k, v in reply.items() if k != "text"}
+        text = tokenizer.apply_chat_template(
+            [turns[0], turns[1] | {"content": ""}, turns[2], said], tools=TOOLS, tokenize=False
+        )
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            expected.append((ids.shape[1], network(input_ids=ids).logits[0, 0].item()))
+    assert scored.scores["num_tokens"].to_pylist() == [length for length, _ in expected]
+    np.testing.assert_allclose(scored.scores["reward"].to_pylist(), [reward for _, reward in expected], atol=1e-5)
+    assert len(set(scored.scores["reward"].to_pylist())) == 4
+
+
+def test_what_the_models_template_does_not_show_refuses_the_record_by_its_name(loaded: LoadedModel) -> None:
+    asked = {"id": "a", "prompt": "Weather?", "completions": [{"text": "", "tool_calls": calls("Oslo")}]}
+    thought = {"id": "b", "prompt": "2+2?", "completions": [{"text": "4", "reasoning_content": "so"}, {"text": "5"}]}
+    plain = {"id": "c", "prompt": "2+2?", "completion": "4"}
+    scored = score_all(loaded, asked, thought, asked | {"tools": TOOLS}, plain)
+    assert [rejection.reason for rejection in scored.rejections] == [
+        "the chat template shows no `tool_calls`",
+        "the chat template shows no `reasoning_content`",
+        "the chat template shows no `tools`",
+    ]
+    assert scored.scores["id"].to_pylist() == ["c"]

@@ -1,4 +1,4 @@
-"""What stands beside texts (tools, calls, reasoning, variables) is trained as the chat template shows it, or refused."""
+"""What stands beside texts (tools, calls, reasoning, variables) is trained as the template shows it, or refused."""
 
 import json
 from pathlib import Path

@@ -22,6 +22,8 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     role: str
     content: str
+    extra: str | None = None
+    """JSON object of what else a chat template may show of the turn: tool_calls, reasoning_content, ..."""
 
 
 class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,6 +32,8 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: str
     id: str | None = None
     model: str | None = None
+    extra: str | None = None
+    """JSON object of what else a chat template may show of the reply."""
 
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +54,8 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     created_at: str | None = None
     subset: str | None = None
     metadata: dict[str, str] | None = None
+    context: str | None = None
+    """JSON object of what the chat template is given beside the turns: tools, chat_template_kwargs."""
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):

@@ -179,5 +179,7 @@ class LayoutFile(Section):
     """Whose layout it is, and where it is described."""
     examples: tuple[str, ...] = ()
     """Records of it, as JSON."""
+    requires: tuple[str, ...] = ()
+    """Fields that a record must have, beside what its parts need, to be recognised as one of this layout."""
     fields: FieldPaths
     """Where the parts of a record stand."""

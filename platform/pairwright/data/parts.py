@@ -19,6 +19,7 @@ from pairwright.data.annotations import annotations_to_arrow, parse_lines, reaso
 from pairwright.data.formats import (
     NATIVE,
     NUM_HEAD_RECORDS,
+    NativeReader,
     Parse,
     RecordError,
     groups_rows,
@@ -102,6 +103,8 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
         draft.format = layout
         parse = parser_for(layout or NATIVE.name, config)
         draft.parse = parse
+        if isinstance(parse, NativeReader):
+            parse.has_cells = lines.source.layout in ("csv", "tsv") or lines.source.shards is not None
         if keys := groups_rows(layout, config):
             check_whole(lines)
             chunks = grouped(chunks, keys, config.limits.max_record_bytes)

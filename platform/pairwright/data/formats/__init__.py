@@ -17,10 +17,10 @@ import msgspec
 from pairwright.config import FieldPaths, IngestConfig, LayoutFile
 from pairwright.data.formats.argilla import ARGILLA
 from pairwright.data.formats.label_studio import LABEL_STUDIO
-from pairwright.data.formats.layout import LayoutReader
-from pairwright.data.formats.native import NATIVE, native
+from pairwright.data.formats.layout import LayoutReader, shape_of
+from pairwright.data.formats.native import NATIVE, NativeReader, native
 from pairwright.data.formats.oasst import OASST
-from pairwright.data.formats.paths import compile_path
+from pairwright.data.formats.paths import compile_path, is_nothing
 from pairwright.data.formats.record import Format, Parse, RecordError, json_name
 from pairwright.data.formats.summarize import SUMMARIZE
 from pairwright.data.formats.trl import TrlReader
@@ -34,6 +34,7 @@ __all__ = [
     "NUM_HEAD_RECORDS",
     "Format",
     "LayoutReader",
+    "NativeReader",
     "Parse",
     "RecordError",
     "compile_path",
@@ -66,24 +67,29 @@ def formats() -> Mapping[str, Format]:
 
 def _described(name: str, text: str) -> Format:
     layout = LayoutFile.model_validate(tomllib.loads(text))
-    reader = LayoutReader(layout.fields)
+    reader = LayoutReader(layout.fields, shape_of(layout.fields))
     return Format(
         name=name,
-        layout=layout.examples[0],
-        fits=reader.fits,
+        layout=shape_of(layout.fields),
+        fits=partial(_fits, reader, layout.requires),
         parser=partial(_reader, name, layout.fields),
         num_unplaced=reader.num_unplaced,
-        num_essential=reader.num_essential,
+        num_essential=reader.num_essential + len(layout.requires),
         what=layout.what,
         examples=layout.examples,
         fields=layout.fields,
     )
 
 
+def _fits(reader: LayoutReader, requires: Sequence[str], record: Mapping[str, Any]) -> bool:
+    return all(not is_nothing(record.get(name)) for name in requires) and reader.fits(record)
+
+
 def _reader(name: str, fields: FieldPaths, config: IngestConfig) -> Parse:
-    if config.fields is None:
-        return _READERS.get(name, LayoutReader)(fields)
-    return LayoutReader(changed(fields, config.fields))
+    if config.fields is None and name in _READERS:
+        return _READERS[name](fields, shape_of(fields))
+    fields = fields if config.fields is None else changed(fields, config.fields)
+    return LayoutReader(fields, shape_of(fields))
 
 
 def changed(fields: FieldPaths, changes: FieldPaths) -> FieldPaths:
@@ -122,9 +128,9 @@ def parser_for(name: str, config: IngestConfig) -> Parse:
         raise ConfigError(
             f"format: {name}: no such layout; expected one of {', '.join(formats())}, a file FILE.toml, or auto"
         )
-    if found.fields is None and config.fields is not None:
-        if odd := sorted(config.fields.model_fields_set - {"keep", "ignore"}):
-            raise ConfigError(f"fields.{odd[0]}: of [fields], only keep and ignore change the layout {name}")
+    changes = set() if config.fields is None else config.fields.model_fields_set
+    if found.fields is None and (odd := sorted(changes - {"keep", "ignore"})):
+        raise ConfigError(f"fields.{odd[0]}: of [fields], only keep and ignore change the layout {name}")
     return found.parser(config)
 
 

@@ -37,7 +37,8 @@ LAYOUT = '{"id", "fields": {...}, "responses": {question: [{"value": [{"value", 
 SUBMITTED = "submitted"
 
 _RESPONSES, _USERS, _STATUS, _SUGGESTION = ".responses", ".users", ".status", "-suggestion"
-_IN_V1 = ("external_id", "metadata", "id")
+_OF_RECORD = ("id", "external_id", "metadata", "status", "inserted_at", "updated_at", "vectors", "suggestions")
+"""What stands beside the fields in a flattened record."""
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +127,11 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
                 {"value": value, "user_id": user, "status": state}
                 for value, user, state in zip(values, users, states, strict=True)
             ]
-    fields = {key: value for key, value in flat.items() if key != "id" and "." not in key and not key.startswith("_")}
+    fields = {
+        key: value
+        for key, value in flat.items()
+        if key not in _OF_RECORD and "." not in key and not key.startswith("_")
+    }
     return {"fields": fields, "responses": responses, "id": flat.get("id")}
 
 
@@ -134,7 +139,7 @@ def _of_version_1(flat: Mapping[str, Any]) -> dict[str, Any]:
     questions = [key for key in flat if f"{key}{_SUGGESTION}" in flat]
     responses = {question: [_of_columns(answer) for answer in opened(flat[question]) or []] for question in questions}
     others = {key for question in questions for key in flat if key.startswith(f"{question}{_SUGGESTION}")}
-    fields = {key: value for key, value in flat.items() if key not in (*questions, *others, *_IN_V1)}
+    fields = {key: value for key, value in flat.items() if key not in {*questions, *others, *_OF_RECORD}}
     names = {key: flat.get(key) for key in ("id", "external_id")}
     return {"fields": fields, "responses": responses, **names}
 
@@ -313,7 +318,8 @@ ARGILLA = Format(
     parser=ArgillaReader,
     what="Argilla's records (SDK 1 and 2, server, Hub): ranking, label and rating questions, by annotator.",
     examples=(
-        '{"id": "r1", "fields": {"prompt": "Name a lake.", "reply_1": "Lake Como.", "reply_2": "A puddle."}, "responses": '
-        '{"ranking": [{"value": [{"value": "reply_1", "rank": 1}, {"value": "reply_2", "rank": 2}], "user_id": "u1"}]}}',
+        '{"id": "r1", "fields": {"prompt": "Name a lake.", "reply_1": "Lake Como.", "reply_2": "A puddle."}, '
+        '"responses": {"ranking": [{"value": [{"value": "reply_1", "rank": 1}, {"value": "reply_2", "rank": '
+        '2}], "user_id": "u1"}]}}',
     ),
 )

@@ -192,9 +192,10 @@ def _kept(results: Iterable[_Result]) -> dict[str, str]:
 def _choice(fields: _Fields, result: _Result) -> str | None:
     """Return the field that a choice names; None where it says something else."""
     choices = result.value.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or choices[0] not in fields.numbers:
+    name = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    if not isinstance(name, str) or name not in fields.numbers:
         return None
-    return choices[0] if len(alike(choices[0], fields.texts)) > 1 else None
+    return name if len(alike(name, fields.texts)) > 1 else None
 
 
 def _labelled(fields: _Fields, result: _Result) -> _Judged:
@@ -340,8 +341,8 @@ LABEL_STUDIO = Format(
     parser=LabelStudioReader,
     what="Label Studio's JSON export: ranker, pairwise, choices and ratings, by annotator.",
     examples=(
-        '{"id": 301, "data": {"prompt": "Which way is up?", "answer1": "That way.", "answer2": "Down."}, "annotations": '
-        '[{"id": 31, "completed_by": 2, "result": [{"type": "pairwise", "from_name": "comparison", "to_name": '
-        '"answer1,answer2", "value": {"selected": "left"}}]}]}',
+        '{"id": 301, "data": {"prompt": "Which way is up?", "answer1": "That way.", "answer2": "Down."}, '
+        '"annotations": [{"id": 31, "completed_by": 2, "result": [{"type": "pairwise", "from_name": '
+        '"comparison", "to_name": "answer1,answer2", "value": {"selected": "left"}}]}]}',
     ),
 )

@@ -41,21 +41,53 @@ from pairwright.data.formats.turns import (
 from pairwright.records import Annotation, Completion, Grade
 
 _ANY = msgspec.json.Decoder()
+_OF_SHAPE = re.compile(r"missing field `|expected `(object|array)`, got ")
+"""Reasons after which a reader wants to know what a record looks like."""
 _HASH_DIGITS = 8
 _SINGLE = (
     "prompt", "system", "history", "input", "tools", "template_kwargs", "completions", "text", "completion_id", "model",
-    "rank", "score", "ranks", "scores", "chosen", "rejected", "winner", "tie", "strength", "margin", "grade", "annotator",
-    "subset", "created_at",
+    "rank", "score", "ranks", "scores", "chosen", "rejected", "winner", "tie", "strength", "margin", "grade",
+    "annotator", "subset", "created_at",
 )  # fmt: skip
 _LISTS = ("sides", "models", "side_scores", "won", "group_by", "keep", "ignore", "repeats")
 _IN_ITEMS = ("text", "completion_id", "model", "rank", "score")
 
 
-class LayoutReader:
-    """Parser of records by the compiled paths of one ``FieldPaths``."""
+def shape_of(fields: FieldPaths) -> str:
+    """Return what a record of a layout looks like, in a line, for messages."""
+    judged = [fields.winner, fields.strength, fields.ranks, fields.scores, *fields.won]
+    if not any(judged):
+        judged = [*fields.side_scores] if fields.sides else []
+    names = [
+        fields.prompt if not fields.implicit_prompt else None,
+        fields.chosen,
+        fields.rejected,
+        *fields.sides,
+        *judged,
+    ]
+    tops = [f'"{path}"' for path in names if path]
+    if fields.completions:
+        inner = [f'"{path}"' for path in (fields.text, fields.rank, fields.score) if path]
+        tops.append(
+            f'"{fields.completions}": [{{{", ".join(inner)}}}, ...]' if inner else f'"{fields.completions}": [...]'
+        )
+    if fields.group_by:
+        tops += [f'"{path}"' for path in (fields.text, fields.rank, fields.score) if path]
+    return "{" + ", ".join(tops) + ", ...}"
 
-    def __init__(self, fields: FieldPaths) -> None:
+
+class LayoutReader:
+    """Parser of records by the compiled paths of one ``FieldPaths``.
+
+    Args:
+        fields: where the parts of a record stand.
+        layout: what a record of a known layout looks like; none where the user says all of it.
+    """
+
+    def __init__(self, fields: FieldPaths, layout: str = "") -> None:
         self.fields = fields
+        self._is_own = not layout
+        self._layout = layout
         self.reading = Reading()
         self._paths: dict[str, JsonPath] = {
             name: compile_path(name, path) for name in _SINGLE if (path := getattr(fields, name)) is not None
@@ -80,7 +112,8 @@ class LayoutReader:
         for name, path in self._paths.items():
             if name in _IN_ITEMS:
                 if items is not None:
-                    yield from ((*steps, None, *inner) for steps in items for inner in path)
+                    each = [steps if steps[-1] is None else (*steps, None) for steps in items]
+                    yield from ((*steps, *inner) for steps in each for inner in path)
                 else:
                     yield from path
             elif name != "completions" or "text" not in self._paths:
@@ -144,9 +177,14 @@ class LayoutReader:
         if self._lists["group_by"]:
             rows = record if isinstance(record, list) else [record]
             return (self._of_rows(rows, line),)
-        if not isinstance(record, dict):
-            raise RecordError(f"expected `object`, got `{json_name(record)}`")
-        return (self.annotation(record, line),)
+        try:
+            if not isinstance(record, dict):
+                raise RecordError(f"expected `object`, got `{json_name(record)}`")
+            return (self.annotation(record, line),)
+        except RecordError as error:
+            if not self._layout or not _OF_SHAPE.match(error.reason):
+                raise
+            raise RecordError(f"{error.reason}; a record of this format is {self._layout}", path=error.path) from None
 
     def annotation(self, record: Mapping[str, Any], line: bytes) -> Annotation:
         """Return the annotation in a decoded record.
@@ -297,6 +335,9 @@ class LayoutReader:
 
     def _of_sides(self, record: Mapping[str, Any]) -> tuple[Prompt, list[Completion], dict[str, Any]]:
         found = [find(record, path) for path in self._sides]
+        for value, where in found if self.fields.transcripts else ():
+            if not is_transcript(value):
+                raise RecordError(r"expected a transcript that begins with \n\nHuman:, got other text", path=where)
         paths = [where for _, where in found]
         names = ["chosen", "rejected"] if self.fields.chosen is not None else [named(path[0]) for path in self._sides]
         prompt: Prompt | None
@@ -502,12 +543,13 @@ class LayoutReader:
         return metadata
 
     def _keep(self, metadata: dict[str, str], steps: Steps, value: Any) -> None:
-        metadata[named(steps)] = as_text(value)
+        is_list = isinstance(value, list) and all(isinstance(item, str) and "," not in item for item in value)
+        metadata[named(steps)] = ", ".join(value) if is_list else as_text(value)
         self.reading.kept.add(named(steps))
 
     def _place_others(self, record: Mapping[str, Any], annotation: Annotation, metadata: dict[str, str]) -> None:
         """Find a place for each field that no path names, or refuse the record."""
-        place_others(self._places.others(record), annotation, metadata, self.reading)
+        place_others(self._places.others(record), annotation, metadata, self.reading, is_own=self._is_own)
         for path in self._lists["ignore"]:
             self.reading.unused.update(named(steps) for steps in path if not is_nothing(_optional(record, steps)))
         for path in self._lists["repeats"]:
@@ -516,7 +558,7 @@ class LayoutReader:
                 raise unplaced(where.removeprefix("$."))
 
     def _refuse_unplaced(self, steps: Steps) -> None:
-        if fate(steps) is None:
+        if fate(steps) is None and not self._is_own:
             raise unplaced(named(steps))
         self.reading.unused.add(named(steps))
 

@@ -13,8 +13,8 @@ from pairwright.config import IngestConfig
 from pairwright.data.formats.others import as_text
 from pairwright.data.formats.paths import is_nothing, opened
 from pairwright.data.formats.record import Format, Judgements, Reading, RecordError, is_list_of, json_name, whole
-from pairwright.data.formats.turns import extra_of, joined_parts, said
-from pairwright.records import Annotation, Completion
+from pairwright.data.formats.turns import SHOWN_BY_TEMPLATES, extra_of, joined_parts, said
+from pairwright.records import UNREADABLE_JSON, Annotation, Completion
 
 _NATIVE = msgspec.json.Decoder(Annotation)
 _ANY = msgspec.json.Decoder()
@@ -32,6 +32,8 @@ class NativeReader:
 
     def __init__(self, keep: tuple[str, ...] = (), ignore: tuple[str, ...] = ()) -> None:
         self.reading = Reading()
+        self.has_cells = False
+        """Whether records come from a table of text, where a list stands as JSON text."""
         self._keep = keep
         self._ignore = ignore
 
@@ -50,11 +52,14 @@ class NativeReader:
         return (found,)
 
     def _otherwise(self, line: bytes, error: msgspec.ValidationError) -> Annotation:
-        record = _ANY.decode(line)
+        try:
+            record = _ANY.decode(line)
+        except UNREADABLE_JSON:
+            raise error from None
         if not isinstance(record, dict) or any(key in record for key in ("context", "extra")):
             raise error
-        record = {key: value for key, value in record.items() if value is not None}
-        metadata = opened(record.get("metadata")) or {}
+        metadata = record.get("metadata") or {}
+        metadata = opened(metadata) if self.has_cells else metadata
         for name in (*self._keep, *self._ignore):
             if not is_nothing(value := record.pop(name, None)):
                 (self.reading.kept if name in self._keep else self.reading.unused).add(name)
@@ -63,7 +68,7 @@ class NativeReader:
         if metadata:
             record["metadata"] = metadata
         try:
-            return msgspec.convert(_spelled(record), Annotation)
+            return msgspec.convert(_spelled(_opened(record) if self.has_cells else record), Annotation)
         except msgspec.ValidationError as other:
             raise other from None
 
@@ -74,14 +79,19 @@ def _says_extra(found: Annotation) -> bool:
     return not isinstance(found.prompt, str) and any(turn.extra is not None for turn in found.prompt)
 
 
+def _opened(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with its lists and objects out of their cells; a text that may be the prompt stays one."""
+    names = ("completions", "ranks", "scores", "order", "tools", "chat_template_kwargs")
+    record = record | {name: opened(record[name]) for name in names if name in record}
+    prompt = opened(record.get("prompt"))
+    return record | {"prompt": prompt} if is_list_of(prompt, "role", "content") else record
+
+
 def _spelled(record: dict[str, Any]) -> dict[str, Any]:
     """Return the record with each part in the spelling of the contract."""
     record = dict(record)
     if isinstance(record.get("id"), int) and not isinstance(record["id"], bool):
         record["id"] = str(record["id"])
-    for name in ("completions", "ranks", "scores", "order"):
-        if name in record:
-            record[name] = opened(record[name])
     if isinstance(record.get("ranks"), list):
         record["ranks"] = [
             whole(rank, f"$.ranks[{index}]") if isinstance(rank, float) else rank
@@ -93,7 +103,7 @@ def _spelled(record: dict[str, Any]) -> dict[str, Any]:
         record["completions"] = [
             _completion(item, f"$.completions[{index}]") for index, item in enumerate(record["completions"])
         ]
-    context = {name: opened(record.pop(name)) for name in ("tools", "chat_template_kwargs") if name in record}
+    context = {name: record.pop(name) for name in ("tools", "chat_template_kwargs") if name in record}
     for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
         if name in context and not isinstance(context[name], kind):
             raise RecordError(f"expected `{json_name(kind())}`, got `{json_name(context[name])}`", path=f"$.{name}")
@@ -103,9 +113,8 @@ def _spelled(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(prompt: list[Any] | str) -> Any:
-    if isinstance(prompt, str) or not all(
-        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt
-    ):
+    known = {"role", "content", *SHOWN_BY_TEMPLATES}
+    if isinstance(prompt, str) or not all(isinstance(turn, dict) and turn.keys() <= known for turn in prompt):
         return prompt
     return said(prompt, "$.prompt", {})
 
@@ -113,17 +122,12 @@ def _prompt(prompt: list[Any] | str) -> Any:
 def _completion(item: Any, where: str) -> Any:
     if not isinstance(item, dict):
         return item
-    told = {key: value for key, value in item.items() if value is not None}
+    told = dict(item)
     if isinstance(told.get("text"), list):
         told["text"] = joined_parts(told["text"], f"{where}.text")
-    for name in ("id", "model"):
-        if isinstance(told.get(name), int) and not isinstance(told[name], bool):
-            told[name] = str(told[name])
     others = {key: value for key, value in told.items() if key not in _IN_COMPLETION}
-    if not others:
+    if not others or not others.keys() <= set(SHOWN_BY_TEMPLATES):
         return told
-    if "extra" in others:
-        raise RecordError("unknown field, got `extra`; give tool_calls and others by their own names", path=where)
     kept = {key: value for key, value in told.items() if key in _IN_COMPLETION}
     kept.setdefault("text", "")
     extra = extra_of(others, where)
@@ -157,6 +161,7 @@ NATIVE = Format(
     num_essential=4,
     what="This project's own: docs/data.md.",
     examples=(
-        '{"id": "1", "prompt": "Name a lake.", "completions": [{"text": "Lake Como."}, {"text": "A puddle."}], "ranks": [1, 2]}',
+        '{"id": "1", "prompt": "Name a lake.", "completions": [{"text": "Lake Como."}, {"text": "A '
+        'puddle."}], "ranks": [1, 2]}',
     ),
 )

@@ -17,7 +17,26 @@ from pairwright.records import Annotation, Completion, Message
 LAYOUT = '{"message_tree_id", "prompt": {"text", "role", "replies": [{"text", "role", "rank", "replies"}, ...]}}'
 _ANY = msgspec.json.Decoder()
 _MESSAGE_FIELDS = frozenset(
-    ["message_id", "parent_id", "user_id", "created_date", "text", "role", "lang", "review_count", "review_result", "deleted", "rank", "synthetic", "model_name", "emojis", "replies", "labels", "detoxify", "events"]
+    [
+        "message_id",
+        "parent_id",
+        "user_id",
+        "created_date",
+        "text",
+        "role",
+        "lang",
+        "review_count",
+        "review_result",
+        "deleted",
+        "rank",
+        "synthetic",
+        "model_name",
+        "emojis",
+        "replies",
+        "labels",
+        "detoxify",
+        "events",
+    ]
 )
 _TREE_FIELDS = frozenset(["message_tree_id", "tree_state", "prompt", "origin"])
 
@@ -107,8 +126,9 @@ OASST = Format(
     num_essential=4,
     what="OpenAssistant's message trees (oasst1, oasst2): ranked replies at every depth.",
     examples=(
-        '{"message_tree_id": "t1", "prompt": {"message_id": "m0", "text": "Name a lake.", "role": "prompter", "replies": '
-        '[{"message_id": "m1", "text": "Lake Como.", "role": "assistant", "rank": 0, "replies": []}, {"message_id": "m2", '
-        '"text": "A puddle.", "role": "assistant", "rank": 1, "replies": []}]}}',
+        '{"message_tree_id": "t1", "prompt": {"message_id": "m0", "text": "Name a lake.", "role": '
+        '"prompter", "replies": [{"message_id": "m1", "text": "Lake Como.", "role": "assistant", "rank": 0, '
+        '"replies": []}, {"message_id": "m2", "text": "A puddle.", "role": "assistant", "rank": 1, '
+        '"replies": []}]}}',
     ),
 )

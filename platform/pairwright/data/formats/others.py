@@ -1,7 +1,7 @@
 """What a record says beyond what a format reads: kept in metadata, known to mean nothing, or the reason to refuse it.
 
-A field that nothing was read from may change what was judged: a system prompt, a score under another name. So only names
-that say where a record comes from pass, and what says once more what stands elsewhere.
+A field that nothing was read from may change what was judged: a system prompt, a score under another name. So only
+names that say where a record comes from pass, and what says once more what stands elsewhere.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,17 +16,27 @@ from pairwright.data.formats.turns import is_transcript, said
 from pairwright.records import Annotation, Message
 
 KEPT_NAMES = frozenset(
-    ["source", "sources", "dataset", "dataset_name", "data_source", "origin", "category", "categories", "subcategory", "domain", "topic", "topics", "task", "task_type", "tag", "tags", "language", "lang", "locale", "country", "license", "version", "split", "type", "kind", "difficulty", "level", "turn", "turns", "num_turns", "length", "num_tokens", "token_count", "num_correct", "num_incorrect", "total_completions", "date", "time", "timestamp", "tstamp", "created", "updated", "updated_at", "url", "link", "uuid", "hash", "sha", "sha256", "md5", "metadata", "meta", "additional_metadata", "generation_model", "reward_model", "judge_model", "anony"]
+    """source sources dataset dataset_name data_source origin category categories subcategory domain topic
+    topics task task_type tag tags language lang locale country license version split type kind difficulty
+    level turn turns num_turns length num_tokens token_count num_correct num_incorrect total_completions date
+    time timestamp tstamp created updated updated_at url link uuid hash sha sha256 md5 metadata meta
+    additional_metadata generation_model reward_model judge_model anony""".split()  # noqa: SIM905
 )
 """Fields that say where a record comes from or what it is about: kept in metadata, wherever they are found."""
 _KEPT_ENDINGS = ("_id", "_ids", "_sha256", "_hash", "_url", "_source")
 IGNORED_NAMES = frozenset(
-    ["index", "idx", "row", "Unnamed:_0", "__index_level_0__", "__null_dask_index__", "level_0", "_id", "__fragment_index", "__batch_index"]
+    """index idx row __index_level_0__ __null_dask_index__ level_0 _id __fragment_index __batch_index""".split()  # noqa: SIM905
 )
 """Numbers of rows that programs add when they write a table."""
+CONTEXT_NAMES = frozenset(
+    """system system_prompt history tools functions images image audio audios video videos input context
+    messages chat_template_kwargs""".split()  # noqa: SIM905
+)
+"""Fields that say in which context completions were judged: refused even where a user's [fields] leaves them out."""
 _UNNAMED = "Unnamed: 0"
 _NOTHING_IN_ITEMS = frozenset(
-    ["role", "from", "id", "lang", "language", "author", "author_name", "author_profile", "date", "created", "created_at", "timestamp", "url", "selected", "replies", "parent_id", "deleted", "synthetic", "review_count", "review_result", "emojis", "user_id"]
+    """role from id lang language author author_name author_profile date created created_at timestamp url
+    selected replies parent_id deleted synthetic review_count review_result emojis user_id""".split()  # noqa: SIM905
 )
 """Fields below others that say who wrote something and when, not what was judged."""
 
@@ -37,6 +47,8 @@ def place_others(
     metadata: dict[str, str],
     reading: Reading,
     told: FieldPaths | None = None,
+    *,
+    is_own: bool = False,
 ) -> None:
     """Keep, pass over or refuse the fields of a record that nothing was read from.
 
@@ -46,6 +58,7 @@ def place_others(
         metadata: what it keeps, added to.
         reading: what is said of the source, added to.
         told: what a configuration says of them.
+        is_own: the user said where everything stands: what else there is, is not used, but for the context.
 
     Raises:
         RecordError: if one has no place; it is named.
@@ -53,6 +66,8 @@ def place_others(
     keep, ignore = ((), ()) if told is None else (told.keep, told.ignore)
     for steps, value in others:
         found = _told(steps, keep, ignore) or fate(steps) or ("unused" if repeats(value, annotation) else None)
+        if found is None and is_own and not (len(steps) == 1 and str(steps[0]).lower() in CONTEXT_NAMES):
+            found = "unused"
         if found is None:
             raise unplaced(named(steps))
         if found == "kept":
@@ -70,8 +85,8 @@ def _told(steps: Steps, keep: Sequence[str], ignore: Sequence[str]) -> str | Non
 def unplaced(field: str) -> RecordError:
     """Return why a record is refused that holds a field without a place."""
     return RecordError(
-        f"expected fields that have a place in this layout, got `{field[:100]}` as well; it may change what was judged: "
-        "give its path in [fields] (system, tools, side_scores, ...), or name it in fields.keep or fields.ignore",
+        f"expected fields that have a place in this layout, got `{field[:100]}` as well; it may change what was "
+        "judged, so give its path in [fields] (system, tools, ...), or name it in fields.keep or fields.ignore",
         path=f"$.{field}",
     )
 

@@ -40,7 +40,23 @@ class _Extra(msgspec.Struct, frozen=True, kw_only=True):
 _PLACES = Places(
     [
         compile_path("", path)[0]
-        for path in ["info.id", "info.post", "info.title", "info.subreddit", "info.article", "info.site", "summaries[].text", "summaries[].policy", "summaries[].note", "choice", "worker", "batch", "split", "extra.confidence", "extra.confidences"]
+        for path in [
+            "info.id",
+            "info.post",
+            "info.title",
+            "info.subreddit",
+            "info.article",
+            "info.site",
+            "summaries[].text",
+            "summaries[].policy",
+            "summaries[].note",
+            "choice",
+            "worker",
+            "batch",
+            "split",
+            "extra.confidence",
+            "extra.confidences",
+        ]
     ]
 )
 
@@ -68,7 +84,7 @@ class SummaryReader:
         Raises:
             RecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: if it is no such record.
         """
-        fields = msgspec.json.decode(line)
+        fields: Any = msgspec.json.decode(line)
         try:
             annotation = _annotation(msgspec.convert(fields, _Record, strict=False), content_id(line))
         except msgspec.ValidationError as error:
@@ -118,8 +134,9 @@ SUMMARIZE = Format(
     parser=SummaryReader,
     what="OpenAI's summarize-from-feedback comparisons: a post or an article, two summaries, a worker's choice.",
     examples=(
-        '{"info": {"id": "t3_abc", "post": "My cat sits on my keyboard all day.", "title": "Cat trouble", "subreddit": '
-        '"cats"}, "summaries": [{"text": " Cat sits on keyboard.", "policy": "sup4"}, {"text": " Cats are nice.", '
-        '"policy": "ref"}], "choice": 0, "worker": "wkr1", "batch": "batch3", "split": "train"}',
+        '{"info": {"id": "t3_abc", "post": "My cat sits on my keyboard all day.", "title": "Cat trouble", '
+        '"subreddit": "cats"}, "summaries": [{"text": " Cat sits on keyboard.", "policy": "sup4"}, {"text": '
+        '" Cats are nice.", "policy": "ref"}], "choice": 0, "worker": "wkr1", "batch": "batch3", "split": '
+        '"train"}',
     ),
 )

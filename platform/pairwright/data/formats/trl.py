@@ -34,8 +34,8 @@ _DECODER = msgspec.json.Decoder(_Record)
 class TrlReader:
     """Parser of TRL's records."""
 
-    def __init__(self, fields: FieldPaths) -> None:
-        self._any = LayoutReader(fields)
+    def __init__(self, fields: FieldPaths, layout: str = "") -> None:
+        self._any = LayoutReader(fields, layout)
         self.reading = self._any.reading
         self._left = _READ_WHOLE
 
@@ -52,23 +52,27 @@ class TrlReader:
             record = _DECODER.decode(line)
         except msgspec.ValidationError:
             return self._any(line)
-        values = (record.prompt, record.chosen, record.rejected)
-        if any(isinstance(value, str) and _may_be_more(value) for value in values):
+        prompt, chosen, rejected = record.prompt, record.chosen, record.rejected
+        if any(isinstance(value, str) and _may_be_more(value) for value in (prompt, chosen, rejected)):
             return self._any(line)
-        sides = [_told(record.chosen), _told(record.rejected)]
-        prompt = None if record.prompt is None else _told(record.prompt)
-        prompt, (chosen, rejected) = prompt_and_replies(prompt, sides, _PATHS, is_implicit=True)
-        completions = [
-            Completion(text=chosen.content, id="chosen"),
-            Completion(text=rejected.content, id="rejected"),
-        ]
+        if not (isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)):
+            told = None if prompt is None else _told(prompt)
+            sides = [_told(chosen), _told(rejected)]
+            prompt, replies = prompt_and_replies(told, sides, _PATHS, is_implicit=True)
+            chosen, rejected = replies[0].content, replies[1].content
+        completions = [Completion(chosen, "chosen"), Completion(rejected, "rejected")]
         return (Annotation(id=content_id(line), prompt=prompt, completions=completions, ranks=[1, 2]),)
 
 
 def _may_be_more(text: str) -> bool:
-    """Return whether a text may be a transcript or a printed conversation, or says nothing."""
-    first = text.lstrip()[:1]
-    return first in "[" or text.startswith("\n\nHuman:") or (first == "a" and text.lstrip().startswith("array("))
+    """Return whether a text may be a transcript or a printed conversation."""
+    if text[:1] not in _BEGINNINGS:
+        return False
+    text = text.lstrip()
+    return text[:1] == "[" or text.startswith(("array(", "Human:"))
+
+
+_BEGINNINGS = ("[", "a", " ", "\n", "\t", "\r")
 
 
 def _told(value: str | list[_Turn]) -> Prompt:

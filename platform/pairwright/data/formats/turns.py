@@ -142,16 +142,16 @@ def joined_parts(parts: Sequence[Any], where: str) -> str:
     """
     texts = []
     for index, part in enumerate(parts):
-        text = part.get("text") if isinstance(part, dict) else part
-        kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if isinstance(part, dict) and (kind in _PARTS_OF_OTHERS or any(part.get(name) for name in _PARTS_OF_OTHERS)):
-            found = kind if kind in _PARTS_OF_OTHERS else next(n for n in _PARTS_OF_OTHERS if part.get(n))
+        if not isinstance(part, dict):
+            raise RecordError(f'expected a part {{"type", "text"}}, got `{json_name(part)}`', path=f"{where}[{index}]")
+        kind = part.get("type")
+        if odd := [name for name in _PARTS_OF_OTHERS if kind == name or not is_nothing(part.get(name))]:
             raise RecordError(
-                f"expected parts that are text, got `{found}`; rewards are of text alone", path=f"{where}[{index}]"
+                f"expected parts that are text, got `{odd[0]}`; rewards are of text alone", path=f"{where}[{index}]"
             )
-        if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
-            raise RecordError(f"expected a part of text, got one of type `{kind}`", path=f"{where}[{index}]")
-        texts.append(text)
+        if kind not in ("text", "input_text", "output_text") or not isinstance(part.get("text"), str):
+            raise RecordError(f"expected a part of text, got one of type `{str(kind)[:100]}`", path=f"{where}[{index}]")
+        texts.append(part["text"])
     return "".join(texts)
 
 
@@ -388,7 +388,7 @@ def prompts_among(fields: Mapping[str, Any]) -> dict[str, Prompt]:
 
 
 def find_prompt(prompts: Mapping[str, Prompt], others: Sequence[str], path: str) -> tuple[str, Prompt]:
-    """Return the name of the prompt, and the prompt among fields that may be one: the one left beside ``others``, or the one that is called so.
+    """Return name and value of the prompt: the one left beside ``others``, or the one that is called so.
 
     Raises:
         RecordError: if there is none, or several that might be it.

@@ -26,8 +26,8 @@ _ANY = msgspec.json.Decoder()
 class UltraFeedbackReader:
     """Parser of UltraFeedback's records."""
 
-    def __init__(self, fields: FieldPaths) -> None:
-        self._layout = LayoutReader(fields)
+    def __init__(self, fields: FieldPaths, layout: str = "") -> None:
+        self._layout = LayoutReader(fields, layout)
         self.reading = self._layout.reading
 
     def __call__(self, line: bytes, /) -> Judgements:

@@ -126,8 +126,8 @@ class FieldPaths(Section):
         return bool(self.completions or self.group_by or self.sides or self.chosen or self.rejected)
 
     def given(self) -> dict[str, object]:
-        """Return what was set, by key."""
-        return {name: getattr(self, name) for name in self.model_fields_set}
+        """Return what was set, by key, in the order above."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
     @model_validator(mode="after")
     def _one_judgement_of_one_kind(self) -> Self:

@@ -225,10 +225,17 @@ def _judgements(shown: _Shown, answers: Sequence[tuple[str, _Answer, str]]) -> J
     for question, answer, path in answers:
         if answer.status not in (None, SUBMITTED):
             found.append(RecordError(f"expected a submitted response, got a {answer.status} one", path=path))
+        elif answer.value is None:
+            found.append(RecordError("missing field `value` of a response", path=path))
         elif _is_ranking(answer.value, shown.fields) or _is_label(answer.value, shown):
             judging.append((question, answer, path))
         else:
             _note(people.setdefault(_user(answer), _Person()), shown, question, answer, path)
+    asked = {question for question, _, _ in judging}
+    for person in people.values():
+        for question in sorted(asked & person.others.keys()):
+            path = f"$.responses.{question}"
+            found.append(RecordError("expected an answer that judges fields of the record, got another one", path=path))
     rated = [user for user, person in people.items() if len(person.ratings) > 1]
     for question, answer, path in judging:
         user = _user(answer)
@@ -270,7 +277,7 @@ def _note(person: _Person, shown: _Shown, question: str, answer: _Answer, path: 
         person.ratings[fields[0]] = number(answer.value, f"{path}.value")
         person.questions.append(question)
         person.path = person.path or path
-    elif answer.value is not None:
+    else:
         person.others[question or path] = as_text(answer.value)
 
 

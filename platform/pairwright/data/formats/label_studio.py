@@ -15,8 +15,8 @@ import msgspec
 
 from pairwright.config import IngestConfig
 from pairwright.data.formats.layout import number
-from pairwright.data.formats.others import as_text, place_others
-from pairwright.data.formats.paths import opened
+from pairwright.data.formats.others import as_text, place_others, unplaced
+from pairwright.data.formats.paths import is_nothing, opened
 from pairwright.data.formats.record import (
     Format,
     Judgements,
@@ -33,6 +33,7 @@ from pairwright.records import Annotation, Completion
 
 LAYOUT = '{"id", "data": {"prompt", ...}, "annotations": [{"id", "completed_by", "result": [{"type", "value"}]}]}'
 _JUDGING = ("ranker", "pairwise", "choices", "rating")
+_OF_ITEM = ("id", "body", "html", "title", "model")
 UNSORTED = "_"
 """Label Studio's name of the list that items stay in until somebody moves them to a bucket."""
 
@@ -303,6 +304,8 @@ def _item(item: object, path: str) -> Completion:
     text = next((fields[key] for key in ("body", "html", "title") if isinstance(fields.get(key), str)), None)
     if not isinstance(name, str | int) or text is None:
         raise RecordError('expected {"id", "body"}, got an item without them', path=path)
+    if odd := [key for key in fields if key not in _OF_ITEM and not is_nothing(fields[key])]:
+        raise unplaced(f"{path.removeprefix('$.')}.{odd[0]}")
     model = fields.get("model")
     return Completion(text=text, id=str(name), model=model if isinstance(model, str) else None)
 

@@ -11,7 +11,7 @@ import msgspec
 
 from pairwright.config import IngestConfig
 from pairwright.data.formats.others import place_others
-from pairwright.data.formats.paths import Places, compile_path
+from pairwright.data.formats.paths import Places, compile_path, named
 from pairwright.data.formats.record import Format, Judgements, Reading, RecordError, content_id, misfit
 from pairwright.records import Annotation, Completion
 
@@ -46,16 +46,13 @@ _PLACES = Places(
             "info.title",
             "info.subreddit",
             "info.article",
-            "info.site",
             "summaries[].text",
             "summaries[].policy",
-            "summaries[].note",
             "choice",
             "worker",
             "batch",
             "split",
             "extra.confidence",
-            "extra.confidences",
         ]
     ]
 )
@@ -69,6 +66,10 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     batch: str | None = None
     split: str | None = None
     extra: _Extra | None = None
+
+
+_UNUSED = ("summaries[].note", "info.site", "extra.confidences")
+"""Notes on how a summary was made and shown."""
 
 
 class SummaryReader:
@@ -90,7 +91,13 @@ class SummaryReader:
         except msgspec.ValidationError as error:
             raise misfit(error, LAYOUT) from None
         metadata = dict(annotation.metadata or {})
-        place_others(_PLACES.others(fields), annotation, metadata, self.reading, self._told)
+        others = []
+        for steps, value in _PLACES.others(fields):
+            if named(steps) in _UNUSED:
+                self.reading.unused.add(named(steps))
+            else:
+                others.append((steps, value))
+        place_others(others, annotation, metadata, self.reading, self._told)
         self.reading.describe([("prompt", "info"), ("winner", "choice")])
         return (msgspec.structs.replace(annotation, metadata=metadata or None),)
 

@@ -17,12 +17,13 @@ import msgspec
 from pairwright.config import FieldPaths, IngestConfig, LayoutFile
 from pairwright.data.formats.argilla import ARGILLA
 from pairwright.data.formats.label_studio import LABEL_STUDIO
-from pairwright.data.formats.layout import LayoutReader, shape_of
+from pairwright.data.formats.layout import LayoutReader
 from pairwright.data.formats.native import NATIVE, NativeReader, native
 from pairwright.data.formats.oasst import OASST
 from pairwright.data.formats.paths import compile_path, is_nothing
 from pairwright.data.formats.record import Format, Parse, RecordError, json_name
 from pairwright.data.formats.summarize import SUMMARIZE
+from pairwright.data.formats.table import Table, shape_of
 from pairwright.data.formats.trl import TrlReader
 from pairwright.data.formats.ultrafeedback import UltraFeedbackReader
 from pairwright.errors import ConfigError, SourceError
@@ -60,29 +61,29 @@ _MERGED = ("roles", "metadata", "words", "strengths", "constants")
 @cache
 def formats() -> Mapping[str, Format]:
     """Return every known format by its name."""
-    known = {file.name.removesuffix(".toml"): file for file in files(__package__).joinpath("known").iterdir()}
+    known = {file.name.removesuffix(".toml"): file for file in files(__name__).joinpath("known").iterdir()}
     described = {name: _described(name, file.read_text("utf-8")) for name, file in sorted(known.items())}
     return {one.name: one for one in _CODE} | described
 
 
 def _described(name: str, text: str) -> Format:
     layout = LayoutFile.model_validate(tomllib.loads(text))
-    reader = LayoutReader(layout.fields, shape_of(layout.fields))
+    table = Table(layout.fields)
     return Format(
         name=name,
         layout=shape_of(layout.fields),
-        fits=partial(_fits, reader, layout.requires),
+        fits=partial(_fits, table, layout.requires),
         parser=partial(_reader, name, layout.fields),
-        num_unplaced=reader.num_unplaced,
-        num_essential=reader.num_essential + len(layout.requires),
+        num_unplaced=table.num_unplaced,
+        num_essential=table.num_essential + len(layout.requires),
         what=layout.what,
         examples=layout.examples,
         fields=layout.fields,
     )
 
 
-def _fits(reader: LayoutReader, requires: Sequence[str], record: Mapping[str, Any]) -> bool:
-    return all(not is_nothing(record.get(name)) for name in requires) and reader.fits(record)
+def _fits(table: Table, requires: Sequence[str], record: Mapping[str, Any]) -> bool:
+    return all(not is_nothing(record.get(name)) for name in requires) and table.fits(record)
 
 
 def _reader(name: str, fields: FieldPaths, config: IngestConfig) -> Parse:

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.formats.layout import number
 from pairwright.data.formats.others import as_text, place_others
 from pairwright.data.formats.paths import opened
 from pairwright.data.formats.record import (
@@ -27,6 +26,7 @@ from pairwright.data.formats.record import (
     check_count,
     content_id,
     misfit,
+    number,
     whole,
 )
 from pairwright.data.formats.shown import alike, last_digits, system_of

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from pairwright.config import IngestConfig
-from pairwright.data.formats.layout import number
 from pairwright.data.formats.others import as_text, place_others, unplaced
 from pairwright.data.formats.paths import is_nothing, opened
 from pairwright.data.formats.record import (
@@ -25,6 +24,7 @@ from pairwright.data.formats.record import (
     check_count,
     is_list_of,
     misfit,
+    number,
     quoted,
 )
 from pairwright.data.formats.shown import alike, last_digits, system_of

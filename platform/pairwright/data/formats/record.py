@@ -27,6 +27,7 @@ Judgements: TypeAlias = "Sequence[Annotation | RecordError]"
 
 _MSGSPEC_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?[0-9]{1,100}(?P<fraction>(?:\.[0-9]{0,100})?(?:[eE][+-]?[0-9]{1,4})?)")
 _JSON_NAMES = {dict: "object", list: "array", str: "str", bool: "bool", int: "int", float: "float", type(None): "null"}
 
 
@@ -192,3 +193,40 @@ def whole(value: object, path: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise RecordError(f"expected `int`, got `{json_name(value)}`", path=path)
+
+
+def label(value: object, where: str) -> str:
+    """Return a name or number as a string: exports often count annotators and records.
+
+    Raises:
+        RecordError: if it is neither.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise RecordError(f"expected `str | int`, got `{json_name(value)}`", path=where)
+
+
+def number(value: object, where: str) -> float:
+    """Return a number, also one in quotes, as each is in a cell of a CSV file.
+
+    Raises:
+        RecordError: if it is none.
+    """
+    value = digit(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecordError(f"expected `float`, got `{json_name(value)}`", path=where)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RecordError("expected `float`, got an integer out of range", path=where) from None
+
+
+def digit(value: object) -> object:
+    """Return the number that a text is; anything else as it is."""
+    if not isinstance(value, str) or not (match := _NUMBER.fullmatch(value.strip())):
+        return value
+    return float(value) if match["fraction"] else int(value)

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from pairwright.config import FieldPaths
-from pairwright.data.formats.layout import LayoutReader, number
+from pairwright.data.formats.layout import LayoutReader
 from pairwright.data.formats.paths import expect_list
-from pairwright.data.formats.record import Judgements, RecordError
+from pairwright.data.formats.record import Judgements, RecordError, number
 
 SUSPECT_SCORE = 10
 SUSPECT_RATING = 2.0

@@ -49,7 +49,7 @@ class SourceLimits(Section):
 class IngestConfig(Section):
     """How input records become annotations."""
 
-    format: str = "auto"
+    format: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}$")] = "auto"
     """Layout of the records, by name or as FILE.toml; auto recognises it by the first records of each source."""
     fields: FieldPaths | None = None
     """Where a record keeps its parts; or what is different in the layout that ``format`` names or is recognised."""

@@ -32,6 +32,10 @@ def expected_row(line: bytes, *, max_completions: int, max_characters: int) -> d
         Broken: if it must be refused.
     """
     record = decoded(line)
+    if isinstance(record, dict) and isinstance(record.get("id"), int) and not isinstance(record["id"], bool):
+        record["id"] = str(record["id"])
+    if isinstance(record, dict) and isinstance(record.get("ranks"), list):
+        record["ranks"] = [int(r) if isinstance(r, float) and r.is_integer() else r for r in record["ranks"]]
     _require(isinstance(record, dict) and record.keys() <= FIELDS, "an object of known fields")
     _require(isinstance(record.get("id"), str) and record["id"].strip() != "", "an id")
     prompt = _prompt(record.get("prompt"))

@@ -67,7 +67,7 @@ def ingest(
     format: Annotated[  # noqa: A002 - named as the flag is
         str | None,
         typer.Option(
-            metavar="NAME", help="Layout of the records: native, trl, label-studio, ...; recognised if not given."
+            metavar="NAME", help="Layout of the records, by name (pairwright formats) or FILE.toml; else recognised."
         ),
     ] = None,
     config: Annotated[str | None, typer.Option(help="TOML file: [fields] for foreign records, limits.")] = None,

@@ -56,6 +56,20 @@ def diff(
 
 
 @app.command()
+def formats(
+    name: Annotated[str | None, typer.Argument(help="A layout, to see what becomes of its fields.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the layouts that `ingest` reads, each with an example record."""
+    from pairwright.data.format_pages import format_list, format_list_text, format_text
+
+    if as_json:
+        say_json([one for one in format_list() if name in (None, one["name"])])
+    else:
+        say(format_list_text() if name is None else format_text(name))
+
+
+@app.command()
 def compact(
     url: Table,
     file_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a merged file, compressed.")] = 32 * 1024 * 1024,

@@ -8,7 +8,7 @@ import pytest
 
 from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
-from pairwright.data.formats import FORMATS
+from pairwright.data.formats import formats
 from pairwright.data.store import Table
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/formats"
@@ -23,7 +23,7 @@ def test_one_ingestion_takes_the_exports_of_every_tool(tmp_path: Path) -> None:
     for fixture in FIXTURES.iterdir():
         if ".expected." not in fixture.name:
             shutil.copy(fixture, exports)
-            name = next(name for name in FORMATS if fixture.name.startswith(name))
+            name = next(name for name in formats() if fixture.name.startswith(name))
             meant = fixture.with_name(f"{fixture.stem}.expected.jsonl").read_text().splitlines()
             expected[fixture.name] = (name, len(meant))
     pairs = [{"prompt": f"Question {n}?", "chosen": "Yes, it is.", "rejected": "No."} for n in range(200)]

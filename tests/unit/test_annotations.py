@@ -69,7 +69,7 @@ TWO = [{"text": "x"}, {"text": "y"}]
             "$",
             "missing field `prompt`; name the layout of a foreign record (--format, or [fields] in",
         ),
-        ({"id": 5}, "$.id", "expected `str`, got `int`"),
+        ({"id": [5]}, "$.id", "expected `str`, got `array`"),
         ({"id": " "}, "$.id", "expected a name, got an empty id; every record needs an id of its own"),
         ({"score": 1}, "$", "unknown field, got `score`; put it under `metadata`"),
         ({"prompt": 5}, "$.prompt", "expected `str | array`, got `int`"),
@@ -161,7 +161,7 @@ NAN_LINE = LINE.replace(b'"ranks":[1,2,2]', b'"scores":[1,NaN,2]')
             "expected UTF-8, got byte 0xff at byte 24 of the line; write the source in UTF-8",
         ),
         (LINE.replace(b"Why?", b"\xed\xa0\x80"), "expected UTF-8, got byte 0xed"),
-        (LINE.replace(b"Why?", b"\\ud800"), "not JSON: unexpected end of escaped utf-16 surrogate pair"),
+        (LINE.replace(b"Why?", b"\\ud800"), "not JSON: \\ud800 to \\udfff stand in pairs"),
         (
             LINE.replace(b"Why?", b"a\rb"),
             f"not JSON: invalid character (byte {LINE.index(b'Why?') + 1}); it holds a bare carriage return",

@@ -8,7 +8,7 @@ import pytest
 
 from pairwright.config import FieldPaths, IngestConfig
 from pairwright.data.annotations import CheckedAnnotation, parse_lines
-from pairwright.data.formats import ForeignRecord, RecordError, compile_path, native, parser_for
+from pairwright.data.formats import LayoutReader, RecordError, compile_path, native, parser_for
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
 
@@ -84,7 +84,7 @@ def test_nested_paths_reach_lists_indices_and_keys_with_dots() -> None:
         },
         "meta": {"origin": 7, "tags": ["x"]},
     }
-    (annotation,) = ForeignRecord(fields)(encode(record))
+    (annotation,) = LayoutReader(fields)(encode(record))
     assert annotation.prompt == "last"
     assert [completion.text for completion in annotation.completions] == ["a", "b", "c"]
     assert annotation.scores == [1.0, 2.5, 3.0]
@@ -93,8 +93,8 @@ def test_nested_paths_reach_lists_indices_and_keys_with_dots() -> None:
 
 def test_completions_may_be_bare_strings_and_a_prompt_may_be_messages() -> None:
     fields = FieldPaths(prompt="p", completions="c", ranks="r")
-    record = {"p": [{"role": "user", "content": "q", "extra": 1}], "c": ["a", "b"], "r": [2, 1.0]}
-    (annotation,) = ForeignRecord(fields)(encode(record))
+    record = {"p": [{"role": "user", "content": "q", "weight": 1}], "c": ["a", "b"], "r": [2, 1.0]}
+    (annotation,) = LayoutReader(fields)(encode(record))
     assert [completion.text for completion in annotation.completions] == ["a", "b"]
     assert annotation.ranks == [2, 1]
     assert isinstance(annotation.prompt, list)
@@ -112,7 +112,7 @@ def test_completions_may_be_bare_strings_and_a_prompt_may_be_messages() -> None:
 def test_a_grade_is_read_in_any_spelling(told: str, grade: str) -> None:
     fields = FieldPaths(prompt="p", completions="c", ranks="r", grade="how.much")
     record = {"p": "q", "c": ["a", "b"], "r": [2, 1], "how": {"much": told}}
-    (annotation,) = ForeignRecord(fields)(encode(record))
+    (annotation,) = LayoutReader(fields)(encode(record))
     assert annotation.grade == grade
     _, rejections = parse_fields(encode(record | {"how": {"much": "9"}}), fields)
     assert (rejections[0].path, rejections[0].reason[:36]) == ("$.how.much", "expected one of significantly better")
@@ -121,17 +121,17 @@ def test_a_grade_is_read_in_any_spelling(told: str, grade: str) -> None:
 def test_a_record_without_an_id_is_named_by_its_content() -> None:
     fields = FieldPaths(prompt="p", completions="c", ranks="r")
     line = b'{"p":"q","c":["a","b"],"r":[1,2]}'
-    one, same, other = (ForeignRecord(fields)(text)[0].id for text in (line, line + b"\r", line.replace(b"q", b"Q")))
+    one, same, other = (LayoutReader(fields)(text)[0].id for text in (line, line + b"\r", line.replace(b"q", b"Q")))
     assert one == same != other
 
 
 @pytest.mark.parametrize(
     ("change", "path", "reason"),
     [
-        ({"instruction": None}, "$.instruction", "expected `str`, got `null`"),
+        ({"instruction": None}, "$.instruction", "expected a text or a conversation, got `null`"),
         ({"answers": {}}, "$.answers", "expected `array`, got `object`"),
         ({"answers": [{"text": "a", "rank": 1}, {"text": "b"}]}, "$.answers[1]", "missing field `rank`, got an object"),
-        ({"answers": [{"text": "a", "rank": "1"}]}, "$.answers[0].rank", "expected `int`, got `str`"),
+        ({"answers": [{"text": "a", "rank": "x"}]}, "$.answers[0].rank", "expected `int`, got `str`"),
         ({"answers": [{"text": "a", "rank": True}]}, "$.answers[0].rank", "expected `int`, got `bool`"),
         ({"answers": [{"text": 5, "rank": 1}]}, "$.answers[0].text", "expected `str`, got `int`"),
         ({"answers": ["a"]}, "$.answers[0]", "expected `object`, got `str`"),
@@ -144,14 +144,14 @@ def test_a_foreign_record_that_does_not_fit_says_where_and_what(
 ) -> None:
     record = {"id": 1, "instruction": "q", "answers": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
     with pytest.raises(RecordError) as caught:
-        ForeignRecord(RANKINGS)(encode(record | change))
+        LayoutReader(RANKINGS)(encode(record | change))
     assert caught.value.path == path
     assert caught.value.reason.startswith(reason)
 
 
 def test_a_missing_field_shows_what_the_record_has() -> None:
     with pytest.raises(RecordError, match="missing field `answers`, got an object with `id`, `query`"):
-        ForeignRecord(RANKINGS)(b'{"id":1,"query":"q"}')
+        LayoutReader(RANKINGS)(b'{"id":1,"query":"q"}')
 
 
 def test_a_score_beyond_a_double_is_refused_and_no_crash() -> None:

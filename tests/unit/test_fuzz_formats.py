@@ -12,7 +12,7 @@ import pytest
 from mutations import mutated_lines
 from pairwright.config import FieldPaths, IngestConfig
 from pairwright.data.annotations import MAX_RECORD_COPIES
-from pairwright.data.formats import FORMATS
+from pairwright.data.formats import formats
 from pairwright.data.store import Table
 from record_rules import is_blank
 from spoilt_sources import Outcome, check_refusal, ingested, texts_in
@@ -32,7 +32,7 @@ FIELDS_RECORD = {
     "who": 3,
     "page": [{"n": {"a": 1}}],
 }
-FOREIGN = sorted(FORMATS.keys() - {"native"})
+FOREIGN = ["fields", *sorted(formats().keys() - {"native", "helpsteer-rows"})]
 
 
 @pytest.mark.parametrize(
@@ -84,15 +84,25 @@ def check_lines(path: Path, outcome: Outcome) -> None:
         check_refusal(refused, text, is_foreign=True)
     for row in outcome.rows:
         line = lines[row["line"] - 1]
-        found = "\0".join(texts_in(loosely_decoded(line)))
+        texts = list(texts_in(loosely_decoded(line)))
+        texts += [inner for text in texts if text[:1] in "[{" for inner in texts_in(printed(text))]
+        found = "\0".join(texts)
         assert all(one["text"] in found for one in row["completions"]), f"{row} from {line[:2000]!r}"
-        if outcome.format != "openai-summarize":  # which makes its prompts of several fields
+        if outcome.format not in ("openai-summarize", "alpaca", "alpaca-farm"):  # which make prompts of several fields
             assert all(turn["content"].strip() in found for turn in row["prompt"]), f"{row} from {line[:2000]!r}"
 
 
 def loosely_decoded(line: bytes) -> Any:
     """Return the value of a line: what no format reads may be bad UTF-8, or a number of any length."""
     return json.loads(line.decode(errors="replace"), parse_int=str)
+
+
+def printed(text: str) -> Any:
+    """Return the conversation that a text is, as JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def seeds_of(name: str) -> list[dict[str, Any]]:
@@ -104,5 +114,5 @@ def seeds_of(name: str) -> list[dict[str, Any]]:
         if ".expected." not in path.name:
             text = path.read_bytes()
             found += json.loads(text) if text.lstrip()[:1] == b"[" else list(map(json.loads, text.splitlines()))
-    assert found, name
+    found += [json.loads(example) for example in formats()[name].examples]
     return found

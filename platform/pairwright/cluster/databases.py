@@ -17,7 +17,6 @@ from ray.data import Dataset
 
 from pairwright.config import IngestConfig
 from pairwright.data.blocks import FREE_TEXT_BYTES, READ_BYTES
-from pairwright.data.layouts.delimited import decode_cell
 from pairwright.data.layouts.rows import encode_records, values_of
 from pairwright.data.readers import Place, select_all
 from pairwright.errors import SourceError
@@ -91,9 +90,7 @@ def _encoded(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[bytes]
         if len(rows) == 1:
             raise
         return [line for row in rows for line in _encoded(names, [row])]
-    cells = [
-        [decode_cell(value) if isinstance(value, str) else value for value in values_of(column)] for column in columns
-    ]
+    cells = [values_of(column) for column in columns]
     records = [
         {name: value for name, value in zip(names, row, strict=True) if value is not None}
         for row in zip(*cells, strict=True)

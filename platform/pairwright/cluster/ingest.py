@@ -192,7 +192,17 @@ class Ingestion:
             ignored=self._ignored,
             reasons=most_common(reasons),
             rejections=[rejected for part in self.parts for rejected in part.shown][:NUM_SHOWN],
+            readings=self._readings(),
         )
+
+    def _readings(self) -> dict[str, dict[str, list[str]]]:
+        """Return for each source which of its fields were used for what, kept, or not used."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for part in self.parts:
+            fates = found.setdefault(self._units[part.unit].source.uri, {})
+            for fate, names in part.reading.items():
+                fates[fate] = list(dict.fromkeys([*fates.get(fate, ()), *names]))
+        return found
 
     def _settled(self, newest: Manifest | None, ours: Sequence[Source] | None) -> tuple[list[str], Failures]:
         return settled(self._sources, newest, ours, replaceable=self._replaceable)

@@ -1,7 +1,7 @@
 """What an ingestion did -> the same for people and for programs: every source that was named, and what became of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from pairwright.records import Rejection
 from pairwright.terminal import one_per_line
 
 NUM_SHOWN = 20
+_NAMES_SHOWN = 12
 _FOREIGN = (
     "no known layout, read as native; name its layout with --format, or map its records with [fields] in --config"
 )
@@ -38,6 +39,8 @@ class IngestSummary:
     """How many records were refused for what, the most frequent first."""
     rejections: list[Rejection]
     """The first of them."""
+    readings: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """Source -> which of its fields were used for what, went into metadata, or were not used."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same for programs, JSON-able."""
@@ -51,6 +54,7 @@ class IngestSummary:
             "ignored": list(self.ignored),
             "reasons": self.reasons,
             "rejections": msgspec.to_builtins(self.rejections),
+            "readings": self.readings,
         }
 
     def text(self) -> str:
@@ -58,7 +62,7 @@ class IngestSummary:
         accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
         lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
         lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
-        lines += _first(f"  read {s.uri} as {s.format}" for s in self.sources if s.format not in ("", NATIVE.name))
+        lines += _first(self._read(source) for source in self.sources if source.format not in ("", NATIVE.name))
         lines += _first(f"  {s.uri}: {_FOREIGN}" for s in self.sources if not s.format and s.refused and not s.accepted)
         lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
         lines += [f"    {rejected}" for rejected in self.rejections]
@@ -72,6 +76,21 @@ class IngestSummary:
             return one_per_line([*lines, "nothing to add: the table is as it was"])
         total = self.manifest.totals["annotations"]
         return one_per_line([*lines, f"version {self.manifest.version} of the table holds {total:,} annotations"])
+
+    def _read(self, source: Source) -> str:
+        reading = self.readings.get(source.uri, {})
+        parts = [", ".join(reading["used"])] if reading.get("used") else []
+        parts += [
+            f"{'in metadata' if name == 'metadata' else name}: {_named(reading[name])}"
+            for name in ("metadata", "not used")
+            if reading.get(name)
+        ]
+        return f"  read {source.uri} as {source.format}{': ' if parts else ''}{'; '.join(parts)}"
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _first(lines: Iterable[str]) -> list[str]:

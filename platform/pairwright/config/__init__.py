@@ -5,7 +5,8 @@ the remedy. ``load_config`` is the only way in, so that every verb reports a mis
 """
 
 from pairwright.config.expand import ExpandConfig
-from pairwright.config.ingest import FieldPaths, FormatName, IngestConfig, ReaderConfig, SourceLimits
+from pairwright.config.fields import BOTH_BAD, TIE, FieldPaths, LayoutFile
+from pairwright.config.ingest import IngestConfig, ReaderConfig, SourceLimits
 from pairwright.config.loading import config_digest, digest_of, load_config
 from pairwright.config.section import Section
 from pairwright.config.train import (
@@ -23,13 +24,15 @@ from pairwright.config.train import (
 )
 
 __all__ = [
+    "BOTH_BAD",
+    "TIE",
     "BatchesConfig",
     "DataConfig",
     "EngineConfig",
     "ExpandConfig",
     "FieldPaths",
-    "FormatName",
     "IngestConfig",
+    "LayoutFile",
     "LoraConfig",
     "LossConfig",
     "ModelConfig",

@@ -1,72 +1,13 @@
 """How records are read: formats, field paths, readers, limits."""
 
-from typing import Annotated, Literal, Self
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from pairwright.config.fields import FieldPaths, LayoutFile
 from pairwright.config.section import PositiveInt, Section
-
-FormatName = Literal[
-    "auto",
-    "native",
-    "fields",
-    "trl",
-    "sharegpt",
-    "hh-rlhf",
-    "ultrafeedback",
-    "nectar",
-    "openai-summarize",
-    "label-studio",
-    "argilla",
-]
-
-
-class FieldPaths(Section):
-    """Where a foreign JSON record keeps each part of an annotation: dotted paths, ``[]`` for each of a list.
-
-    ``completions`` names the list (``answers``); the paths below it are relative to one of its items.
-    """
-
-    prompt: str
-    """Path of the prompt: a string, or a list of {role, content}."""
-    completions: str
-    """Path of the list of completions."""
-    text: str | None = None
-    """Path of a completion's text within one item; none if the item is the text itself."""
-    completion_id: str | None = None
-    """Path of a completion's id within one item."""
-    model: str | None = None
-    """Path of the name of the model that wrote it, within one item."""
-    rank: str | None = None
-    """Path of a completion's rank within one item, 1 = best."""
-    score: str | None = None
-    """Path of a completion's score within one item, higher is better."""
-    ranks: str | None = None
-    """Path of the list of ranks, where it stands beside the completions."""
-    scores: str | None = None
-    """Path of the list of scores, where it stands beside the completions."""
-    grade: str | None = None
-    """Path of the grade of two completions: significantly better, better, slightly better or negligibly better."""
-    id: str | None = None
-    """Path of the record's id; a hash of the record where there is none."""
-    annotator: str | None = None
-    """Path of who ranked."""
-    subset: str | None = None
-    """Path of the subset."""
-    created_at: str | None = None
-    """Path of the time of the judgement, ISO 8601."""
-    metadata: dict[str, str] = {}
-    """Name in metadata -> path of its value, kept as a string."""
-
-    @model_validator(mode="after")
-    def _exactly_one_judgement(self) -> Self:
-        given = [name for name in ("rank", "score", "ranks", "scores") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) if given else "none of them"
-            raise ValueError(
-                f"exactly one of rank, score, ranks and scores says how completions were judged; found {found}"
-            )
-        return self
 
 
 class ReaderConfig(Section):
@@ -108,10 +49,10 @@ class SourceLimits(Section):
 class IngestConfig(Section):
     """How input records become annotations."""
 
-    format: FormatName = "auto"
-    """Layout of the records; auto recognises it by the first records of each source, and takes [fields] if given."""
+    format: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}$")] = "auto"
+    """Layout of the records, by name or as FILE.toml; auto recognises it by the first records of each source."""
     fields: FieldPaths | None = None
-    """Where a record of any other layout keeps its parts."""
+    """Where a record keeps its parts; or what is different in the layout that ``format`` names or is recognised."""
     buckets: tuple[str, ...] | None = None
     """Label Studio: names of a ranker's buckets, best first; items of one bucket are tied, `_` is the unsorted list."""
     max_completions: PositiveInt = 64
@@ -131,12 +72,29 @@ class IngestConfig(Section):
     reader: ReaderConfig = ReaderConfig()
     """What databases, lakehouse tables and topics need beside their addresses."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _file_of_a_layout(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not str(values.get("format", "")).endswith(".toml"):
+            return values
+        path = values["format"]
+        try:
+            layout = LayoutFile.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ValueError(f"format: {path} cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"format: {path} is not a TOML file: {error}") from None
+        changes = values.get("fields") or {}
+        given = changes.given() if isinstance(changes, FieldPaths) else dict(changes)
+        return {**values, "format": "fields", "fields": layout.fields.given() | given}
+
     @model_validator(mode="after")
     def _fields_belong_to_their_format(self) -> Self:
-        if self.fields is not None and self.format not in ("auto", "fields"):
+        is_whole = self.fields is not None and self.fields.is_whole
+        if is_whole and self.format not in ("auto", "fields"):
             raise ValueError(
-                f"[fields] and format = {self.format!r} both say what a record looks like; leave one of them out"
+                f"[fields] and format = {self.format!r} both say where completions stand; leave one of them out"
             )
-        if self.fields is None and self.format == "fields":
+        if self.format == "fields" and not is_whole:
             raise ValueError("format = 'fields' needs a table [fields] that says where a record keeps its parts")
         return self

@@ -163,7 +163,8 @@ def _explain_type(message: str) -> RecordError:
 
 
 def _explain_json(message: str, line: bytes) -> RecordError:
-    if message == "Input data was truncated" and line.rstrip().endswith(b"}") and _LONE_SURROGATE.search(line):
+    is_cut = message == "Input data was truncated" and line.rstrip().endswith(b"}")
+    if (is_cut or "surrogate" in message) and _LONE_SURROGATE.search(line):
         return RecordError(
             r"not JSON: \ud800 to \udfff stand in pairs, for one character; mend the text or leave it out"
         )

@@ -16,10 +16,21 @@ import pyarrow as pa
 
 from pairwright.config import IngestConfig
 from pairwright.data.annotations import annotations_to_arrow, parse_lines, reason_key, rejection
-from pairwright.data.formats import NATIVE, NUM_HEAD_RECORDS, Parse, RecordError, parser_for, recognise, settled_format
+from pairwright.data.formats import (
+    NATIVE,
+    NUM_HEAD_RECORDS,
+    NativeReader,
+    Parse,
+    RecordError,
+    groups_rows,
+    parser_for,
+    recognise,
+    settled_format,
+)
 from pairwright.data.lines import Chunk, LineRange, read_chunks
 from pairwright.data.store import DataFile, Table
-from pairwright.errors import SourceError
+from pairwright.data.successive import check_whole, grouped
+from pairwright.errors import ConfigError, SourceError
 from pairwright.records import Rejection
 
 NUM_SHOWN = 5
@@ -58,6 +69,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """64-bit hash of each accepted record's id, in row order: uint64, little-endian."""
     format: str = ""
     """Name of the format that its records are read in; empty where none was recognised, and native was tried."""
+    reading: dict[str, list[str]] = {}
+    """Which fields were used for what, went into metadata, were not used."""
     error: str | None = None
     """Why the source could not be read to its end; the part before it is then worth nothing either."""
 
@@ -89,13 +102,20 @@ def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig)
         layout, chunks = _recognised(lines, config)
         draft.format = layout
         parse = parser_for(layout or NATIVE.name, config)
+        draft.parse = parse
+        if isinstance(parse, NativeReader):
+            parse.has_cells = lines.source.layout in ("csv", "tsv") or lines.source.shards is not None
+        if keys := groups_rows(layout, config):
+            check_whole(lines)
+            chunks = grouped(chunks, keys, config.limits.max_record_bytes)
         counts = Counts(lines.source.uri, config)
         for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
             counts.add(*draft.add(piece, lines.source.uri, parse, config))
             if draft.is_full(config):
                 yield draft.write(table, None)
                 draft = _Draft(unit, draft.index + 1, layout)
-    except SourceError as error:
+                draft.parse = parse
+    except (SourceError, ConfigError) as error:
         yield draft.write(table, str(error))
         return
     if draft.num_bytes or draft.index == 0:
@@ -116,7 +136,10 @@ def _recognised(lines: LineRange, config: IngestConfig) -> tuple[str, Iterator[C
         head = next(chunks, None)
         chunks = chain([head] if head is not None else [], chunks)
     records = [] if head is None else head.text.split(b"\n", NUM_HEAD_RECORDS)[:NUM_HEAD_RECORDS]
-    return recognise(records) or "", chunks
+    try:
+        return recognise(records) or "", chunks
+    except SourceError as error:
+        raise SourceError(f"{lines.source.uri}: {error}") from None
 
 
 class Counts:
@@ -169,6 +192,7 @@ class _Draft:
         self.unit = unit
         self.index = index
         self.format = layout
+        self.parse: Parse | None = None
         self.num_bytes = 0
         self._num_lines = 0
         self._num_blank = 0
@@ -216,6 +240,7 @@ class _Draft:
             lines=self._num_lines,
             blank=self._num_blank,
             format=self.format,
+            reading={} if self.parse is None else self.parse.reading.as_dict(),
             accepted=0 if rows is None else rows.num_rows,
             refused=len(refused),
             completions=0 if rows is None else num_completions(rows),

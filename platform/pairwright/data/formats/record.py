@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
-from pairwright.config import IngestConfig
+from pairwright.config import FieldPaths, IngestConfig
 from pairwright.records import Annotation
 
 RecordT = TypeVar("RecordT")
@@ -22,13 +22,12 @@ MAX_NAMES = 8
 MAX_NAME_CHARACTERS = 100
 """What a message shows of names that it quotes from a record."""
 
-Parse: TypeAlias = "Callable[[bytes], Sequence[Annotation | RecordError]]"
-"""What turns one record into its judgements, at least one: annotations, and errors of those that are none.
-
-Raises ``RecordError``, or msgspec's own errors, on a record that is bad as a whole."""
+Judgements: TypeAlias = "Sequence[Annotation | RecordError]"
+"""What one record holds, at least one: annotations, and errors of those that are none."""
 
 _MSGSPEC_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?[0-9]{1,100}(?P<fraction>(?:\.[0-9]{0,100})?(?:[eE][+-]?[0-9]{1,4})?)")
 _JSON_NAMES = {dict: "object", list: "array", str: "str", bool: "bool", int: "int", float: "float", type(None): "null"}
 
 
@@ -45,6 +44,46 @@ class RecordError(Exception):
         self.path = path
 
 
+class Reading:
+    """How a source was read: which field each part came from, what went into metadata, and what was not used."""
+
+    def __init__(self) -> None:
+        self.used: dict[str, str] = {}
+        self.kept: set[str] = set()
+        self.unused: set[str] = set()
+        self._left = _DESCRIBED
+
+    def describe(self, used: Iterable[tuple[str, str]]) -> None:
+        """Note which field each part of an annotation came from; of the first records of a source alone."""
+        if self._left:
+            self._left -= 1
+            for part, field in used:
+                self.used.setdefault(part, field)
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """Return the same as lists of names."""
+        used = [f"{part} = {field}" for part, field in self.used.items() if part not in ("completions", "text")]
+        found = {"used": used, "metadata": sorted(self.kept), "not used": sorted(self.unused)}
+        return {name: names[:_NAMES_KEPT] for name, names in found.items() if names}
+
+
+_DESCRIBED = 50
+_NAMES_KEPT = 100
+
+
+class Parse(Protocol):
+    """What turns one record into its judgements.
+
+    Raises ``RecordError``, or msgspec's own errors, on a record that is bad as a whole.
+    """
+
+    reading: Reading
+
+    def __call__(self, line: bytes, /) -> Judgements:
+        """Return the judgements in a line."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """One layout of records."""
@@ -54,29 +93,49 @@ class Format:
     layout: str
     """What a record looks like, for messages."""
     fits: Callable[[Mapping[str, Any]], bool]
-    """Whether a decoded record has the keys of this layout, and of no other one here."""
+    """Whether a decoded record has what this layout cannot do without."""
     parser: Callable[[IngestConfig], Parse]
     """The parser under a configuration."""
+    num_unplaced: Callable[[Mapping[str, Any]], int] = lambda record: 0
+    """How many fields of a record have no place in this layout."""
+    num_essential: int = 3
+    """How many fields it asks for: of two layouts that fit alike, the one that asks for more is meant."""
+    what: str = ""
+    """Whose layout it is."""
+    examples: Sequence[str] = ()
+    """Records of it, as JSON."""
+    fields: FieldPaths | None = None
+    """Where the parts of a record stand, if paths say all of it."""
 
 
-def typed(record: type[RecordT], layout: str, judgements: Callable[[RecordT, str], Any]) -> Parse:
-    """Return the parser of a fixed layout; a number may stand in quotes, as it does in every cell of a CSV file.
+class Typed(Generic[RecordT]):
+    """Parser of a fixed layout; a number may stand in quotes, as it does in every cell of a CSV file.
 
     Args:
         record: msgspec struct of it.
         layout: what a record looks like, for the message where one does not fit.
         judgements: record and a hash of its text, for an id where it has none -> what it holds.
     """
-    decoder = msgspec.json.Decoder(record, strict=False)
 
-    def parse(line: bytes) -> Sequence[Annotation | RecordError]:
+    def __init__(
+        self, record: type[RecordT], layout: str, judgements: Callable[[RecordT, str, Reading], Judgements]
+    ) -> None:
+        self.reading = Reading()
+        self._decoder = msgspec.json.Decoder(record, strict=False)
+        self._layout = layout
+        self._judgements = judgements
+
+    def __call__(self, line: bytes, /) -> Judgements:
+        """Return the judgements in a line.
+
+        Raises:
+            RecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: if it is no such record.
+        """
         try:
-            decoded = decoder.decode(line)
+            decoded = self._decoder.decode(line)
         except msgspec.ValidationError as error:
-            raise misfit(error, layout) from None
-        return judgements(decoded, content_id(line))
-
-    return parse
+            raise misfit(error, self._layout) from None
+        return self._judgements(decoded, content_id(line), self.reading)
 
 
 def misfit(error: msgspec.ValidationError, layout: str) -> RecordError:
@@ -134,3 +193,40 @@ def whole(value: object, path: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise RecordError(f"expected `int`, got `{json_name(value)}`", path=path)
+
+
+def label(value: object, where: str) -> str:
+    """Return a name or number as a string: exports often count annotators and records.
+
+    Raises:
+        RecordError: if it is neither.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise RecordError(f"expected `str | int`, got `{json_name(value)}`", path=where)
+
+
+def number(value: object, where: str) -> float:
+    """Return a number, also one in quotes, as each is in a cell of a CSV file.
+
+    Raises:
+        RecordError: if it is none.
+    """
+    value = digit(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecordError(f"expected `float`, got `{json_name(value)}`", path=where)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RecordError("expected `float`, got an integer out of range", path=where) from None
+
+
+def digit(value: object) -> object:
+    """Return the number that a text is; anything else as it is."""
+    if not isinstance(value, str) or not (match := _NUMBER.fullmatch(value.strip())):
+        return value
+    return float(value) if match["fraction"] else int(value)

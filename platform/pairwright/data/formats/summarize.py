@@ -9,7 +9,10 @@ from typing import Any
 
 import msgspec
 
-from pairwright.data.formats.record import Format, RecordError, typed
+from pairwright.config import IngestConfig
+from pairwright.data.formats.others import place_others
+from pairwright.data.formats.paths import Places, compile_path, named
+from pairwright.data.formats.record import Format, Judgements, Reading, RecordError, content_id, misfit
 from pairwright.records import Annotation, Completion
 
 LAYOUT = (
@@ -34,6 +37,27 @@ class _Extra(msgspec.Struct, frozen=True, kw_only=True):
     confidence: int | None = None
 
 
+_PLACES = Places(
+    [
+        compile_path("", path)[0]
+        for path in [
+            "info.id",
+            "info.post",
+            "info.title",
+            "info.subreddit",
+            "info.article",
+            "summaries[].text",
+            "summaries[].policy",
+            "choice",
+            "worker",
+            "batch",
+            "split",
+            "extra.confidence",
+        ]
+    ]
+)
+
+
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
     info: _Info
     summaries: list[_Summary]
@@ -44,11 +68,45 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     extra: _Extra | None = None
 
 
-def _judgements(record: _Record, content_id: str) -> tuple[Annotation]:
+_UNUSED = ("summaries[].note", "info.site", "extra.confidences")
+"""Notes on how a summary was made and shown."""
+
+
+class SummaryReader:
+    """Parser of comparisons."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self.reading = Reading()
+        self._told = config.fields
+
+    def __call__(self, line: bytes, /) -> Judgements:
+        """Return the one annotation in a line.
+
+        Raises:
+            RecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: if it is no such record.
+        """
+        fields: Any = msgspec.json.decode(line)
+        try:
+            annotation = _annotation(msgspec.convert(fields, _Record, strict=False), content_id(line))
+        except msgspec.ValidationError as error:
+            raise misfit(error, LAYOUT) from None
+        metadata = dict(annotation.metadata or {})
+        others = []
+        for steps, value in _PLACES.others(fields):
+            if named(steps) in _UNUSED:
+                self.reading.unused.add(named(steps))
+            else:
+                others.append((steps, value))
+        place_others(others, annotation, metadata, self.reading, self._told)
+        self.reading.describe([("prompt", "info"), ("winner", "choice")])
+        return (msgspec.structs.replace(annotation, metadata=metadata or None),)
+
+
+def _annotation(record: _Record, content_id: str) -> Annotation:
     if not 0 <= record.choice < len(record.summaries):
         found = f"{record.choice} for {len(record.summaries)} summaries"
         raise RecordError(f"expected the index of a summary, got {found}", path="$.choice")
-    annotation = Annotation(
+    return Annotation(
         id=content_id,
         prompt=_prompt(record.info),
         completions=[Completion(text=summary.text, model=summary.policy) for summary in record.summaries],
@@ -56,7 +114,6 @@ def _judgements(record: _Record, content_id: str) -> tuple[Annotation]:
         annotator=record.worker,
         metadata=_metadata(record),
     )
-    return (annotation,)
 
 
 def _prompt(info: _Info) -> str:
@@ -78,5 +135,15 @@ def _fits(record: Mapping[str, Any]) -> bool:
 
 
 SUMMARIZE = Format(
-    name="openai-summarize", layout=LAYOUT, fits=_fits, parser=lambda _: typed(_Record, LAYOUT, _judgements)
+    name="openai-summarize",
+    layout=LAYOUT,
+    fits=_fits,
+    parser=SummaryReader,
+    what="OpenAI's summarize-from-feedback comparisons: a post or an article, two summaries, a worker's choice.",
+    examples=(
+        '{"info": {"id": "t3_abc", "post": "My cat sits on my keyboard all day.", "title": "Cat trouble", '
+        '"subreddit": "cats"}, "summaries": [{"text": " Cat sits on keyboard.", "policy": "sup4"}, {"text": '
+        '" Cats are nice.", "policy": "ref"}], "choice": 0, "worker": "wkr1", "batch": "batch3", "split": '
+        '"train"}',
+    ),
 )

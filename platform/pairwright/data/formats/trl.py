@@ -1,108 +1,79 @@
-"""TRL preference records: explicit and implicit prompt, plain texts and conversations.
+"""TRL preference records in one typed pass; whatever says more than the common fields goes through the field paths.
 
-Layout after "Dataset formats and types" in TRL's documentation (huggingface.co/docs/trl/dataset_formats), the columns
-of scores after the cards of HuggingFaceH4/ultrafeedback_binarized (``score_chosen``) and of distilabel's data sets
-(``chosen_rating``), ``margin`` after TRL's RewardTrainer. An implicit prompt of plain texts ends where TRL's
-``extract_prompt`` ends it, but never within a word.
+The layout itself is ``known/trl.toml``. An implicit prompt of plain texts ends where TRL's ``extract_prompt`` ends it,
+but never within a word.
 """
-
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
-from pairwright.data.formats.record import Format, RecordError, is_list_of, typed
-from pairwright.data.formats.turns import Prompt, Turn, is_transcript, messages, shared_prompt
-from pairwright.records import Annotation, Completion
+from pairwright.config import FieldPaths
+from pairwright.data.formats.layout import LayoutReader
+from pairwright.data.formats.record import Judgements, content_id
+from pairwright.data.formats.turns import Prompt, prompt_and_replies, role_of
+from pairwright.records import Annotation, Completion, Message
 
-LAYOUT = '{"prompt" (or not), "chosen", "rejected"}: texts, or lists of {"role", "content"}'
-
-
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    chosen: str | list[Turn]
-    rejected: str | list[Turn]
-    prompt: str | list[Turn] | None = None
-    id: str | int | None = None
-    margin: float | None = None
-    score_chosen: float | None = None
-    score_rejected: float | None = None
-    chosen_rating: float | None = None
-    rejected_rating: float | None = None
-    chosen_model: str | None = None
-    rejected_model: str | None = None
-    subset: str | None = None
+_PATHS = ("$.chosen", "$.rejected")
+_READ_WHOLE = 20
+"""Records of a source that go through the field paths in any case, to say how it is read."""
 
 
-def _judgements(record: _Record, content_id: str) -> tuple[Annotation]:
-    prompt, chosen, rejected = _parts(record)
-    scores = _scores(record)
-    annotation = Annotation(
-        id=content_id if record.id is None else str(record.id),
-        prompt=prompt,
-        completions=[
-            Completion(text=chosen, id="chosen", model=record.chosen_model),
-            Completion(text=rejected, id="rejected", model=record.rejected_model),
-        ],
-        ranks=[1, 2] if scores is None else None,
-        scores=scores,
-        subset=record.subset,
-    )
-    return (annotation,)
+class _Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: str
+    content: str
 
 
-def _parts(record: _Record) -> tuple[Prompt, str, str]:
-    prompt, chosen, rejected = record.prompt, record.chosen, record.rejected
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
-            return _shared_text(chosen, rejected)
-        return (prompt if isinstance(prompt, str) else messages(prompt)), chosen, rejected
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        raise RecordError("expected texts or lists on both sides, got one of each", path="$.rejected")
-    if isinstance(prompt, str) and len(chosen) == len(rejected) == 1:
-        prompt = [Turn(role="user", content=prompt)]
-    opening = prompt if isinstance(prompt, list) else []
-    return shared_prompt(messages(_after(opening, chosen)), messages(_after(opening, rejected)))
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    chosen: str | list[_Turn]
+    rejected: str | list[_Turn]
+    prompt: str | list[_Turn] | None = None
 
 
-def _after(opening: list[Turn], side: list[Turn]) -> list[Turn]:
-    """Return the whole conversation of one side; some data sets repeat the prompt in it."""
-    return side if side[: len(opening)] == opening else opening + side
+_DECODER = msgspec.json.Decoder(_Record)
 
 
-def _shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Return what both texts begin with, up to the white space before the word in which they differ, and the rest."""
-    shortest = min(len(chosen), len(rejected))
-    end = next((index for index in range(shortest) if chosen[index] != rejected[index]), shortest)
-    while end and not chosen[end : end + 1].isspace():
-        end -= 1
-    if not chosen[:end].strip():
-        raise RecordError("expected texts that both begin with a prompt, got none", path="$.chosen")
-    return chosen[:end], chosen[end:], rejected[end:]
+class TrlReader:
+    """Parser of TRL's records."""
+
+    def __init__(self, fields: FieldPaths, layout: str = "") -> None:
+        self._any = LayoutReader(fields, layout)
+        self.reading = self._any.reading
+        self._left = _READ_WHOLE
+
+    def __call__(self, line: bytes, /) -> Judgements:
+        """Return the one annotation in a line.
+
+        Raises:
+            RecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: if it is no such record.
+        """
+        if self._left:
+            self._left -= 1
+            return self._any(line)
+        try:
+            record = _DECODER.decode(line)
+        except msgspec.ValidationError:
+            return self._any(line)
+        prompt, chosen, rejected = record.prompt, record.chosen, record.rejected
+        if any(isinstance(value, str) and _may_be_more(value) for value in (prompt, chosen, rejected)):
+            return self._any(line)
+        if not (isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)):
+            told = None if prompt is None else _told(prompt)
+            sides = [_told(chosen), _told(rejected)]
+            prompt, replies = prompt_and_replies(told, sides, _PATHS, is_implicit=True)
+            chosen, rejected = replies[0].content, replies[1].content
+        completions = [Completion(chosen, "chosen"), Completion(rejected, "rejected")]
+        return (Annotation(id=content_id(line), prompt=prompt, completions=completions, ranks=[1, 2]),)
 
 
-def _scores(record: _Record) -> list[float] | None:
-    pairs = [(record.score_chosen, record.score_rejected), (record.chosen_rating, record.rejected_rating)]
-    for (chosen, rejected), path in zip(pairs, ("$.score_chosen", "$.chosen_rating"), strict=True):
-        if chosen is not None and rejected is not None:
-            if chosen < rejected:
-                raise RecordError(
-                    f"expected no lower score than the rejected one's, got {chosen} < {rejected}", path=path
-                )
-            return [chosen, rejected]
-    if not record.margin:
-        return None
-    if record.margin < 0:
-        raise RecordError(f"expected a margin of at least 0, got {record.margin}", path="$.margin")
-    return [record.margin, 0.0]
-
-
-def _fits(record: Mapping[str, Any]) -> bool:
-    if "conversations" in record:
+def _may_be_more(text: str) -> bool:
+    """Return whether a text may be a transcript or a printed conversation."""
+    if text[:1] not in _BEGINNINGS:
         return False
-    sides = [record.get(name) for name in ("chosen", "rejected")]
-    if all(is_list_of(side, "role", "content") for side in sides):
-        return True
-    return all(isinstance(side, str) for side in sides) and not all(map(is_transcript, sides))
+    text = text.lstrip()
+    return text[:1] == "[" or text.startswith(("array(", "Human:"))
 
 
-TRL = Format(name="trl", layout=LAYOUT, fits=_fits, parser=lambda _: typed(_Record, LAYOUT, _judgements))
+_BEGINNINGS = ("[", "a", " ", "\n", "\t", "\r")
+
+
+def _told(value: str | list[_Turn]) -> Prompt:
+    return value if isinstance(value, str) else [Message(role_of(turn.role), turn.content) for turn in value]

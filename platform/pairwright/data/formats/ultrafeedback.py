@@ -1,62 +1,53 @@
-"""UltraFeedback: a judge model's overall score of each completion.
+"""UltraFeedback's first release held 2,628 completions with an overall score of 10, many of which were meant as 1.
 
-Layout after the card of openbmb/UltraFeedback and the scripts of its repository (src/data_annotation). Its first
-release held 2,628 completions with an overall score of 10, many of which were meant as 1 (issue 8 there). The repair in
-``fix_overall_score_issue.py`` takes a 10 beside ratings of 2 or less on average for a 1: a record that still holds such
-a score is refused here, not repaired in silence.
+Issue 8 of openbmb/UltraFeedback; the repair in ``fix_overall_score_issue.py`` of its repository takes a 10 beside
+ratings of 2 or less on average for a 1: a record that still holds such a score is refused here, not repaired in
+silence. The layout itself is ``known/ultrafeedback.toml``.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from pairwright.data.formats.record import Format, RecordError, is_list_of, typed
-from pairwright.records import Annotation, Completion
+from pairwright.config import FieldPaths
+from pairwright.data.formats.layout import LayoutReader
+from pairwright.data.formats.paths import expect_list
+from pairwright.data.formats.record import Judgements, RecordError, number
 
-LAYOUT = '{"instruction", "completions": [{"response", "model", "overall_score"}, ...]}'
 SUSPECT_SCORE = 10
 SUSPECT_RATING = 2.0
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
+_ANY = msgspec.json.Decoder()
 
 
-class _Aspect(msgspec.Struct, frozen=True):
-    rating: str | float | None = msgspec.field(name="Rating", default=None)
+class UltraFeedbackReader:
+    """Parser of UltraFeedback's records."""
+
+    def __init__(self, fields: FieldPaths, layout: str = "") -> None:
+        self._layout = LayoutReader(fields, layout)
+        self.reading = self._layout.reading
+
+    def __call__(self, line: bytes, /) -> Judgements:
+        """Return the one annotation in a line.
+
+        Raises:
+            RecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: if it is no such record.
+        """
+        record = _ANY.decode(line)
+        found = self._layout(line)
+        completions = expect_list(record.get("completions"), "$.completions")
+        for index, completion in enumerate(completions):
+            _check_score(completion, f"$.completions[{index}].overall_score")
+        return found
 
 
-class _Scored(msgspec.Struct, frozen=True, kw_only=True):
-    response: str
-    overall_score: float
-    model: str | None = None
-    annotations: dict[str, _Aspect | list[_Aspect]] | None = None
-
-
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    instruction: str
-    completions: list[_Scored]
-    source: str | None = None
-    id: str | int | None = None
-
-
-def _judgements(record: _Record, content_id: str) -> tuple[Annotation]:
-    for index, completion in enumerate(record.completions):
-        _check_score(completion, f"$.completions[{index}].overall_score")
-    annotation = Annotation(
-        id=content_id if record.id is None else str(record.id),
-        prompt=record.instruction,
-        completions=[Completion(text=scored.response, model=scored.model) for scored in record.completions],
-        scores=[scored.overall_score for scored in record.completions],
-        subset=record.source,
-    )
-    return (annotation,)
-
-
-def _check_score(completion: _Scored, path: str) -> None:
-    if completion.overall_score != SUSPECT_SCORE:
+def _check_score(completion: Mapping[str, Any], path: str) -> None:
+    if number(completion.get("overall_score"), path) != SUSPECT_SCORE:
         return
-    rating = _mean_rating(completion)
+    rating = _mean_rating(completion.get("annotations"))
     if rating is not None and rating <= SUSPECT_RATING:
         raise RecordError(
             f"expected an overall score that fits its ratings, got 10 beside a mean rating of {rating:.2f}; "
@@ -65,17 +56,9 @@ def _check_score(completion: _Scored, path: str) -> None:
         )
 
 
-def _mean_rating(completion: _Scored) -> float | None:
+def _mean_rating(aspects: Any) -> float | None:
     """Return the mean of the completion's ratings, 1 to 5, or None where it has none; N/A does not count."""
-    given = [str(aspect.rating) for aspect in (completion.annotations or {}).values() if isinstance(aspect, _Aspect)]
+    told: Sequence[Any] = list(aspects.values()) if isinstance(aspects, dict) else []
+    given = [str(aspect.get("Rating")) for aspect in told if isinstance(aspect, dict)]
     ratings = [float(rating) for rating in given if _NUMBER.fullmatch(rating)]
     return sum(ratings) / len(ratings) if ratings else None
-
-
-def _fits(record: Mapping[str, Any]) -> bool:
-    return "instruction" in record and is_list_of(record.get("completions"), "response")
-
-
-ULTRAFEEDBACK = Format(
-    name="ultrafeedback", layout=LAYOUT, fits=_fits, parser=lambda _: typed(_Record, LAYOUT, _judgements)
-)

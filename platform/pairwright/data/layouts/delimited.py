@@ -1,8 +1,8 @@
 """CSV and TSV -> chunks of rows as JSON text: the header names the fields, a row is a record.
 
 The standard library's reader, because it alone goes on after a bad row and knows which one it was; pyarrow's is five
-times as fast, but guesses types (``007`` becomes 7). A cell is text, unless it holds a JSON array or object, which it
-then is; an empty cell is no field. Quoted cells may hold line ends, so a row has a number of its own.
+times as fast, but guesses types (``007`` becomes 7). A cell is text: whether it is read as JSON is for the layout of
+the record to say. An empty cell is no field. Quoted cells may hold line ends, so a row has a number of its own.
 """
 
 import csv
@@ -10,9 +10,6 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
-
-import msgspec
-import numpy as np
 
 from pairwright.data.blocks import READ_BYTES, BlockFile, text_blocks
 from pairwright.data.layouts.chunks import KEPT_BYTES, Chunk, too_long
@@ -23,10 +20,7 @@ from pairwright.errors import SourceError, one_line
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
-MAX_CELL_DEPTH = 500
-"""A cell nested deeper stays text: beyond about a thousand, what was decoded could not be encoded again."""
-_DEPTH = np.zeros(256, np.int64)
-_DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
+_INDEX = "Unnamed: 0"
 MAX_ROW_LINES = 200_000
 """Lines of one row: a quoted cell may have several."""
 _ROW_BYTES = 100
@@ -58,28 +52,10 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
             yield Chunk(number, rows.text.encode("utf-8", "surrogateescape") if problem else b"\n", problem=problem)
             first = number + 1
             continue
-        records.append({name: decode_cell(cell) for name, cell in zip(header, cells, strict=False) if cell})
+        records.append({name: cell for name, cell in zip(header, cells, strict=False) if cell})
         num_characters += len(rows.text) + header_characters
     if records:
         yield Chunk(first, encode_records(records))
-
-
-def decode_cell(cell: str) -> Any:
-    """Return a cell's text, or the JSON array or object that it holds."""
-    if cell[:1] not in ("[", "{") or _is_deep(cell):
-        return cell
-    try:
-        return msgspec.json.decode(cell)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return cell
-
-
-def _is_deep(cell: str) -> bool:
-    """Return whether a cell may be nested too deeply; brackets within its strings count too."""
-    if cell.count("[") + cell.count("{") <= MAX_CELL_DEPTH:
-        return False
-    text = np.frombuffer(cell.encode("utf-8", "surrogateescape"), np.uint8)
-    return int(np.cumsum(_DEPTH[text]).max()) > MAX_CELL_DEPTH
 
 
 class _OverlongError(Exception):
@@ -172,6 +148,8 @@ class _Rows:
 
 def _checked_header(source: SourceRef, header: Sequence[str], delimiter: str) -> list[str]:
     names = [name.strip() for name in header]
+    if len(names) > 1 and not names[0] and _INDEX not in names:
+        names[0] = _INDEX  # pandas writes its index so, and calls it so when it reads it
     if not names and source.size == 0:
         return names
     others = [other for other in _NAMES if other != delimiter and other in "".join(names)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import torch
+from tokenizers import processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -104,10 +105,7 @@ def save_reward_model(
     except RuntimeError as error:
         raise ModelError(f"{directory}: these are not all the weights of {type(plain).__name__}: {error}") from None
     plain.save_pretrained(directory)
-    exported = copy.deepcopy(tokenizer)
-    exported.chat_template = chat_template
-    exported.padding_side = "right"
-    exported.save_pretrained(directory)
+    save_tokenizer(tokenizer, Path(directory), chat_template=chat_template)
     rules = {
         "format_version": RULES_FORMAT_VERSION,
         "max_length": tokens.max_length,
@@ -115,6 +113,29 @@ def save_reward_model(
         "special_in_text": tokens.special_in_text,
     }
     _write_rules(Path(directory), rules)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_template: str) -> None:
+    """Write a tokenizer that adds no special tokens by itself: the chat template writes all that a text has.
+
+    Else every client that tokenises rendered text as it comes (transformers' pipelines, vLLM, TEI) would add them a
+    second time. Classes such as ``BertTokenizer`` set their own post-processor whatever tokenizer.json says, so the
+    directory names the class that takes the file as it is.
+    """
+    exported = copy.deepcopy(tokenizer)
+    exported.chat_template = chat_template
+    exported.padding_side = "right"
+    adds_tokens = exported("a")["input_ids"] != exported("a", add_special_tokens=False)["input_ids"]
+    if adds_tokens:
+        exported.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1")
+    exported.save_pretrained(directory)
+    if adds_tokens:
+        file = directory / "tokenizer_config.json"
+        settings = msgspec.json.decode(file.read_bytes()) | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": exported.model_input_names,
+        }
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
 
 
 def _write_rules(directory: Path, rules: Mapping[str, Any]) -> None:

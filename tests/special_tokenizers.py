@@ -96,7 +96,8 @@ def adding_special_tokens() -> dict[str, PreTrainedTokenizerFast]:
         json.loads(made[name].backend_tokenizer.to_str())["model"]
         for name in ("byte_level", "metaspace_bpe", "unigram", "word_piece")
     )
-    byte_merges, blank_merges = ([tuple(merge) for merge in model["merges"]] for model in (bytes_, blanks))
+    byte_merges: Any = [tuple(merge) for merge in bytes_["merges"]]
+    blank_merges: Any = [tuple(merge) for merge in blanks["merges"]]
     scores = [tuple(piece) for piece in pieces["vocab"]]
     marks = [("[CLS]", 0.0), ("[SEP]", 0.0), ("[MASK]", 0.0)]
     vocabulary = words["vocab"]

@@ -128,8 +128,8 @@ def test_every_client_of_an_export_gives_the_reward_that_score_gives(
     ]
     classify = pipeline("text-classification", model=str(model))
     found = {
-        "pipeline": [classify(text)[0]["score"] for text in texts],  # type: ignore[index]
-        "pipeline, batches": [one["score"] for one in classify(texts, batch_size=2)],  # type: ignore[index]
+        "pipeline": [classify(text)[0]["score"] for text in texts],
+        "pipeline, batches": [one["score"] for one in classify(texts, batch_size=2)],
     }
     network = AutoModelForSequenceClassification.from_pretrained(model, trust_remote_code=False).eval()
     for flag in (True, False):

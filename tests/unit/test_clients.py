@@ -165,3 +165,12 @@ def test_the_self_check_of_an_export_is_what_score_and_plain_transformers_give(
 
 def test_an_export_whose_limit_is_below_the_self_check_has_none(tmp_path: Path) -> None:
     assert not (export(tmp_path, TOKENIZERS["llama"], WITH_BOS, max_length=8) / SELF_CHECK_FILE).exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "byte_level", "prefixed_bpe"])
+def test_the_manuals_copy_for_verl_gives_the_reward_to_text_whose_bos_was_cut(tmp_path: Path, name: str) -> None:
+    model = export(tmp_path, TOKENIZERS[name], WITH_BOS)
+    check = msgspec.json.decode((model / SELF_CHECK_FILE).read_bytes(), type=SelfCheck)
+    AutoTokenizer.from_pretrained(model, add_bos_token=True, trust_remote_code=False).save_pretrained(tmp_path / "copy")
+    copy = AutoTokenizer.from_pretrained(tmp_path / "copy", trust_remote_code=False)
+    assert copy(check.text.removeprefix(copy.bos_token))["input_ids"] == check.token_ids

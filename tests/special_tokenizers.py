@@ -3,8 +3,17 @@
 import json
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AddedToken, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AddedToken,
+    BertTokenizer,
+    DebertaV2Tokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -69,6 +78,40 @@ KINDS = {
     "unigram": unigram,
     "word_piece": word_piece,
 }
+
+
+def adding_special_tokens() -> dict[str, PreTrainedTokenizerFast]:
+    """Return tokenizers that set bos or cls before every text by themselves, and some of them eos or sep behind it.
+
+    Each of ``KINDS`` by its tokenizer.json, and of transformers' own classes those that build it otherwise: whatever
+    the file says, BERT's, RoBERTa's, XLM-R's and DeBERTa's set these tokens anew when they are loaded.
+    """
+    made = {name: make() for name, make in KINDS.items()}
+    for tokenizer in made.values():
+        ids = [(str(token), tokenizer.convert_tokens_to_ids(str(token))) for token in ("<s>", "</s>")]
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ids
+        )
+    bytes_, blanks, pieces, words = (
+        json.loads(made[name].backend_tokenizer.to_str())["model"]
+        for name in ("byte_level", "metaspace_bpe", "unigram", "word_piece")
+    )
+    byte_merges: Any = [tuple(merge) for merge in bytes_["merges"]]
+    blank_merges: Any = [tuple(merge) for merge in blanks["merges"]]
+    scores = [tuple(piece) for piece in pieces["vocab"]]
+    marks = [("[CLS]", 0.0), ("[SEP]", 0.0), ("[MASK]", 0.0)]
+    vocabulary = words["vocab"]
+    vocabulary |= {mark: len(vocabulary) + i for i, mark in enumerate(("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"))}
+    roles: Any = ROLES
+    own: dict[str, Any] = {
+        "llama": LlamaTokenizer(vocab=blanks["vocab"], merges=blank_merges, add_bos_token=True, **roles),
+        "gpt2": GPT2Tokenizer(vocab=bytes_["vocab"], merges=byte_merges, add_bos_token=True, **roles),
+        "roberta": RobertaTokenizer(vocab=bytes_["vocab"], merges=byte_merges),
+        "bert": BertTokenizer(vocab=vocabulary),
+        "xlm-roberta": XLMRobertaTokenizer(vocab=scores),
+        "deberta-v2": DebertaV2Tokenizer(vocab=scores + marks),
+    }
+    return made | own
 
 
 def _trained(

@@ -153,6 +153,9 @@ def export_pairs(
     output: Annotated[str, typer.Argument(help="File to write: .parquet or .jsonl.")],
     version: Version = None,
     split: Annotated[Split | None, typer.Option(help="One split; both if not given.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write strings, over which TRL renders no chat template.")
+    ] = False,
 ) -> None:
     """Write flat rows (prompt, chosen, rejected, weight, margin) that TRL and `datasets` load."""
     from pairwright.data.flat import export_pairs as run
@@ -160,7 +163,7 @@ def export_pairs(
     layouts: dict[str, Literal["parquet", "jsonl"]] = {".parquet": "parquet", ".jsonl": "jsonl"}
     if (layout := layouts.get(Path(output).suffix)) is None:
         raise ConfigError(f"{output}: expected a name that ends in .parquet or .jsonl")
-    num_rows = run(pairs, output, version=version, split=split, layout=layout)
+    num_rows = run(pairs, output, version=version, split=split, layout=layout, plain=plain)
     say(escaped(f"wrote {num_rows:,} pairs to {output}"))
 
 

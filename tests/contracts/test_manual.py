@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import typer
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from exported_models import export_small_model
 from pairwright import config
@@ -19,7 +24,7 @@ from pairwright.config import ExpandConfig, IngestConfig, Section, TrainConfig, 
 from pairwright.data.annotations import parse_lines
 from pairwright.data.flat import export_pairs
 from pairwright.data.formats import native, parser_for, settled_format
-from pairwright.evaluation.exported import open_exported
+from pairwright.evaluation.exported import load_exported, open_exported
 from pairwright.evaluation.requests import parse_requests
 from pairwright.records import SCORES_SCHEMA
 from training_runs import make_pairs
@@ -299,6 +304,8 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "demo" / "run").mkdir(parents=True)
     model.rename(folder / "demo" / "run" / "model")
     assert open_exported(str(folder / "demo" / "run" / "model"))
+    (folder / "base").rename(folder / "demo" / "model")
+    _make_foreign_models(folder / "demo")
     make_pairs(folder / "demo" / "pairs", num_groups=4)
     parquet = str(folder / "demo" / "pairs.parquet")
     export_pairs(str(folder / "demo" / "pairs"), parquet, version=None, split=None, layout="parquet")
@@ -306,6 +313,17 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"id": "a", "completion_id": "0", "reward": 0.5, "num_tokens": 3}]
     pq.write_table(pa.Table.from_pylist(rows, SCORES_SCHEMA), folder / "demo" / "rewards" / "scores" / "1.parquet")
     return folder
+
+
+def _make_foreign_models(demo: Path) -> None:
+    """Write a model with its head under another name, and an adapter of ``model``."""
+    shutil.copytree(demo / "model", demo / "elsewhere")
+    file = demo / "elsewhere" / "model.safetensors"
+    save_file(load_file(file) | {"value_head.weight": torch.ones(1, 32)}, file, metadata={"format": "pt"})
+    base = AutoModelForSequenceClassification.from_pretrained(demo / "model", num_labels=1, trust_remote_code=False)
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    get_peft_model(base, adapter).save_pretrained(str(demo / "adapter"))
+    AutoTokenizer.from_pretrained(demo / "model", trust_remote_code=False).save_pretrained(demo / "adapter")
 
 
 @pytest.mark.parametrize("block", every_block("python"))
@@ -317,3 +335,18 @@ def test_a_program_of_the_manual_runs(
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     monkeypatch.chdir(demo_folder)
     exec(compile(block, "manual", "exec"), {})
+
+
+@pytest.mark.parametrize("name", ["elsewhere", "merged"])
+def test_a_model_from_elsewhere_is_a_reward_model_once_the_manuals_program_has_run(
+    name: str, demo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo_folder)
+    shutil.rmtree("demo/elsewhere")
+    shutil.rmtree("demo/adapter")
+    _make_foreign_models(demo_folder / "demo")
+    (block,) = [block for block in blocks(ROOT / "docs" / "evaluation.md", "python") if f"demo/{name}" in block]
+    exec(compile(block, "manual", "exec"), {})
+    rules = blocks(ROOT / "docs" / "evaluation.md", "json")[-1]
+    (demo_folder / "demo" / name / "pairwright.json").write_text(rules)
+    assert load_exported(open_exported(f"demo/{name}"), torch.device("cpu"))

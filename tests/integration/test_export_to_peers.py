@@ -1,15 +1,19 @@
-"""An export, loaded by `datasets` and trained on by TRL's RewardTrainer for a step."""
+"""An export, loaded by `datasets`, and tokenised and trained on by TRL's RewardTrainer as Pairwright would."""
 
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.config import ExpandConfig
+from pairwright.config import ExpandConfig, TokensConfig
+from pairwright.data.conversations import TokenSpec, tokenize_completions
 from pairwright.data.flat import export_pairs
 from pairwright.data.pairs import expand_groups
+from pairwright.data.rendering import Refusal
 from pairwright.data.store import Table
+from pairwright.data.tokenizers import load_tokenizer
 from pairwright.model.small import new_small_model
 
 datasets = pytest.importorskip("datasets")
@@ -25,7 +29,9 @@ PROMPTS: dict[str, Any] = {
     ],
 }
 TEXTS = ["because of the air", "because it is", "who knows"]
-TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+# What TRL does with strings: what the tokenizer adds by itself, prompt and completion with nothing between, eos.
+PLAIN = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}{{ eos_token }}"
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +51,36 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def export(folder: Path, prompt: Any, layout: Layout) -> Path:
+def export(folder: Path, prompt: Any, layout: Layout, *, plain: bool = False) -> tuple[Path, pa.Table]:
+    """Return the file that is exported, and the pairs table it was made from."""
     row = annotation_row("1", TEXTS, scores=[3.0, 2.0, 0.5])
     if not isinstance(prompt, str):
         row |= {"prompt": prompt}
     table = Table(str(folder / "pairs"), "pairs")
-    file = table.write_data(expand_groups(annotations_table([row]), ExpandConfig(margin="score_gap"))[0])
+    pairs = expand_groups(annotations_table([row]), ExpandConfig(margin="score_gap"))[0]
+    file = table.write_data(pairs)
     table.commit(lambda newest: manifest(files=[file]))
     path = folder / f"flat.{layout}"
-    assert export_pairs(table.url, str(path), version=None, split=None, layout=layout) == 3
-    return path
+    assert export_pairs(table.url, str(path), version=None, split=None, layout=layout, plain=plain) == 3
+    return path, pairs
 
 
-@pytest.mark.parametrize("layout", ["parquet", "jsonl"])
-@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=[*PROMPTS])
-def test_trl_trains_on_what_datasets_loads(tmp_path: Path, model: Path, prompt: Any, layout: Layout) -> None:
-    path = export(tmp_path, prompt, layout)
-    kind = "parquet" if layout == "parquet" else "json"
+def trainer_over(path: Path, model: Path, *, max_steps: int = 1) -> Any:
+    """Return TRL's trainer over an exported file, which it has tokenised."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     rows = datasets.load_dataset(
-        kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"), trust_remote_code=False
+        "parquet" if path.suffix == ".parquet" else "json",
+        data_files=str(path),
+        split="train",
+        cache_dir=str(path.parent / "cache"),
+        trust_remote_code=False,
     )
     assert rows.column_names == ["prompt", "chosen", "rejected", "weight", "margin"]
     assert rows["margin"][:] == [1.0, 2.5, 1.5]
     config = trl.RewardConfig(
-        output_dir=str(tmp_path / "run"),
-        max_steps=1,
+        output_dir=str(path.parent / "run"),
+        max_steps=max_steps,
         per_device_train_batch_size=3,
         report_to="none",
         use_cpu=True,
@@ -77,16 +88,48 @@ def test_trl_trains_on_what_datasets_loads(tmp_path: Path, model: Path, prompt: 
         bf16=False,
         disable_tqdm=True,
     )
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, trust_remote_code=False)
     classifier.config.pad_token_id = tokenizer.pad_token_id
-    trainer = trl.RewardTrainer(model=classifier, args=config, train_dataset=rows, processing_class=tokenizer)
+    return trl.RewardTrainer(model=classifier, args=config, train_dataset=rows, processing_class=tokenizer)
+
+
+def our_token_ids(pairs: pa.Table, model: Path, **settings: Any) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids of chosen and rejected of each pair, as training takes them."""
+    tokenizer = load_tokenizer(str(model))
+    spec = TokenSpec.of(tokenizer, TokensConfig(max_length=256, special_in_text="keep", **settings))
+    (prompt,), (texts,), (listed,) = (
+        pairs["prompt"].to_pylist(),
+        [[completion["text"] for completion in group] for group in pairs["completions"].to_pylist()],
+        pairs["pairs"].to_pylist(),
+    )
+    (tokenized,) = tokenize_completions([prompt], [texts], tokenizer, spec)
+    assert not isinstance(tokenized, Refusal)
+    rows = [[] if ids is None else ids.tolist() for ids in tokenized.row_ids]
+    return [(rows[pair["chosen"]], rows[pair["rejected"]]) for pair in listed]
+
+
+@pytest.mark.parametrize("layout", ["parquet", "jsonl"])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=[*PROMPTS])
+def test_trl_tokenizes_conversations_as_pairwright_does(
+    tmp_path: Path, model: Path, prompt: Any, layout: Layout
+) -> None:
+    path, pairs = export(tmp_path, prompt, layout)
+    trained = trainer_over(path, model).train_dataset
+    assert list(zip(trained["chosen_ids"], trained["rejected_ids"], strict=True)) == our_token_ids(pairs, model)
+
+
+def test_trl_tokenizes_plain_strings_as_pairwright_does_under_the_manuals_template(tmp_path: Path, model: Path) -> None:
+    path, pairs = export(tmp_path, PROMPTS["a string"], "parquet", plain=True)
+    trained = trainer_over(path, model).train_dataset
+    ours = our_token_ids(pairs, model, chat_template=PLAIN)
+    assert list(zip(trained["chosen_ids"], trained["rejected_ids"], strict=True)) == ours
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert PLAIN in page
+
+
+def test_trl_trains_on_what_datasets_loads(tmp_path: Path, model: Path) -> None:
+    trainer = trainer_over(export(tmp_path, PROMPTS["turns"], "parquet")[0], model)
     first = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     assert first["margin"].tolist() == [1.0, 2.5, 1.5]
-    decoded = tokenizer.decode(trainer.train_dataset[0]["chosen_ids"])
-    assert TEXTS[0] in decoded
-    assert "Why" in decoded
     assert trainer.train().global_step == 1

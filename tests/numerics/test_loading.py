@@ -1,6 +1,7 @@
 """Where a reward model's weights come from: the checkpoint where it has them, the seed where it has not."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from pairwright.cluster.log_lines import event_line
+from pairwright.data.model_files import heads_among, weight_names
+from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
+from pairwright.evaluation.exported import open_exported
 from pairwright.model.reward_model import RewardModel, find_head, load_reward_model
 
 Load = Callable[..., RewardModel]
@@ -122,6 +128,106 @@ def test_a_head_with_several_labels_is_refused(small_model: SmallModel, tmp_path
     ).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="3 labels, expected 1"):
         _load(tmp_path)
+
+
+def _classifier(small_model: SmallModel, directory: Path, *, num_labels: int = 1) -> Path:
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        small_model("llama"), num_labels=num_labels, trust_remote_code=False
+    )
+    plain.save_pretrained(directory)
+    return directory
+
+
+def _without_labels(directory: Path) -> Path:
+    config = json.loads((directory / "config.json").read_text())
+    for name in ("num_labels", "id2label", "label2id"):
+        config.pop(name, None)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def test_a_head_of_one_row_is_loaded_where_the_configuration_does_not_say_how_many_labels(
+    small_model: SmallModel, tmp_path: Path
+):
+    """OpenRLHF #1039: transformers assumes two."""
+    directory = _without_labels(_classifier(small_model, tmp_path / "model"))
+    stored = load_file(directory / "model.safetensors")["score.weight"]
+    assert torch.equal(_load(directory, seed=9).state_dict()["model.score.weight"], stored)
+
+
+def test_a_head_of_two_rows_is_refused_where_the_configuration_does_not_say_how_many_labels(
+    small_model: SmallModel, tmp_path: Path
+):
+    """LLaMA-Factory #7403: transformers writes nothing of the labels where there are two."""
+    directory = _classifier(small_model, tmp_path, num_labels=2)
+    assert "id2label" not in json.loads((directory / "config.json").read_text())
+    with pytest.raises(ModelError, match=r"its head has 2 labels, expected 1 .*score\.weight is \(2, "):
+        _load(directory)
+
+
+# Programs that save them: OpenRLHF, TRL and LLaMA-Factory, DeepSpeed-Chat, UltraRM, Beaver.
+OTHER_NAMES = [
+    "value_head.weight",
+    "v_head.summary.weight",
+    "v_head.weight",
+    "regression_head.weight",
+    "score_head.weight",
+]
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_a_head_under_another_name_is_named_and_not_called_lost(small_model: SmallModel, tmp_path: Path, name: str):
+    model = _edit_weights(
+        _classifier(small_model, tmp_path / "a"), tmp_path / "b", lambda w: {name: w.pop("score.weight"), **w}
+    )
+    with pytest.raises(ModelError, match=rf"the weights hold {re.escape(name)}, a head under another name; rename it"):
+        _load(model)
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_a_language_model_with_a_head_under_another_name_is_said_to_leave_it_out(
+    small_model: SmallModel, tmp_path: Path, name: str
+):
+    row = torch.zeros(1, 32)
+    model = _edit_weights(small_model("llama"), tmp_path / "a", lambda weights: weights | {name: row})
+    loaded = _load(model)
+    assert loaded.left_out == (name,)
+    record = {"kind": "new_head", "left_out": [*loaded.left_out]}
+    assert f"under another name ({name}), which is left out" in str(event_line(record))
+    with pytest.raises(ModelError, match=rf"no reward head .*the weights hold {re.escape(name)}"):
+        open_exported(str(model))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nothing_of_a_language_model_is_taken_for_a_head(load: Load, small_model: SmallModel, architecture):
+    assert load(architecture).left_out == ()
+    assert heads_among(weight_names(small_model(architecture))) == []
+
+
+def test_a_head_of_several_layers_is_refused_by_its_names(small_model: SmallModel, tmp_path: Path):
+    model = _edit_weights(
+        _classifier(small_model, tmp_path / "a"),
+        tmp_path / "b",
+        lambda w: {"score.0.weight": torch.zeros(32, 32), "score.2.weight": w.pop("score.weight"), **w},
+    )
+    with pytest.raises(ModelError, match=r"score\.0\.weight, score\.2\.weight, a head of another shape"):
+        _load(model)
+
+
+@pytest.mark.parametrize("use", [_load, lambda path: load_tokenizer(str(path)), lambda path: open_exported(str(path))])
+@pytest.mark.parametrize("is_whole", [False, True], ids=["alone", "beside a model"])
+def test_an_adapter_is_refused_by_name_with_its_base(
+    small_model: SmallModel, tmp_path: Path, use: Callable[[Path], Any], is_whole: bool
+):
+    base = AutoModelForSequenceClassification.from_pretrained(
+        small_model("llama"), num_labels=1, trust_remote_code=False
+    )
+    adapter = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS"))
+    adapter.save_pretrained(str(tmp_path / "adapter"))
+    if is_whole:
+        _classifier(small_model, tmp_path / "adapter")
+    with pytest.raises(ModelError, match=rf"an adapter .* of {small_model('llama')}, .*merge it into its base first"):
+        use(tmp_path / "adapter")
 
 
 def test_a_checkpoint_without_part_of_its_backbone_is_refused(small_model: SmallModel, tmp_path: Path):

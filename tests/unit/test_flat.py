@@ -13,7 +13,7 @@ from pairwright.config import ExpandConfig
 from pairwright.data.flat import export_pairs
 from pairwright.data.pairs import expand_groups
 from pairwright.data.store import Table
-from pairwright.errors import StoreError
+from pairwright.errors import DataError, StoreError
 
 Layout = Literal["parquet", "jsonl"]
 LAYOUTS: list[Layout] = ["parquet", "jsonl"]
@@ -32,10 +32,12 @@ def pairs_table(folder: Path, rows: list[dict[str, Any]] = ROWS, **config: Any) 
     return table.url
 
 
-def exported(url: str, output: Path, layout: Layout, split: str | None = None) -> list[dict[str, Any]]:
+def exported(
+    url: str, output: Path, layout: Layout, split: str | None = None, *, plain: bool = False
+) -> list[dict[str, Any]]:
     path = output / f"flat.{layout}"
     path.unlink(missing_ok=True)
-    num_rows = export_pairs(url, str(path), version=None, split=split, layout=layout)
+    num_rows = export_pairs(url, str(path), version=None, split=split, layout=layout, plain=plain)
     rows = pq.read_table(path).to_pylist() if layout == "parquet" else list(map(json.loads, path.open()))
     assert len(rows) == num_rows
     return rows
@@ -51,10 +53,22 @@ def expected_pairs(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     )
 
 
+def texts_of(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    return sorted(tuple(row[name][0]["content"] for name in ("prompt", "chosen", "rejected")) for row in rows)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_pair_is_one_row_of_its_texts_weight_and_margin(tmp_path: Path, layout: Layout) -> None:
-    rows = exported(pairs_table(tmp_path), tmp_path, layout)
-    assert sorted((row["prompt"], row["chosen"], row["rejected"]) for row in rows) == expected_pairs(ROWS)
+@pytest.mark.parametrize("plain", [False, True], ids=["conversational", "plain"])
+def test_every_pair_is_one_row_of_its_texts_weight_and_margin(tmp_path: Path, layout: Layout, plain: bool) -> None:
+    rows = exported(pairs_table(tmp_path), tmp_path, layout, plain=plain)
+    if plain:
+        texts = sorted((row["prompt"], row["chosen"], row["rejected"]) for row in rows)
+    else:
+        texts = texts_of(rows)
+        assert {row["prompt"][0]["role"] for row in rows} == {"user"}
+        assert {len(row[name]) for row in rows for name in ("prompt", "chosen", "rejected")} == {1}
+        assert {row[side][0]["role"] for row in rows for side in ("chosen", "rejected")} == {"assistant"}
+    assert texts == expected_pairs(ROWS)
     assert all(row["weight"] == pytest.approx(1 / 6) for row in rows)
     assert {row["margin"] for row in rows} == {0.0}
     assert [*rows[0]] == ["prompt", "chosen", "rejected", "weight", "margin"]
@@ -64,14 +78,14 @@ def test_no_row_has_a_null_margin_even_where_only_some_pairs_have_one(tmp_path: 
     """Trap 10: TRL looks for margins in the first row only, and fails on a null."""
     scored = [annotation_row("s", ["good", "bad"], scores=[3.0, 1.0], prompt="Scored?"), *ROWS]
     rows = exported(pairs_table(tmp_path, scored, margin="score_gap"), tmp_path, "parquet")
-    assert {row["chosen"]: row["margin"] for row in rows if row["margin"]} == {"good": 2.0}
+    assert {row["chosen"][0]["content"]: row["margin"] for row in rows if row["margin"]} == {"good": 2.0}
     assert not any(row["margin"] is None for row in rows)
 
 
 def test_a_split_is_exported_alone_and_the_two_make_the_whole(tmp_path: Path) -> None:
     url = pairs_table(tmp_path, validation_fraction=0.5)
     both = {split: exported(url, tmp_path, "parquet", split) for split in ("train", "validation")}
-    prompts = {split: {row["prompt"] for row in rows} for split, rows in both.items()}
+    prompts = {split: {row["prompt"][0]["content"] for row in rows} for split, rows in both.items()}
     assert prompts["train"]
     assert prompts["validation"]
     assert not prompts["train"] & prompts["validation"]
@@ -79,7 +93,7 @@ def test_a_split_is_exported_alone_and_the_two_make_the_whole(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_one_prompt_of_several_turns_makes_all_rows_conversational(tmp_path: Path, layout: Layout) -> None:
+def test_a_prompt_of_several_turns_keeps_them(tmp_path: Path, layout: Layout) -> None:
     rows = exported(
         pairs_table(tmp_path, [annotation_row("t", ["a", "b"], [1, 2]) | {"prompt": TURNS}, *ROWS]), tmp_path, layout
     )
@@ -87,10 +101,19 @@ def test_one_prompt_of_several_turns_makes_all_rows_conversational(tmp_path: Pat
     assert turns["prompt"] == TURNS
     assert turns["chosen"] == [{"role": "assistant", "content": "a"}]
     assert turns["rejected"] == [{"role": "assistant", "content": "b"}]
-    others = [row for row in rows if row is not turns]
-    assert sorted(
-        (r["prompt"][0]["content"], r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in others
-    ) == (expected_pairs(ROWS))
+    assert texts_of([row for row in rows if row is not turns]) == expected_pairs(ROWS)
+
+
+@pytest.mark.parametrize("prompt", [TURNS, [{"role": "system", "content": "Be brief."}]], ids=["two turns", "system"])
+def test_plain_rows_are_refused_where_they_would_lose_who_said_what(
+    tmp_path: Path, prompt: list[dict[str, str]]
+) -> None:
+    odd = annotation_row("t", ["a", "b"], [1, 2]) | {"prompt": prompt}
+    url = pairs_table(tmp_path, [*ROWS, odd])
+    roles = ", ".join(turn["role"] for turn in prompt)
+    with pytest.raises(DataError, match=rf"group {odd['group_id']}: .* turns {roles}, .*leave out --plain"):
+        exported(url, tmp_path, "parquet", plain=True)
+    assert not (tmp_path / "flat.parquet").exists()
 
 
 def test_an_older_version_is_exported_as_it_was(tmp_path: Path) -> None:
@@ -132,7 +155,7 @@ def test_a_relative_output_lands_in_the_working_directory(tmp_path: Path, monkey
 
 
 def test_arrow_types_are_those_of_the_table(tmp_path: Path) -> None:
-    exported(pairs_table(tmp_path), tmp_path, "parquet")
+    exported(pairs_table(tmp_path), tmp_path, "parquet", plain=True)
     schema = pq.read_schema(tmp_path / "flat.parquet")
     assert [schema.field(name).type for name in ("prompt", "weight", "margin")] == [
         pa.string(),

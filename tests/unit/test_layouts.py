@@ -26,7 +26,7 @@ from pairwright.data import blocks
 from pairwright.data.layouts.arrays import lines_of_array
 from pairwright.data.layouts.rows import encode_rows
 from pairwright.data.lines import Chunk, LineRange, count_lines, number_ranges, pick_lines, plan_ranges, read_chunks
-from pairwright.data.listing import find_sources, list_sources
+from pairwright.data.listing import REGISTRY, find_sources, list_sources
 from pairwright.data.sources import SourceRef
 from pairwright.errors import SourceError
 
@@ -362,4 +362,24 @@ def test_a_directory_that_holds_another_systems_table_is_told_its_name(tmp_path:
     write(tmp_path / "d" / mark, b"{}")
     write(tmp_path / "d/part-0.parquet", b"")
     with pytest.raises(SourceError, match=message):
+        find_sources([str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["{}", "{}/*.json"], ids=["directory", "pattern"])
+def test_a_dataset_info_of_another_tool_is_passed_over_and_the_data_beside_it_are_sources(
+    tmp_path: Path, name: str
+) -> None:
+    """LLaMA-Factory calls its registry so."""
+    registry = {"dpo_demo": {"file_name": "dpo_demo.json", "ranking": True, "formatting": "sharegpt"}}
+    write(tmp_path / "dataset_info.json", msgspec.json.encode(registry))
+    write(tmp_path / "dpo_demo.json", b"[]")
+    listing = find_sources([name.format(tmp_path)])
+    assert [Path(source.uri).name for source in listing.sources] == ["dpo_demo.json"]
+    assert listing.ignored == {str(tmp_path / "dataset_info.json"): REGISTRY}
+
+
+def test_a_dataset_that_datasets_saved_is_told_its_name(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"prompt": ["Why?"]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(SourceError, match=r"saved: is a saved Hugging Face dataset; name it as hf\+file://"):
         find_sources([str(tmp_path)])

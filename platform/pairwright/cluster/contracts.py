@@ -9,6 +9,7 @@ from pairwright.data.schemas import json_contract, table_contracts, write_docume
 from pairwright.evaluation.exported import InputRules
 from pairwright.evaluation.report import Report
 from pairwright.evaluation.score_files import ScoresManifest
+from pairwright.model.export import SelfCheck
 from pairwright.training.checkpoint import CheckpointManifest, ShardFile
 
 
@@ -23,6 +24,7 @@ def all_contracts() -> dict[str, dict[str, Any]]:
         "checkpoint_file": json_contract(
             ShardFile, "checkpoint_file", "An entry of files-<rank, 5 digits>.json in a checkpoint."
         ),
+        "self_check": json_contract(SelfCheck, "self_check", "self_check.json in a model directory."),
         "model_input": json_contract(InputRules, "model_input", "pairwright.json in a model directory."),
         "report": json_contract(Report, "report", "What `pairwright evaluate` writes."),
         "table_report": json_contract(Figures, "table_report", "What `pairwright report --json` prints."),

@@ -9,6 +9,9 @@ def event_line(record: dict[str, Any]) -> str | None:
     match record["kind"]:
         case "resumed":
             return f"resumed from the checkpoint of step {record['step']} of {record['num_steps']}"
+        case "new_head":
+            names = ", ".join(record["left_out"])
+            return f"a new head is drawn, although the weights hold one under another name ({names}), which is left out"
         case "layout":
             return f"layout {record['layout']}: {record['reason']}"
         case "restart":

@@ -145,6 +145,8 @@ def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
         if host.rank == 0:
             choice = prepared.layout_choice
             host.progress({"kind": "workers", "step": 0, "world_size": host.world_size})
+            if left_out := prepared.model.left_out:
+                host.progress({"kind": "new_head", "step": 0, "left_out": [*left_out]})
             host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
         trained = train(prepared.run, prepared.model, host)
         if isinstance(trained, Stopped):

@@ -28,13 +28,19 @@ CONVERSATIONAL = pa.schema(
 
 
 def export_pairs(
-    pairs: str, output: str, *, version: int | None, split: str | None, layout: Literal["parquet", "jsonl"]
+    pairs: str,
+    output: str,
+    *,
+    version: int | None,
+    split: str | None,
+    layout: Literal["parquet", "jsonl"],
+    plain: bool = False,
 ) -> int:
     """Write a pairs version as one file of flat rows, and return how many.
 
-    The columns are those of TRL's preference type with an explicit prompt: strings where every prompt is one user
-    turn, else lists of {role, content} for all rows alike. A pair without a margin has margin 0, which is the same
-    loss: TRL would fail on a null.
+    The columns are those of TRL's preference type with an explicit prompt, as lists of {role, content}: over strings
+    TRL renders no chat template. A pair without a margin has margin 0, which is the same loss: TRL would fail on a
+    null.
 
     Args:
         pairs: URL of a pairs table.
@@ -42,14 +48,17 @@ def export_pairs(
         version: version of the table, the newest by default.
         split: train or validation; both by default.
         layout: how rows are written.
+        plain: whether to write the texts as strings, without their roles.
 
     Raises:
         StoreError: if there is no such pairs table or version, or ``output`` holds anything else or cannot be written.
+        DataError: if ``plain`` is asked for and a prompt is more than one user turn; names its group.
     """
     table = Table.open(pairs, "pairs")
     manifest = table.manifest(version)
-    conversational = any(_has_turns(rows) for rows in _groups(table, manifest, split, ["prompt", "split"]))
-    schema = CONVERSATIONAL if conversational else STANDARD
+    for rows in _groups(table, manifest, split, ["group_id", "prompt", "split"]) if plain else ():
+        _refuse_turns(table.url, rows)
+    schema = STANDARD if plain else CONVERSATIONAL
     columns = ["group_id", "prompt", "completions", "pairs", "split", "context"]
     flat = (_flat_rows(rows, schema) for rows in _groups(table, manifest, split, columns))
     write = _write_parquet if layout == "parquet" else _write_json_lines
@@ -68,11 +77,18 @@ def _groups(table: Table, manifest: Manifest, split: str | None, columns: list[s
             yield chosen.slice(start, GROUPS_PER_WRITE).combine_chunks()
 
 
-def _has_turns(rows: pa.Table) -> bool:
-    """Return whether any prompt is more than one user turn."""
+def _refuse_turns(url: str, rows: pa.Table) -> None:
+    """Refuse a prompt that one string cannot hold without losing who said what."""
     prompts = rows["prompt"].chunk(0)
     roles = prompts.flatten().field("role").to_pylist()
-    return len(roles) != len(prompts) or any(role != "user" for role in roles)
+    if len(roles) == len(prompts) and all(role == "user" for role in roles):
+        return
+    for group_id, prompt in zip(rows["group_id"].to_pylist(), prompts.to_pylist(), strict=True):
+        if (found := [turn["role"] for turn in prompt]) != ["user"]:
+            raise DataError(
+                f"{url}: group {group_id}: its prompt has the turns {', '.join(found)}, expected one user turn, as "
+                "--plain writes no roles; leave out --plain"
+            )
 
 
 def _refuse_extras(url: str, rows: pa.Table) -> None:

@@ -40,6 +40,13 @@ _MARKS = {
     "it as iceberg://CATALOG/NAMESPACE.TABLE",
     re.compile(r"^(.*?/?)dataset_info\.json$"): "a saved Hugging Face dataset; name it as hf+{url}",
 }
+# LLaMA-Factory calls its list of data sets by the same name; keys of this one are fields of `datasets.DatasetInfo`.
+_DATASET_INFO = "dataset_info.json"
+_DATASET_INFO_KEYS = frozenset(
+    {"builder_name", "citation", "config_name", "dataset_name", "description", "features", "homepage", "license"}
+    | {"splits", "version"}
+)
+REGISTRY = "another tool's list of data sets (LLaMA-Factory's), no data"
 TABLE_FOLDERS = frozenset({"data", "landing", "refused", "versions"})
 _OWN_VERSION = re.compile(r"^(.*?/?)versions/(\d{8,})\.json$", re.DOTALL)
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
@@ -198,10 +205,14 @@ def _checked(name: str, what: str, found: Found, read: Callable[[str], bytes]) -
         read: returns the content of a file.
     """
     places = [file.name for file in found.files]
+    registries = {place for place in places if place.rpartition("/")[2] == _DATASET_INFO and _is_registry(read, place)}
     if what == "directory":
-        _refuse_foreign_tables(places)
+        _refuse_foreign_tables([place for place in places if place not in registries])
     own = _own_tables(places, read)
-    is_source = {place: layout_of(place) is not None and not _is_part_of(place, own) for place in places}
+    is_source = {
+        place: layout_of(place) is not None and not _is_part_of(place, own) and place not in registries
+        for place in places
+    }
     sources = [SourceRef(file.name, file.size, file.etag) for file in found.files if is_source[file.name]]
     if not sources and not found.failed:
         num_files = len(places) + len(found.ignored)
@@ -209,6 +220,7 @@ def _checked(name: str, what: str, found: Found, read: Callable[[str], bytes]) -
         held = held if what == "directory" else held.replace("holds", "matches")
         raise SourceError(f"{name}: {what} {held}; {EXPECTED}")
     others = {place: "part of a table" if _is_part_of(place, own) else NO_SOURCE for place in places}
+    others |= dict.fromkeys(registries, REGISTRY)
     ignored = {place: reason for place, reason in others.items() if not is_source[place]}
     return Listing(sources, ignored | found.ignored, found.failed)
 
@@ -228,6 +240,15 @@ def _is_manifest(read: Callable[[str], bytes], place: str, version: int) -> bool
         return msgspec.json.decode(read(place), type=Manifest).version == version
     except (*UNREADABLE_JSON, OSError, BaseError):
         return False
+
+
+def _is_registry(read: Callable[[str], bytes], place: str) -> bool:
+    """Return whether a ``dataset_info.json`` is an object, and nothing that `datasets` writes of a saved dataset."""
+    try:
+        found = msgspec.json.decode(read(place), type=dict[str, msgspec.Raw])
+    except (*UNREADABLE_JSON, OSError, BaseError):
+        return False
+    return bool(found) and not found.keys() & _DATASET_INFO_KEYS
 
 
 def _refuse_foreign_tables(places: Sequence[str]) -> None:

@@ -3,28 +3,46 @@
 import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pairwright.errors import ModelError, PairwrightError
+from safetensors import safe_open
+
+from pairwright.errors import ModelError, PairwrightError, one_line
 
 MAX_COUNT = 4096
 """Layers, labels or experts that a configuration may name: transformers makes an object of each before it reads a
 weight, 40 s for a million. Published models have at most a few hundred."""
 MODEL_EXPECTED = "expected a directory with config.json and model.safetensors, or the name of a model on the hub"
 _COUNTED = re.compile("layer|label|expert")
+_ADAPTER_FILE = "adapter_config.json"
+_MAX_NAME = 200
+# Above the backbone: OpenRLHF's value_head, v_head of TRL and DeepSpeed-Chat, UltraRM's regression_head, ArmoRM's
+# regression_layer, Beaver's score_head, and heads of several layers, such as score.0 and score.2 of Qwen2.5-Math-RM.
+_HEAD = re.compile(
+    r"(?:(?:v|value|rm|reward|regression|score|scalar|critic)_?(?:head|layer)|score|reward|classifier|classification_head)"
+    r"(?:\.\w+)*\.weight"
+)
 
 
 def check_model_files(directory: Path) -> None:
-    """Refuse a configuration of absurd size, and a list of weights that leads out of the directory.
+    """Refuse an adapter, a configuration of absurd size, and a list of weights that leads out of the directory.
 
-    Nothing is said of a directory that has neither file, or of whether the weights are there and whole.
+    Nothing is said of a directory that has none of their files, or of whether the weights are there and whole.
 
     Raises:
         ModelError: naming the file.
     """
+    if (adapter := directory / _ADAPTER_FILE).exists():
+        # Where such a file lies, transformers reads the weights of the base that it names, whatever lies beside it.
+        base = _json_object(adapter).get("base_model_name_or_path")
+        raise ModelError(
+            f"{directory}: an adapter ({_ADAPTER_FILE}) of {one_line(str(base or 'an unnamed base'))[:_MAX_NAME]}, "
+            "expected a whole model; merge it into its base first (docs/evaluation.md), or remove that file if that "
+            "is done"
+        )
     for file in sorted(directory.glob("*.index.json")):
         index = _json_object(file)
         names = index.get("weight_map", {})
@@ -37,6 +55,37 @@ def check_model_files(directory: Path) -> None:
     for name, value in _settings(_json_object(file)):
         if _COUNTED.search(name) and isinstance(value, int | float) and value > MAX_COUNT:
             raise ModelError(f"{file}: {name} is {value:.6g}, expected at most {MAX_COUNT:,}; the file is damaged")
+
+
+def heads_among(weights: Iterable[str]) -> list[str]:
+    """Return the names of weights that reward heads have in other programs than transformers, sorted.
+
+    Args:
+        weights: names of those that the model has no place for, or of all.
+    """
+    return sorted(name for name in weights if _HEAD.fullmatch(name.removeprefix("model.")))
+
+
+def other_head(names: Sequence[str]) -> str:
+    """Return what is said of weights that ``heads_among`` found; nothing where it found none."""
+    if not names:
+        return ""
+    if len(names) > 1:
+        shown = ", ".join(names[:3])
+        return f"the weights hold {shown}, a head of another shape; Pairwright reads one linear layer of one row"
+    return (
+        f"the weights hold {names[0]}, a head under another name; rename it as docs/evaluation.md shows, and see that "
+        "config.json says the architecture ForSequenceClassification and num_labels 1"
+    )
+
+
+def weight_names(directory: Path) -> list[str]:
+    """Return the names of a model directory's weights, from the headers of its safetensors files; none of others."""
+    names: list[str] = []
+    for file in sorted(directory.glob("*.safetensors")):
+        with model_errors(f"{file}: cannot be read"), safe_open(file, "np") as weights:
+            names += weights.keys()
+    return names
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from pairwright.config import TokensConfig
 from pairwright.data.cache import cache_folder, download, hold, is_intact, mark_intact
 from pairwright.data.locations import local_root, open_store, store_errors
+from pairwright.data.model_files import check_model_files, heads_among, other_head, weight_names
 from pairwright.data.model_listing import RULES_FILE, ModelFile, damage
 from pairwright.data.tokenizers import load_tokenizer
 from pairwright.errors import ModelError
@@ -137,12 +138,14 @@ def open_exported(path: str) -> ExportedModel:
             f"{path}: no such model directory; pass the `model` directory of a training run, or fetch a model first "
             f"with `hf download NAME --local-dir DIR`"
         )
+    check_model_files(directory)
     config = _decode(directory / "config.json", _HubConfig, "a Hugging Face model directory")
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures):
         found = ", ".join(config.architectures) or "none"
+        other = other_head(heads_among(weight_names(directory)))
         raise ModelError(
             f"{path}: the model has no reward head (architectures: {found}; expected one ending in "
-            f"ForSequenceClassification); train one from it with `pairwright train`"
+            f"ForSequenceClassification); {other or 'train one from it with `pairwright train`'}"
         )
     exported = ExportedModel(
         path=path,

@@ -29,7 +29,9 @@ def read_config(path: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         _check_kernels(path, config)
         has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-        num_labels = config.num_labels
+        # transformers takes a head of two labels, and writes one, without a word of them: there the weights decide.
+        is_said = bool({"num_labels", "id2label"} & PreTrainedConfig.get_config_dict(path)[0].keys())
+        num_labels = config.num_labels if is_said else 1
         config.num_labels = 1
     if has_head and num_labels != 1:
         raise ModelError(

@@ -7,17 +7,21 @@ written. What decides the input (chat template, longest length) travels in the s
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
+from tokenizers import processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from pairwright.config import TokensConfig
 from pairwright.data.model_listing import RULES_FILE, list_files
+from pairwright.data.rendering import Refusal
+from pairwright.data.templates import render_one
 from pairwright.errors import ModelError
 from pairwright.model.lora import merge_adapters
 from pairwright.model.reward_model import RewardModel
@@ -36,6 +40,26 @@ KNOWN_PAD_TOKENS = (
     "<|vision_pad|>",
 )
 NEW_PAD_TOKENS = ("<|pad|>", "<|reward_pad|>")
+
+SELF_CHECK_FILE = "self_check.json"
+SELF_CHECK_MESSAGES = (
+    {"role": "user", "content": "Name a prime."},
+    {"role": "assistant", "content": "7 is one."},
+)
+SELF_CHECK_DIGITS = 5
+"""Behind the point: what lies below differs from one processor to another."""
+
+
+class SelfCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One text with its reward, for any client of an exported model to compare its own with."""
+
+    messages: Annotated[list[dict[str, str]], msgspec.Meta(description="prompt and completion, each {role, content}")]
+    text: Annotated[str, msgspec.Meta(description="what the chat template makes of them, special tokens included")]
+    token_ids: Annotated[list[int], msgspec.Meta(description="of the text, nothing added")]
+    reward: Annotated[
+        float | None, msgspec.Meta(description="computed on a CPU in float32; null where it is not a finite number")
+    ]
+    format_version: Literal[1]
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -104,10 +128,9 @@ def save_reward_model(
     except RuntimeError as error:
         raise ModelError(f"{directory}: these are not all the weights of {type(plain).__name__}: {error}") from None
     plain.save_pretrained(directory)
-    exported = copy.deepcopy(tokenizer)
-    exported.chat_template = chat_template
-    exported.padding_side = "right"
-    exported.save_pretrained(directory)
+    save_tokenizer(tokenizer, Path(directory), chat_template=chat_template)
+    del plain, weights
+    _write_self_check(Path(directory), tokenizer, chat_template, tokens.max_length)
     rules = {
         "format_version": RULES_FORMAT_VERSION,
         "max_length": tokens.max_length,
@@ -115,6 +138,67 @@ def save_reward_model(
         "special_in_text": tokens.special_in_text,
     }
     _write_rules(Path(directory), rules)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_template: str) -> None:
+    """Write a tokenizer that adds no special tokens by itself: the chat template writes all that a text has.
+
+    Else every client that tokenises rendered text as it comes (transformers' pipelines, vLLM, TEI) would add them a
+    second time. Classes such as ``BertTokenizer`` set their own post-processor whatever tokenizer.json says, so the
+    directory names the class that takes the file as it is.
+    """
+    exported = copy.deepcopy(tokenizer)
+    exported.chat_template = chat_template
+    exported.padding_side = "right"
+    adds_tokens = exported("a")["input_ids"] != exported("a", add_special_tokens=False)["input_ids"]
+    if adds_tokens:
+        exported.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1")
+    exported.save_pretrained(directory)
+    if adds_tokens:
+        file = directory / "tokenizer_config.json"
+        settings = msgspec.json.decode(file.read_bytes()) | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": exported.model_input_names,
+        }
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
+
+
+def _write_self_check(directory: Path, tokenizer: PreTrainedTokenizerFast, chat_template: str, max_length: int) -> None:
+    """Write ``self_check.json``: what any other client of the model can compare itself with."""
+    text = render_one(tokenizer, chat_template, SELF_CHECK_MESSAGES)
+    if isinstance(text, Refusal):
+        raise ModelError(f"{directory}: the self-check's conversation: {text.reason}")
+    token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert isinstance(token_ids, list)
+    if len(token_ids) > max_length:
+        logger.info("%s: no %s, whose %d tokens are over the limit", directory, SELF_CHECK_FILE, len(token_ids))
+        return
+    reward = _float32_reward(directory, token_ids)
+    check = SelfCheck(
+        format_version=1,
+        messages=[*SELF_CHECK_MESSAGES],
+        text=text,
+        token_ids=token_ids,
+        reward=round(reward, SELF_CHECK_DIGITS) if math.isfinite(reward) else None,
+    )
+    (directory / SELF_CHECK_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(check), indent=2) + b"\n")
+
+
+@torch.no_grad()
+def _float32_reward(directory: Path, token_ids: list[int]) -> float:
+    """Return the reward of a text by plain transformers, in float32 whatever the weights are saved in.
+
+    On one thread: sums over several differ in their last digits.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=False
+    ).eval()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return model(input_ids=torch.tensor([token_ids])).logits[0, 0].item()
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _write_rules(directory: Path, rules: Mapping[str, Any]) -> None:

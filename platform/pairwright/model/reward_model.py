@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from pairwright.data.model_files import model_errors
+from pairwright.data.model_files import model_errors, other_head
 from pairwright.errors import ModelError
 from pairwright.model import attention
 from pairwright.model.batches import MicroBatch, Segments
+from pairwright.model.checkpoint_weights import FoundWeights, read_weights
 from pairwright.model.configuration import read_config
 from pairwright.model.encoders import encoder_positions, position_padding_idx, reward_at_first_token
 from pairwright.model.last_layer import LastLayer
@@ -59,13 +59,17 @@ class RewardModel(nn.Module):
     Args:
         model: with one label; its last linear layer is replaced by a ``RewardHead`` over the same parameters.
         export_config: what the exported model's ``config.json`` is made from.
+        left_out: weights of a head under another name, in whose place a new one was drawn.
 
     Raises:
         ModelError: if the model does not have exactly one linear layer with one output above its backbone.
     """
 
-    def __init__(self, model: PreTrainedModel, export_config: PreTrainedConfig) -> None:
+    def __init__(
+        self, model: PreTrainedModel, export_config: PreTrainedConfig, *, left_out: Sequence[str] = ()
+    ) -> None:
         super().__init__()
+        self.left_out = tuple(left_out)
         name, linear = find_head(model)
         model.set_submodule(name, RewardHead(linear))
         self.model = model
@@ -236,12 +240,12 @@ def load_reward_model(
             _drop_nothing(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model, missing = _read_weights(path, config, dtype)
-            _initialise_head(path, model, missing, seed)
+            model, weights = read_weights(path, config, dtype)
+            is_new = _initialise_head(path, model, weights, seed)
             if vocab_size is not None and vocab_size > _embedding(model).num_embeddings:
                 model.resize_token_embeddings(vocab_size, mean_resizing=False)
                 export_config.get_text_config().vocab_size = vocab_size
-        reward_model = RewardModel(model, export_config)
+        reward_model = RewardModel(model, export_config, left_out=weights.other_heads if is_new else ())
         if pad_token_id is not None:
             _set_pad_token(path, reward_model, pad_token_id)
         if gradient_checkpointing:
@@ -263,31 +267,17 @@ def _dropout_rates(config: PreTrainedConfig) -> list[tuple[str, float]]:
     ]
 
 
-def _read_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, Sequence[str]]:
-    """Return the model and the names of its weights that the checkpoint does not have."""
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        path, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False
-    )
-    missing = sorted(report["missing_keys"])
-    # Poolers of encoders belong to the head: masked-LM checkpoints never have them.
-    lost = [name for name in missing if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
-    if lost:
-        raise ModelError(
-            f"{path}: {len(lost)} weights of the backbone are missing, the first being {lost[0]}; the checkpoint is "
-            "damaged, or was made by another architecture than its config.json says"
-        )
-    return model, missing
-
-
-def _initialise_head(path: str, model: PreTrainedModel, missing: Sequence[str], seed: int) -> None:
+def _initialise_head(path: str, model: PreTrainedModel, weights: FoundWeights, seed: int) -> bool:
+    """Draw the head if the checkpoint has none, and return whether that was so."""
     name, head = find_head(model)
-    if f"{name}.weight" not in missing:
-        return
+    if f"{name}.weight" not in weights.missing:
+        return False
     architectures = model.config.architectures or []
     if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
+        why = "it was lost when the model was saved; save it again with its head"
         raise ModelError(
             f"{path}: config.json promises a head ({', '.join(architectures)}), but the weights have no {name}.weight: "
-            "it was lost when the model was saved; save it again with its head"
+            f"{other_head(weights.other_heads) or why}"
         )
     generator = torch.Generator().manual_seed(seed)
     weight = torch.normal(0.0, (head.in_features + 1) ** -0.5, (1, head.in_features), generator=generator)
@@ -296,6 +286,7 @@ def _initialise_head(path: str, model: PreTrainedModel, missing: Sequence[str], 
         if head.bias is not None:
             head.bias.zero_()
     logger.info("%s: new reward head %s, drawn from seed %d", path, name, seed)
+    return True
 
 
 def _set_pad_token(path: str, model: RewardModel, pad_token_id: int) -> None:

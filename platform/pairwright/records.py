@@ -66,9 +66,18 @@ class Rejection(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.source}:{self.line}: {self.reason}{where}"
 
 
-def _field(name: str, type_: pa.DataType, meaning: str, *, nullable: bool = False, unit: str | None = None) -> pa.Field:
-    metadata = {"meaning": meaning} | ({"unit": unit} if unit else {})
-    return pa.field(name, type_, nullable=nullable, metadata=metadata)
+def _field(
+    name: str,
+    type_: pa.DataType,
+    meaning: str,
+    *,
+    nullable: bool = False,
+    unit: str | None = None,
+    since: int | None = None,
+) -> pa.Field:
+    """Return a column; ``since`` is the version of its contract that added it: it is nullable, and stands last."""
+    metadata = {"meaning": meaning} | ({"unit": unit} if unit else {}) | ({"since": str(since)} if since else {})
+    return pa.field(name, type_, nullable=nullable or since is not None, metadata=metadata)
 
 
 MESSAGE = pa.struct([pa.field("role", pa.string(), nullable=False), pa.field("content", pa.string(), nullable=False)])
@@ -93,6 +102,9 @@ _PROMPT_ID = _field("prompt_id", pa.string(), "hash of the normalised prompt, 32
 _PROMPT = _field("prompt", pa.list_(MESSAGE), "the turns before the completion; a plain string is one user turn")
 _COMPLETIONS = _field("completions", pa.list_(COMPLETION), "what was ranked; `id` is the index where none was given")
 _SUBSET = _field("subset", pa.string(), "part of the data that is reported on its own", nullable=True)
+_MORE_SUBSETS = _field(
+    "more_subsets", pa.list_(pa.string()), "the other subsets that annotations of the group name, sorted", since=2
+)
 _METADATA = _field("metadata", pa.map_(pa.string(), pa.string()), "whatever else the source said", nullable=True)
 _SPLIT = _field("split", pa.string(), "train or validation, by hash of the normalised prompt")
 
@@ -131,6 +143,7 @@ PAIRS_SCHEMA = pa.schema(
         _SPLIT,
         _SUBSET,
         _METADATA,
+        _MORE_SUBSETS,
     ]
 )
 
@@ -151,6 +164,7 @@ TOKENS_SCHEMA = pa.schema(
         _field("completion_index", pa.list_(pa.int16()), "index of each kept completion in the pairs table's group"),
         _field("num_characters", pa.list_(pa.int32()), "length of each kept completion's text", unit="characters"),
         _field("pairs", pa.list_(PAIR), "chosen and rejected as indices into completion_ids"),
+        _MORE_SUBSETS,
     ]
 )
 

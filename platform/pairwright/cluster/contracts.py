@@ -31,5 +31,5 @@ def all_contracts() -> dict[str, dict[str, Any]]:
 
 
 def write_schemas(directory: Path) -> list[Path]:
-    """Write every contract as ``<name>.v1.json``, and return the paths in order of name."""
+    """Write every contract as ``<name>.v<version>.json``, and return the paths in order of name."""
     return write_documents(directory, all_contracts())

@@ -1,7 +1,8 @@
 """The records of this package -> the data contracts under ``schemas/``, for readers in any language.
 
 JSON Schema where the data are JSON, a list of fields where they are Arrow. A test holds the files equal to what stands
-here; a released file is never edited: a change of contract is a v2 beside the v1.
+here; a released file is never edited: a change of contract is a v2 beside the v1. A v2 of a table adds columns that
+may be null, and the files of a v1 are files of a v2 (data/arrow_files.py).
 """
 
 import inspect
@@ -32,20 +33,24 @@ _TABLE = "Rows of data/*.arrow (Arrow IPC file format) in {} table."
 
 
 def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]]) -> list[Path]:
-    """Write documents as ``<name>.v1.json``, and return the paths in order of name.
+    """Write documents as ``<name>.v<version>.json``, and return the paths in order of name.
 
     Raises:
         StoreError: if a file of that name is no such contract, or one cannot be written.
     """
     contents = {
-        directory / f"{name}.v1.json": json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
-        for name, document in sorted(documents.items())
+        directory / _file_name(document): json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+        for _, document in sorted(documents.items())
     }
     for path in contents:
         check_output(str(path), _is_contract, what=_CONTRACT)
     for path, content in contents.items():
         put_output(str(path), content, _is_contract, what=_CONTRACT)
     return list(contents)
+
+
+def _file_name(document: Mapping[str, Any]) -> str:
+    return document["$id"] if "$id" in document else f"{document['name']}.v{document['version']}.json"
 
 
 def _is_contract(content: bytes) -> bool:
@@ -60,22 +65,31 @@ def table_contracts() -> dict[str, dict[str, Any]]:
     """Return the contracts by name: the input record, the tables, their manifest, and refused records."""
     return {
         "annotation": _annotation_contract(),
-        "annotations": arrow_contract("annotations", ANNOTATIONS_SCHEMA, _TABLE.format("an annotations")),
-        "pairs": arrow_contract("pairs", PAIRS_SCHEMA, _TABLE.format("a pairs")),
-        "tokens": arrow_contract("tokens", TOKENS_SCHEMA, _TABLE.format("a tokens")),
-        "scores": arrow_contract("scores", SCORES_SCHEMA, "Rows that `pairwright score` writes."),
+        **arrow_contracts("annotations", ANNOTATIONS_SCHEMA, _TABLE.format("an annotations")),
+        **arrow_contracts("pairs", PAIRS_SCHEMA, _TABLE.format("a pairs")),
+        **arrow_contracts("tokens", TOKENS_SCHEMA, _TABLE.format("a tokens")),
+        **arrow_contracts("scores", SCORES_SCHEMA, "Rows that `pairwright score` writes."),
         "manifest": _manifest_contract(),
         "rejection": json_contract(Rejection, "rejection", "One refused record: a line of refused/*.jsonl."),
     }
 
 
-def arrow_contract(name: str, schema: pa.Schema, description: str) -> dict[str, Any]:
-    """Return an Arrow schema as JSON: name, type, nullable, unit and meaning of each field, and nested fields."""
+def arrow_contracts(name: str, schema: pa.Schema, description: str) -> dict[str, dict[str, Any]]:
+    """Return every version of a table's contract: the newest as ``<name>``, earlier ones as ``<name>.v<version>``.
+
+    Each lists name, type, nullable, unit and meaning of its columns, and nested fields; ``since`` says of a column
+    which version added it.
+    """
+    fields = [_arrow_field(field) for field in schema]
+    newest = max(int(field.get("since", 1)) for field in fields)
     return {
-        "name": name,
-        "version": 1,
-        "description": description,
-        "fields": [_arrow_field(field) for field in schema],
+        name if version == newest else f"{name}.v{version}": {
+            "name": name,
+            "version": version,
+            "description": description,
+            "fields": [field for field in fields if int(field.get("since", 1)) <= version],
+        }
+        for version in range(1, newest + 1)
     }
 
 
@@ -86,7 +100,7 @@ def _arrow_field(field: pa.Field) -> dict[str, Any]:
         "name": field.name,
         "type": _type_name(field.type),
         "nullable": field.nullable,
-        **{key: told[key] for key in ("unit", "meaning") if key in told},
+        **{key: told[key] for key in ("since", "unit", "meaning") if key in told},
         **({"children": children} if children else {}),
     }
 
@@ -115,12 +129,12 @@ def _type_name(type_: pa.DataType) -> str:
             return str(type_)
 
 
-def json_contract(kind: type[msgspec.Struct], name: str, description: str) -> dict[str, Any]:
+def json_contract(kind: type[msgspec.Struct], name: str, description: str, *, version: int = 1) -> dict[str, Any]:
     """Return a struct as JSON Schema, with the first line of each docstring as its description."""
     schema = msgspec.json.schema(kind)
     for definition in schema["$defs"].values():
         definition["description"] = inspect.cleandoc(definition["description"]).partition("\n")[0]
-    return {"$schema": _DRAFT, "$id": f"{name}.v1.json", "title": name, "description": description, **schema}
+    return {"$schema": _DRAFT, "$id": f"{name}.v{version}.json", "title": name, "description": description, **schema}
 
 
 def _manifest_contract() -> dict[str, Any]:

@@ -23,7 +23,15 @@ import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError
 
 from pairwright import __version__
-from pairwright.data.arrow_files import REPAIR, SCHEMAS, check_types, ipc_bytes, verify
+from pairwright.data.arrow_files import (
+    REPAIR,
+    SCHEMAS,
+    added_columns,
+    check_types,
+    ipc_bytes,
+    verify,
+    with_added_columns,
+)
 from pairwright.data.durable import create_file, sync_files
 from pairwright.data.locations import ObjectStore, absolute_url, local_root, open_store, store_errors
 from pairwright.data.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
@@ -205,7 +213,8 @@ class Table:
     def _decoded(self, buffer: pa.Buffer, file: DataFile, columns: Sequence[str] | None) -> pa.Table:
         try:
             names = pa.ipc.open_file(buffer).schema.names
-            kept = None if columns is None else [names.index(name) for name in columns]
+            added = {field.name for field in added_columns(SCHEMAS[self.kind])} - set(names)
+            kept = None if columns is None else [names.index(name) for name in columns if name not in added]
             options = pa.ipc.IpcReadOptions(included_fields=kept)
             table = pa.ipc.open_file(buffer, options=options).read_all()
         except (pa.ArrowInvalid, OSError) as error:
@@ -214,6 +223,7 @@ class Table:
         check_types(table.schema, self.kind, f"{self.url}/{file.path}")
         if table.num_rows != file.rows:
             raise StoreError(f"{self.url}/{file.path}: has {table.num_rows:,} rows, expected {file.rows:,}; {REPAIR}")
+        table = with_added_columns(table, SCHEMAS[self.kind])
         return table if columns is None else table.select(list(columns))
 
     def read(self, manifest: Manifest, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

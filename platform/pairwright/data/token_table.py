@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pairwright.data.arrow_files import is_of_contract
 from pairwright.data.group_sizes import GroupColumns, GroupSizes
 from pairwright.errors import StoreError
 from pairwright.records import TOKENS_SCHEMA
@@ -45,6 +46,7 @@ class TokenGroup:
         rejected_P: index of the other one, int64, shape (P,).
         weight_P: how much each pair counts, float32, shape (P,).
         margin_P: wanted reward difference, float32, shape (P,); NaN where the pair has none.
+        more_subsets: further parts that the group belongs to.
     """
 
     group_id: str
@@ -57,6 +59,7 @@ class TokenGroup:
     rejected_P: Int64s
     weight_P: NDArray[np.float32]
     margin_P: NDArray[np.float32]
+    more_subsets: tuple[str, ...] = ()
 
 
 class _Views(NamedTuple):
@@ -76,6 +79,7 @@ class _Views(NamedTuple):
     rejected: NDArray[np.int16]
     weight: NDArray[np.float32]
     margin: NDArray[np.float32]
+    more_subsets: pa.Array | None
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> "_Views":
@@ -97,6 +101,7 @@ class _Views(NamedTuple):
             rejected=rejected.to_numpy(),
             weight=weight.to_numpy(),
             margin=margin.to_numpy(zero_copy_only=False),
+            more_subsets=batch.column("more_subsets") if "more_subsets" in batch.schema.names else None,
         )
 
     def group(self, row: int) -> TokenGroup:
@@ -115,6 +120,7 @@ class _Views(NamedTuple):
             rejected_P=self.rejected[pairs].astype(np.int64),
             weight_P=self.weight[pairs],
             margin_P=self.margin[pairs],
+            more_subsets=() if self.more_subsets is None else tuple(self.more_subsets[row].as_py() or ()),
         )
 
 
@@ -142,6 +148,7 @@ def groups_to_table(groups: Sequence[TokenGroup], splits: Sequence[str]) -> pa.T
         pa.ListArray.from_arrays(of_completions, pa.array(indices)),
         pa.ListArray.from_arrays(of_completions, pa.array(num_characters)),
         pa.ListArray.from_arrays(_offsets([len(group.chosen_P) for group in groups]), pairs),
+        pa.array([list(group.more_subsets) or None for group in groups], pa.list_(pa.string())),
     ]
     return pa.Table.from_arrays(columns, schema=TOKENS_SCHEMA)
 
@@ -263,7 +270,7 @@ def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
         ) from None
     except pa.ArrowInvalid as error:
         raise StoreError(f"{path}: not an Arrow file ({error}); delete the whole table to make it anew") from None
-    if not reader.schema.equals(TOKENS_SCHEMA):
+    if not is_of_contract(reader.schema, TOKENS_SCHEMA):
         raise StoreError(f"{path}: not a file of a tokens table: its columns are {', '.join(reader.schema.names)}")
     return reader
 

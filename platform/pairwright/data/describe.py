@@ -227,7 +227,7 @@ def _lineage_lines(lineage: list[dict[str, Any]], *, indent: int) -> list[str]:
 def _row_lines(row: dict[str, Any], kind: str) -> list[str]:
     facts = [
         f"{name} {_cut(str(row[name]))}"
-        for name in ("split", "subset", "annotator", "num_annotations")
+        for name in ("split", "subset", "more_subsets", "annotator", "num_annotations")
         if row.get(name)
     ]
     name = _cut(row["id"]) if kind == "annotations" else f"group {row['group_id']}"

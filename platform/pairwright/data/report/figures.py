@@ -141,7 +141,7 @@ def _sources(manifest: Manifest, refused: RefusedSums) -> list[SourceFigures]:
 
 def _comparisons(sizes: pa.Table, key: str) -> list[Comparisons]:
     """Return the counts by subset (the most annotations first) or by K (ascending)."""
-    names = ("annotations", "groups", *COUNTS)
+    names = ("annotations", "groups", "groups_of_subset", *COUNTS)
     added = sizes.group_by(key, use_threads=False).aggregate([(name, "sum") for name in names])
     added = added.select([key, *(f"{name}_sum" for name in names)]).rename_columns([key, *names])
     is_size = key == "num_completions"
@@ -150,7 +150,7 @@ def _comparisons(sizes: pa.Table, key: str) -> list[Comparisons]:
         Comparisons(
             name=None if row[key] is None else str(row[key]),
             annotations=row["annotations"],
-            groups=row["groups"],
+            groups=row["groups" if is_size else "groups_of_subset"],
             comparisons=row["comparisons"],
             untied=row["untied"],
             ties=row["ties"],

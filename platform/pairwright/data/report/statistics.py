@@ -180,13 +180,22 @@ def _steps(values: NDArray, per_octave: int) -> Ints:
     return np.floor(np.log2(values) * per_octave + 1e-9).astype(np.int64)
 
 
+def _codes(column: pa.ChunkedArray) -> Ints:
+    """Return an integer for each name: equal names, equal integers; -1 where there is none."""
+    codes = column.combine_chunks().dictionary_encode().indices.fill_null(-1)
+    return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
 # -------------------------------------------------------------------------------------- all annotations
 
 
 def _facts(found: Judgements, per_annotation: dict[str, Ints]) -> pa.Table:
-    """Return one row an annotation: who, where, and what was counted."""
+    """Return one row an annotation: who, where, and what was counted; a group counts once in each of its subsets."""
     ones = np.ones(found.rows.num_rows, np.int64)
     is_first_A = np.diff(found.group_A, prepend=-1) != 0
+    subset_A = _codes(found.rows["subset"])
+    is_first_of_subset_A = np.zeros(len(ones), dtype=bool)
+    is_first_of_subset_A[np.unique(np.stack([found.group_A, subset_A]), axis=1, return_index=True)[1]] = True
     return pa.table(
         {
             "annotator": found.rows["annotator"],
@@ -194,6 +203,7 @@ def _facts(found: Judgements, per_annotation: dict[str, Ints]) -> pa.Table:
             "num_completions": np.diff(found.starts_A),
             "annotations": ones,
             "groups": is_first_A.astype(np.int64),
+            "groups_of_subset": is_first_of_subset_A.astype(np.int64),
             **per_annotation,
         }
     )
@@ -215,7 +225,7 @@ def _totals(found: Judgements, per_annotation: dict[str, Ints], contradicted: in
 
 
 def _sizes(facts: pa.Table) -> pa.Table:
-    return facts.select(["subset", "num_completions", "annotations", "groups", *COUNTS])
+    return facts.select(["subset", "num_completions", "annotations", "groups", "groups_of_subset", *COUNTS])
 
 
 def _annotators(facts: pa.Table) -> pa.Table:

@@ -83,7 +83,7 @@ def test_a_pair_of_two_subsets_counts_in_both_and_is_one_group_for_training(tmp_
     ingest([str(tmp_path / "dups.jsonl")], str(tmp_path / "annotations"), IngestConfig())
     config = ExpandConfig(validation_fraction=0)
     manifest = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), config, version=None)
-    assert [manifest.totals[name] for name in ("groups", "pairs", "weight", "groups_in_several_subsets")] == [
+    assert [manifest.totals[name] for name in ("groups", "pairs", "weight", "groups_more_subsets")] == [
         4,
         4,
         4,

@@ -284,7 +284,7 @@ def test_a_group_that_annotations_put_under_several_subsets_stands_in_all_of_the
     table, totals = expand_groups(annotations_table(rows), ExpandConfig())
     found = {(row["subset"], tuple(row["more_subsets"] or ())) for row in table.to_pylist()}
     assert found == {("math", ("easy", "hard")), ("math", ())}
-    assert (totals["groups_in_several_subsets"], totals["groups"], totals["pairs"]) == (1, 2, 3)
+    assert (totals["groups_more_subsets"], totals["groups"], totals["pairs"]) == (1, 2, 3)
 
 
 def test_annotations_of_one_group_that_list_other_texts_are_refused() -> None:

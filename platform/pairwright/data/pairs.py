@@ -205,7 +205,7 @@ def _group_totals(table: pa.Table) -> dict[str, int]:
     return {
         "groups": table.num_rows,
         "groups_without_pairs": int((num_pairs == 0).sum()),
-        "groups_in_several_subsets": len(table) - table["more_subsets"].null_count,
+        "groups_more_subsets": len(table) - table["more_subsets"].null_count,
         "groups_validation": int(validation.sum()),
         "pairs_validation": int(num_pairs[validation].sum()),
     }

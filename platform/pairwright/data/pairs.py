@@ -47,6 +47,7 @@ def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table
         "rejudged": _num_rejudged(rows, table),
         **_group_totals(table),
         **vote_totals,
+        **_margin_totals(rows, pairs, config),
     }
     return table, totals
 
@@ -208,6 +209,18 @@ def _group_totals(table: pa.Table) -> dict[str, int]:
         "groups_more_subsets": len(table) - table["more_subsets"].null_count,
         "groups_validation": int(validation.sum()),
         "pairs_validation": int(num_pairs[validation].sum()),
+    }
+
+
+def _margin_totals(rows: pa.Table, pairs: PairRows, config: ExpandConfig) -> dict[str, int]:
+    if config.margin == "none":
+        return {}
+    num_without = int(np.isnan(pairs.margin_P).sum())
+    given = rows["scores" if config.margin == "score_gap" else "grade"]
+    return {
+        "annotations_scored" if config.margin == "score_gap" else "annotations_graded": len(given) - given.null_count,
+        "pairs_with_margin": len(pairs.margin_P) - num_without,
+        "pairs_without_margin": num_without,
     }
 
 

@@ -1,4 +1,4 @@
-"""What `expand` leaves out by name or text: the pairs are those of annotations that never held it, and it is counted."""
+"""What `expand` leaves out by name or text: pairs are those of annotations that never held it, and it is counted."""
 
 import json
 from collections import defaultdict

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pairwright.data.report.agreement import AGREEMENT, agreement_counts, coincidences
 from pairwright.data.report.judgements import Block, Ints, Judgements, blocks, judgements
 from pairwright.data.report.sums import Sums, counted
+from pairwright.data.report.suspicious import score_counts, suspicious_sums, wins_and_losses
 
 STEPS_PER_OCTAVE = 8
 """Lengths are counted in steps of a factor 2^(1/8): quantiles within 5 %."""
@@ -58,11 +59,14 @@ def count(rows: pa.Table) -> Counted:
     """
     found = judgements(rows)
     tables: _Tables = defaultdict(list)
-    per_annotation = {name: np.zeros(found.rows.num_rows, np.int64) for name in (*COUNTS, *AGREEMENT)}
+    names = (*COUNTS, *AGREEMENT, "scored", "against_scores")
+    per_annotation = {name: np.zeros(found.rows.num_rows, np.int64) for name in names}
+    wins_N, losses_N = np.zeros_like(found.ranks_N), np.zeros_like(found.ranks_N)
     contradicted = 0
     for block in blocks(found):
-        for name, values_A in (_block_counts(block) | agreement_counts(block)).items():
+        for name, values_A in (_block_counts(block) | agreement_counts(block) | score_counts(block)).items():
             per_annotation[name][block.rows_A] = values_A
+        wins_N[block.index_AK], losses_N[block.index_AK] = wins_and_losses(block)
         contradicted += _contradicted(block)
         tables["lengths"].append(_lengths(block))
         tables["ratios"].append(_ratios(block))
@@ -79,6 +83,7 @@ def count(rows: pa.Table) -> Counted:
         "scores": [_scores(found)],
         "growth": [_growth(found)],
         "prompts": [_prompts(found)],
+        **{name: [table] for name, table in suspicious_sums(found, per_annotation, wins_N, losses_N).items()},
     }
     games = tables.pop("games", [])
     sums = {name: counted(name, pa.concat_tables(held)) for name, held in tables.items() if held}

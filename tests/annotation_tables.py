@@ -62,7 +62,7 @@ def real_rows() -> list[dict[str, Any]]:
         pytest.skip(f"real rankings are absent: {REAL_RANKINGS.name}")
     with zstandard.open(REAL_RANKINGS, "rb") as stream:
         records = [json.loads(line) for line in io.BytesIO(stream.read())]
-    return [
+    rows = [
         annotation_row(
             record["id"],
             [answer["text"] for answer in record["answers"]],
@@ -74,6 +74,10 @@ def real_rows() -> list[dict[str, Any]]:
         )
         for line, record in enumerate(records, start=1)
     ]
+    for row, record in zip(rows, records, strict=True):
+        for completion, answer in zip(row["completions"], record["answers"], strict=True):
+            completion["model"] = answer["model"]
+    return rows
 
 
 def commit_annotations(url: str, tables: Sequence[pa.Table]) -> Manifest:

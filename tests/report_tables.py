@@ -4,7 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from annotation_tables import annotation_row
+from annotation_tables import annotation_row, annotations_table, manifest
+from pairwright.data.report.bradley_terry import (
+    between_models,
+    fit,
+    most_compared,
+    spread_over_prompts,
+    standard_errors,
+)
+from pairwright.data.report.contract import Figures, TableFacts
+from pairwright.data.report.figures import Strengths, build_figures
+from pairwright.data.report.history import History, VersionFacts
+from pairwright.data.report.refusals import count_refused
+from pairwright.data.report.rows import REPORT_ROWS, report_rows
+from pairwright.data.report.statistics import count
+from pairwright.data.store import Source
+from pairwright.records import Rejection
 
 HOSTILE = "</title><script>alert('x')</script><img src=https://example.com/x onerror=alert(1)>\"'&amp;"
 
@@ -40,3 +55,58 @@ def random_rows(
                 completion["model"] = models[k]
             rows.append(row)
     return rows
+
+
+def figures_of(
+    rows: list[dict[str, Any]], *, name: str = "file.jsonl", others: tuple[Source, ...] = (), duplicates: int = 0
+) -> Figures:
+    """Return the figures of annotations from a source of this name, with nine refused records, and of other sources.
+
+    Args:
+        rows: annotations.
+        name: of the source.
+        others: further sources.
+        duplicates: further records that were refused as duplicate ids.
+    """
+    small = report_rows(annotations_table(rows), {"file.jsonl": 1}) if rows else REPORT_ROWS.empty_table()
+    found = count(small)
+    games = between_models(found.games)
+    strengths = None
+    if names := most_compared(games):
+        fitted = fit(games, names)
+        spread = spread_over_prompts(found.games, fitted)
+        strengths = Strengths(fitted, standard_errors(fitted, spread), spread.prompts_M)
+    refused = count_refused(
+        [
+            *(
+                Rejection(
+                    source=name, line=n, path="$.ranks[0]", reason=f"{name} {n % 3}; x", record=f'{{"id": "{name}'
+                )
+                for n in range(9)
+            ),
+            *(
+                Rejection(source=name, line=n, path="$.id", reason=f"duplicate id, got `{n}`, which stands", record="{")
+                for n in range(duplicates)
+            ),
+        ]
+    )
+    num_refused = 9 + duplicates
+    source = Source(
+        uri=name,
+        size=1,
+        etag=None,
+        lines=len(rows) + num_refused,
+        accepted=len(rows),
+        refused=num_refused,
+        format="native",
+    )
+    versions = [
+        VersionFacts(
+            version=v, created_at="2026-11-21T01:02:03", operation="ingest", annotations=v, refused=9, sources=1
+        )
+        for v in (1, 2)
+    ]
+    table = TableFacts(url=f"/{name}", version=2, digest="d" * 64, created_at="2026", files=1, bytes=9, followed=[name])
+    history = History(versions=versions, num_versions=2, first_versions={})
+    made = manifest(kind="annotations", sources=[source, *others])
+    return build_figures(table, made, history, refused, found.sums, strengths)

@@ -72,9 +72,18 @@ class Rejection(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.source}:{self.line}: {self.reason}{where}"
 
 
-def _field(name: str, type_: pa.DataType, meaning: str, *, nullable: bool = False, unit: str | None = None) -> pa.Field:
-    metadata = {"meaning": meaning} | ({"unit": unit} if unit else {})
-    return pa.field(name, type_, nullable=nullable, metadata=metadata)
+def _field(
+    name: str,
+    type_: pa.DataType,
+    meaning: str,
+    *,
+    nullable: bool = False,
+    unit: str | None = None,
+    since: int | None = None,
+) -> pa.Field:
+    """Return a column; ``since`` is the version of its contract that added it: it is nullable, and stands last."""
+    metadata = {"meaning": meaning} | ({"unit": unit} if unit else {}) | ({"since": str(since)} if since else {})
+    return pa.field(name, type_, nullable=nullable or since is not None, metadata=metadata)
 
 
 MESSAGE_V1 = pa.struct(
@@ -103,12 +112,15 @@ _PROMPT_ID = _field("prompt_id", pa.string(), "hash of the normalised prompt, 32
 _PROMPT = _field("prompt", pa.list_(MESSAGE), "the turns before the completion; a plain string is one user turn")
 _COMPLETIONS = _field("completions", pa.list_(COMPLETION), "what was ranked; `id` is the index where none was given")
 _SUBSET = _field("subset", pa.string(), "part of the data that is reported on its own", nullable=True)
+_MORE_SUBSETS = _field(
+    "more_subsets", pa.list_(pa.string()), "the other subsets that annotations of the group name, sorted", since=2
+)
 _METADATA = _field("metadata", pa.map_(pa.string(), pa.string()), "whatever else the source said", nullable=True)
 _CONTEXT = _field(
     "context",
     pa.string(),
     "JSON object of what the chat template is given beside the turns: tools, chat_template_kwargs",
-    nullable=True,
+    since=2,
 )
 _SPLIT = _field("split", pa.string(), "train or validation, by hash of the normalised prompt")
 
@@ -149,19 +161,10 @@ PAIRS_SCHEMA = pa.schema(
         _SUBSET,
         _METADATA,
         _CONTEXT,
+        _MORE_SUBSETS,
     ]
 )
 
-
-def _first_version(schema: pa.Schema) -> pa.Schema:
-    """Return a schema as it was before turns and completions had an ``extra``, and a row a ``context``."""
-    items = {"prompt": MESSAGE_V1, "completions": COMPLETION_V1}
-    fields = [field for field in schema if field.name != _CONTEXT.name]
-    return pa.schema([f.with_type(pa.list_(items[f.name])) if f.name in items else f for f in fields])
-
-
-ANNOTATIONS_SCHEMA_V1, PAIRS_SCHEMA_V1 = _first_version(ANNOTATIONS_SCHEMA), _first_version(PAIRS_SCHEMA)
-"""What files hold where no row has an ``extra`` or a ``context``, and all files that were written before these were."""
 
 TOKENS_SCHEMA = pa.schema(
     [
@@ -180,8 +183,21 @@ TOKENS_SCHEMA = pa.schema(
         _field("completion_index", pa.list_(pa.int16()), "index of each kept completion in the pairs table's group"),
         _field("num_characters", pa.list_(pa.int32()), "length of each kept completion's text", unit="characters"),
         _field("pairs", pa.list_(PAIR), "chosen and rejected as indices into completion_ids"),
+        _MORE_SUBSETS,
     ]
 )
+
+
+def _first_version(schema: pa.Schema) -> pa.Schema:
+    """Return a schema as it was before turns and completions had an ``extra``, and before the columns of version 2."""
+    items = {"prompt": MESSAGE_V1, "completions": COMPLETION_V1}
+    fields = [field for field in schema if b"since" not in (field.metadata or {})]
+    return pa.schema([f.with_type(pa.list_(items[f.name])) if f.name in items else f for f in fields])
+
+
+ANNOTATIONS_SCHEMA_V1, PAIRS_SCHEMA_V1 = _first_version(ANNOTATIONS_SCHEMA), _first_version(PAIRS_SCHEMA)
+TOKENS_SCHEMA_V1 = _first_version(TOKENS_SCHEMA)
+"""What files hold where no row says anything that version 2 added, and all files that were written before it."""
 
 SCORES_SCHEMA = pa.schema(
     [

@@ -14,24 +14,12 @@ import pyarrow as pa
 import pytest
 
 import hostile_text
-from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.report.bradley_terry import (
-    between_models,
-    fit,
-    most_compared,
-    spread_over_prompts,
-    standard_errors,
-)
-from pairwright.data.report.contract import Figures, TableFacts
-from pairwright.data.report.figures import Strengths, build_figures
-from pairwright.data.report.history import History, VersionFacts
+from annotation_tables import annotation_row, annotations_table
+from pairwright.data.report.contract import Figures
 from pairwright.data.report.page import render
-from pairwright.data.report.refusals import count_refused
 from pairwright.data.report.rows import REPORT_ROWS, report_rows
 from pairwright.data.report.statistics import count
-from pairwright.data.store import Source
-from pairwright.records import Rejection
-from report_tables import HOSTILE, random_rows
+from report_tables import HOSTILE, figures_of, random_rows
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "table_report.v1.json"
 CHROMIUM = next(
@@ -64,31 +52,6 @@ document.querySelector("iframe").onload = event => {
     height: root.scrollHeight, sections: held.querySelectorAll("section").length,
   });
 };</script>"""
-
-
-def figures_of(rows: list[dict[str, Any]], *, name: str = "file.jsonl") -> Figures:
-    small = report_rows(annotations_table(rows), {"file.jsonl": 1}) if rows else REPORT_ROWS.empty_table()
-    found = count(small)
-    games = between_models(found.games)
-    strengths = None
-    if names := most_compared(games):
-        fitted = fit(games, names)
-        spread = spread_over_prompts(found.games, fitted)
-        strengths = Strengths(fitted, standard_errors(fitted, spread), spread.prompts_M)
-    refused = count_refused(
-        Rejection(source=name, line=line, path="$.ranks[0]", reason=f"{name} {line % 3}; x", record=f'{{"id": "{name}')
-        for line in range(9)
-    )
-    source = Source(uri=name, size=1, etag=None, lines=len(rows) + 9, accepted=len(rows), refused=9, format="native")
-    versions = [
-        VersionFacts(
-            version=v, created_at="2026-11-21T01:02:03", operation="ingest", annotations=v, refused=9, sources=1
-        )
-        for v in (1, 2)
-    ]
-    table = TableFacts(url=f"/{name}", version=2, digest="d" * 64, created_at="2026", files=1, bytes=9, followed=[name])
-    history = History(versions=versions, num_versions=2, first_versions={})
-    return build_figures(table, manifest(kind="annotations", sources=[source]), history, refused, found.sums, strengths)
 
 
 def hostile_rows() -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The files under schemas/ say what the code does."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,17 @@ ACCEPTED = {
     "a tie in the order": GOOD | {"order": [["1", "0"]]},
     "null judgements beside the one": GOOD | {"ranks": [1, 2], "scores": None, "order": None},
     "turns": GOOD | {"ranks": [1, 2], "prompt": [{"role": "user", "content": "Why?"}]},
+    "a number as id": GOOD | {"ranks": [1, 2], "id": 1},
+    "a rank that came through a column of floats": GOOD | {"ranks": [1.0, 2.0]},
+    "a call and a text in parts": GOOD
+    | {
+        "completions": [
+            {"text": None, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]},
+            {"text": [{"type": "text", "text": "b"}]},
+        ],
+        "ranks": [1, 2],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    },
     "everything": GOOD
     | {
         "completions": [{"text": "a", "id": "x", "model": "m"}, {"text": "b", "id": "y"}],
@@ -52,7 +64,7 @@ REFUSED = {
     "an empty completion": GOOD | {"ranks": [1, 2], "completions": [{"text": " "}, {"text": "b"}]},
     "no prompt": {key: value for key, value in GOOD.items() if key != "prompt"} | {"ranks": [1, 2]},
     "an empty id": GOOD | {"ranks": [1, 2], "id": " "},
-    "a number as id": GOOD | {"ranks": [1, 2], "id": 1},
+    "a list as id": GOOD | {"ranks": [1, 2], "id": [1]},
     "a grade of another name": GOOD | {"ranks": [1, 2], "grade": "best"},
     "a grade of three completions": GOOD
     | {"completions": [{"text": "a"}, {"text": "b"}, {"text": "c"}], "ranks": [1, 2, 3], "grade": "better"},
@@ -72,7 +84,7 @@ def test_files_are_what_the_code_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(DIRECTORY.glob("*.json")), ids=lambda path: path.name)
 def test_every_file_is_json_with_a_version_in_its_name(path: Path) -> None:
     json.loads(path.read_text())
-    assert path.name.split(".")[1] in ("v1", "v2")
+    assert re.fullmatch(r"[a-z_]+\.v[1-9]\.json", path.name)
 
 
 @pytest.mark.parametrize("record", ACCEPTED.values(), ids=[*ACCEPTED])
@@ -113,9 +125,28 @@ def test_a_written_rejection_keeps_its_contract(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["annotations", "pairs", "tokens"])
 def test_a_written_table_has_the_fields_of_its_contract(tmp_path: Path, kind: str) -> None:
-    table = Table(str(tmp_path / "table"), kind)
-    file = table.write_data(SCHEMAS[kind].empty_table())
+    newest = table_contracts()[kind]["version"]
+    rows = pa.Table.from_pylist([{field.name: some_value(field) for field in SCHEMAS[kind]}], schema=SCHEMAS[kind])
+    fields = json.loads((DIRECTORY / f"{kind}.v{newest}.json").read_text())["fields"]
+    assert_is_written_with(rows, kind, fields, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["annotations", "pairs", "tokens"])
+def test_a_table_that_uses_no_added_column_has_the_fields_of_the_first_version(tmp_path: Path, kind: str) -> None:
     fields = json.loads((DIRECTORY / f"{kind}.v1.json").read_text())["fields"]
+    assert_is_written_with(SCHEMAS[kind].empty_table(), kind, fields, tmp_path)
+
+
+def some_value(field: pa.Field) -> Any:
+    if pa.types.is_list(field.type) or pa.types.is_map(field.type):
+        return []
+    return "" if pa.types.is_string(field.type) else 0
+
+
+def assert_is_written_with(rows: pa.Table, kind: str, fields: list[dict[str, Any]], tmp_path: Path) -> None:
+    table = Table(str(tmp_path / "table"), kind)
+    file = table.write_data(rows)
+    assert table.read_file(file).schema.equals(SCHEMAS[kind])
     schema = pa.ipc.open_file(tmp_path / "table" / file.path).schema
     assert [field["name"] for field in fields] == schema.names
     for field in fields:

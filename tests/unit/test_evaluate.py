@@ -1,5 +1,6 @@
 """Evaluation: exact figures, the length baseline, and nothing that depends on how the work was split."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,12 +14,16 @@ from hypothesis import strategies as st
 
 from annotation_tables import annotations_table, real_rows
 from exported_models import export_small_model
-from pairwright.config import ExpandConfig
+from pairwright.cluster.expand import expand
+from pairwright.cluster.ingest import ingest
+from pairwright.config import ExpandConfig, IngestConfig
 from pairwright.data.pairs import expand_groups
-from pairwright.data.tokens import TokenGroup, TokenTable, groups_to_table
+from pairwright.data.store import Table
+from pairwright.data.tokens import TokenGroup, TokenSpec, TokenTable, groups_to_table, load_tokenizer, tokenize_groups
 from pairwright.errors import ConfigError, ModelError
 from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
 from pairwright.evaluation.exported import LoadedModel, load_exported, open_exported
+from pairwright.evaluation.report import DataIdentity, build_report, format_report
 from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
 from pairwright.model.metrics import PairSums
 
@@ -57,6 +62,56 @@ def evaluate_alike(loaded: LoadedModel, groups: list[TokenGroup], micro_batch_to
         micro_batch_tokens=micro_batch_tokens,
         device=loaded.device,
     )
+
+
+# ------------------------------------------------------------------------------------------- subsets
+
+TWO_SUBSETS = [
+    ("a", "easy", "Name a lake.", "Lake Como.", "A puddle."),
+    ("b", "hard", "Name a lake.", "Lake Como.", "A puddle."),
+    ("c", "hard", "Name a sea.", "The Aral Sea.", "The Rhine."),
+    ("d", "easy", "Name a tree.", "Oak.", "Moss."),
+    ("e", "hard", "Name a tree.", "Oak.", "Moss."),
+    ("f", "hard", "Name a herb.", "Thyme.", "Rock."),
+]
+
+
+def test_a_pair_of_two_subsets_counts_in_both_and_is_one_group_for_training(tmp_path: Path) -> None:
+    fields = ("id", "subset", "prompt", "chosen", "rejected")
+    lines = [json.dumps(dict(zip(fields, record, strict=True))) for record in TWO_SUBSETS]
+    (tmp_path / "dups.jsonl").write_text("\n".join(lines))
+    ingest([str(tmp_path / "dups.jsonl")], str(tmp_path / "annotations"), IngestConfig())
+    config = ExpandConfig(validation_fraction=0)
+    manifest = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), config, version=None)
+    assert [manifest.totals[name] for name in ("groups", "pairs", "weight", "groups_more_subsets")] == [
+        4,
+        4,
+        4,
+        2,
+    ]
+
+    exported = open_exported(str(export_small_model(tmp_path)))
+    tokenizer = load_tokenizer(str(exported.directory))
+    spec = TokenSpec.of(tokenizer, exported.rules.tokens_config())
+    (file,) = manifest.files
+    pairs = Table(str(tmp_path / "pairs"), "pairs").read_file(file)
+    tokens, totals = tokenize_groups(pairs, tokenizer, spec)
+    written = Table(str(tmp_path / "tokens"), "tokens").write_data(tokens, compress=False)
+    table, prompts = TokenTable([tmp_path / "tokens" / written.path]), pairs["prompt"].to_pylist()
+    evaluation = Evaluation()
+    for row, prompt in enumerate(prompts):
+        group = table.group(row)
+        right = prompt[0]["content"] == "Name a lake."
+        rewards = np.zeros(2)
+        rewards[group.chosen_P[0]] = 1 if right else -1
+        evaluation.add(rewards, group)
+    identity = DataIdentity(url="pairs", version=1, digest="", split="train", pairs=4, tokens=totals)
+    report = build_report(evaluation, model=exported.identity(), pairs=identity)
+    found = {name: (part["pairs"], part["accuracy"]) for name, part in report["by_subset"].items()}
+    assert found == {"easy": (2, 1 / 2), "hard": (4, 1 / 4)}
+    assert (report["overall"]["pairs"], report["overall"]["accuracy"], report["pairs_again"]) == (6, 1 / 3, 2)
+    shown = format_report(report)
+    assert "split train: 4 of 4 pairs\n       2 of them count again, for a further subset of their group: 6" in shown
 
 
 # ------------------------------------------------------------------------------- figures, by plain loops

@@ -4,6 +4,7 @@ import math
 import pickle
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,19 @@ def test_a_mean_of_rank_means_would_be_another_number(judged):
     halves = [_sums(ordered[:90]), _sums(ordered[90:])]
     mean_of_means = sum(half.report()["overall"]["accuracy"] for half in halves) / 2
     assert mean_of_means != pytest.approx(merged(halves).report()["overall"]["accuracy"], abs=1e-4)
+
+
+def test_a_group_in_several_subsets_counts_in_each_of_them_and_as_often_in_all(judged):
+    moved = [(rewards, replace(group, more_subsets=("hard", "new"))) for rewards, group in judged[:7]]
+    sums = _sums([*moved, *judged[7:]])
+    report, num_again = sums.report(), 2 * sum(len(group.chosen_P) for _, group in moved)
+    assert report["by_subset"]["hard"] == report["by_subset"]["new"] == _sums(judged[:7]).report()["overall"]
+    assert report["by_subset"] == _sums(judged).report()["by_subset"] | {
+        name: report["by_subset"][name] for name in ("hard", "new")
+    }
+    assert report["overall"] == _sums([*judged, *judged[:7], *judged[:7]]).report()["overall"]
+    assert sum(part["pairs"] for part in report["by_num_completions"].values()) == report["overall"]["pairs"]
+    assert (sums.pairs_again, merged([_sums(moved), _sums(judged[7:])]).pairs_again) == (num_again, num_again)
 
 
 def test_equal_rewards_count_half(judged):

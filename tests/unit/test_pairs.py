@@ -271,6 +271,22 @@ def test_what_annotators_say_about_a_group_is_gathered_by_id() -> None:
     assert row["num_annotations"] == 5
 
 
+def test_a_group_that_annotations_put_under_several_subsets_stands_in_all_of_them() -> None:
+    rows = [
+        annotation_row("1", ["a", "b"], [1, 2]),
+        annotation_row("2", ["a", "b"], [1, 2], subset="math"),
+        annotation_row("3", ["a", "b"], [1, 2], subset="hard"),
+        annotation_row("4", ["a", "b"], [1, 2], subset="math"),
+        annotation_row("5", ["a", "b"], [2, 1], subset="easy"),
+        annotation_row("6", ["c", "d"], [1, 2], subset="math"),
+        annotation_row("7", ["c", "d"], [1, 2], subset="math"),
+    ]
+    table, totals = expand_groups(annotations_table(rows), ExpandConfig())
+    found = {(row["subset"], tuple(row["more_subsets"] or ())) for row in table.to_pylist()}
+    assert found == {("math", ("easy", "hard")), ("math", ())}
+    assert (totals["groups_more_subsets"], totals["groups"], totals["pairs"]) == (1, 2, 3)
+
+
 def test_annotations_of_one_group_that_list_other_texts_are_refused() -> None:
     one, other = annotation_row("1", ["a", "b"], [1, 2]), annotation_row("2", ["a", "c"], [1, 2])
     with pytest.raises(DataError, match="annotations 1 and 2 list different completions"):

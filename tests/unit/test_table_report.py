@@ -81,6 +81,21 @@ def test_the_longer_completion_wins_what_a_loop_counts_on_the_real_file() -> Non
     assert found == by_subset
 
 
+def test_a_group_counts_in_each_subset_that_annotations_put_it_under() -> None:
+    from pairwright.data.report.figures import _comparisons
+
+    rows = random_rows(90, seed=3)
+    for number, row in enumerate(rows):
+        row["subset"] = ["easy", "hard", None][number * 7 % 3]
+    sizes = counted(rows).sums["sizes"]
+    by_subset = {found.name: found.groups for found in _comparisons(sizes, "subset")}
+    groups = {(row["subset"], row["group_id"]) for row in rows}
+    assert by_subset == Counter(subset for subset, _ in groups)
+    assert sum(by_subset.values()) > len({group for _, group in groups})
+    by_size = {found.name: found.groups for found in _comparisons(sizes, "num_completions")}
+    assert by_size == Counter(str(len(row["completions"])) for row in {row["group_id"]: row for row in rows}.values())
+
+
 def test_quantiles_of_lengths_are_within_five_percent() -> None:
     from pairwright.data.report.figures import _lengths_by_rank
 

@@ -6,20 +6,21 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from pairwright.data.arrow_files import ipc_bytes
 from pairwright.data.cache import MARKER_SECONDS, cache_folder
 from pairwright.data.store import Manifest, Table
 from pairwright.data.tokens import TokenGroup, TokenTable, groups_to_table, local_token_paths
 from pairwright.errors import StoreError
 from pairwright.records import PAIRS_SCHEMA
 
-NAMES_OF_ARRAYS = [field.name for field in fields(TokenGroup) if field.name not in ("group_id", "subset")]
+NAMES_OF_ARRAYS = [field.name for field in fields(TokenGroup) if "subset" not in field.name][1:]
 
 
 def random_groups(num_groups: int, seed: int) -> list[TokenGroup]:
@@ -41,6 +42,7 @@ def random_groups(num_groups: int, seed: int) -> list[TokenGroup]:
                 rejected_P=random.integers(0, num_completions, num_pairs),
                 weight_P=random.random(num_pairs, dtype=np.float32),
                 margin_P=np.where(random.random(num_pairs) < 0.5, np.nan, 1.5).astype(np.float32),
+                more_subsets=() if i % 6 else ("oasst", "vicuna"),
             )
         )
     return groups
@@ -68,12 +70,25 @@ def write(table: Table, groups: list[TokenGroup], splits: list[str]) -> Manifest
 
 def assert_same_group(found: TokenGroup, expected: TokenGroup) -> None:
     assert (found.group_id, found.subset) == (expected.group_id, expected.subset)
+    assert found.more_subsets == expected.more_subsets
     for name in NAMES_OF_ARRAYS:
         values, wanted = getattr(found, name), getattr(expected, name)
         lists = (values, wanted) if name == "completion_ids" else ([values], [wanted])
         for value, want in zip(*lists, strict=True):
             assert value.dtype == want.dtype, name
             np.testing.assert_array_equal(value, want, err_msg=name)
+
+
+def test_a_file_from_before_a_column_was_added_is_read(tmp_path):
+    groups = [replace(group, more_subsets=()) for group in random_groups(9, seed=0)]
+    table = groups_to_table(groups, ["train"] * 9)
+    old = table.drop_columns(["more_subsets"])
+    with pa.ipc.new_file(str(tmp_path / "old.arrow"), old.schema) as writer:
+        writer.write_table(old)
+    read = TokenTable([tmp_path / "old.arrow"])
+    for row, expected in enumerate(groups):
+        assert_same_group(read.group(row), expected)
+    assert ipc_bytes(old, "tokens", compress=False) == ipc_bytes(table, "tokens", compress=False)
 
 
 def test_groups_come_back_as_they_went_in(tmp_path):

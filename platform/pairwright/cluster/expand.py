@@ -4,23 +4,40 @@ Only groups whose annotations are spread over the table are moved (cluster/group
 of the annotations version and the configuration alone, so the result is the same on any cluster.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from hashlib import sha256
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import ray
 
 from pairwright import __version__
-from pairwright.cluster.grouping import on_groups
+from pairwright.cluster.grouping import on_groups, stretches_of
+from pairwright.cluster.passes import Shared, run_pass, share
 from pairwright.cluster.session import ray_session
 from pairwright.cluster.similar import find_left_out, open_evaluation_sets
+from pairwright.cluster.sized import sized_session
 from pairwright.config import ExpandConfig, config_digest
 from pairwright.data.commits import commit_written
+from pairwright.data.exclusions import (
+    TEXT_AND_PROMPT,
+    Exclusions,
+    leave_out,
+    leaves_out,
+    names_of,
+    read_texts,
+    repeated_texts,
+    texts_and_prompts,
+)
+from pairwright.data.exclusions import no_totals as no_exclusions
 from pairwright.data.pairs import expand_groups
+from pairwright.data.similar.evaluation import SOURCE_VERSION
 from pairwright.data.similar.groups import looks_for_others, no_totals, split_off
 from pairwright.data.store import DataFile, Input, Manifest, Table
+from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA
 
 GROUPS_PER_FILE = 2048
@@ -35,6 +52,12 @@ class _Expanded(msgspec.Struct, frozen=True):
     totals: dict[str, int | float]
 
 
+class _Texts(msgspec.Struct, frozen=True):
+    """The texts of a stretch with the prompts that they stand under, TEXT_AND_PROMPT."""
+
+    found: bytes
+
+
 def expand(annotations: str, into: str, config: ExpandConfig, *, version: int | None) -> Manifest:
     """Return the pairs version made from an annotations version, the newest by default.
 
@@ -42,6 +65,7 @@ def expand(annotations: str, into: str, config: ExpandConfig, *, version: int | 
 
     Raises:
         StoreError: if ``annotations`` is no annotations table, or ``into`` a table of another kind or anything else.
+        DataError: if no annotation has what the margin is made of.
     """
     source = Table.open(annotations, "annotations")
     read = source.manifest(version)
@@ -52,20 +76,49 @@ def expand(annotations: str, into: str, config: ExpandConfig, *, version: int | 
 
 def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig) -> Manifest:
     sets = open_evaluation_sets(config)
-    made_from = [Input(url=source.url, version=read.version, digest=read.digest), *sets.inputs]
+    texts = read_texts(config.leave_out_texts) if config.leave_out_texts else []
+    made_from = [Input(url=source.url, version=read.version, digest=read.digest), *sets.inputs, *_listed(texts, config)]
     newest = target.latest()
     if newest is not None and _is_made_from(newest, made_from, config):
         return newest
     with ray_session() if looks_for_others(config) else nullcontext():
         left_out = find_left_out(source, read, config, sets)
+        repeated = _repeated_texts(source, read, config)
+        exclusions = share(Exclusions(names_of(config), texts, repeated)) if leaves_out(config) else None
 
         def work(rows: pa.Table) -> list[_Expanded]:
-            return [_write_groups(rows, target, config, left_out)]
+            return [_write_groups(rows, target, config, left_out, exclusions)]
 
         expanded = on_groups(
             source, read, work, _Expanded, scratch=target, stretch_bytes=config.stretch_bytes, what="expanded"
         )
     return _commit(target, expanded, made_from, config)
+
+
+def _listed(texts: list[str], config: ExpandConfig) -> list[Input]:
+    """Return the texts to leave out as one input: other texts make another version."""
+    if not config.leave_out_texts:
+        return []
+    digest = sha256(msgspec.json.encode(texts)).hexdigest()
+    return [Input(url=", ".join(config.leave_out_texts), version=SOURCE_VERSION, digest=digest)]
+
+
+def _repeated_texts(source: Table, read: Manifest, config: ExpandConfig) -> np.ndarray:
+    """Return the hashes of the texts that stand under more prompts than allowed; 16 bytes a completion, here."""
+    if not config.max_prompts_per_text:
+        return repeated_texts([], 0)
+    stretches = stretches_of(read.files, config.stretch_bytes)
+
+    def work(index: int) -> Iterator[_Texts]:
+        rows = pa.concat_tables([source.read_file(file, ["prompt_id", "completions"]) for file in stretches[index]])
+        yield _Texts(texts_and_prompts(rows).tobytes())
+
+    sizes = [sum(file.bytes for file in files) for files in stretches]
+    with sized_session(sum(sizes)):
+        found = run_pass(work, range(len(stretches)), sizes, _Texts, what="stretches searched for repeated texts")
+        return repeated_texts(
+            (np.frombuffer(part.found, TEXT_AND_PROMPT) for part in found), config.max_prompts_per_text
+        )
 
 
 def _is_made_from(pairs: Manifest, made_from: Sequence[Input], config: ExpandConfig) -> bool:
@@ -92,25 +145,50 @@ def _commit(target: Table, expanded: Sequence[_Expanded], made_from: Sequence[In
     )
 
     def build(newest: Manifest | None) -> Manifest | None:
+        _check_margins(proposed, config)
         return None if newest is not None and _is_made_from(newest, made_from, config) else proposed
 
     committed = commit_written(target, build, lambda: [*files, *refused])
     return committed or target.manifest()  # the same, where another expansion of the same annotations finished first
 
 
+def _check_margins(proposed: Manifest, config: ExpandConfig) -> None:
+    """Refuse pairs none of which can have the margin that the configuration asks for."""
+    totals = proposed.totals
+    match config.margin:
+        case "none":
+            return
+        case "score_gap":
+            num_found, what, keys = totals["annotations_scored"], "scores", "`score` or `scores`"
+        case "grade":
+            num_found, what, keys = totals["annotations_graded"], "a grade", "`grade`"
+    if totals["annotations"] and not num_found:
+        raise DataError(
+            f'{proposed.inputs[0].url}: margin = "{config.margin}" finds nothing, since none of '
+            f'{totals["annotations"]:,} annotations has {what}; set margin = "none", or ingest the sources into a new '
+            f"table with {keys} under [fields], docs/data.md"
+        )
+
+
 def _sum_totals(expanded: Sequence[_Expanded], config: ExpandConfig) -> dict[str, int | float]:
-    _, totals = expand_groups(ANNOTATIONS_SCHEMA.empty_table(), ExpandConfig())
+    _, totals = expand_groups(ANNOTATIONS_SCHEMA.empty_table(), config)
     totals |= no_totals() if looks_for_others(config) else {}
+    totals |= no_exclusions(config) if leaves_out(config) else {}
     for part in expanded:
         for name, value in part.totals.items():
             totals[name] += value
     return totals
 
 
-def _write_groups(rows: pa.Table, target: Table, config: ExpandConfig, left_out: Any) -> _Expanded:
+def _write_groups(
+    rows: pa.Table, target: Table, config: ExpandConfig, left_out: Any, exclusions: Shared[Exclusions] | None
+) -> _Expanded:
     rejections, others = [], {}
+    if exclusions is not None:
+        rows, others = leave_out(rows, exclusions.get())
     if left_out is not None:
-        rows, rejections, others = split_off(rows, ray.get(left_out), config)
+        rows, rejections, similar = split_off(rows, ray.get(left_out), config)
+        others |= similar
     table, totals = expand_groups(rows, config)
     starts = range(0, table.num_rows, GROUPS_PER_FILE)
     return _Expanded(

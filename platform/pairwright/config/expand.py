@@ -1,10 +1,15 @@
 """How rankings become weighted pairs."""
 
+from operator import not_
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pairwright.config.section import PositiveInt, Section
+
+# Absent from what a version records where it is not used: pairs made without it have the digests that they had.
+_IfUsed = Field(exclude_if=not_)
+Names = Annotated[list[str], _IfUsed]
 
 
 class ExpandConfig(Section):
@@ -32,5 +37,15 @@ class ExpandConfig(Section):
     """Evaluation sets (sources with a ``prompt`` in each record, or tables); groups that overlap one are left out."""
     overlap_words: Annotated[int, Field(ge=0)] = 13
     """Words in a row that a prompt may not share with an evaluation prompt; 0: only near-duplicates of one overlap."""
+    leave_out_models: Names = []
+    """Completions of these models are left out."""
+    leave_out_annotators: Names = []
+    """Annotations by these annotators are left out."""
+    leave_out_subsets: Names = []
+    """Annotations of these subsets are left out."""
+    leave_out_texts: Names = []
+    """Files or URLs that list completions to leave out, a text as a JSON string, or ``{"text": ...}``, in each line."""
+    max_prompts_per_text: Annotated[int, Field(ge=0), _IfUsed] = 0
+    """Completions whose text stands under more prompts than that are left out; 0: none."""
     stretch_bytes: PositiveInt = 16 * 1024 * 1024
     """Bytes of annotations, as they lie compressed, that one task takes; their text is about four times as much."""

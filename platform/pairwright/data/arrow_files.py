@@ -2,8 +2,8 @@
 
 256 rows a batch and no trace of how the table was chunked, so that equal rows are equal bytes. The hash over the whole
 file means that a few columns cost a read of all of it, at 1 GB/s and more; in return no damaged byte is ever used.
-A file whose rows have nothing beside texts is written in the first version of its contract, byte for byte as ever;
-whichever version a file has, its rows are read in the newest.
+A file whose rows say nothing that version 2 added is written in the first version of its contract, byte for byte as
+ever; whichever version a file has, its rows are read in the newest.
 """
 
 import hashlib
@@ -19,11 +19,13 @@ from pairwright.records import (
     PAIRS_SCHEMA,
     PAIRS_SCHEMA_V1,
     TOKENS_SCHEMA,
+    TOKENS_SCHEMA_V1,
 )
 
 SCHEMAS = {"annotations": ANNOTATIONS_SCHEMA, "pairs": PAIRS_SCHEMA, "tokens": TOKENS_SCHEMA}
 """The newest version of each kind of table: what its rows are in memory."""
-_EARLIER = {"annotations": ANNOTATIONS_SCHEMA_V1, "pairs": PAIRS_SCHEMA_V1}
+EARLIER = {"annotations": ANNOTATIONS_SCHEMA_V1, "pairs": PAIRS_SCHEMA_V1, "tokens": TOKENS_SCHEMA_V1}
+"""The first version of each, which files may have."""
 ROWS_PER_BATCH = 256
 REPAIR = "restore it from a copy, or make the table again from its sources"
 
@@ -32,7 +34,7 @@ def ipc_bytes(table: pa.Table, kind: str, *, compress: bool) -> pa.Buffer:
     """Return a table of a kind as an Arrow IPC file: equal rows, equal bytes, however the table was chunked."""
     newest = SCHEMAS[kind]
     whole = in_schema(table.select([name for name in newest.names if name in table.schema.names]), newest)
-    schema = _EARLIER[kind] if kind in _EARLIER and is_without_extras(whole) else newest
+    schema = EARLIER[kind] if kind in EARLIER and is_without_extras(whole) else newest
     whole = in_schema(whole, schema).combine_chunks()
     options = pa.ipc.IpcWriteOptions(compression="zstd" if compress else None)
     sink = pa.BufferOutputStream()
@@ -79,8 +81,10 @@ def _with_fields(lists: pa.ListArray, type_: pa.ListType) -> pa.ListArray:
 
 def is_without_extras(table: pa.Table) -> bool:
     """Return whether no turn, no completion and no row of a table has what the first version cannot hold."""
-    items = [chunk.values for name in ("prompt", "completions") for chunk in table.column(name).chunks]
-    return table.column("context").null_count == table.num_rows and all(
+    lists = [name for name in ("prompt", "completions") if name in table.schema.names]
+    items = [chunk.values for name in lists for chunk in table.column(name).chunks]
+    added = [field.name for field in table.schema if b"since" in (field.metadata or {})]
+    return all(table.column(name).null_count == table.num_rows for name in added) and all(
         array.field("extra").null_count == len(array) for array in items
     )
 
@@ -91,7 +95,7 @@ def check_types(found: pa.Schema, kind: str, where: str) -> None:
     Raises:
         StoreError: if one is not, or if there is no such column.
     """
-    schemas = [SCHEMAS[kind], *([_EARLIER[kind]] if kind in _EARLIER else [])]
+    schemas = [SCHEMAS[kind], *([EARLIER[kind]] if kind in EARLIER else [])]
     for field in found:
         known = [schema.field(field.name).type for schema in schemas if field.name in schema.names]
         if not any(field.type.equals(type_) for type_ in known):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from pairwright.data import exclusions
 from pairwright.data.similar.evaluation import SOURCE_VERSION
 from pairwright.data.store import Input, Manifest, Table
 from pairwright.errors import StoreError
@@ -46,6 +47,7 @@ def describe(url: str, *, version: int | None, num_sample: int) -> dict[str, Any
         "code_version": manifest.code_version,
         "config": manifest.config,
         "totals": manifest.totals,
+        "notices": _notices(manifest),
         "refused": _refused(table, manifest),
         "sources": [msgspec.to_builtins(source) for source in manifest.sources],
         "lineage": _Lineage().of(table, manifest),
@@ -64,6 +66,13 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files),
     }
+
+
+def _notices(manifest: Manifest) -> list[str]:
+    """Return what the configuration of pairs asked for and did not find, wholly or in part."""
+    num_without = manifest.totals.get("pairs_without_margin", 0)
+    margin = f"margin: {num_without:,} of {manifest.totals['pairs']:,} pairs have none" if num_without else ""
+    return [*([margin] if margin else []), *exclusions.notices(manifest.totals, manifest.config)]
 
 
 def _versions(table: Table) -> dict[str, Any]:
@@ -97,14 +106,15 @@ class _Lineage:
 
     def of(self, table: Table, manifest: Manifest) -> list[dict[str, Any]]:
         self._above.append((table.url, manifest.version))
-        found = [self._entry(made_from) for made_from in manifest.inputs]
+        found = [self._entry(made_from, manifest) for made_from in manifest.inputs]
         self._above.pop()
         return found
 
-    def _entry(self, made_from: Input) -> dict[str, Any]:
+    def _entry(self, made_from: Input, manifest: Manifest) -> dict[str, Any]:
         entry: dict[str, Any] = msgspec.to_builtins(made_from)
         if made_from.version == SOURCE_VERSION:
-            return entry | {"kind": "evaluation set"}
+            is_list = entry["url"] == ", ".join(manifest.config.get("leave_out_texts", []))
+            return entry | {"kind": "texts left out" if is_list else "evaluation set"}
         self._num_tables += 1
         if len(self._above) >= MAX_DEPTH or self._num_tables > MAX_TABLES:
             return entry | {"not_followed": f"more than {MAX_DEPTH} tables in a row, or {MAX_TABLES} in all"}
@@ -153,6 +163,7 @@ def format_description(description: dict[str, Any]) -> str:
     ]
     sections = [
         ("totals", _aligned(description["totals"])),
+        ("look at this", description["notices"]),
         ("refused", _refused_lines(description["refused"])),
         ("sources", _source_lines(description["sources"])),
         ("made from", _lineage_lines(description["lineage"], indent=0)),
@@ -227,7 +238,7 @@ def _lineage_lines(lineage: list[dict[str, Any]], *, indent: int) -> list[str]:
 def _row_lines(row: dict[str, Any], kind: str) -> list[str]:
     facts = [
         f"{name} {_cut(str(row[name]))}"
-        for name in ("split", "subset", "annotator", "num_annotations")
+        for name in ("split", "subset", "more_subsets", "annotator", "num_annotations")
         if row.get(name)
     ]
     name = _cut(row["id"]) if kind == "annotations" else f"group {row['group_id']}"

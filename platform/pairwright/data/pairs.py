@@ -47,6 +47,7 @@ def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table
         "rejudged": _num_rejudged(rows, table),
         **_group_totals(table),
         **vote_totals,
+        **_margin_totals(rows, pairs, config),
     }
     return table, totals
 
@@ -140,13 +141,15 @@ def _group_rows(rows: pa.Table, group_A: Ints, first_G: Ints, pairs: PairRows, c
     num_G = np.bincount(group_A, minlength=len(first_G))
     several = np.flatnonzero(num_G > 1)
     prompt_ids = first["prompt_id"].to_pylist()
+    subset, more_subsets = _subsets(rows, first, first_G, num_G, several)
     side = {prompt_id: split_of(prompt_id, config.validation_fraction) for prompt_id in set(prompt_ids)}
     columns = {
         "pairs": _pairs_column(pairs, len(first_G)),
         "num_annotations": pa.array(num_G, pa.int32()),
         "annotators": _annotators(rows, group_A, len(first_G)),
         "split": pa.array([side[prompt_id] for prompt_id in prompt_ids], pa.string()),
-        "subset": _subsets(rows, first, first_G, num_G, several),
+        "subset": subset,
+        "more_subsets": more_subsets,
         "metadata": _metadata(rows, first, first_G, num_G, several),
     }
     arrays = [columns[field.name] if field.name in columns else _array(first[field.name]) for field in PAIRS_SCHEMA]
@@ -173,13 +176,15 @@ def _annotators(rows: pa.Table, group_A: Ints, num_groups: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), _array(distinct["annotator"]))
 
 
-def _subsets(rows: pa.Table, first: pa.Table, first_G: Ints, num_G: Ints, several: Ints) -> pa.Array:
-    """Return each group's subset: that of the first annotation (by id) that names one."""
+def _subsets(rows: pa.Table, first: pa.Table, first_G: Ints, num_G: Ints, several: Ints) -> tuple[pa.Array, pa.Array]:
+    """Return each group's subset, that of the first annotation (by id) that names one, and the others, sorted."""
     subsets = first["subset"].to_pylist()
+    more: list[list[str] | None] = [None] * len(subsets)
     for group in several.tolist():
-        named = rows["subset"].slice(first_G[group], num_G[group]).drop_null()
-        subsets[group] = named[0].as_py() if len(named) else None
-    return pa.array(subsets, pa.string())
+        named = rows["subset"].slice(first_G[group], num_G[group]).drop_null().to_pylist()
+        subsets[group] = named[0] if named else None
+        more[group] = sorted(set(named) - {subsets[group]}) or None
+    return pa.array(subsets, pa.string()), pa.array(more, pa.list_(pa.string()))
 
 
 def _metadata(rows: pa.Table, first: pa.Table, first_G: Ints, num_G: Ints, several: Ints) -> pa.Array:
@@ -201,8 +206,21 @@ def _group_totals(table: pa.Table) -> dict[str, int]:
     return {
         "groups": table.num_rows,
         "groups_without_pairs": int((num_pairs == 0).sum()),
+        "groups_more_subsets": len(table) - table["more_subsets"].null_count,
         "groups_validation": int(validation.sum()),
         "pairs_validation": int(num_pairs[validation].sum()),
+    }
+
+
+def _margin_totals(rows: pa.Table, pairs: PairRows, config: ExpandConfig) -> dict[str, int]:
+    if config.margin == "none":
+        return {}
+    num_without = int(np.isnan(pairs.margin_P).sum())
+    given = rows["scores" if config.margin == "score_gap" else "grade"]
+    return {
+        "annotations_scored" if config.margin == "score_gap" else "annotations_graded": len(given) - given.null_count,
+        "pairs_with_margin": len(pairs.margin_P) - num_without,
+        "pairs_without_margin": num_without,
     }
 
 

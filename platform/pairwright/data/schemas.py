@@ -1,7 +1,8 @@
 """The records of this package -> the data contracts under ``schemas/``, for readers in any language.
 
 JSON Schema where the data are JSON, a list of fields where they are Arrow. A test holds the files equal to what stands
-here; a released file is never edited: a change of contract is a v2 beside the v1.
+here; a released file is never edited: a change of contract is a v2 beside the v1. A v2 of a table adds columns that
+may be null, and the files of a v1 are files of a v2 (data/arrow_files.py).
 """
 
 import inspect
@@ -22,6 +23,7 @@ from pairwright.records import (
     PAIRS_SCHEMA_V1,
     SCORES_SCHEMA,
     TOKENS_SCHEMA,
+    TOKENS_SCHEMA_V1,
     Annotation,
     Rejection,
 )
@@ -31,7 +33,7 @@ _CONTRACT = "a contract of `pairwright schemas`"
 _JUDGEMENTS = ("ranks", "scores", "order")
 _NATIVE = "One line of native input (JSON Lines, UTF-8): one annotator's judgement of one group."
 _TABLE = "Rows of data/*.arrow (Arrow IPC file format) in {} table."
-_V2 = "Of files that hold an `extra` or a `context`; others are in version 1."
+_V2 = "Of files with a row that says something that version 2 added; others are in version 1."
 
 
 def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]]) -> list[Path]:
@@ -76,7 +78,8 @@ def table_contracts() -> dict[str, dict[str, Any]]:
         "annotations.v1": arrow_contract("annotations", ANNOTATIONS_SCHEMA_V1, annotations),
         "pairs": arrow_contract("pairs", PAIRS_SCHEMA, f"{pairs} {_V2}", version=2),
         "pairs.v1": arrow_contract("pairs", PAIRS_SCHEMA_V1, pairs),
-        "tokens": arrow_contract("tokens", TOKENS_SCHEMA, _TABLE.format("a tokens")),
+        "tokens": arrow_contract("tokens", TOKENS_SCHEMA, f"{_TABLE.format('a tokens')} {_V2}", version=2),
+        "tokens.v1": arrow_contract("tokens", TOKENS_SCHEMA_V1, _TABLE.format("a tokens")),
         "scores": arrow_contract("scores", SCORES_SCHEMA, "Rows that `pairwright score` writes."),
         "manifest": _manifest_contract(),
         "rejection": json_contract(Rejection, "rejection", "One refused record: a line of refused/*.jsonl."),
@@ -100,7 +103,7 @@ def _arrow_field(field: pa.Field) -> dict[str, Any]:
         "name": field.name,
         "type": _type_name(field.type),
         "nullable": field.nullable,
-        **{key: told[key] for key in ("unit", "meaning") if key in told},
+        **{key: told[key] for key in ("since", "unit", "meaning") if key in told},
         **({"children": children} if children else {}),
     }
 
@@ -156,7 +159,7 @@ def _annotation_contract(version: int) -> dict[str, Any]:
     if version > 1:
         _add_what_templates_show(definitions)
     properties = definitions["Annotation"]["properties"]
-    properties["id"] |= {"pattern": r"\S"}
+    properties["id"] |= {"pattern": r"\S"} | ({"type": ["string", "integer"]} if version > 1 else {})
     properties["completions"] |= {"minItems": 2}
     for choice in properties["ranks"]["anyOf"]:
         if choice["type"] == "array":

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pairwright.data.group_sizes import GroupColumns, GroupSizes
 from pairwright.errors import StoreError
-from pairwright.records import TOKENS_SCHEMA
+from pairwright.records import TOKENS_SCHEMA, TOKENS_SCHEMA_V1
 
 # Record batches of 256 groups whose views stay: a view takes 5 kB and 60 us to make.
 VIEWS_KEPT = 4096
@@ -45,6 +45,7 @@ class TokenGroup:
         rejected_P: index of the other one, int64, shape (P,).
         weight_P: how much each pair counts, float32, shape (P,).
         margin_P: wanted reward difference, float32, shape (P,); NaN where the pair has none.
+        more_subsets: further parts that the group belongs to.
     """
 
     group_id: str
@@ -57,6 +58,7 @@ class TokenGroup:
     rejected_P: Int64s
     weight_P: NDArray[np.float32]
     margin_P: NDArray[np.float32]
+    more_subsets: tuple[str, ...] = ()
 
 
 class _Views(NamedTuple):
@@ -76,6 +78,7 @@ class _Views(NamedTuple):
     rejected: NDArray[np.int16]
     weight: NDArray[np.float32]
     margin: NDArray[np.float32]
+    more_subsets: pa.Array | None
 
     @classmethod
     def of(cls, batch: pa.RecordBatch) -> "_Views":
@@ -97,6 +100,7 @@ class _Views(NamedTuple):
             rejected=rejected.to_numpy(),
             weight=weight.to_numpy(),
             margin=margin.to_numpy(zero_copy_only=False),
+            more_subsets=batch.column("more_subsets") if "more_subsets" in batch.schema.names else None,
         )
 
     def group(self, row: int) -> TokenGroup:
@@ -115,6 +119,7 @@ class _Views(NamedTuple):
             rejected_P=self.rejected[pairs].astype(np.int64),
             weight_P=self.weight[pairs],
             margin_P=self.margin[pairs],
+            more_subsets=() if self.more_subsets is None else tuple(self.more_subsets[row].as_py() or ()),
         )
 
 
@@ -142,6 +147,7 @@ def groups_to_table(groups: Sequence[TokenGroup], splits: Sequence[str]) -> pa.T
         pa.ListArray.from_arrays(of_completions, pa.array(indices)),
         pa.ListArray.from_arrays(of_completions, pa.array(num_characters)),
         pa.ListArray.from_arrays(_offsets([len(group.chosen_P) for group in groups]), pairs),
+        pa.array([list(group.more_subsets) or None for group in groups], pa.list_(pa.string())),
     ]
     return pa.Table.from_arrays(columns, schema=TOKENS_SCHEMA)
 
@@ -263,7 +269,7 @@ def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
         ) from None
     except pa.ArrowInvalid as error:
         raise StoreError(f"{path}: not an Arrow file ({error}); delete the whole table to make it anew") from None
-    if not reader.schema.equals(TOKENS_SCHEMA):
+    if not any(reader.schema.equals(schema) for schema in (TOKENS_SCHEMA, TOKENS_SCHEMA_V1)):
         raise StoreError(f"{path}: not a file of a tokens table: its columns are {', '.join(reader.schema.names)}")
     return reader
 

@@ -257,6 +257,7 @@ def _keep_what_pairs(
     return TokenGroup(
         group_id=batch.column("group_id")[row].as_py(),
         subset=batch.column("subset")[row].as_py(),
+        more_subsets=tuple(batch.column("more_subsets")[row].as_py() or ()),
         prompt_ids=rows[0][:prefix],
         completion_ids=[ids[prefix:] for ids in rows],
         num_characters=np.array([len(completions[k]["text"]) for k in used], dtype=np.int32),

@@ -81,6 +81,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     by_subset: dict[str, ReportFigures]
     by_num_completions: dict[str, ReportFigures]
     by_length: ByLength
+    pairs_again: Annotated[
+        Count,
+        msgspec.Meta(description="of the pairs in `overall`: counted once more since their group is in another subset"),
+    ] = 0
 
 
 def build_report(evaluation: Evaluation, *, model: ModelIdentity, pairs: DataIdentity) -> dict[str, Any]:
@@ -99,6 +103,7 @@ def build_report(evaluation: Evaluation, *, model: ModelIdentity, pairs: DataIde
             chosen_shorter=_figures(evaluation.chosen_shorter.figures(), 0.0),
             equal_length=_figures(evaluation.equal_length.figures(), 0.5),
         ),
+        pairs_again=figures.pairs_again,
     )
     return msgspec.to_builtins(report)
 
@@ -166,7 +171,8 @@ def format_report(report: dict[str, Any]) -> str:
     lines = [
         f"model  {model.path}  ({model.dtype}, {model.digest[:12]})",
         f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}: "
-        f"{found.overall.pairs:,} of {pairs.pairs:,} pairs",
+        f"{found.overall.pairs - found.pairs_again:,} of {pairs.pairs:,} pairs",
+        *_again(found),
         f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}",
         *_special(pairs.tokens, model.special_in_text),
         "",
@@ -193,6 +199,15 @@ def _dropped(totals: dict[str, int | float]) -> str:
         if totals.get(key)
     ]
     return f"in all splits {', '.join(parts)}" if parts else "nothing was over it"
+
+
+def _again(found: Report) -> list[str]:
+    if not found.pairs_again:
+        return []
+    return [
+        f"       {found.pairs_again:,} of them count again, for a further subset of their group: "
+        f"{found.overall.pairs:,} in all"
+    ]
 
 
 def _special(totals: dict[str, int | float], rule: str) -> list[str]:

@@ -62,11 +62,16 @@ class PairSums:
 
 @dataclass(slots=True)
 class EvaluationSums:
-    """What is known of a model on the groups seen so far: in all, by subset and by number of completions."""
+    """What is known of a model on the groups seen so far: in all, by subset and by number of completions.
+
+    A group that stands in several subsets counts once in each of them, and as often in all: the subsets add up.
+    """
 
     overall: PairSums = field(default_factory=PairSums)
     by_subset: dict[str, PairSums] = field(default_factory=dict)
     by_num_completions: dict[int, PairSums] = field(default_factory=dict)
+    pairs_again: int = 0
+    """Of the pairs in all, those that count once more for a further subset."""
 
     def add(self, reward_N: ArrayLike, group: TokenGroup) -> None:
         """Count one group.
@@ -80,11 +85,15 @@ class EvaluationSums:
             ModelError: if a reward is not finite, naming the group.
         """
         sums = _sums_of_group(np.asarray(reward_N, np.float64), group)
-        self._add_part(sums, group.subset if group.subset is not None else NO_SUBSET, len(group.completion_ids))
+        subsets = (group.subset if group.subset is not None else NO_SUBSET, *group.more_subsets)
+        for subset in subsets:
+            self._add_part(sums, subset, len(group.completion_ids))
+        self.pairs_again += sums.pairs * (len(subsets) - 1)
 
     def merge(self, other: "EvaluationSums") -> None:
         """Add what another worker counted; exact, in any order."""
         self.overall.add(other.overall)
+        self.pairs_again += other.pairs_again
         for subset, sums in other.by_subset.items():
             self.by_subset.setdefault(subset, PairSums()).add(sums)
         for num_completions, sums in other.by_num_completions.items():

@@ -129,7 +129,8 @@ def _completion(item: Any, where: str) -> Any:
     if not others or not others.keys() <= set(SHOWN_BY_TEMPLATES):
         return told
     kept = {key: value for key, value in told.items() if key in _IN_COMPLETION}
-    kept.setdefault("text", "")
+    if kept.get("text") is None:
+        kept["text"] = ""
     extra = extra_of(others, where)
     return kept if extra is None else kept | {"extra": extra}
 

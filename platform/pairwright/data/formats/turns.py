@@ -91,14 +91,15 @@ def _message(turn: Any, where: str, roles: Mapping[str, str]) -> Message:
     if not isinstance(turn, dict):
         raise RecordError(f'expected a turn {{"role", "content"}}, got `{json_name(turn)}`', path=where)
     who, what = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-    if who not in turn or (what not in turn and not turn.get("tool_calls")):
+    speaks = any(turn.get(name) for name in SHOWN_BY_TEMPLATES)
+    if who not in turn or (what not in turn and not speaks):
         found = quoted(turn) or "an empty object"
         raise RecordError(f"missing field `{who if who not in turn else what}` of a turn, got {found}", path=where)
     role = turn[who]
     if not isinstance(role, str):
         raise RecordError(f"expected `str`, got `{json_name(role)}`", path=f"{where}.{who}")
     content = turn.get(what)
-    if content is None and turn.get("tool_calls"):
+    if content is None and speaks:
         content = ""
     text = joined_parts(content, f"{where}.{what}") if isinstance(content, list) else content
     if not isinstance(text, str):

@@ -12,6 +12,7 @@ FORMAT_VERSION = 1
 MAX_LISTED = 1000
 """Rows of one list that the JSON holds; beside each list stands how many there are."""
 
+Kind = Literal["tied", "longer", "first", "last", "won", "lost"]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -55,6 +56,11 @@ class SourceFigures(msgspec.Struct, frozen=True, kw_only=True):
     blank: int
     forgotten: int
     main_reason: Annotated[str | None, msgspec.Meta(description="what most of its refused records were refused for")]
+    main_reason_records: Annotated[int, msgspec.Meta(description="how many these are")] = 0
+    scored: Annotated[int, msgspec.Meta(description="untied comparisons of two different scores")] = 0
+    against_scores: Annotated[Share | None, msgspec.Meta(description="of these: the lower score is preferred")] = None
+    with_consensus: Annotated[int, msgspec.Meta(description="as of an annotator")] = 0
+    against_consensus: Annotated[Share | None, msgspec.Meta(description="as of an annotator")] = None
 
 
 class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +152,48 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     high: Annotated[Share | None, msgspec.Meta(description="upper end")]
 
 
+class ModelCompletions(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of some completions one model wrote."""
+
+    name: str
+    completions: int
+
+
+class RepeatedText(msgspec.Struct, frozen=True, kw_only=True):
+    """One text that completes many prompts."""
+
+    beginning: str | None
+    characters: int
+    prompts: int
+    completions: Annotated[int, msgspec.Meta(description="counted once an annotation")]
+    untied: Annotated[int, msgspec.Meta(description="its untied comparisons with completions of other text")]
+    wins: Annotated[Share | None, msgspec.Meta(description="of these: it is preferred")]
+    num_models: int
+    models: Annotated[list[ModelCompletions], msgspec.Meta(description="the three that wrote most of them")]
+
+
+class Alike(msgspec.Struct, frozen=True, kw_only=True):
+    """An annotator or a model whose every judgement is of one kind, though others' are not."""
+
+    party: Literal["annotator", "model"]
+    name: str
+    kind: Annotated[
+        Kind,
+        msgspec.Meta(description="everything tied; only longer, first-listed or last-listed best; all won; all lost"),
+    ]
+    judgements: int
+    others: Annotated[Share, msgspec.Meta(description="share of the others' judgements that are of this kind")]
+
+
+class Marks(msgspec.Struct, frozen=True, kw_only=True):
+    """Annotations whose texts hold a template token or the mark of a transcript."""
+
+    mark: str
+    annotations: int
+    num_sources: int
+    main_source: str
+
+
 class Models(msgspec.Struct, frozen=True, kw_only=True):
     """Models, the strongest first, each connected part by itself."""
 
@@ -230,6 +278,11 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     growth: list[Growth]
     annotations_per_group: list[Depth]
     prompts: list[Prompt]
+    num_repeated_texts: Annotated[int, msgspec.Meta(description="texts under many prompts; see docs/report.md")] = 0
+    repeated_texts: list[RepeatedText] = []
+    num_alike: int = 0
+    alike: list[Alike] = []
+    marks: list[Marks] = []
 
 
 def figures_json(figures: Figures) -> str:

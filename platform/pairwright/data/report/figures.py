@@ -38,6 +38,7 @@ from pairwright.data.report.parties import Row, Strengths, agreement, annotator,
 from pairwright.data.report.refusals import RefusedSums
 from pairwright.data.report.statistics import COUNTS, NUM_TOP_PROMPTS, RATIO_STEPS_PER_OCTAVE, STEPS_PER_OCTAVE
 from pairwright.data.report.sums import Sums
+from pairwright.data.report.suspects import all_alike, marks, num_marked, repeated_texts
 from pairwright.data.store import Manifest, Source
 
 __all__ = ["Figures", "Strengths", "TableFacts", "build_figures"]
@@ -57,7 +58,9 @@ def build_figures(
     """Return the figures of a version."""
     totals = {row["name"]: row["count"] for row in sums["totals"].to_pylist()}
     totals |= _accounts(manifest.sources)
+    totals |= {"annotations_marked": num_marked(sums["marks"])}
     sizes = sums["sizes"]
+    repeated, alike = repeated_texts(sums, totals["prompts"]), all_alike(sums)
     figures = Figures(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=__version__,
@@ -67,7 +70,7 @@ def build_figures(
         num_reasons=len({reason for _, reason, _ in refused.counts}),
         reasons=_reasons(refused),
         num_sources=len(manifest.sources),
-        sources=_sources(manifest, refused),
+        sources=_sources(manifest, refused, sums["by_source"]),
         num_sizes=len(sizes["num_completions"].unique()),
         by_num_completions=_comparisons(sizes, "num_completions"),
         num_subsets=len(sizes["subset"].unique()),
@@ -87,6 +90,11 @@ def build_figures(
             for row in sums["depth"].sort_by("num_annotations").slice(0, MAX_LISTED).to_pylist()
         ],
         prompts=[_prompt(row) for row in largest(sums["prompts"], "annotations")[:NUM_TOP_PROMPTS]],
+        num_repeated_texts=len(repeated),
+        repeated_texts=repeated[:MAX_LISTED],
+        num_alike=len(alike),
+        alike=alike[:MAX_LISTED],
+        marks=marks(sums["marks"]),
     )
     return msgspec.structs.replace(figures, findings=findings(figures))
 
@@ -116,10 +124,12 @@ def _reasons(refused: RefusedSums) -> list[Reason]:
     ]
 
 
-def _sources(manifest: Manifest, refused: RefusedSums) -> list[SourceFigures]:
+def _sources(manifest: Manifest, refused: RefusedSums, by_source: pa.Table) -> list[SourceFigures]:
     main: dict[str, tuple[int, str]] = {}
     for uri, reason, number in refused.counts:
         main[uri] = max(main.get(uri, (0, "")), (number, reason))
+    judged = {row["source"]: row for row in by_source.to_pylist()}
+    nothing = dict.fromkeys(by_source.column_names, 0)
     largest = sorted(manifest.sources, key=lambda source: (-source.refused, -source.lines, source.uri))
     return [
         SourceFigures(
@@ -131,8 +141,14 @@ def _sources(manifest: Manifest, refused: RefusedSums) -> list[SourceFigures]:
             blank=source.blank,
             forgotten=source.forgotten,
             main_reason=main[source.uri][1] if source.uri in main else None,
+            main_reason_records=main[source.uri][0] if source.uri in main else 0,
+            scored=row["scored"],
+            against_scores=share(row["against_scores"], row["scored"]),
+            with_consensus=row["with_consensus"],
+            against_consensus=share(row["against_consensus"], row["with_consensus"]),
         )
         for source in largest[:MAX_LISTED]
+        for row in [judged.get(source.uri, nothing)]
     ]
 
 
@@ -141,7 +157,7 @@ def _sources(manifest: Manifest, refused: RefusedSums) -> list[SourceFigures]:
 
 def _comparisons(sizes: pa.Table, key: str) -> list[Comparisons]:
     """Return the counts by subset (the most annotations first) or by K (ascending)."""
-    names = ("annotations", "groups", *COUNTS)
+    names = ("annotations", "groups", "groups_of_subset", *COUNTS)
     added = sizes.group_by(key, use_threads=False).aggregate([(name, "sum") for name in names])
     added = added.select([key, *(f"{name}_sum" for name in names)]).rename_columns([key, *names])
     is_size = key == "num_completions"
@@ -150,7 +166,7 @@ def _comparisons(sizes: pa.Table, key: str) -> list[Comparisons]:
         Comparisons(
             name=None if row[key] is None else str(row[key]),
             annotations=row["annotations"],
-            groups=row["groups"],
+            groups=row["groups" if is_size else "groups_of_subset"],
             comparisons=row["comparisons"],
             untied=row["untied"],
             ties=row["ties"],

@@ -66,8 +66,11 @@ class Block:
         outcome_AP: 1 where the first of the two is better, -1 the second, 0 a tie; int8.
         longer_AP: 1 where the first of the two is longer, -1 the second, 0 equal; int8.
         identical_AP: whether the two have the same text.
+        scores_AK: as in Judgements.
+        texts_AK: as in Judgements.
         is_rater_A: as in Judgements.
         models_AK: as in Judgements.
+        index_AK: where each completion is in N.
         first_P: index of a comparison's first completion; its second is ``second_P``.
     """
 
@@ -77,6 +80,9 @@ class Block:
     ranks_AK: Ints
     lengths_AK: Ints
     models_AK: Ints
+    scores_AK: Floats
+    texts_AK: NDArray[np.uint64]
+    index_AK: Ints
     is_rater_A: Bools
     outcome_AP: NDArray[np.int8]
     longer_AP: NDArray[np.int8]
@@ -154,6 +160,9 @@ def _block(found: Judgements, groups: Ints, first_G: Ints, num_G: Ints, size: in
         ranks_AK=ranks_AK,
         lengths_AK=lengths_AK,
         models_AK=found.models_N[index_AK],
+        scores_AK=found.scores_N[index_AK],
+        texts_AK=texts_AK,
+        index_AK=index_AK,
         is_rater_A=found.is_rater_A[rows_A],
         outcome_AP=np.sign(ranks_AK[:, second_P] - ranks_AK[:, first_P]).astype(np.int8),
         longer_AP=np.sign(lengths_AK[:, first_P] - lengths_AK[:, second_P]).astype(np.int8),

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pairwright.data.parts import hash_ids
+from pairwright.data.report.marks import beginnings_of, marks_of, only_best
 
 COLUMNS = (
     "id",
@@ -46,10 +47,14 @@ REPORT_ROWS = pa.schema(
         pa.field("lengths", pa.list_(pa.int32())),
         pa.field("texts", pa.list_(pa.uint64())),
         pa.field("models", pa.list_(pa.string())),
+        pa.field("beginnings", pa.list_(pa.string())),
+        pa.field("best", pa.int32()),
+        pa.field("marks", pa.list_(pa.string())),
     ]
 )
 """Lists have one value a completion, in the order of ``texts`` (64-bit hashes); ``scores`` are NaN where there are
-none; ``version`` is the first version that had the row's source; ``digest`` is equal for equal judgements."""
+none, ``beginnings`` null but for texts that stand under several prompts of the file; ``version`` is the first version
+that had the row's source; ``digest`` is equal for equal judgements; ``best`` and ``marks`` as in marks.py."""
 
 
 def report_rows(annotations: pa.Table, versions: Mapping[str, int]) -> pa.Table:
@@ -66,12 +71,14 @@ def report_rows(annotations: pa.Table, versions: Mapping[str, int]) -> pa.Table:
     texts_N = _text_hashes(items)
     order_N = np.lexsort((texts_N, np.repeat(np.arange(len(size_A)), size_A)))
     in_order = pa.array(order_N)
+    prompt_N = np.repeat(_array(rows["prompt_id"]).dictionary_encode().indices.to_numpy(), size_A).astype(np.int64)
     values = {
         "ranks": _array(rows["ranks"]).flatten().take(in_order),
         "scores": pa.array(_scores(rows, size_A)[order_N]),
         "lengths": pc.call_function("utf8_length", [items.field("text")]).take(in_order),
         "texts": pa.array(texts_N[order_N]),
         "models": items.field("model").take(in_order),
+        "beginnings": beginnings_of(items.field("text").dictionary_encode(), prompt_N).take(in_order),
     }
     offsets = pa.array(np.concatenate([[0], np.cumsum(size_A)]).astype(np.int32))
     columns: dict[str, pa.Array] = {
@@ -79,6 +86,8 @@ def report_rows(annotations: pa.Table, versions: Mapping[str, int]) -> pa.Table:
         for name, value in values.items()
     }
     columns["prompt"] = _last_turns(rows)
+    columns["best"] = pa.array(only_best(_array(rows["ranks"])))
+    columns["marks"] = marks_of(_array(rows["prompt"]), completions)
     columns["version"] = pa.array([versions.get(uri, 0) for uri in rows["source"].to_pylist()], pa.int64())
     columns["digest"] = pa.array(_digests(rows, columns, size_A))
     arrays = [columns[field.name] if field.name in columns else _array(rows[field.name]) for field in REPORT_ROWS]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pairwright.data.report.agreement import AGREEMENT, agreement_counts, coincidences
 from pairwright.data.report.judgements import Block, Ints, Judgements, blocks, judgements
 from pairwright.data.report.sums import Sums, counted
+from pairwright.data.report.suspicious import score_counts, suspicious_sums, wins_and_losses
 
 STEPS_PER_OCTAVE = 8
 """Lengths are counted in steps of a factor 2^(1/8): quantiles within 5 %."""
@@ -58,11 +59,14 @@ def count(rows: pa.Table) -> Counted:
     """
     found = judgements(rows)
     tables: _Tables = defaultdict(list)
-    per_annotation = {name: np.zeros(found.rows.num_rows, np.int64) for name in (*COUNTS, *AGREEMENT)}
+    names = (*COUNTS, *AGREEMENT, "scored", "against_scores")
+    per_annotation = {name: np.zeros(found.rows.num_rows, np.int64) for name in names}
+    wins_N, losses_N = np.zeros_like(found.ranks_N), np.zeros_like(found.ranks_N)
     contradicted = 0
     for block in blocks(found):
-        for name, values_A in (_block_counts(block) | agreement_counts(block)).items():
+        for name, values_A in (_block_counts(block) | agreement_counts(block) | score_counts(block)).items():
             per_annotation[name][block.rows_A] = values_A
+        wins_N[block.index_AK], losses_N[block.index_AK] = wins_and_losses(block)
         contradicted += _contradicted(block)
         tables["lengths"].append(_lengths(block))
         tables["ratios"].append(_ratios(block))
@@ -79,6 +83,7 @@ def count(rows: pa.Table) -> Counted:
         "scores": [_scores(found)],
         "growth": [_growth(found)],
         "prompts": [_prompts(found)],
+        **{name: [table] for name, table in suspicious_sums(found, per_annotation, wins_N, losses_N).items()},
     }
     games = tables.pop("games", [])
     sums = {name: counted(name, pa.concat_tables(held)) for name, held in tables.items() if held}
@@ -180,13 +185,22 @@ def _steps(values: NDArray, per_octave: int) -> Ints:
     return np.floor(np.log2(values) * per_octave + 1e-9).astype(np.int64)
 
 
+def _codes(column: pa.ChunkedArray) -> Ints:
+    """Return an integer for each name: equal names, equal integers; -1 where there is none."""
+    codes = column.combine_chunks().dictionary_encode().indices.fill_null(-1)
+    return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
 # -------------------------------------------------------------------------------------- all annotations
 
 
 def _facts(found: Judgements, per_annotation: dict[str, Ints]) -> pa.Table:
-    """Return one row an annotation: who, where, and what was counted."""
+    """Return one row an annotation: who, where, and what was counted; a group counts once in each of its subsets."""
     ones = np.ones(found.rows.num_rows, np.int64)
     is_first_A = np.diff(found.group_A, prepend=-1) != 0
+    subset_A = _codes(found.rows["subset"])
+    is_first_of_subset_A = np.zeros(len(ones), dtype=bool)
+    is_first_of_subset_A[np.unique(np.stack([found.group_A, subset_A]), axis=1, return_index=True)[1]] = True
     return pa.table(
         {
             "annotator": found.rows["annotator"],
@@ -194,6 +208,7 @@ def _facts(found: Judgements, per_annotation: dict[str, Ints]) -> pa.Table:
             "num_completions": np.diff(found.starts_A),
             "annotations": ones,
             "groups": is_first_A.astype(np.int64),
+            "groups_of_subset": is_first_of_subset_A.astype(np.int64),
             **per_annotation,
         }
     )
@@ -215,7 +230,7 @@ def _totals(found: Judgements, per_annotation: dict[str, Ints], contradicted: in
 
 
 def _sizes(facts: pa.Table) -> pa.Table:
-    return facts.select(["subset", "num_completions", "annotations", "groups", *COUNTS])
+    return facts.select(["subset", "num_completions", "annotations", "groups", "groups_of_subset", *COUNTS])
 
 
 def _annotators(facts: pa.Table) -> pa.Table:

@@ -28,6 +28,13 @@ KEYS: dict[str, tuple[str, ...]] = {
     "prompts": ("prompt_id", "prompt"),
     "refused": ("source", "reason"),
     "games": ("one", "other"),
+    "texts": ("text",),
+    "text_models": ("text", "model"),
+    "text_beginnings": ("text", "beginning"),
+    "annotator_kinds": ("annotator", "source"),
+    "model_kinds": ("model",),
+    "marks": ("mark", "source"),
+    "by_source": ("source",),
 }
 """The key columns of each sum; all others add."""
 

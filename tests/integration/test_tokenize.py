@@ -11,7 +11,7 @@ import obstore
 import pyarrow as pa
 import pytest
 
-from pairwright.cluster.tokenize import ensure_tokens, known_totals
+from pairwright.cluster.tokenize import ensure_tokens, totals_beforehand
 from pairwright.config import TokensConfig
 from pairwright.data.locations import open_store
 from pairwright.data.store import Manifest, Table
@@ -114,9 +114,11 @@ def test_a_second_call_makes_nothing(tmp_path: Path, model: Path):
     first = tokens_of(str(tmp_path / "pairs"), model, str(tmp_path / "tokens"))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")}
     assert tokens_of(str(tmp_path / "pairs"), model, str(tmp_path / "tokens")) == first
-    manifest, tokenizer = Table(str(tmp_path / "pairs"), "pairs").manifest(1), load_tokenizer(str(model))
-    assert known_totals(manifest, tokenizer, CONFIG, str(tmp_path / "tokens")) == first[1].totals
-    assert known_totals(manifest, tokenizer, CONFIG, str(tmp_path / "other")) is None
+    pairs, tokenizer = Table(str(tmp_path / "pairs"), "pairs"), load_tokenizer(str(model))
+    for known in ("tokens", "other"):
+        found = totals_beforehand(pairs, pairs.manifest(1), tokenizer, CONFIG, str(tmp_path / known))
+        assert found == first[1].totals
+    assert not (tmp_path / "other").exists()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")} == files
 
 

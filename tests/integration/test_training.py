@@ -291,5 +291,15 @@ def test_dry_run_says_how_long_the_run_is_and_starts_nothing(folder: Path) -> No
     described = dry_run(run_config(folder, "dry"))
     assert described["steps"] == NUM_STEPS
     assert described["config"]["optimizer"]["learning_rate"] == 3e-3
-    assert described["tokens"] is None or described["tokens"]["groups"] > 0
+    assert described["tokens"]["groups"] > 0
     assert not (folder / "dry").exists()
+
+
+def test_dry_run_counts_what_the_template_refuses_before_there_are_tokens(folder: Path) -> None:
+    config = run_config(folder, "dry")
+    template = "{% if 'a' in messages[0].content %}{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}"
+    tokens = config.tokens.model_copy(update={"chat_template": template, "cache": str(folder / "dry-tokens")})
+    totals = dry_run(config.model_copy(update={"tokens": tokens}))["tokens"]
+    assert 0 < totals["groups_refused"] <= totals["groups"]
+    assert totals["refused:the chat template gives no text: no"] == totals["groups_refused"]
+    assert not (folder / "dry-tokens").exists()

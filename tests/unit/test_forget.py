@@ -17,8 +17,8 @@ from pairwright.cluster.forget import forget
 from pairwright.data.cache import cache_folder
 from pairwright.data.forgetting import MAX_PROMPT_BYTES, look, proof_of, removal_of
 from pairwright.data.history import history
+from pairwright.data.identity import prompt_id
 from pairwright.data.removal import Removal, thin_refused, without_text
-from pairwright.data.rules import prompt_id
 from pairwright.data.store import Input, Source, Table
 from pairwright.errors import ConfigError, DataError, StoreError
 from pairwright.records import Message, Rejection
@@ -315,3 +315,14 @@ def test_what_else_may_hold_them_is_listed_with_the_command_that_removes_it(tabl
         "s3://b/x.jsonl (1), s3://b/y.jsonl (1)",
     ):
         assert words in told
+
+
+def test_a_prompt_with_tools_and_calls_is_named_by_a_file_of_its_record(tmp_path: Path) -> None:
+    call = [{"function": {"name": "w", "arguments": {"place": "Oslo"}}}]
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": None, "tool_calls": call}]
+    tools = [{"type": "function", "function": {"name": "w"}}]
+    (tmp_path / "prompt.json").write_text(json.dumps({"prompt": turns, "tools": tools}))
+    extra = msgspec.json.encode({"tool_calls": call}).decode()
+    messages = [Message("user", QUESTION), Message("assistant", "", extra)]
+    expected = prompt_id(messages, msgspec.json.encode({"tools": tools}).decode())
+    assert removal_of([], [str(tmp_path / "prompt.json")]).prompt_ids == {expected}

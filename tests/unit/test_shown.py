@@ -157,7 +157,7 @@ def test_reasoning_under_the_other_name_and_a_variable_reach_a_template_that_has
     high = {"chat_template_kwargs": {"effort": "high"}}
     tokens, _ = tokenize(pairs_of(annotation(high, *RECORDS["reasoning alone"][1:]))[0], GPT_OSS)
     (group,) = groups_of(tokens)
-    text = TOKENIZER.decode([*group.prompt_ids, *group.completion_ids[0]])
+    text = str(TOKENIZER.decode([*group.prompt_ids, *group.completion_ids[0]]))
     assert text.startswith("Reasoning: high")
     assert "<so>3" in text
 

@@ -291,9 +291,9 @@ def test_groups_of_a_prompt_go_whole_and_are_accounted_for() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('{"question": "Why?"}', "missing required field `prompt`"),
+        ('{"question": "Why?"}', "missing field `prompt`"),
         ('{"prompt": " "}', "empty prompt"),
-        ('{"prompt": [{"content": "no role"}]}', "missing required field `role`"),
+        ('{"prompt": [{"content": "no role"}]}', "missing field `role`"),
         ("not JSON", "malformed"),
     ],
 )

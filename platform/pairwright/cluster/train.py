@@ -31,7 +31,7 @@ from pairwright.cluster.run_folder import (
     check_model_place,
 )
 from pairwright.cluster.session import ray_session
-from pairwright.cluster.tokenize import known_totals
+from pairwright.cluster.tokenize import totals_beforehand
 from pairwright.config import TrainConfig, config_digest
 from pairwright.data.lease import Lease
 from pairwright.data.locations import local_root
@@ -63,15 +63,16 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """Return the resolved configuration and the size of the run, having checked what can be checked without a cluster.
 
     Raises:
-        ConfigError, StoreError, ModelError: as ``train`` would, for what it finds wrong.
+        ConfigError, DataError, StoreError, ModelError: as ``train`` would, for what it finds wrong.
     """
     check_places(config)
     if _is_there(config.output):
         RunFolder(config.output).check_free()
-    manifest = Table.open(config.data.pairs, "pairs").manifest(config.data.version)
+    pairs = Table.open(config.data.pairs, "pairs")
+    manifest = pairs.manifest(config.data.version)
     tokenizer = load_tokenizer(config.model.path)
-    tokens = known_totals(manifest, tokenizer, config.tokens, cache_of(config))
     check_model(config)
+    tokens = totals_beforehand(pairs, manifest, tokenizer, config.tokens, cache_of(config))
     num_groups = int(manifest.totals["groups"] - manifest.totals["groups_validation"])
     schedule = schedule_of(num_groups, config)
     return {

@@ -13,6 +13,8 @@ import msgspec
 
 Turn: TypeAlias = Mapping[str, str]
 
+EXTRA_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+CONTEXT_FIELDS = ("tools", "chat_template_kwargs")
 CONTENT_FIELDS = frozenset({"tool_calls", "reasoning_content", "thinking"})
 """Fields of a turn that say something: a reply may consist of them, and a template that leaves one out is refused."""
 _ANY = msgspec.json.Decoder()

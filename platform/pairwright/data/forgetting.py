@@ -15,12 +15,13 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 
+from pairwright.data.formats import RecordError
 from pairwright.data.identity import prompt_id
 from pairwright.data.manifest import Manifest, Source
 from pairwright.data.removal import Removal, Thinner, folded, names_within, without_text
 from pairwright.data.store import DataFile, Table
+from pairwright.data.turns import prompt_of
 from pairwright.errors import ConfigError, StoreError
-from pairwright.records import Message
 
 MAX_PROMPT_BYTES = 64 * 1024 * 1024
 """Of a file that holds a prompt: a million characters, as many as a table takes by default, are 12 MB at most."""
@@ -56,7 +57,8 @@ def removal_of(annotators: Sequence[str], prompts: Sequence[str], *, is_exact: b
 
     Args:
         annotators: names.
-        prompts: each a prompt_id (32 hex digits), or a file: the text of one user turn, or a .json list of messages.
+        prompts: each a prompt_id (32 hex digits), or a file: the text of one user turn, or a .json list of messages,
+            or a .json object of ``prompt`` and the ``tools`` and ``chat_template_kwargs`` beside it.
         is_exact: whether a name stands for its own spelling alone.
 
     Raises:
@@ -76,14 +78,15 @@ def _prompt_id(named: str) -> str:
         return named
     try:
         text = _content(Path(named)).decode()
-        is_list = Path(named).suffix == ".json"
-        turns = msgspec.json.decode(text, type=list[Message]) if is_list else [Message(role="user", content=text)]
-    except (OSError, ValueError, RecursionError) as error:  # what is no UTF-8, or no such JSON, is a ValueError too
+        is_json = Path(named).suffix == ".json"
+        told = msgspec.json.decode(text) if is_json else text
+        turns, context = prompt_of(told if isinstance(told, dict) else {"prompt": told})
+    except (OSError, ValueError, RecordError, RecursionError) as error:  # no UTF-8, or no JSON, is a ValueError too
         raise ConfigError(
             f"--prompt {named}: neither a prompt_id (32 hex digits, shown by `pairwright inspect URL --json`) nor a "
             f"file with the prompt's text, or its messages as .json ({error})"
         ) from None
-    return prompt_id(turns)
+    return prompt_id(turns, context)
 
 
 def _content(path: Path) -> bytes:

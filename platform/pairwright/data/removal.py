@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pairwright.data.annotations import reason_key
+from pairwright.data.extras import CONTEXT_FIELDS, EXTRA_FIELDS
 from pairwright.data.parts import num_completions
 from pairwright.data.store import DataFile, Manifest, Table
 from pairwright.records import Annotation, Completion, Message, Rejection
 
 _WORDS = frozenset(
     [field for record in (Annotation, Completion, Message) for field in record.__struct_fields__]
-    + ["object", "array", "str", "bool", "int", "float", "null"]
+    + [*EXTRA_FIELDS, *CONTEXT_FIELDS, "object", "array", "str", "bool", "int", "float", "null"]
 )
 """What a reason or a path may name without quoting a record: our own fields, and JSON's types."""
 _QUOTE = re.compile(r"""`|(?<!\w)['"]""")

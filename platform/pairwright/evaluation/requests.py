@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from pairwright.config import IngestConfig
 from pairwright.data.annotations import explain, rejection, too_much_text
-from pairwright.data.extras import Turn, is_blank, num_characters, reply_of, turns_of, write_extra
+from pairwright.data.extras import Turn, num_characters, reply_of, turns_of
 from pairwright.data.formats import RecordError, json_name, parser_for
 from pairwright.data.formats.record import check_count
 from pairwright.data.layouts.chunks import too_long
-from pairwright.data.rules import check_context, check_extra, label_too_long, text_too_long
+from pairwright.data.rules import check_extra, label_too_long, text_too_long
 from pairwright.data.templates import Conversation
-from pairwright.evaluation.turns import extra_of, joined_parts, said
+from pairwright.data.turns import context_of, extra_of, joined_parts, said
 from pairwright.records import Completion, Message, Rejection
 
 DEFAULT_LIMITS = IngestConfig()
@@ -156,7 +156,7 @@ def _says_extra(line: ScoreLine) -> bool:
 def _read_spelled(record: Mapping[str, Any], config: IngestConfig) -> _Told:
     """Return what a record says in any layout and spelling."""
     record = {key: value for key, value in record.items() if value is not None}
-    context = _context(record)
+    context = context_of(record)
     if "completions" not in record and "completion" not in record:
         name = _name(record.get("id"))
         if {"chosen", "rejected"} <= record.keys():
@@ -190,14 +190,6 @@ def _name(name: Any) -> str | None:
     if name is not None and not isinstance(name, str):
         raise RecordError(f"expected `str`, got `{json_name(name)}`", path="$.id")
     return name
-
-
-def _context(record: Mapping[str, Any]) -> str | None:
-    """Return what a record gives the template beside its turns."""
-    given = {name: record[name] for name in ("tools", "chat_template_kwargs") if not is_blank(record.get(name))}
-    context = write_extra(given)
-    check_context(context)
-    return context
 
 
 def _completion(item: Any, where: str) -> Any:

@@ -6,15 +6,19 @@ compared is a leak that nobody sees.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
+from pairwright.data.extras import EXTRA_FIELDS
+from pairwright.data.formats import RecordError
 from pairwright.data.identity import prompt_id
 from pairwright.data.lines import LineRange, read_chunks
 from pairwright.data.listing import list_sources
 from pairwright.data.manifest import DataFile, Input
 from pairwright.data.sources import SourceRef
 from pairwright.data.store import Table
+from pairwright.data.turns import prompt_of
 from pairwright.errors import DataError
 from pairwright.records import UNREADABLE_JSON, Message
 
@@ -22,16 +26,7 @@ SOURCE_VERSION = 0
 """Version of an input that is a source, not a table."""
 
 
-class _Turn(msgspec.Struct, frozen=True):
-    role: str
-    content: str
-
-
-class _Record(msgspec.Struct, frozen=True):
-    prompt: str | list[_Turn]
-
-
-_DECODER = msgspec.json.Decoder(_Record)
+_DECODER = msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +90,28 @@ def prompts_in_source(unit: LineRange) -> Iterator[NamedPrompt]:
         for number, line in enumerate(chunk.text.split(b"\n"), start=chunk.first_line):
             if line and not line.isspace():
                 where = f"{unit.source.uri}:{number}"
-                messages = _messages(line, where)
-                turns = [Message(role=turn["role"], content=turn["content"]) for turn in messages]
-                yield NamedPrompt(prompt_id(turns), where, messages)
+                turns, context = _prompt(line, where)
+                messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+                yield NamedPrompt(prompt_id(turns, context), where, messages)
 
 
-def _messages(line: bytes, where: str) -> list[dict[str, str]]:
+def _known(turn: Any) -> Any:
+    """Return a turn without what no template shows: here it is nobody's business."""
+    names = ("role", "content", *EXTRA_FIELDS)
+    return {name: turn[name] for name in names if name in turn} if isinstance(turn, dict) and "role" in turn else turn
+
+
+def _prompt(line: bytes, where: str) -> tuple[list[Message], str | None]:
     try:
-        prompt = _DECODER.decode(line).prompt
-    except UNREADABLE_JSON as error:
+        record = _DECODER.decode(line)
+        if isinstance(turns := record.get("prompt"), list):
+            record["prompt"] = [_known(turn) for turn in turns]
+        turns, context = prompt_of(record)
+    except (*UNREADABLE_JSON, RecordError) as error:
         raise DataError(
             f'{where}: no prompt to compare: {error}; an evaluation set has {{"prompt": "..."}} in each record (text, '
             "or turns of role and content); ingest other layouts into a table and name that"
         ) from None
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else msgspec.to_builtins(prompt)
-    if not any(turn["content"].strip() for turn in messages):
+    if not any(turn.content.strip() for turn in turns):
         raise DataError(f"{where}: an empty prompt, expected text; leave the record out of the evaluation set")
-    return messages
+    return turns, context

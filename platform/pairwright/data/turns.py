@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pairwright.data.extras import is_blank, write_extra
+from pairwright.data.extras import CONTEXT_FIELDS, EXTRA_FIELDS, is_blank, write_extra
 from pairwright.data.formats import RecordError, json_name
+from pairwright.data.rules import check_context
 from pairwright.records import Message
-
-_BESIDE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 
 
 def said(value: Any, where: str) -> str | list[Message]:
@@ -31,6 +30,8 @@ def _message(turn: Any, where: str) -> Message:
     role, content = turn.get("role"), turn.get("content")
     others = {key: value for key, value in turn.items() if key not in ("role", "content")}
     extra = extra_of(others, where)
+    if "role" not in turn or ("content" not in turn and extra is None):
+        raise RecordError(f"missing field `{'content' if 'role' in turn else 'role'}` of a turn", path=where)
     if not isinstance(role, str):
         raise RecordError(f"expected `str`, got `{json_name(role)}`", path=f"{where}.role")
     if content is None and extra is not None:
@@ -41,6 +42,30 @@ def _message(turn: Any, where: str) -> Message:
     return Message(role=role, content=text, extra=extra)
 
 
+def context_of(record: Mapping[str, Any]) -> str | None:
+    """Return what a record gives the chat template beside its turns, as JSON; None where that is nothing.
+
+    Raises:
+        RecordError: if a field is of another type than templates expect, or sets what is not the record's to set.
+    """
+    context = write_extra({name: record[name] for name in CONTEXT_FIELDS if not is_blank(record.get(name))})
+    check_context(context)
+    return context
+
+
+def prompt_of(record: Mapping[str, Any]) -> tuple[list[Message], str | None]:
+    """Return the turns of a record's ``prompt``, and what the chat template is given beside them.
+
+    Raises:
+        RecordError: if it is neither a text nor a conversation.
+    """
+    if "prompt" not in record:
+        raise RecordError("missing field `prompt`")
+    prompt = said(record["prompt"], "$.prompt")
+    messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    return messages, context_of(record)
+
+
 def extra_of(fields: Mapping[str, Any], where: str) -> str | None:
     """Return what a turn holds beside role and content, for the template, as JSON; None where that is nothing.
 
@@ -48,8 +73,9 @@ def extra_of(fields: Mapping[str, Any], where: str) -> str | None:
         RecordError: if a field is none that a template shows.
     """
     kept = {key: value for key, value in fields.items() if not is_blank(value)}
-    if odd := [key for key in kept if key not in _BESIDE]:
-        raise RecordError(f"unknown field, got `{odd[0]}`; a turn has role, content, {', '.join(_BESIDE)}", path=where)
+    if odd := [key for key in kept if key not in EXTRA_FIELDS]:
+        names = ", ".join(EXTRA_FIELDS)
+        raise RecordError(f"unknown field, got `{odd[0]}`; a turn has role, content, {names}", path=where)
     return write_extra(kept)
 
 

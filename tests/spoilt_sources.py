@@ -53,7 +53,7 @@ def ingested(path: Path, table: Table, config: IngestConfig, limits: dict[str, i
         outcome.format = part.format
         outcome.lines += part.lines
         outcome.blank += part.blank
-        outcome.rows += table.read_file(part.data).to_pylist() if part.data else []
+        outcome.rows += without_nothing(table.read_file(part.data).to_pylist()) if part.data else []
         outcome.refused += [one for file in part.refused_files for one in table.read_refused(file)]
         outcome.reasons.update(part.reasons)
         outcome.errors += [part.error] if part.error else []
@@ -69,6 +69,16 @@ def ingested(path: Path, table: Table, config: IngestConfig, limits: dict[str, i
     for error in outcome.errors:
         assert_one_reason(path, error)
     return outcome
+
+
+def without_nothing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of annotations without the fields of version 2 that say nothing."""
+    for row in rows:
+        for item in (row, *row["prompt"], *row["completions"]):
+            for name in ("extra", "context"):
+                if name in item and item[name] is None:
+                    del item[name]
+    return rows
 
 
 def assert_one_reason(path: Path, error: str) -> None:

@@ -1,13 +1,17 @@
 """What a report says of suspicious data: each figure against a loop, each finding where it is due and only there."""
 
+import json
 import re
 from collections import Counter, defaultdict
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, real_rows
+from pairwright.cluster.ingest import ingest
+from pairwright.config import IngestConfig
 from pairwright.data.report.contract import Figures
 from pairwright.data.report.rows import report_rows
 from pairwright.data.report.statistics import count
@@ -276,3 +280,13 @@ def test_all_that_looks_wrong_is_said_however_much_it_is() -> None:
     bad = [finding for finding in figures_of(rows, duplicates=200).findings if finding.level != "good"]
     assert len(bad) > 5
     assert len(figures_of(pairs(60)).findings) <= 5
+
+
+def test_an_ingestion_says_that_its_ids_name_something_else(tmp_path: Path) -> None:
+    records = [{"id": f"p{n // 3}", "prompt": f"p{n // 3}", "chosen": f"a{n}", "rejected": f"b{n}"} for n in range(60)]
+    (tmp_path / "file.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    text = ingest([str(tmp_path / "file.jsonl")], str(tmp_path / "many"), IngestConfig()).text()
+    assert "40 refused: duplicate id" in text
+    assert "so many ids stand twice that they seem to name prompts" in text
+    (tmp_path / "file.jsonl").write_text("\n".join(json.dumps(record) for record in records[::3] + records[1:20:3]))
+    assert "so many ids" not in ingest([str(tmp_path / "file.jsonl")], str(tmp_path / "few"), IngestConfig()).text()

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pairwright.data.formats import NATIVE
+from pairwright.data.repeats import DUPLICATE_ID, name_something_else
 from pairwright.data.store import Manifest, Source
 from pairwright.records import Rejection
 from pairwright.terminal import one_per_line
@@ -15,6 +16,10 @@ NUM_SHOWN = 20
 _NAMES_SHOWN = 12
 _FOREIGN = (
     "no known layout, read as native; name its layout with --format, or map its records with [fields] in --config"
+)
+_OTHER_IDS = (
+    "so many ids stand twice that they seem to name prompts, or to be counted anew in each subset; ingest into a new "
+    "table with another id, or with none: docs/formats.md"
 )
 """Lines of a kind that a summary shows; every rejection is under ``refused/``, and ``--json`` names every source."""
 
@@ -65,6 +70,9 @@ class IngestSummary:
         lines += _first(self._read(source) for source in self.sources if source.format not in ("", NATIVE.name))
         lines += _first(f"  {s.uri}: {_FOREIGN}" for s in self.sources if not s.format and s.refused and not s.accepted)
         lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
+        duplicates = sum(count for reason, count in self.reasons.items() if reason.startswith(DUPLICATE_ID))
+        if name_something_else(duplicates, accepted + refused):
+            lines.append(f"  {_OTHER_IDS}")
         lines += [f"    {rejected}" for rejected in self.rejections]
         if refused > len(self.rejections):
             lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")

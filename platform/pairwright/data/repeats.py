@@ -23,6 +23,12 @@ from pairwright.data.store import DataFile, Table
 from pairwright.errors import SourceError
 from pairwright.records import ANNOTATIONS_SCHEMA
 
+DUPLICATE_ID = "duplicate id"
+"""Beginning of the reason for which another record under a taken id is refused."""
+DUPLICATE_IDS_SHARE = 0.5
+"""Of the records: an export that counts its ids anew, or names prompts by them, not a record that stands twice."""
+MIN_DUPLICATE_IDS = 20
+
 _PLACE = np.dtype(
     [("row", "<u4"), ("hash", "<u8"), ("name", "<u8", 2), ("content", "<u8", 2), ("source", "<u4"), ("line", "<i8")]
 )
@@ -167,8 +173,13 @@ def _repeat_error(name: str, repeats: Repeats, place: int) -> RecordError:
     where = f"{repeats.sources[repeats.source_codes[place]]}:{repeats.lines[place]}"
     if repeats.is_same[place]:
         return RecordError(f"duplicate annotation, got `{name}`, which stands at {where} word for word; once is enough")
-    reason = f"duplicate id, got `{name}`, which stands at {where} with other content; ids are unique in a table"
+    reason = f"{DUPLICATE_ID}, got `{name}`, which stands at {where} with other content; ids are unique in a table"
     return RecordError(reason, path="$.id")
+
+
+def name_something_else(num_duplicates: int, num_records: int) -> bool:
+    """Return whether so many of the records were refused as duplicate ids that the ids do not name records."""
+    return num_duplicates >= MIN_DUPLICATE_IDS and num_duplicates >= DUPLICATE_IDS_SHARE * num_records
 
 
 def _contents(rows: pa.Table) -> list[bytes]:

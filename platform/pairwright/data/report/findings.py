@@ -6,6 +6,7 @@ What looks wrong is always said; what is good fills the list up to a few.
 
 from collections.abc import Callable, Iterator
 
+from pairwright.data.repeats import DUPLICATE_ID, name_something_else
 from pairwright.data.report.contract import Annotator, Figures, Finding, Model, RepeatedText, SourceFigures
 
 MAX_FINDINGS = 5
@@ -33,9 +34,6 @@ SHORT_TEXT = 20
 ONE_TEXT = 0.5
 """Of a model's completions: from here on one text says how strong the model is."""
 MARKED_ALARM = 0.01
-DUPLICATE_IDS = 0.5
-"""Of a source's records: ids that stand twice as often as not name something else, such as prompts."""
-MIN_DUPLICATE_IDS = 20
 MAX_NAMED = 3
 SHOWN_CHARACTERS = 40
 
@@ -290,8 +288,8 @@ def _swapped(figures: Figures) -> Iterator[Finding]:
 def _duplicate_ids(figures: Figures) -> Iterator[Finding]:
     for source in figures.sources[:MAX_NAMED]:
         records = source.accepted + source.refused
-        number = source.main_reason_records if (source.main_reason or "").startswith("duplicate id") else 0
-        if number >= MIN_DUPLICATE_IDS and number >= DUPLICATE_IDS * records:
+        number = source.main_reason_records if (source.main_reason or "").startswith(DUPLICATE_ID) else 0
+        if name_something_else(number, records):
             text = (
                 f"{number:,} of {records:,} records of {source.uri} were refused as duplicate ids: its ids seem to "
                 "name prompts, or to be counted anew in each subset; ingest it again with another id, or with none."

@@ -6,7 +6,7 @@ alike ones together.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -15,8 +15,8 @@ import pyarrow as pa
 from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data import grades
 from pairwright.data.extras import num_characters
-from pairwright.data.formats import Parse, RecordError
-from pairwright.data.formats.record import check_count, split_message
+from pairwright.data.formats import RecordError
+from pairwright.data.formats.record import Judgements, check_count, split_message
 from pairwright.data.identity import group_id, prompt_id
 from pairwright.data.layouts.chunks import too_long
 from pairwright.data.rules import CheckedAnnotation, check
@@ -49,7 +49,7 @@ _BAD_BYTES = (UnicodeDecodeError, RecursionError, msgspec.DecodeError)
 
 
 def parse_lines(
-    chunk: bytes, first_line: int, source: str, parse: Parse, config: IngestConfig
+    chunk: bytes, first_line: int, source: str, parse: Callable[[bytes], Judgements], config: IngestConfig
 ) -> tuple[list[CheckedAnnotation], list[Rejection]]:
     """Return the annotations and the rejections among the lines of ``chunk``, in order.
 
@@ -83,7 +83,7 @@ def parse_lines(
     return annotations, rejections
 
 
-def _judgements(line: bytes, parse: Parse, limits: SourceLimits) -> Sequence[Annotation | RecordError]:
+def _judgements(line: bytes, parse: Callable[[bytes], Judgements], limits: SourceLimits) -> Judgements:
     """Return what a line holds; one error where it is bad as a whole."""
     if len(line) > limits.max_record_bytes:
         return (RecordError(too_long(len(line), limits.max_record_bytes)),)

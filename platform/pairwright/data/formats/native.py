@@ -12,7 +12,7 @@ import msgspec
 from pairwright.config import IngestConfig
 from pairwright.data.formats.others import as_text
 from pairwright.data.formats.paths import is_nothing, opened
-from pairwright.data.formats.record import Format, Judgements, Reading, RecordError, is_list_of, json_name, whole
+from pairwright.data.formats.record import Format, Reading, RecordError, is_list_of, json_name, whole
 from pairwright.data.formats.turns import SHOWN_BY_TEMPLATES, extra_of, joined_parts, said
 from pairwright.records import UNREADABLE_JSON, Annotation, Completion
 
@@ -37,7 +37,7 @@ class NativeReader:
         self._keep = keep
         self._ignore = ignore
 
-    def __call__(self, line: bytes, /) -> Judgements:
+    def __call__(self, line: bytes, /) -> tuple[Annotation]:
         """Return the one annotation in a line of the native format; unknown fields are refused.
 
         Raises:
@@ -135,7 +135,7 @@ def _completion(item: Any, where: str) -> Any:
     return kept if extra is None else kept | {"extra": extra}
 
 
-def native(line: bytes) -> Judgements:
+def native(line: bytes) -> tuple[Annotation]:
     """Return the one annotation in a line of the native format.
 
     Raises:

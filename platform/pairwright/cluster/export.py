@@ -110,9 +110,12 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
     """Return the run's configuration, as far as it decides the model."""
     values = identity.config | {"output": folder.url, "data": {"pairs": identity.pairs_url}}
     # Runs from before there was a choice were trained so.
-    values["tokens"] = {"special_in_text": "keep"} | values.get("tokens", {})
-    if model is not None:
-        values["model"] = values["model"] | {"path": model}
+    defaults = {"tokens": {"special_in_text": "keep"}}
+    chosen = {} if model is None else {"model": {"path": model}}
+    for name in ("tokens", "model"):
+        section = values.get(name, {})
+        if isinstance(section, dict):  # else it is refused below
+            values[name] = defaults.get(name, {}) | section | chosen.get(name, {})
     try:
         config = TrainConfig.model_validate(values)
     except ValidationError as error:

@@ -105,7 +105,7 @@ def test_a_pair_of_two_subsets_counts_in_both_and_is_one_group_for_training(tmp_
         rewards = np.zeros(2)
         rewards[group.chosen_P[0]] = 1 if right else -1
         evaluation.add(rewards, group)
-    identity = DataIdentity(url="pairs", version=1, digest="", split="train", pairs=4, tokens=totals)
+    identity = DataIdentity(url="pairs", version=1, digest="", split="train", pairs=4, tokens={**totals})
     report = build_report(evaluation, model=exported.identity(), pairs=identity)
     found = {name: (part["pairs"], part["accuracy"]) for name, part in report["by_subset"].items()}
     assert found == {"easy": (2, 1 / 2), "hard": (4, 1 / 4)}

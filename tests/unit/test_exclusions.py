@@ -35,7 +35,7 @@ def without(rows: list[Row], goes: Any) -> list[Row]:
     for row in rows:
         places = [place for place, completion in enumerate(row["completions"]) if not goes(completion)]
         if len(places) > 1:
-            values = {key: [row[key][place] for place in places] for key in ("completions", "ranks")}
+            values: Row = {key: [row[key][place] for place in places] for key in ("completions", "ranks")}
             values["scores"] = None if row["scores"] is None else [row["scores"][place] for place in places]
             kept.append(row | values)
     return kept

@@ -99,7 +99,7 @@ def our_token_ids(pairs: pa.Table, model: Path, **settings: Any) -> list[tuple[l
     tokenizer = load_tokenizer(str(model))
     spec = TokenSpec.of(tokenizer, TokensConfig(max_length=256, special_in_text="keep", **settings))
     (prompt,), (texts,), (listed,) = (
-        pairs["prompt"].to_pylist(),
+        [[{key: turn[key] for key in ("role", "content")} for turn in one] for one in pairs["prompt"].to_pylist()],
         [[completion["text"] for completion in group] for group in pairs["completions"].to_pylist()],
         pairs["pairs"].to_pylist(),
     )

@@ -32,7 +32,7 @@ def test_what_is_just_within_the_limits_comes_out_whole() -> None:
     assert len(LONG) == CONFIG.max_characters
     texts = [LONG[:-2] + f"{number:02}" for number in range(12)]
     row = accepted(line(LONG, texts))
-    assert row["prompt"] == [{"role": "user", "content": LONG}]
+    assert [(turn["role"], turn["content"]) for turn in row["prompt"]] == [("user", LONG)]
     assert [completion["text"] for completion in row["completions"]] == texts
     assert len(row["pairs"]) == 66
 

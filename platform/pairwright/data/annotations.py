@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data import grades
-from pairwright.data.extras import num_characters
 from pairwright.data.formats import RecordError
 from pairwright.data.formats.record import Judgements, check_count, split_message
 from pairwright.data.identity import group_id, prompt_id
@@ -107,12 +106,12 @@ def too_much_text(num_characters: int, most: int) -> str:
 
 def _num_characters(judgement: Annotation) -> int:
     prompt = judgement.prompt
-    turns = len(prompt) if isinstance(prompt, str) else sum(num_characters(turn.content, turn.extra) for turn in prompt)
-    return (
-        turns
-        + len(judgement.context or "")
-        + sum(num_characters(completion.text, completion.extra) for completion in judgement.completions)
-    )
+    total = len(judgement.context or "")
+    if isinstance(prompt, str):
+        total += len(prompt)
+    else:
+        total += sum([len(turn.content) if turn.extra is None else len(turn.content + turn.extra) for turn in prompt])
+    return total + sum([len(c.text) if c.extra is None else len(c.text + c.extra) for c in judgement.completions])
 
 
 def rejection(error: RecordError, line: bytes, source: str, number: int) -> Rejection:
@@ -204,18 +203,26 @@ def annotations_to_arrow(annotations: Sequence[CheckedAnnotation]) -> pa.Table:
 
 def _prompts_to_arrow(prompts: Sequence[Sequence[Message]]) -> pa.Array:
     flat = [message for prompt in prompts for message in prompt]
-    columns = [[turn.role for turn in flat], [turn.content for turn in flat], [turn.extra for turn in flat]]
+    columns = [[turn.role for turn in flat], [turn.content for turn in flat], _extras(flat)]
     return _nested([len(prompt) for prompt in prompts], columns, MESSAGE)
 
 
 def _completions_to_arrow(completions: Sequence[Sequence[Completion]]) -> pa.Array:
     flat = [completion for group in completions for completion in group]
-    columns = [[c.id for c in flat], [c.text for c in flat], [c.model for c in flat], [c.extra for c in flat]]
+    columns = [[c.id for c in flat], [c.text for c in flat], [c.model for c in flat], _extras(flat)]
     return _nested([len(group) for group in completions], columns, COMPLETION)
 
 
-def _nested(lengths: Sequence[int], columns: Sequence[Sequence[str | None]], item: pa.StructType) -> pa.Array:
+def _extras(items: Sequence[Message | Completion]) -> Sequence[str | None] | pa.Array:
+    extras = [item.extra for item in items]
+    return extras if any(extras) else pa.nulls(len(extras), pa.string())
+
+
+def _nested(
+    lengths: Sequence[int], columns: Sequence[Sequence[str | None] | pa.Array], item: pa.StructType
+) -> pa.Array:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    values = pa.StructArray.from_arrays([pa.array(column, pa.string()) for column in columns], fields=list(item))
+    arrays = [column if isinstance(column, pa.Array) else pa.array(column, pa.string()) for column in columns]
+    values = pa.StructArray.from_arrays(arrays, fields=list(item))
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=pa.list_(item))

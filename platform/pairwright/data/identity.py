@@ -17,8 +17,10 @@ def prompt_id(messages: Sequence[Message], context: str | None = None) -> str:
     for message in messages:
         _add(digest, message.role)
         _add(digest, normalised(message.content))
-        _add_extra(digest, message.extra)
-    _add_extra(digest, context)
+        if message.extra:
+            _add_extra(digest, message.extra)
+    if context:
+        _add_extra(digest, context)
     return digest.hexdigest()
 
 
@@ -32,7 +34,11 @@ def group_id(prompt_hash: str, texts: Sequence[str], extras: Sequence[str | None
     """
     digest = hashlib.blake2b(digest_size=16)
     _add(digest, prompt_hash)
-    for text, extra in sorted(zip(texts, [extra or "" for extra in extras] or [""] * len(texts), strict=True)):
+    if not any(extras):
+        for text in sorted(texts):
+            _add(digest, text)
+        return digest.hexdigest()
+    for text, extra in sorted(zip(texts, [extra or "" for extra in extras], strict=True)):
         _add(digest, text)
         _add_extra(digest, extra)
     return digest.hexdigest()
@@ -43,8 +49,8 @@ def normalised(text: str) -> str:
     return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 
-def _add_extra(digest: Any, extra: str | None) -> None:
-    """Hash what stands beside a text, behind bytes that are no text's length; nothing where there is nothing."""
+def _add_extra(digest: Any, extra: str) -> None:
+    """Hash what stands beside a text, behind bytes that are no text's length; nothing where it is empty."""
     if extra:
         digest.update(b"\xff" * 8)
         _add(digest, extra)

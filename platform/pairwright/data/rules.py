@@ -150,10 +150,11 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
     named = []
     most = config.max_label_characters
     for index, completion in enumerate(completions):
-        said = set() if completion.extra is None else check_extra(completion.extra, f"$.completions[{index}]")
-        if (not completion.text or completion.text.isspace()) and not said & CONTENT_FIELDS:
+        extra = completion.extra
+        said = () if extra is None else check_extra(extra, f"$.completions[{index}]")
+        if (not completion.text or completion.text.isspace()) and CONTENT_FIELDS.isdisjoint(said):
             raise RecordError("expected text, got an empty completion", path=f"$.completions[{index}].text")
-        if (length := num_characters(completion.text, completion.extra)) > config.max_characters:
+        if (length := len(completion.text) + (0 if extra is None else len(extra))) > config.max_characters:
             reason = text_too_long("completion", length, config)
             raise RecordError(reason, path=f"$.completions[{index}].text")
         name = str(index) if completion.id is None else completion.id
@@ -167,7 +168,7 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
             raise RecordError(
                 f"{reason}; a completion without an id goes by its index", path=f"$.completions[{index}].id"
             )
-        named.append(Completion(text=completion.text, id=name, model=completion.model, extra=completion.extra))
+        named.append(Completion(completion.text, name, completion.model, extra))
     return named
 
 

@@ -74,7 +74,10 @@ class NativeReader:
 
 
 def _says_extra(found: Annotation) -> bool:
-    if found.context is not None or any(one.extra is not None for one in found.completions):
+    for one in found.completions:  # no generator: this is done for every record
+        if one.extra is not None:
+            return True
+    if found.context is not None:
         return True
     return not isinstance(found.prompt, str) and any(turn.extra is not None for turn in found.prompt)
 

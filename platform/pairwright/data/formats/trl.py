@@ -4,6 +4,8 @@ The layout itself is ``known/trl.toml``. An implicit prompt of plain texts ends 
 but never within a word.
 """
 
+from typing import TypeGuard
+
 import msgspec
 
 from pairwright.config import FieldPaths
@@ -55,13 +57,24 @@ class TrlReader:
         prompt, chosen, rejected = record.prompt, record.chosen, record.rejected
         if any(isinstance(value, str) and _may_be_more(value) for value in (prompt, chosen, rejected)):
             return self._any(line)
-        if not (isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)):
+        if _is_one_reply(chosen) and _is_one_reply(rejected) and isinstance(prompt, list) and _ends_with_user(prompt):
+            prompt = _told(prompt)
+            chosen, rejected = chosen[0].content, rejected[0].content
+        elif not (isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)):
             told = None if prompt is None else _told(prompt)
             sides = [_told(chosen), _told(rejected)]
             prompt, replies = prompt_and_replies(told, sides, _PATHS, is_implicit=True)
             chosen, rejected = replies[0].content, replies[1].content
         completions = [Completion(chosen, "chosen"), Completion(rejected, "rejected")]
         return (Annotation(id=content_id(line), prompt=prompt, completions=completions, ranks=[1, 2]),)
+
+
+def _is_one_reply(side: str | list[_Turn]) -> TypeGuard[list[_Turn]]:
+    return isinstance(side, list) and len(side) == 1 and side[0].role == "assistant"
+
+
+def _ends_with_user(turns: list[_Turn]) -> bool:
+    return bool(turns) and turns[-1].role == "user"
 
 
 def _may_be_more(text: str) -> bool:

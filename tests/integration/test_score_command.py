@@ -154,3 +154,14 @@ def test_stretches_hold_every_line_once_with_its_number() -> None:
     for first_line, text in cut_lines(b"\n".join(lines) + b"\n", 41):
         found += enumerate(text.split(b"\n"), start=first_line)
     assert found == list(enumerate(lines, start=41))
+
+
+def test_records_of_trl_are_scored_and_an_input_without_a_good_record_is_no_success(
+    model: Path, tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "trl.jsonl", [{"prompt": "Name a lake.", "chosen": "Lake Como.", "rejected": "A puddle."}])
+    assert not run(model, tmp_path / "trl.jsonl", tmp_path / "good").is_all_refused
+    rewards = plain_rewards(model, [{"role": "user", "content": "Name a lake."}], ["Lake Como.", "A puddle."])
+    np.testing.assert_allclose(rows_in(tmp_path / "good").column("reward").to_numpy(), rewards, atol=1e-5)
+    write_lines(tmp_path / "bad.jsonl", [{"messages": [{"role": "user", "content": "Name a lake."}]}])
+    assert run(model, tmp_path / "bad.jsonl", tmp_path / "bad").is_all_refused

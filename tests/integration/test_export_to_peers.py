@@ -9,6 +9,7 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.config import ExpandConfig, TokensConfig
 from pairwright.data.conversations import TokenSpec, tokenize_completions
+from pairwright.data.extras import reply_of
 from pairwright.data.flat import export_pairs
 from pairwright.data.pairs import expand_groups
 from pairwright.data.rendering import Refusal
@@ -103,7 +104,7 @@ def our_token_ids(pairs: pa.Table, model: Path, **settings: Any) -> list[tuple[l
         [[completion["text"] for completion in group] for group in pairs["completions"].to_pylist()],
         pairs["pairs"].to_pylist(),
     )
-    (tokenized,) = tokenize_completions([prompt], [texts], tokenizer, spec)
+    (tokenized,) = tokenize_completions([prompt], [[reply_of(text) for text in texts]], tokenizer, spec)
     assert not isinstance(tokenized, Refusal)
     rows = [[] if ids is None else ids.tolist() for ids in tokenized.row_ids]
     return [(rows[pair["chosen"]], rows[pair["rejected"]]) for pair in listed]

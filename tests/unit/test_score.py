@@ -152,13 +152,17 @@ def test_records_of_trl_and_conversations_that_end_with_the_reply_are_requests(
         (
             {"prompt": "p", "completions": [{"text": "x", "extra": "{}"}]},
             "$.completions[0]",
-            "unknown field, got `extra`",
+            "got `extra` as well; no chat template shows it",
         ),
-        ({"prompt": [LAKE | {"images": ["a.png"]}], "completion": "x"}, "$.prompt[0]", "unknown field, got `images`"),
+        (
+            {"prompt": [LAKE | {"images": ["a.png"]}], "completion": "x"},
+            "$.prompt[0]",
+            "got `images` as well; no chat template",
+        ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "completion": "x"},
             "$.prompt[0].content[0]",
-            "expected parts of text, got `image`",
+            "expected parts that are text, got `image`",
         ),
         ({"prompt": "p", "completion": "x", "tools": "w"}, "$.tools", "expected `array | null`, got `str`"),
         (

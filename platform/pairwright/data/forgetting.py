@@ -18,9 +18,9 @@ import pyarrow as pa
 from pairwright.data.formats import RecordError
 from pairwright.data.identity import prompt_id
 from pairwright.data.manifest import Manifest, Source
+from pairwright.data.prompts import prompt_of
 from pairwright.data.removal import Removal, Thinner, folded, names_within, without_text
 from pairwright.data.store import DataFile, Table
-from pairwright.data.turns import prompt_of
 from pairwright.errors import ConfigError, StoreError
 
 MAX_PROMPT_BYTES = 64 * 1024 * 1024

@@ -16,11 +16,13 @@ from pairwright.config import IngestConfig
 from pairwright.data.annotations import explain, rejection, too_much_text
 from pairwright.data.extras import Turn, num_characters, reply_of, turns_of
 from pairwright.data.formats import RecordError, json_name, parser_for
+from pairwright.data.formats.paths import opened
 from pairwright.data.formats.record import check_count
+from pairwright.data.formats.turns import extra_of, joined_parts, said
 from pairwright.data.layouts.chunks import too_long
+from pairwright.data.prompts import context_of
 from pairwright.data.rules import check_extra, label_too_long, text_too_long
 from pairwright.data.templates import Conversation
-from pairwright.data.turns import context_of, extra_of, joined_parts, said
 from pairwright.records import Completion, Message, Rejection
 
 DEFAULT_LIMITS = IngestConfig()
@@ -141,6 +143,8 @@ def _read(line: bytes, config: IngestConfig) -> _Told:
             raise error from None
         return _read_spelled(record, config)
     is_common = found.completions is not None or found.completion is not None
+    if isinstance(found.prompt, str) and found.prompt[:1] == "[":  # a conversation in the cell of a table
+        is_common = False
     if not is_common or found.tools is not None or found.chat_template_kwargs is not None or _says_extra(found):
         return _read_spelled(_ANY.decode(line), config)
     return _told(found, None)
@@ -166,11 +170,13 @@ def _read_spelled(record: Mapping[str, Any], config: IngestConfig) -> _Told:
     spelled = {"id": _name(record.get("id"))} | {key: record[key] for key in ("completion",) if key in record}
     if "prompt" in record:
         spelled["prompt"] = said(record["prompt"], "$.prompt")
-    if isinstance(record.get("completions"), list):
-        items = enumerate(record["completions"])
-        spelled["completions"] = [_completion(item, f"$.completions[{index}]") for index, item in items]
+    completions = opened(record.get("completions"))
+    if isinstance(completions, list):
+        spelled["completions"] = [
+            _completion(item, f"$.completions[{index}]") for index, item in enumerate(completions)
+        ]
     elif "completions" in record:
-        spelled["completions"] = record["completions"]
+        spelled["completions"] = completions
     if isinstance(alone := record.get("completion"), list) and len(alone) == 1:  # as TRL writes a reply
         alone = alone[0]
     if isinstance(alone, dict) and "completions" not in record:

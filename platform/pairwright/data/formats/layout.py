@@ -298,7 +298,7 @@ class LayoutReader:
             if not isinstance(value, kind):
                 raise RecordError(f"expected `{json_name(kind())}`, got `{json_name(value)}`", path=where)
             context["chat_template_kwargs" if name == "template_kwargs" else name] = value
-        return msgspec.json.encode(context, order="sorted").decode() if context else None
+        return msgspec.json.encode(context).decode() if context else None
 
     # ------------------------------------------------------------------------------------------ everything else
 

@@ -111,7 +111,7 @@ def _spelled(record: dict[str, Any]) -> dict[str, Any]:
         if name in context and not isinstance(context[name], kind):
             raise RecordError(f"expected `{json_name(kind())}`, got `{json_name(context[name])}`", path=f"$.{name}")
     if context := {name: value for name, value in context.items() if value}:
-        record["context"] = msgspec.json.encode(context, order="sorted").decode()
+        record["context"] = msgspec.json.encode(context).decode()
     return record
 
 

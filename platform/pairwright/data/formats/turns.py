@@ -128,7 +128,7 @@ def extra_of(fields: Mapping[str, Any], where: str) -> str | None:
             "no chat template shows it: leave it out, or the record",
             path=where,
         )
-    return msgspec.json.encode(kept, order="sorted").decode()
+    return msgspec.json.encode(kept).decode()
 
 
 def _is_part(item: Any) -> bool:

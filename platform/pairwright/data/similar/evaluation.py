@@ -16,9 +16,9 @@ from pairwright.data.identity import prompt_id
 from pairwright.data.lines import LineRange, read_chunks
 from pairwright.data.listing import list_sources
 from pairwright.data.manifest import DataFile, Input
+from pairwright.data.prompts import prompt_of
 from pairwright.data.sources import SourceRef
 from pairwright.data.store import Table
-from pairwright.data.turns import prompt_of
 from pairwright.errors import DataError
 from pairwright.records import UNREADABLE_JSON, Message
 

@@ -107,7 +107,8 @@ def test_every_layout_is_read_from_an_object_store(s3_bucket: str, tmp_path: Pat
     units = number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
     chunks = [chunk for unit in units for chunk in read_chunks(unit)]
     lines = [line for chunk in chunks for line in chunk.text.splitlines()]
-    assert [json.loads(line) for line in lines] == rows
+    cells = [row | {"completions": json.dumps(row["completions"])} for row in rows]  # a cell is text
+    assert [json.loads(line) for line in lines] == (cells if ".csv" in name else rows)
     assert [chunk.first_line for chunk in chunks][:1] == [1]
     assert sum(chunk.num_lines for chunk in chunks) == chunks[-1].first_line + chunks[-1].num_lines - 1
     put(s3_bucket, **{f"layouts/{name}": (tmp_path / name).read_bytes() + b" "})

@@ -38,7 +38,7 @@ TESTS := $(BIN)/pytest -m "not slow and not gpu" --durations=15
 BESIDE := tests/integration/test_jobs.py tests/integration/test_training.py tests/integration/test_truth.py
 
 test: $(READY)
-	@log=$$(mktemp); $(TESTS) -p no:cacheprovider $(BESIDE) >$$log 2>&1 & beside=$$!; \
+	@trap 'kill $$beside 2>/dev/null' INT TERM; log=$$(mktemp); $(TESTS) -p no:cacheprovider $(BESIDE) >$$log 2>&1 & beside=$$!; \
 	$(TESTS) $(BESIDE:%=--ignore=%); others=$$?; \
 	tail --lines=+1 --follow --pid=$$beside $$log; wait $$beside && rm -f $$log && exit $$others
 

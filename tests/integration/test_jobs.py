@@ -89,6 +89,7 @@ class NodeWatch(threading.Thread):
         self.join()
 
 
+@pytest.mark.slow
 def test_a_submitted_run_brings_two_nodes_up_trains_on_them_and_they_go_again(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -233,6 +233,7 @@ def signal_after(step: int, output: Path, which: signal.Signals) -> None:
     os.kill(os.getpid(), which)
 
 
+@pytest.mark.slow
 def test_sigterm_leads_to_a_checkpoint_at_once_and_the_same_command_to_the_same_weights(
     undisturbed: TrainConfig, folder: Path, ray_cluster: None
 ) -> None:

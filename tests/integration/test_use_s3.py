@@ -95,6 +95,7 @@ def test_a_store_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_evaluate_and_score_work_where_everything_is_remote(s3_bucket: str, tmp_path: Path) -> None:
     put_everything(s3_bucket, tmp_path / "exported")
     script = tmp_path / "use.py"

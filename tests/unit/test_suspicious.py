@@ -285,8 +285,10 @@ def test_all_that_looks_wrong_is_said_however_much_it_is() -> None:
 def test_an_ingestion_says_that_its_ids_name_something_else(tmp_path: Path) -> None:
     records = [{"id": f"p{n // 3}", "prompt": f"p{n // 3}", "chosen": f"a{n}", "rejected": f"b{n}"} for n in range(60)]
     (tmp_path / "file.jsonl").write_text("\n".join(json.dumps(record) for record in records))
-    text = ingest([str(tmp_path / "file.jsonl")], str(tmp_path / "many"), IngestConfig()).text()
+    config = IngestConfig.model_validate({"format": "trl", "fields": {"id": "id", "unique_ids": True}})
+    text = ingest([str(tmp_path / "file.jsonl")], str(tmp_path / "many"), config).text()
     assert "40 refused: duplicate id" in text
     assert "so many ids stand twice that they seem to name prompts" in text
     (tmp_path / "file.jsonl").write_text("\n".join(json.dumps(record) for record in records[::3] + records[1:20:3]))
-    assert "so many ids" not in ingest([str(tmp_path / "file.jsonl")], str(tmp_path / "few"), IngestConfig()).text()
+    assert "so many ids" not in ingest([str(tmp_path / "file.jsonl")], str(tmp_path / "few"), config).text()
+    assert "refused 0" in ingest([str(tmp_path / "file.jsonl")], str(tmp_path / "hashed"), IngestConfig()).text()

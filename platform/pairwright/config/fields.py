@@ -64,6 +64,11 @@ class FieldPaths(Section):
     group_by: tuple[str, ...] = ()
     """Each record is one completion: successive records with the same values at these paths are one annotation."""
 
+    tree: str | None = None
+    """Path of the replies to a message of a tree; prompt is the first message, text, role and rank start at one."""
+    role: str | None = None
+    """Path of who wrote a message of a tree."""
+
     chosen: str | None = None
     """Path of the better completion: a text, a message, or a conversation that ends in it."""
     rejected: str | None = None
@@ -123,7 +128,7 @@ class FieldPaths(Section):
     @property
     def is_whole(self) -> bool:
         """Whether the table says where completions stand, and so needs no other layout below it."""
-        return bool(self.completions or self.group_by or self.sides or self.chosen or self.rejected)
+        return bool(self.completions or self.group_by or self.tree or self.sides or self.chosen or self.rejected)
 
     def given(self) -> dict[str, object]:
         """Return what was set, by key, in the order above."""
@@ -134,7 +139,8 @@ class FieldPaths(Section):
         if not self.is_whole:
             return self
         pair = self.chosen is not None or self.rejected is not None
-        places = {"completions": self.completions, "group_by": self.group_by, "sides": self.sides, "chosen": pair}
+        places = {"completions": self.completions, "group_by": self.group_by, "tree": self.tree}
+        places |= {"sides": self.sides, "chosen": pair}
         given = [name for name, value in places.items() if value]
         if len(given) > 1:
             raise ValueError(f"completions stand in one place; found {' and '.join(given)}")
@@ -142,10 +148,14 @@ class FieldPaths(Section):
             raise ValueError("chosen and rejected go together; found one of them")
         if self.sides and len(self.sides) < 2:
             raise ValueError("sides are two paths or more; found one")
-        if self.prompt is None and (self.completions or self.group_by):
+        if self.prompt is None and (self.completions or self.group_by or self.tree):
             raise ValueError("prompt is missing: the path of what the completions answer")
-        if self.group_by and self.text is None:
-            raise ValueError("text is missing: the path of the completion in each record")
+        if (self.group_by or self.tree) and self.text is None:
+            raise ValueError("text is missing: the path of the completion in each record or message")
+        if self.tree and self.role is None:
+            raise ValueError("role is missing: the path of who wrote a message of the tree")
+        if self.tree and (self.ranks or self.scores):
+            raise ValueError("a tree is judged by rank or score of each message; found ranks or scores")
         self._check_judgement(pair=pair)
         return self
 

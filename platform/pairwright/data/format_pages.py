@@ -8,7 +8,6 @@ from pairwright.errors import ConfigError
 
 _BY_CODE = {
     "native": ("`prompt`", "`completions[].text`", "`ranks`, `scores` or `order`", "`metadata`"),
-    "oasst": ("the messages up to the prompter's", "`replies[].text`", "`replies[].rank`, from 0", "`lang`"),
     "openai-summarize": ("`info`", "`summaries[].text`", "`choice`", "`info.id`, `batch`, `split`, `extra.confidence`"),
     "label-studio": (
         "`data.prompt`",
@@ -85,6 +84,9 @@ def _row_of(fields: FieldPaths) -> tuple[str, str, str, str]:
         completions = f"`{fields.chosen}`, `{fields.rejected}`"
     elif fields.sides:
         completions = ", ".join(f"`{side}`" for side in fields.sides)
+    elif fields.tree:
+        first = f"the messages from `{fields.prompt}` down"
+        completions = f"`{fields.tree}[].{fields.text}` of each"
     else:
         completions = f"`{items}{inner}{fields.text or ''}`" + (" of each record" if fields.group_by else "")
     return "; ".join([first, *context]), completions, _judgement_of(fields, items), _kept_of(fields)

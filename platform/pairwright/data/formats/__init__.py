@@ -19,11 +19,11 @@ from pairwright.data.formats.argilla import ARGILLA
 from pairwright.data.formats.label_studio import LABEL_STUDIO
 from pairwright.data.formats.layout import LayoutReader
 from pairwright.data.formats.native import NATIVE, NativeReader, native
-from pairwright.data.formats.oasst import OASST
 from pairwright.data.formats.paths import compile_path, is_nothing
 from pairwright.data.formats.record import Format, Parse, RecordError, json_name
 from pairwright.data.formats.summarize import SUMMARIZE
 from pairwright.data.formats.table import Table, shape_of
+from pairwright.data.formats.tree import TreeReader
 from pairwright.data.formats.trl import TrlReader
 from pairwright.data.formats.ultrafeedback import UltraFeedbackReader
 from pairwright.errors import ConfigError, SourceError
@@ -52,7 +52,7 @@ NUM_HEAD_RECORDS = 20
 """Records from the head of a source that say what it is."""
 FIELDS = "fields"
 """What a format is called that [fields] says as a whole."""
-_CODE = (NATIVE, OASST, SUMMARIZE, LABEL_STUDIO, ARGILLA)
+_CODE = (NATIVE, SUMMARIZE, LABEL_STUDIO, ARGILLA)
 _READERS = {"trl": TrlReader, "ultrafeedback": UltraFeedbackReader}
 _ADDED = ("keep", "ignore", "repeats", "group_by")
 _MERGED = ("roles", "metadata", "words", "strengths", "constants")
@@ -90,7 +90,11 @@ def _reader(name: str, fields: FieldPaths, config: IngestConfig) -> Parse:
     if config.fields is None and name in _READERS:
         return _READERS[name](fields, shape_of(fields))
     fields = fields if config.fields is None else changed(fields, config.fields)
-    return LayoutReader(fields, shape_of(fields))
+    return _reader_of(fields, shape_of(fields), config)
+
+
+def _reader_of(fields: FieldPaths, layout: str, config: IngestConfig) -> Parse:
+    return TreeReader(fields, layout, config.limits) if fields.tree else LayoutReader(fields, layout)
 
 
 def changed(fields: FieldPaths, changes: FieldPaths) -> FieldPaths:
@@ -123,7 +127,7 @@ def parser_for(name: str, config: IngestConfig) -> Parse:
     if name == FIELDS:
         if config.fields is None:
             raise ConfigError('format = "fields" needs a table [fields] that says where the parts of a record stand')
-        return LayoutReader(config.fields)
+        return _reader_of(config.fields, "", config)
     found = formats().get(name)
     if found is None:
         raise ConfigError(

@@ -11,7 +11,7 @@ from pairwright.data.formats.turns import is_transcript
 _SINGLE = (
     "prompt", "system", "history", "input", "tools", "template_kwargs", "completions", "text", "completion_id", "model",
     "rank", "score", "ranks", "scores", "chosen", "rejected", "winner", "tie", "strength", "margin", "grade",
-    "annotator", "subset", "created_at",
+    "annotator", "subset", "created_at", "tree", "role",
 )  # fmt: skip
 _LISTS = ("sides", "models", "side_scores", "won", "group_by", "keep", "ignore", "repeats")
 IN_ITEMS = ("text", "completion_id", "model", "rank", "score")
@@ -36,6 +36,8 @@ def shape_of(fields: FieldPaths) -> str:
         tops.append(
             f'"{fields.completions}": [{{{", ".join(inner)}}}, ...]' if inner else f'"{fields.completions}": [...]'
         )
+    if fields.tree:
+        tops = [f'"{fields.prompt}": {{"{fields.text}", "{fields.role}", "{fields.tree}": [...]}}']
     if fields.group_by:
         tops += [f'"{path}"' for path in (fields.text, fields.rank, fields.score) if path]
     return "{" + ", ".join(tops) + ", ...}"
@@ -96,6 +98,9 @@ class Table:
             essential.append(self.paths["prompt"])
         if any(missing(record, path) for path in essential):
             return False
+        if "tree" in self.paths:
+            root = opened(find_optional(record, self.paths["prompt"])[0])
+            return isinstance(root, dict) and not missing(root, self.paths["tree"])
         if self.lists["group_by"]:
             inner = [self.paths[name] for name in IN_ITEMS if name in self.paths]
             return not any(missing(record, path) for path in inner)
@@ -116,13 +121,16 @@ class Table:
         return isinstance(value, str | dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
     def num_unplaced(self, record: Mapping[str, Any]) -> int:
-        """Return how many fields of a record the layout has no place for."""
+        """Return how many fields of a record the layout has no place for; of a tree, of the record around it."""
+        if "tree" in self.paths:
+            tops = {steps[0] for path in (self.paths["prompt"], *self.ids, *self.lists["ignore"]) for steps in path}
+            return sum(key not in tops and fate((key,)) is None for key in record)
         return sum(fate(steps) is None for steps, _ in self.places.others(record))
 
     @property
     def num_essential(self) -> int:
         """How many fields the layout asks for: the more, the more specific it is."""
-        names = [name for name in ("prompt", "winner", "strength", "rank", "score") if name in self.paths]
+        names = [name for name in ("prompt", "winner", "strength", "rank", "score", "tree") if name in self.paths]
         is_named = "prompt" in names and self.fields.implicit_prompt
         told = self.fields.transcripts + self.fields.several  # of the form that sides have
         return len(names) - is_named + len(self.sides) + len(self.lists["won"]) + told

@@ -139,7 +139,7 @@ class TreeReader:
             id=f"{name}-{len(turns) if at is None else at}",
             prompt=turns,
             completions=completions,
-            **{**judged, **(said | self._fields.constants)},  # type: ignore[arg-type]
+            **{**judged, **(said | self._fields.constants)},
         )
 
     def _label(self, path: JsonPath | None, value: Any, where: str = "$") -> str | None:

@@ -1,5 +1,6 @@
 """Records in the layouts of public data sets and bug reports: each reads as its author meant, or is refused by name."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,15 @@ def test_a_record_of_the_world_is_read_as_its_author_meant(name: str, tmp_path: 
             for row in rows
         ] == judged
     assert len({row["id"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("content", [r"'\ud800'", "b'x'", "{1, 2}", "1e400", "'x', 'name': b'x'"])
+def test_a_printed_conversation_that_json_cannot_hold_is_refused_and_no_crash(content: str, tmp_path: Path) -> None:
+    said = f"[{{'role': 'user', 'content': 'q'}}, {{'role': 'assistant', 'content': {content}}}]"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"chosen": said, "rejected": said}) + "\n")
+    parts, rows = ingested(tmp_path / "a.jsonl", Table(str(tmp_path / "table"), "annotations"), IngestConfig())
+    assert rows == []
+    assert "cannot be read as one; write conversations as JSON" in parts[0].shown[0].reason
 
 
 def test_answers_that_are_json_are_texts_where_the_column_holds_texts(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ is none of them is a text, whatever it holds. A reply is one turn: sides that di
 """
 
 import ast
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -160,9 +161,9 @@ def _read(text: str, where: str) -> list[Any] | None:
     """Return the conversation that stands as JSON or as Python prints it; None where it is something else."""
     value = opened(text.strip())
     if isinstance(value, str) and len(text) <= _MAX_PRINTED:
-        try:
-            value = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        try:  # through JSON, which holds neither half a character nor bytes
+            value = json.loads(json.dumps(ast.literal_eval(text.strip()), ensure_ascii=False, allow_nan=False).encode())
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             value = text
     if isinstance(value, list):
         return value if all(_is_turn(item) for item in value) else None

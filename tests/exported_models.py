@@ -41,8 +41,13 @@ def export_small_model(
     )
     rules = {"max_length": max_length, "overlong": overlong, "special_in_text": special_in_text}
     tokens = TokensConfig.model_validate(rules)
+    return export_of(base, directory / "model", tokens, dtype=dtype)
+
+
+def export_of(base: Path, model: Path, tokens: TokensConfig, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write the export of a reward model whose head is new, over a causal or a classifying base, and return where."""
     tokenizer = load_tokenizer(str(base))
-    model = load_reward_model(
+    reward_model = load_reward_model(
         str(base),
         dtype=dtype,
         seed=2,
@@ -52,15 +57,15 @@ def export_small_model(
         vocab_size=len(tokenizer),
     )
     save_reward_model(
-        model.state_dict(),
-        model,
+        reward_model.state_dict(),
+        reward_model,
         tokenizer,
-        directory / "model",
+        model,
         chat_template=resolve_template(tokenizer, tokens),
         dtype=dtype,
         tokens=tokens,
     )
-    return directory / "model"
+    return model
 
 
 def plain_rewards(model: Path, prompt: Sequence[dict[str, str]], texts: Sequence[str]) -> list[float]:

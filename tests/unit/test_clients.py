@@ -18,16 +18,14 @@ from transformers import (
     pipeline,
 )
 
+from exported_models import export_of
 from pairwright.config import TokensConfig
 from pairwright.data.conversations import TokenSpec
 from pairwright.data.rendering import Conversation
-from pairwright.data.templates import resolve_template
-from pairwright.data.tokenizers import load_tokenizer
 from pairwright.evaluation.exported import load_exported, open_exported
 from pairwright.evaluation.requests import ScoreRequest
 from pairwright.evaluation.score import score_requests
-from pairwright.model.export import SELF_CHECK_FILE, SelfCheck, choose_pad_token, save_reward_model
-from pairwright.model.reward_model import load_reward_model
+from pairwright.model.export import SELF_CHECK_FILE, SelfCheck
 from special_tokenizers import CHATML, adding_special_tokens
 
 TOKENIZERS = adding_special_tokens()
@@ -63,26 +61,7 @@ def export(
     (model or LlamaForSequenceClassification(LlamaConfig(**sizes))).save_pretrained(base)
     tokenizer.save_pretrained(base)
     tokens = TokensConfig(max_length=max_length, chat_template=chat_template)
-    loaded = load_tokenizer(str(base))
-    reward_model = load_reward_model(
-        str(base),
-        dtype=torch.float32,
-        seed=2,
-        dropout=False,
-        gradient_checkpointing=False,
-        pad_token_id=choose_pad_token(loaded),
-        vocab_size=len(loaded),
-    )
-    save_reward_model(
-        reward_model.state_dict(),
-        reward_model,
-        loaded,
-        folder / "model",
-        chat_template=resolve_template(loaded, tokens),
-        dtype=dtype,
-        tokens=tokens,
-    )
-    return folder / "model"
+    return export_of(base, folder / "model", tokens, dtype=dtype)
 
 
 def scored(model: Path, prompt: Conversation = PROMPT, completions: Sequence[str] = COMPLETIONS) -> list[float]:

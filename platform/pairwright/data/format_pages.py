@@ -1,4 +1,4 @@
-"""What each format reads -> lists for people: `pairwright formats`, and the table of docs/formats.md."""
+"""Lists of what each format reads: `pairwright formats`, and the table of docs/formats.md."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Records of one completion each -> records of one group each: successive ones with the same values at some paths.
+"""Joins successive records of one completion each, with the same values at some paths, into records of one group.
 
 A group is one line, a JSON array of its records, with the number of the first; the lines of the others are blank.
 """

@@ -1,4 +1,4 @@
-"""Somebody's export -> native ``Annotation``s: field paths for most layouts, a module where paths do not do.
+"""Reads somebody's export into native ``Annotation``s: by field paths, or by a module where paths do not do.
 
 What a record *says* is settled here, what it *means* (ranks that fit the completions, finite scores, ...) in
 ``data/rules.py``, so that every format passes the same rules. A walk: ``record`` (what a format is), ``paths`` and
@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 
 from pairwright.config import FieldPaths, IngestConfig, LayoutFile
+from pairwright.data.extras import is_blank
 from pairwright.data.formats.argilla import ARGILLA
 from pairwright.data.formats.label_studio import LABEL_STUDIO
 from pairwright.data.formats.layout import LayoutReader
 from pairwright.data.formats.native import NATIVE, NativeReader, native
-from pairwright.data.formats.paths import compile_path, is_nothing
+from pairwright.data.formats.paths import compile_path
 from pairwright.data.formats.record import Format, Parse, RecordError, json_name
 from pairwright.data.formats.summarize import SUMMARIZE
 from pairwright.data.formats.table import Table, shape_of
@@ -83,7 +84,7 @@ def _described(name: str, text: str) -> Format:
 
 
 def _fits(table: Table, requires: Sequence[str], record: Mapping[str, Any]) -> bool:
-    return all(not is_nothing(record.get(name)) for name in requires) and table.fits(record)
+    return all(not is_blank(record.get(name)) for name in requires) and table.fits(record)
 
 
 def _reader(name: str, fields: FieldPaths, config: IngestConfig) -> Parse:

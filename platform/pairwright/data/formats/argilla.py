@@ -29,8 +29,9 @@ from pairwright.data.formats.record import (
     number,
     whole,
 )
+from pairwright.data.formats.replies import with_context
 from pairwright.data.formats.shown import alike, last_digits, system_of
-from pairwright.data.formats.turns import Prompt, find_prompt, prompts_among, with_context
+from pairwright.data.formats.turns import Prompt, find_prompt, prompts_among
 from pairwright.records import Annotation, Completion
 
 LAYOUT = '{"id", "fields": {...}, "responses": {question: [{"value": [{"value", "rank"}, ...], "user_id"}]}}'

@@ -1,4 +1,4 @@
-"""What says which completion is better -> ranks, scores and grades, for every kind of judgement that paths name."""
+"""Reads ranks, scores and grades out of every kind of judgement that paths name."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from pairwright.config import IngestConfig
+from pairwright.data.extras import is_blank
 from pairwright.data.formats.others import as_text, place_others, unplaced
-from pairwright.data.formats.paths import is_nothing, opened
+from pairwright.data.formats.paths import opened
 from pairwright.data.formats.record import (
     Format,
     Judgements,
@@ -27,8 +28,9 @@ from pairwright.data.formats.record import (
     number,
     quoted,
 )
+from pairwright.data.formats.replies import with_context
 from pairwright.data.formats.shown import alike, last_digits, system_of
-from pairwright.data.formats.turns import Prompt, find_prompt, prompts_among, with_context
+from pairwright.data.formats.turns import Prompt, find_prompt, prompts_among
 from pairwright.records import Annotation, Completion
 
 LAYOUT = '{"id", "data": {"prompt", ...}, "annotations": [{"id", "completed_by", "result": [{"type", "value"}]}]}'
@@ -304,7 +306,7 @@ def _item(item: object, path: str) -> Completion:
     text = next((fields[key] for key in ("body", "html", "title") if isinstance(fields.get(key), str)), None)
     if not isinstance(name, str | int) or text is None:
         raise RecordError('expected {"id", "body"}, got an item without them', path=path)
-    if odd := [key for key in fields if key not in _OF_ITEM and not is_nothing(fields[key])]:
+    if odd := [key for key in fields if key not in _OF_ITEM and not is_blank(fields[key])]:
         raise unplaced(f"{path.removeprefix('$.')}.{odd[0]}")
     model = fields.get("model")
     return Completion(text=text, id=str(name), model=model if isinstance(model, str) else None)

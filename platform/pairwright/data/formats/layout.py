@@ -1,4 +1,4 @@
-"""A table of field paths -> the parser of its records: the one reader of every layout that paths can describe.
+"""The one reader of every layout that a table of field paths can describe.
 
 Each field of a record is used by a path, kept in metadata, known to mean nothing for a preference, or says once more
 what stands elsewhere. Any other refuses its record by name, since it may change what was judged.
@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pairwright.config import FieldPaths
+from pairwright.data.extras import is_blank, write_extra
 from pairwright.data.formats.judged import Judge
 from pairwright.data.formats.others import as_text, fate, place_others, repeats, unplaced
 from pairwright.data.formats.paths import (
@@ -19,11 +20,11 @@ from pairwright.data.formats.paths import (
     expect_list,
     find,
     find_optional,
-    is_nothing,
     named,
     opened,
 )
 from pairwright.data.formats.record import Reading, RecordError, content_id, json_name, label
+from pairwright.data.formats.replies import prompt_and_replies, with_context
 from pairwright.data.formats.table import IN_ITEMS, Table, optional
 from pairwright.data.formats.turns import (
     ROLES,
@@ -31,9 +32,7 @@ from pairwright.data.formats.turns import (
     earlier,
     interleaved,
     is_transcript,
-    prompt_and_replies,
     said,
-    with_context,
 )
 from pairwright.records import Annotation, Completion
 
@@ -41,6 +40,7 @@ _ANY = msgspec.json.Decoder()
 _OF_SHAPE = re.compile(r"missing field `|expected `(object|array)`, got ")
 """Reasons after which a reader wants to know what a record looks like."""
 _HASH_DIGITS = 8
+_CONTEXT = {"tools": "tools", "chat_template_kwargs": "template_kwargs"}
 
 
 class LayoutReader:
@@ -161,7 +161,7 @@ class LayoutReader:
             value, where = find(record, path)
         prompt = said(value, where, self._roles)
         addition, place = find_optional(record, self._table.paths.get("input"))
-        if is_nothing(addition):
+        if is_blank(addition):
             return prompt
         if not isinstance(prompt, str) or not isinstance(addition, str):
             raise RecordError("expected two texts, prompt and input, got others", path=place)
@@ -172,7 +172,7 @@ class LayoutReader:
         if system is not None and not isinstance(system, str):
             raise RecordError(f"expected `str`, got `{json_name(system)}`", path=where)
         told, place = find_optional(record, self._table.paths.get("history"))
-        history = [] if is_nothing(told) else earlier(told, place, self._roles)
+        history = [] if is_blank(told) else earlier(told, place, self._roles)
         return with_context(prompt, system, history, where)
 
     def _of_items(
@@ -254,7 +254,7 @@ class LayoutReader:
                 completions.append(Completion(text=value, id=f"{name}-{index}"))
                 ranks.append(rank)
         models, where = find_optional(record, self._table.paths.get("model"))
-        if not is_nothing(models):
+        if not is_blank(models):
             models = expect_list(models, where)
             if len(models) != len(completions):
                 raise RecordError(f"expected a model for each completion, got {len(models)}", path=where)
@@ -289,16 +289,9 @@ class LayoutReader:
         return None if found is None else label(found, place)
 
     def _context_of(self, record: Mapping[str, Any]) -> str | None:
-        context = {}
-        for name, kind in (("tools", list), ("template_kwargs", dict)):
-            value, where = find_optional(record, self._table.paths.get(name))
-            value = opened(value)
-            if is_nothing(value):
-                continue
-            if not isinstance(value, kind):
-                raise RecordError(f"expected `{json_name(kind())}`, got `{json_name(value)}`", path=where)
-            context["chat_template_kwargs" if name == "template_kwargs" else name] = value
-        return msgspec.json.encode(context).decode() if context else None
+        """Return what the template is given beside the turns; of what type it must be, is the rules' to say."""
+        found = {key: opened(find_optional(record, self._table.paths.get(name))[0]) for key, name in _CONTEXT.items()}
+        return write_extra({key: value for key, value in found.items() if not is_blank(value)})
 
     # ------------------------------------------------------------------------------------------ everything else
 
@@ -310,7 +303,7 @@ class LayoutReader:
                 metadata[name] = as_text(value)
         for path in self._table.lists["keep"]:
             value, where = find_optional(record, path)
-            if not is_nothing(value):
+            if not is_blank(value):
                 self._keep(metadata, (where.removeprefix("$."),), value)
         return metadata
 
@@ -323,10 +316,10 @@ class LayoutReader:
         """Find a place for each field that no path names, or refuse the record."""
         place_others(self._table.places.others(record), annotation, metadata, self.reading, is_own=self._is_own)
         for path in self._table.lists["ignore"]:
-            self.reading.unused.update(named(steps) for steps in path if not is_nothing(optional(record, steps)))
+            self.reading.unused.update(named(steps) for steps in path if not is_blank(optional(record, steps)))
         for path in self._table.lists["repeats"]:
             value, where = find_optional(record, path)
-            if not is_nothing(value) and not repeats(value, annotation):
+            if not is_blank(value) and not repeats(value, annotation):
                 raise unplaced(where.removeprefix("$."))
 
     def _refuse_unplaced(self, steps: Steps) -> None:
@@ -339,11 +332,9 @@ class LayoutReader:
         for name, path in self._table.paths.items():
             if name in IN_ITEMS and "completions" in self._table.paths:
                 yield name, f"{named(self._table.paths['completions'][0])}[].{named(path[0])}"
-            elif (value := find_optional(record, path)[0]) is not None and not is_nothing(value):
-                yield name, named(next((s for s in path if not is_nothing(optional(record, s))), path[0]))
+            elif (value := find_optional(record, path)[0]) is not None and not is_blank(value):
+                yield name, named(next((s for s in path if not is_blank(optional(record, s))), path[0]))
         for name in ("sides", "side_scores", "won"):
-            present = [
-                named(s) for path in self._table.lists[name] for s in path if not is_nothing(optional(record, s))
-            ]
+            present = [named(s) for path in self._table.lists[name] for s in path if not is_blank(optional(record, s))]
             if present:
                 yield name, " + ".join(present)

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from pairwright.config import IngestConfig
+from pairwright.data.extras import CONTEXT_FIELDS, EXTRA_FIELDS, is_blank, write_extra
 from pairwright.data.formats.others import as_text
-from pairwright.data.formats.paths import is_nothing, opened
-from pairwright.data.formats.record import Format, Reading, RecordError, is_list_of, json_name, whole
-from pairwright.data.formats.turns import SHOWN_BY_TEMPLATES, extra_of, joined_parts, said
+from pairwright.data.formats.paths import opened
+from pairwright.data.formats.record import Format, Reading, RecordError, is_list_of, whole
+from pairwright.data.formats.turns import extra_of, joined_parts, said
 from pairwright.records import UNREADABLE_JSON, Annotation, Completion
 
 _NATIVE = msgspec.json.Decoder(Annotation)
@@ -61,7 +62,7 @@ class NativeReader:
         metadata = record.get("metadata") or {}
         metadata = opened(metadata) if self.has_cells else metadata
         for name in (*self._keep, *self._ignore):
-            if not is_nothing(value := record.pop(name, None)):
+            if not is_blank(value := record.pop(name, None)):
                 (self.reading.kept if name in self._keep else self.reading.unused).add(name)
                 if name in self._keep and isinstance(metadata, dict):
                     metadata = metadata | {name: as_text(value)}
@@ -106,17 +107,14 @@ def _spelled(record: dict[str, Any]) -> dict[str, Any]:
         record["completions"] = [
             _completion(item, f"$.completions[{index}]") for index, item in enumerate(record["completions"])
         ]
-    context = {name: record.pop(name) for name in ("tools", "chat_template_kwargs") if name in record}
-    for name, kind in (("tools", list), ("chat_template_kwargs", dict)):
-        if name in context and not isinstance(context[name], kind):
-            raise RecordError(f"expected `{json_name(kind())}`, got `{json_name(context[name])}`", path=f"$.{name}")
-    if context := {name: value for name, value in context.items() if value}:
-        record["context"] = msgspec.json.encode(context).decode()
+    context = {name: value for name in CONTEXT_FIELDS if not is_blank(value := record.pop(name, None))}
+    if context:
+        record["context"] = write_extra(context)
     return record
 
 
 def _prompt(prompt: list[Any] | str) -> Any:
-    known = {"role", "content", *SHOWN_BY_TEMPLATES}
+    known = {"role", "content", *EXTRA_FIELDS}
     if isinstance(prompt, str) or not all(isinstance(turn, dict) and turn.keys() <= known for turn in prompt):
         return prompt
     return said(prompt, "$.prompt", {})
@@ -129,7 +127,7 @@ def _completion(item: Any, where: str) -> Any:
     if isinstance(told.get("text"), list):
         told["text"] = joined_parts(told["text"], f"{where}.text")
     others = {key: value for key, value in told.items() if key not in _IN_COMPLETION}
-    if not others or not others.keys() <= set(SHOWN_BY_TEMPLATES):
+    if not others or not others.keys() <= set(EXTRA_FIELDS):
         return told
     kept = {key: value for key, value in told.items() if key in _IN_COMPLETION}
     if kept.get("text") is None:
@@ -161,7 +159,7 @@ NATIVE = Format(
     layout='{"id", "prompt", "completions": [{"text"}, ...], "ranks" | "scores" | "order"}',
     fits=_fits,
     parser=_parser,
-    num_unplaced=lambda record: sum(key not in _KNOWN and not is_nothing(value) for key, value in record.items()),
+    num_unplaced=lambda record: sum(key not in _KNOWN and not is_blank(value) for key, value in record.items()),
     num_essential=4,
     what="This project's own: docs/data.md.",
     examples=(

@@ -15,28 +15,33 @@ from pairwright.data.formats.record import Reading, RecordError
 from pairwright.data.formats.turns import is_transcript, said
 from pairwright.records import Annotation, Message
 
-KEPT_NAMES = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+KEPT_NAMES = _names(
     """source sources dataset dataset_name data_source origin category categories subcategory domain topic
     topics task task_type tag tags language lang locale country license version split type kind difficulty
     level turn turns num_turns length num_tokens token_count num_correct num_incorrect total_completions date
     time timestamp tstamp created updated updated_at url link uuid hash sha sha256 md5 metadata meta
-    additional_metadata generation_model reward_model judge_model anony""".split()  # noqa: SIM905
+    additional_metadata generation_model reward_model judge_model anony"""
 )
 """Fields that say where a record comes from or what it is about: kept in metadata, wherever they are found."""
 _KEPT_ENDINGS = ("_id", "_ids", "_sha256", "_hash", "_url", "_source")
-IGNORED_NAMES = frozenset(
-    """index idx row __index_level_0__ __null_dask_index__ level_0 _id __fragment_index __batch_index""".split()  # noqa: SIM905
+IGNORED_NAMES = _names(
+    """index idx row __index_level_0__ __null_dask_index__ level_0 _id __fragment_index __batch_index"""
 )
 """Numbers of rows that programs add when they write a table."""
-CONTEXT_NAMES = frozenset(
+CONTEXT_NAMES = _names(
     """system system_prompt history tools functions images image audio audios video videos input context
-    messages chat_template_kwargs""".split()  # noqa: SIM905
+    messages chat_template_kwargs"""
 )
 """Fields that say in which context completions were judged: refused even where a user's [fields] leaves them out."""
 _UNNAMED = "Unnamed: 0"
-_NOTHING_IN_ITEMS = frozenset(
+_NOTHING_IN_ITEMS = _names(
     """role from id lang language author author_name author_profile date created created_at timestamp url
-    selected replies parent_id deleted synthetic review_count review_result emojis user_id""".split()  # noqa: SIM905
+    selected replies parent_id deleted synthetic review_count review_result emojis user_id"""
 )
 """Fields below others that say who wrote something and when, not what was judged."""
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
+from pairwright.data.extras import is_blank
 from pairwright.data.formats.record import RecordError, json_name
 from pairwright.errors import ConfigError
 from pairwright.records import UNREADABLE_JSON
@@ -75,7 +76,7 @@ def find(value: Any, path: JsonPath, where: str = "$") -> tuple[Any, str]:
     """
     if len(path) == 1:
         return _at(value, path[0], where)
-    found = [(item, f"{where}{render(steps)}") for steps in path if not is_nothing(item := _optional(value, steps))]
+    found = [(item, f"{where}{render(steps)}") for steps in path if not is_blank(item := _optional(value, steps))]
     if not found:
         return _at(value, path[0], where)
     for item, place in found[1:]:
@@ -98,14 +99,9 @@ def find_optional(value: Any, path: JsonPath | None, where: str = "$") -> tuple[
         return None, where
     if len(path) == 1:
         return _optional(value, path[0]), f"{where}{render(path[0])}"
-    if all(is_nothing(_optional(value, steps)) for steps in path):
+    if all(is_blank(_optional(value, steps)) for steps in path):
         return None, f"{where}{render(path[0])}"
     return find(value, path, where)
-
-
-def is_nothing(value: Any) -> bool:
-    """Return whether a field says nothing: null, an empty text, list or object."""
-    return value is None or value == "" or value == [] or value == {}
 
 
 def opened(value: Any) -> Any:
@@ -190,7 +186,7 @@ def _others(value: Any, node: Mapping[Any, Any], path: Steps) -> Iterator[tuple[
         for key, item in value.items():
             below = node.get(key)
             if below is None:
-                if not is_nothing(item):
+                if not is_blank(item):
                     yield (*path, key), item
             elif _WHOLE not in below:
                 yield from _others(opened(item), below, (*path, key))

@@ -10,14 +10,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
 from pairwright.config import FieldPaths, IngestConfig
 from pairwright.records import Annotation
 
-RecordT = TypeVar("RecordT")
 MAX_NAMES = 8
 MAX_NAME_CHARACTERS = 100
 """What a message shows of names that it quotes from a record."""
@@ -106,36 +105,6 @@ class Format:
     """Records of it, as JSON."""
     fields: FieldPaths | None = None
     """Where the parts of a record stand, if paths say all of it."""
-
-
-class Typed(Generic[RecordT]):
-    """Parser of a fixed layout; a number may stand in quotes, as it does in every cell of a CSV file.
-
-    Args:
-        record: msgspec struct of it.
-        layout: what a record looks like, for the message where one does not fit.
-        judgements: record and a hash of its text, for an id where it has none -> what it holds.
-    """
-
-    def __init__(
-        self, record: type[RecordT], layout: str, judgements: Callable[[RecordT, str, Reading], Judgements]
-    ) -> None:
-        self.reading = Reading()
-        self._decoder = msgspec.json.Decoder(record, strict=False)
-        self._layout = layout
-        self._judgements = judgements
-
-    def __call__(self, line: bytes, /) -> Judgements:
-        """Return the judgements in a line.
-
-        Raises:
-            RecordError, msgspec.DecodeError, UnicodeDecodeError, RecursionError: if it is no such record.
-        """
-        try:
-            decoded = self._decoder.decode(line)
-        except msgspec.ValidationError as error:
-            raise misfit(error, self._layout) from None
-        return self._judgements(decoded, content_id(line), self.reading)
 
 
 def misfit(error: msgspec.ValidationError, layout: str) -> RecordError:

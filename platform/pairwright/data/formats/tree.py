@@ -1,4 +1,4 @@
-"""Trees of messages -> at every depth, the ranked replies to one message: one annotation each.
+"""Reads trees of messages: at every depth, the ranked replies to one message are one annotation.
 
 A table of field paths with ``tree`` names the replies of a message; the other paths start at a message, but for
 ``prompt``, which is the first one, and what names the record. OpenAssistant's trees are ``known/oasst.toml``.
@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from pairwright.config import FieldPaths, SourceLimits
+from pairwright.data.extras import is_blank
 from pairwright.data.formats.others import fate, unplaced
-from pairwright.data.formats.paths import JsonPath, compile_path, find, find_optional, is_nothing, named, opened
+from pairwright.data.formats.paths import JsonPath, compile_path, find, find_optional, named, opened
 from pairwright.data.formats.record import (
     Judgements,
     Reading,
@@ -106,7 +107,7 @@ class TreeReader:
                 raise RecordError(f"expected `str`, got `{json_name(value)}`", path=place)
             parts[name] = value
         replies, replies_at = find_optional(node, self._paths["tree"], where)
-        replies = [] if is_nothing(replies) else replies
+        replies = [] if is_blank(replies) else replies
         if not isinstance(replies, list):
             raise RecordError(f"expected `array`, got `{json_name(replies)}`", path=replies_at)
         return Message(role=role_of(parts["role"], self._roles), content=parts["text"]), replies, replies_at
@@ -148,7 +149,7 @@ class TreeReader:
 
     def _check_fields(self, record: Mapping[str, Any], known: set[Any], where: str) -> None:
         for field, value in record.items():
-            if field in known or is_nothing(value):
+            if field in known or is_blank(value):
                 continue
             if fate(("message", field)) is None and fate((field,)) is None and self._layout:
                 raise unplaced(f"{where.removeprefix('$').removeprefix('.')}.{field}".removeprefix("."))

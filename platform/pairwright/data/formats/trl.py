@@ -11,7 +11,8 @@ import msgspec
 from pairwright.config import FieldPaths
 from pairwright.data.formats.layout import LayoutReader
 from pairwright.data.formats.record import Judgements, content_id
-from pairwright.data.formats.turns import Prompt, prompt_and_replies, role_of
+from pairwright.data.formats.replies import prompt_and_replies
+from pairwright.data.formats.turns import Prompt, role_of
 from pairwright.records import Annotation, Completion, Message
 
 _PATHS = ("$.chosen", "$.rejected")

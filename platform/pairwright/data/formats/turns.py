@@ -1,4 +1,4 @@
-r"""Conversations as people write them -> prompt and replies; no format of its own.
+r"""Reads conversations in every form that people write them in; no format of its own.
 
 What is read: a text; turns of ``role`` and ``content`` or of ``from`` and ``value``; one such turn; an object of two
 lists; a transcript of ``\n\nHuman:`` and ``\n\nAssistant:``; any of these as JSON or as Python prints it. A text that
@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-import msgspec
-
-from pairwright.data.formats.paths import is_nothing, opened
+from pairwright.data.extras import EXTRA_FIELDS, is_blank, write_extra
+from pairwright.data.formats.paths import opened
 from pairwright.data.formats.record import RecordError, json_name, quoted
 from pairwright.records import Message
 
@@ -35,8 +34,6 @@ ROLES = {
     "tool": "tool",
 }
 """Names of speakers, in small letters -> roles; any other name stays as it is."""
-SHOWN_BY_TEMPLATES = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
-"""What a turn may hold beside its content: kept, and given to the chat template."""
 _SAYS_NOTHING = frozenset(
     {"weight", "loss", "train", "loss_mask", "mask", "trainable", "id", "message_id", "timestamp"}
 )
@@ -92,7 +89,7 @@ def _message(turn: Any, where: str, roles: Mapping[str, str]) -> Message:
     if not isinstance(turn, dict):
         raise RecordError(f'expected a turn {{"role", "content"}}, got `{json_name(turn)}`', path=where)
     who, what = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-    speaks = any(turn.get(name) for name in SHOWN_BY_TEMPLATES)
+    speaks = any(turn.get(name) for name in EXTRA_FIELDS)
     if who not in turn or (what not in turn and not speaks):
         found = quoted(turn) or "an empty object"
         raise RecordError(f"missing field `{who if who not in turn else what}` of a turn, got {found}", path=where)
@@ -105,7 +102,7 @@ def _message(turn: Any, where: str, roles: Mapping[str, str]) -> Message:
     text = joined_parts(content, f"{where}.{what}") if isinstance(content, list) else content
     if not isinstance(text, str):
         raise RecordError(f"expected `str`, got `{json_name(text)}`", path=f"{where}.{what}")
-    extra = {key: item for key, item in turn.items() if key not in (who, what) and not is_nothing(item)}
+    extra = {key: item for key, item in turn.items() if key not in (who, what)}
     return Message(role=role_of(role, roles), content=text, extra=extra_of(extra, where))
 
 
@@ -120,16 +117,14 @@ def extra_of(fields: Mapping[str, Any], where: str) -> str | None:
     Raises:
         RecordError: if a field is none that a template shows.
     """
-    kept = {key: value for key, value in fields.items() if key not in _SAYS_NOTHING and not is_nothing(value)}
-    if not kept:
-        return None
-    if odd := [key for key in kept if key not in SHOWN_BY_TEMPLATES]:
+    kept = {key: value for key, value in fields.items() if key not in _SAYS_NOTHING and not is_blank(value)}
+    if odd := [key for key in kept if key not in EXTRA_FIELDS]:
         raise RecordError(
-            f"expected a turn of role, content and {', '.join(SHOWN_BY_TEMPLATES)}, got {quoted(odd)} as well; "
+            f"expected a turn of role, content and {', '.join(EXTRA_FIELDS)}, got {quoted(odd)} as well; "
             "no chat template shows it: leave it out, or the record",
             path=where,
         )
-    return msgspec.json.encode(kept).decode()
+    return write_extra(kept)
 
 
 def _is_part(item: Any) -> bool:
@@ -147,7 +142,7 @@ def joined_parts(parts: Sequence[Any], where: str) -> str:
         if not isinstance(part, dict):
             raise RecordError(f'expected a part {{"type", "text"}}, got `{json_name(part)}`', path=f"{where}[{index}]")
         kind = part.get("type")
-        if odd := [name for name in _PARTS_OF_OTHERS if kind == name or not is_nothing(part.get(name))]:
+        if odd := [name for name in _PARTS_OF_OTHERS if kind == name or not is_blank(part.get(name))]:
             raise RecordError(
                 f"expected parts that are text, got `{odd[0]}`; rewards are of text alone", path=f"{where}[{index}]"
             )
@@ -243,142 +238,6 @@ def earlier(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> list[Me
     if isinstance(found, str):
         raise RecordError("expected a list of earlier turns, got a text", path=where)
     return found
-
-
-# ---------------------------------------------------------------------------------------------- all of them
-
-
-def prompt_and_replies(
-    prompt: Prompt | None, sides: Sequence[Prompt], paths: Sequence[str], *, is_implicit: bool = False
-) -> tuple[Prompt, list[Message]]:
-    """Return the prompt, and the last turn of each side.
-
-    Args:
-        prompt: what the record says to be it; None where it says nothing.
-        sides: each a text, one turn of the assistant, or a conversation: with the prompt in it, or what follows it.
-        paths: where each stands in the record, for messages.
-        is_implicit: texts may begin with their prompt.
-
-    Raises:
-        RecordError: if there is no prompt, if prompt and sides do not fit, or if sides differ before their last turn.
-    """
-    if isinstance(prompt, list) and prompt and prompt[-1].role == "assistant" and not prompt[-1].content:
-        prompt = prompt[:-1] if prompt[-1].extra is None else prompt  # a transcript that ends where the reply begins
-    talks = [(side, path) for side, path in zip(sides, paths, strict=True) if not _is_reply(side)]
-    if not talks:
-        replies = [_reply(side, path) for side, path in zip(sides, paths, strict=True)]
-        if prompt is not None:
-            return prompt, replies
-        if not all(isinstance(side, str) for side in sides):
-            raise RecordError("expected turns that both begin with as the prompt, got none", path=paths[0])
-        if not is_implicit:
-            raise RecordError("expected a prompt beside the completions, got none")
-        text, *rest = _shared_text([reply.content for reply in replies], paths)
-        return text, [Message(role="assistant", content=content) for content in rest]
-    whole = [_joined(prompt, side, path) for side, path in talks if isinstance(side, list)]
-    names = [path for _, path in talks]
-    opening = _opening(whole, names)
-    replies = []
-    for side, path in zip(sides, paths, strict=True):
-        replies.append(_reply(side, path) if _is_reply(side) else whole[names.index(path)][-1])
-    return opening, replies
-
-
-def _is_reply(side: Prompt) -> bool:
-    return isinstance(side, str) or (len(side) == 1 and side[0].role == "assistant")
-
-
-def _reply(side: Prompt, path: str) -> Message:
-    return Message(role="assistant", content=side) if isinstance(side, str) else side[0]
-
-
-def _opening(whole: Sequence[list[Message]], paths: Sequence[str]) -> list[Message]:
-    """Return the turns that all conversations begin with, which must be all but the last turn of each."""
-    shortest = min(map(len, whole))
-    if not shortest:
-        empty = next(path for turns, path in zip(whole, paths, strict=True) if not turns)
-        raise RecordError("expected a conversation, got no turn", path=empty)
-    first = whole[0]
-    shared = next(
-        (index for index in range(shortest - 1) if any(turns[index] != first[index] for turns in whole)), shortest - 1
-    )
-    for turns, path in zip(whole, paths, strict=True):
-        if len(turns) != shared + 1:
-            found = f"{len(turns) - shared} turns after the {shared} that both begin with"
-            raise RecordError(f"expected conversations that differ in the last reply alone, got {found}", path=path)
-        if turns[-1].role != "assistant":
-            raise RecordError(f"expected the last turn to be the assistant's, got `{turns[-1].role}`", path=path)
-    if not shared:
-        raise RecordError("expected turns that both begin with as the prompt, got none", path=paths[0])
-    return first[:shared]
-
-
-def _joined(prompt: Prompt | None, side: list[Message], path: str) -> list[Message]:
-    """Return the whole conversation of one side, with the prompt in it once."""
-    if prompt is None or not side:
-        return side
-    opening = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-    if not opening:
-        return side
-    before, asked = _system_and_rest(opening)
-    lead, body = _system_and_rest(side)
-    if lead and before and not _same(lead, before):
-        raise RecordError("expected one system prompt, got another in the prompt", path=path)
-    lead = lead or before
-    if not asked or _same(body[: len(asked)], asked):
-        return lead + body
-    if isinstance(prompt, str) and any(turn.role == "user" and _same([turn], asked) for turn in body[:-1]):
-        return lead + body
-    follows = body and (body[0].role == "assistant") != (asked[-1].role == "assistant")
-    if not follows or len(lead) != len(before):
-        raise RecordError("expected a side that repeats the prompt or goes on from it, got other turns", path=path)
-    return lead + asked + body
-
-
-def _system_and_rest(turns: list[Message]) -> tuple[list[Message], list[Message]]:
-    end = next((index for index, turn in enumerate(turns) if turn.role not in ("system", "developer")), len(turns))
-    return turns[:end], turns[end:]
-
-
-def _same(some: Sequence[Message], others: Sequence[Message]) -> bool:
-    """Return whether turns are the same but for white space around them."""
-    return len(some) == len(others) and all(
-        one.role == other.role and one.content.strip() == other.content.strip() and one.extra == other.extra
-        for one, other in zip(some, others, strict=True)
-    )
-
-
-def _shared_text(texts: Sequence[str], paths: Sequence[str]) -> list[str]:
-    """Return what all texts begin with, up to the white space before the word in which they differ, and the rests."""
-    first, *others = texts
-    shortest = min(map(len, texts))
-    end = next((i for i in range(shortest) if any(text[i] != first[i] for text in others)), shortest)
-    while end and not first[end : end + 1].isspace():
-        end -= 1
-    if not first[:end].strip():
-        raise RecordError("expected texts that both begin with a prompt, got none", path=paths[0])
-    return [first[:end], *(text[end:] for text in texts)]
-
-
-def with_context(prompt: Prompt, system: str | None, history: Sequence[Message], where: str) -> Prompt:
-    """Return a prompt after its system prompt and earlier turns; as it is where there is neither.
-
-    Raises:
-        RecordError: if the prompt begins with another system prompt.
-    """
-    if not history and (system is None or not system.strip()):
-        return prompt
-    turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
-    lead, rest = _system_and_rest(turns)
-    turns = [*lead, *history, *rest]
-    if system is None or not system.strip():
-        return turns
-    given = Message(role="system", content=system)
-    if not lead:
-        return [given, *turns]
-    if not _same(lead, [given]):
-        raise RecordError("expected one system prompt, got another in the conversation", path=where)
-    return turns
 
 
 # ---------------------------------------------------------------------------------------------- prompts by name

@@ -112,7 +112,7 @@ def save(folder: str, millions: str, stage: str, precision: str, port: str, rank
 def convert(folder: str) -> None:
     """Convert it, and keep a copy to load from."""
     from pairwright.training.checkpoint import read_manifest
-    from pairwright.training.conversion import converted
+    from pairwright.training.universal_checkpoint import converted
 
     tempfile.tempdir = folder
     directory = Path(folder) / "checkpoint"
@@ -141,11 +141,11 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
     import torch.distributed as dist
 
     from pairwright.config import EngineConfig, OptimizerConfig
-    from pairwright.model.batches import collate
+    from pairwright.model.collate import collate
     from pairwright.model.reward_model import load_reward_model
-    from pairwright.model.small import new_small_model
+    from pairwright.model.tiny_models import new_small_model
     from pairwright.training.engine import DTYPES, Engine, join_process_group
-    from pairwright.training.pulse import Pulse
+    from pairwright.training.rank_status import Pulse
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(world_size), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
@@ -190,7 +190,7 @@ def some_group():
     """Return a group to take a step on: what it says does not matter here."""
     import numpy as np
 
-    from pairwright.data.tokens import TokenGroup
+    from pairwright.data.tokens.tokenize_groups import TokenGroup
 
     ids = np.arange(1, 9, dtype=np.int32)
     return TokenGroup(

@@ -1,4 +1,4 @@
-"""What a micro-batch costs beyond its tokens, and a FLOP of attention beside one of a linear layer: for model/costs.py.
+"""Measures the costs that model/batching/cost_model.py reckons with: of a micro-batch, and of a FLOP of attention.
 
     python benchmarks/forward_cost.py [--device cuda]
 
@@ -21,11 +21,11 @@ from typing import get_args
 import numpy as np
 import torch
 
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import Layout, collate
-from pairwright.model.costs import ATTENTION_FLOP_COST, ModelShape, PartSizes
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.batching.cost_model import ATTENTION_FLOP_COST, ModelShape, PartSizes
+from pairwright.model.collate import Layout, collate
 from pairwright.model.reward_model import RewardModel, load_reward_model
-from pairwright.model.small import new_small_model
+from pairwright.model.tiny_models import new_small_model
 from pairwright.training.global_batch import shape_of
 
 LAYOUTS = get_args(Layout)
@@ -39,7 +39,7 @@ SIZES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the constants of model/costs.py.")
+    parser = argparse.ArgumentParser(description="Measure the constants of model/batching/cost_model.py.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

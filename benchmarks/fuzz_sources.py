@@ -169,7 +169,7 @@ class Batch:
 
     def look(self, path: Path, work: Callable[[], Any], limits: dict[str, int]) -> None:
         """Ingest a spoilt source and count what became of it; whatever is raised is kept with the seed."""
-        from pairwright.data.store import Table
+        from pairwright.data.table.table import Table
         from spoilt_sources import ingested
 
         began = time.perf_counter()

@@ -154,10 +154,10 @@ def run_pool(into: Path) -> None:
 
 def _pool_ingest(job: tuple[str, int, int, str]) -> list[tuple[str, int, int, str]]:
     from pairwright.config import IngestConfig
-    from pairwright.data.lines import LineRange
-    from pairwright.data.listing import list_sources
-    from pairwright.data.parts import write_parts
-    from pairwright.data.store import Table
+    from pairwright.data.ingest.shards import write_parts
+    from pairwright.data.ingest.sources.listing import list_sources
+    from pairwright.data.ingest.sources.splits import LineRange
+    from pairwright.data.table.table import Table
 
     path, start, end, into = job
     unit = LineRange(list_sources([path])[0], start, end, 0)
@@ -167,8 +167,8 @@ def _pool_ingest(job: tuple[str, int, int, str]) -> list[tuple[str, int, int, st
 
 def _pool_expand(job: tuple[tuple[str, int, int, str], str, str]) -> int:
     from pairwright.config import ExpandConfig
-    from pairwright.data.pairs import expand_groups
-    from pairwright.data.store import DataFile, Table
+    from pairwright.data.pairs.build_pairs import expand_groups
+    from pairwright.data.table.table import DataFile, Table
 
     file, annotations, pairs = job
     rows = Table(annotations, "annotations").read_file(DataFile(*file))
@@ -207,7 +207,7 @@ def run_datasets(into: Path, *, is_flat: bool) -> None:
 
 def _checked_pairs(batch: dict) -> dict:
     from pairwright.config import IngestConfig
-    from pairwright.data.rules import check
+    from pairwright.data.ingest.rules import check
     from pairwright.records import Annotation, Completion
 
     config, groups, pairs = IngestConfig(), [], []

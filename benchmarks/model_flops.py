@@ -28,8 +28,8 @@ from reward_groups import PAD_ID, random_groups, row_lengths
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from pairwright.config import LossConfig
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import Layout, MicroBatch, collate
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.collate import Layout, MicroBatch, collate
 from pairwright.model.loss import preference_loss
 from pairwright.model.reward_model import RewardModel
 

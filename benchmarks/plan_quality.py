@@ -1,9 +1,9 @@
-"""How long ranks wait for each other under the plans of model/planning.py, and how long planning takes; no GPU.
+"""How long ranks wait for each other under the plans of model/batching/plan.py, and how long planning takes; no GPU.
 
     python benchmarks/plan_quality.py
 
 Groups are InstructGPT's: 4 to 9 completions each; prompts and completions of lognormal length (sigma 0.5, medians 200
-and 150 tokens, from 8 to 900). Costs are those of model/costs.py for a model of a billion parameters.
+and 150 tokens, from 8 to 900). Costs are those of model/batching/cost_model.py for a model of a billion parameters.
 """
 
 import os
@@ -17,10 +17,10 @@ from typing import get_args
 
 import numpy as np
 
-from pairwright.data.group_sizes import GroupColumns, GroupSizes
-from pairwright.model.batches import Layout
-from pairwright.model.costs import ATTENTION_FLOP_COST, MICRO_BATCH_OVERHEAD_TOKENS, ModelShape, overhead
-from pairwright.model.planning import PASSES_WHOLE, PlanQuality, Rules, plan_forward, plan_step, quality_of
+from pairwright.data.tokens.group_sizes import GroupColumns, GroupSizes
+from pairwright.model.batching.cost_model import ATTENTION_FLOP_COST, MICRO_BATCH_OVERHEAD_TOKENS, ModelShape, overhead
+from pairwright.model.batching.plan import PASSES_WHOLE, PlanQuality, Rules, plan_forward, plan_step, quality_of
+from pairwright.model.collate import Layout
 from pairwright.training.order import group_indices
 
 LLAMA_1B = ModelShape(linear_parameters=973_000_000, attention_width=16 * 2048)

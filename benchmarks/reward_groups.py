@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pairwright.data.tokens import TokenGroup, common_prefix_length
+from pairwright.data.tokens.tokenize_groups import TokenGroup, common_prefix_length
 
 PAD, EOS = "<pad>", "</s>"
 PAD_ID, EOS_ID = 0, 1

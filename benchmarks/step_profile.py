@@ -31,7 +31,7 @@ from train_vs_trl import (
 )
 from trl_peer import padded_tokens
 
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 
 # The first name that an operation's holds decides.
 KINDS = {

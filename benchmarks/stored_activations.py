@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from trl_peer import pairs_of
 
 from pairwright.config import LossConfig
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import Layout, collate
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.collate import Layout, collate
 from pairwright.model.loss import preference_loss
 
 # K, prompt and completion tokens, and the part of the expanded pairs' bytes that may be kept at most.

@@ -40,8 +40,8 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTra
 from trl_peer import TrlPeer, forward_sizes, padded_tokens, pairs_of
 
 from pairwright.config import LossConfig
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import Layout, collate
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.collate import Layout, collate
 from pairwright.model.loss import preference_loss
 from pairwright.model.reward_model import RewardModel
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pairwright.cli import app
+from pairwright.cli.main import app
 from pairwright.cluster.session import ray_session
-from pairwright.data.store import Table
 from pairwright.data.synthetic import true_accuracy
+from pairwright.data.table.table import Table
 from pairwright.errors import PairwrightError
 from pairwright.terminal import indented, say
 

@@ -8,7 +8,7 @@ Same arguments as `pairwright evaluate`; this file is what `ray job submit` runs
 
 import sys
 
-from pairwright.cli import main
+from pairwright.cli.main import main
 
 if __name__ == "__main__":
     sys.argv[1:1] = ["evaluate"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import zstandard
 
-from pairwright.data.store import Manifest, Table
+from pairwright.data.table.table import Manifest, Table
 from pairwright.records import ANNOTATIONS_SCHEMA
 
 REAL_RANKINGS = Path(__file__).parents[1].parent / "shared/data/rankings_dev.jsonl.zst"

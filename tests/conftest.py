@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 
 # No test needs the model hub, and without a network each look-up would retry for 45 seconds. Set before anything
 # imports huggingface_hub, and so for every process that a test starts.

@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pairwright.config import TokensConfig
-from pairwright.data.templates import resolve_template
-from pairwright.data.tokenizers import load_tokenizer
-from pairwright.model.export import choose_pad_token, save_reward_model
+from pairwright.data.tokens.chat_template import resolve_template
+from pairwright.data.tokens.tokenizer import load_tokenizer
+from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import load_reward_model
-from pairwright.model.small import new_small_model
+from pairwright.model.tiny_models import new_small_model
 
 TEXTS = ["Why is the sky blue?", "Because of scattering.", "It is not; it is green, at least in my town."] * 4
 

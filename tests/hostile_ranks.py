@@ -13,12 +13,12 @@ import numpy as np
 import zero_ranks
 from hostile_files import change_shard, marking, shards
 from loop_ranks import FolderHost
-from pairwright.data.tokens import TokenTable
+from pairwright.data.tokens.tokenize_groups import TokenTable
 from pairwright.errors import PairwrightError
 from pairwright.training.checkpoint import TAG
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import train
-from pairwright.training.pulse import Pulse
+from pairwright.training.rank_status import Pulse
 from pairwright.training.step import train_step
 
 

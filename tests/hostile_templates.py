@@ -55,8 +55,8 @@ def main(kind: str, tokenizer_path: str) -> None:
     """Resolve each template of a kind as a configured one; print its error, and the memory that all of it took."""
     resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
     from pairwright.config import TokensConfig
-    from pairwright.data.templates import resolve_template
-    from pairwright.data.tokenizers import load_tokenizer
+    from pairwright.data.tokens.chat_template import resolve_template
+    from pairwright.data.tokens.tokenizer import load_tokenizer
     from pairwright.errors import ConfigError
 
     tokenizer = load_tokenizer(tokenizer_path)

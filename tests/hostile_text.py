@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pairwright.cli import main
+from pairwright.cli.main import main
 
 FORGED = "version 9 of the table holds 1,000,000 annotations"
 HOSTILE = f"evil\x1b]0;OWNED\x07\x1b[2J\x9b31m\x7f\u202e\u2066\u200f\u061c\ufeff\u2028\u2029\x85\r\n{FORGED}"

@@ -14,12 +14,12 @@ from typing import Any
 import torch.distributed as dist
 
 import zero_ranks
-from pairwright.data.tokens import TokenTable
+from pairwright.data.tokens.tokenize_groups import TokenTable
 from pairwright.errors import PairwrightError
 from pairwright.training.checkpoint import MANIFEST_NAME
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import Trained, train
-from pairwright.training.pulse import Pulse
+from pairwright.training.rank_status import Pulse
 
 
 class StoppedError(Exception):

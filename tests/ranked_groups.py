@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 
 
 def ranked_group(

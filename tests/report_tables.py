@@ -5,20 +5,20 @@ from typing import Any
 import numpy as np
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.report.bradley_terry import (
+from pairwright.data.profile.bradley_terry import (
     between_models,
     fit,
     most_compared,
     spread_over_prompts,
     standard_errors,
 )
-from pairwright.data.report.contract import Figures, TableFacts
-from pairwright.data.report.figures import Strengths, build_figures
-from pairwright.data.report.history import History, VersionFacts
-from pairwright.data.report.refusals import count_refused
-from pairwright.data.report.rows import REPORT_ROWS, report_rows
-from pairwright.data.report.statistics import count
-from pairwright.data.store import Source
+from pairwright.data.profile.compact_rows import REPORT_ROWS, report_rows
+from pairwright.data.profile.counts import count
+from pairwright.data.profile.growth import History, VersionFacts
+from pairwright.data.profile.profile_metrics import Strengths, build_figures
+from pairwright.data.profile.profile_schema import Figures, TableFacts
+from pairwright.data.profile.quarantine_counts import count_refused
+from pairwright.data.table.table import Source
 from pairwright.records import Rejection
 
 HOSTILE = "</title><script>alert('x')</script><img src=https://example.com/x onerror=alert(1)>\"'&amp;"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pairwright.cluster.run_folder import RunFolder, RunIdentity
+from pairwright.runs.run_dir import RunFolder, RunIdentity
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
 
 

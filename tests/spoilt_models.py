@@ -18,25 +18,25 @@ import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from mutations import places
-from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints
-from pairwright.cluster.export import export_checkpoint
-from pairwright.cluster.mending import mend
-from pairwright.cluster.run_folder import RunFolder, RunIdentity, identity_config
 from pairwright.config import LoraConfig, TrainConfig
 from pairwright.data.extras import reply_of
-from pairwright.data.rendering import Refusal
-from pairwright.data.tokenizers import load_tokenizer
-from pairwright.data.tokens import TokenSpec, tokenize_completions
+from pairwright.data.tokens.template_sandbox import Refusal
+from pairwright.data.tokens.tokenize_groups import TokenSpec, tokenize_completions
+from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import PairwrightError
-from pairwright.evaluation.exported import load_exported, model_digest, open_exported
+from pairwright.evaluation.load_exported import load_exported, model_digest, open_exported
 from pairwright.evaluation.requests import parse_requests
 from pairwright.evaluation.score import score_requests
-from pairwright.model.configuration import read_config
-from pairwright.model.export import choose_pad_token
 from pairwright.model.lora import check_targets
+from pairwright.model.model_config import read_config
+from pairwright.model.model_export import choose_pad_token
+from pairwright.runs.checkpoints import format_checkpoints, kept_checkpoints
+from pairwright.runs.export_run import export_checkpoint
+from pairwright.runs.repair import mend
+from pairwright.runs.run_dir import RunFolder, RunIdentity, identity_config
 from pairwright.training.checkpoint import TAG, CheckpointManifest, read_manifest, verify_all, write_manifests
-from pairwright.training.conversion import check_shards
 from pairwright.training.starting_model import starting_model
+from pairwright.training.universal_checkpoint import check_shards
 from run_folders import commit, name
 
 SECONDS = 30.0

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pairwright.config import IngestConfig
-from pairwright.data.lines import count_lines, number_ranges, plan_ranges
-from pairwright.data.listing import find_sources
-from pairwright.data.parts import Part, write_parts
-from pairwright.data.store import Table
+from pairwright.data.ingest.shards import Part, write_parts
+from pairwright.data.ingest.sources.listing import find_sources
+from pairwright.data.ingest.sources.splits import count_lines, number_ranges, plan_ranges
+from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection
 from record_rules import Broken, check_row, decoded, has_a_key_twice

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pyarrow as pa
 
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 
 
 def group_row(prompt: str, texts: list[str], pairs: list[tuple[int, int]] | None = None, **changes) -> dict:

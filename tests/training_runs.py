@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from pairwright.config import ExpandConfig, IngestConfig, TrainConfig
-from pairwright.data.annotations import annotations_to_arrow, parse_lines
-from pairwright.data.formats import parser_for
-from pairwright.data.pairs import expand_groups
-from pairwright.data.store import Input, Manifest, Table
+from pairwright.data.ingest.adapters import parser_for
+from pairwright.data.ingest.parse import annotations_to_arrow, parse_lines
+from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.synthetic import make_rankings
-from pairwright.model.small import new_small_model
+from pairwright.data.table.table import Input, Manifest, Table
+from pairwright.model.tiny_models import new_small_model
 
 ROOT = Path(__file__).parents[1]
 NUM_STEPS = 32

@@ -20,14 +20,14 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
 from pairwright.config import TrainConfig
-from pairwright.data.tokens import TokenTable
+from pairwright.data.tokens.tokenize_groups import TokenTable
 from pairwright.errors import NotFiniteError, OutOfMemoryError
 from pairwright.model.lora import add_adapters
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
 from pairwright.training.engine import DTYPES, Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
-from pairwright.training.pulse import Pulse
+from pairwright.training.rank_status import Pulse
 from pairwright.training.step import train_step
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import AutoModelForSequenceClassification
 
-from pairwright.data.store import Table
-from pairwright.data.tokens import TokenGroup, groups_to_table
+from pairwright.data.table.table import Table
+from pairwright.data.tokens.tokenize_groups import TokenGroup, groups_to_table
 from pairwright.model.reward_model import load_reward_model
-from pairwright.model.small import new_small_model
+from pairwright.model.tiny_models import new_small_model
 
 NUM_STEPS = 3
 LEARNING_RATE = 1e-2

@@ -1,4 +1,4 @@
-"""Every call that deletes or moves stands where data/ownership.py decides, or works on files that the process made."""
+"""Calls that delete or move stand where data/storage/ownership.py decides, or work on files that the process made."""
 
 import ast
 from pathlib import Path
@@ -7,17 +7,17 @@ PACKAGE = Path(__file__).parents[2] / "platform" / "pairwright"
 DELETING = {"rmtree", "unlink", "rmdir", "removedirs", "rename", "renames", "move"}
 ON_OBSTORE_OR_OS = {"delete", "delete_async", "rename", "rename_async", "remove", "replace"}
 REASONS = {
-    "data/ownership.py": "decides",
-    "data/outputs.py": "temporary copies of its own, and directories found to be ours the moment before",
-    "data/durable.py": "the staged name of a file that it just made",
-    "cluster/folders.py": "a checkpoint's folder moved or renamed within its run, by names of ours",
-    "cluster/staging.py": "this user's own temporary folders, locked",
-    "cluster/uploads.py": "the staged copy of a checkpoint that was just stored",
+    "data/storage/ownership.py": "decides",
+    "data/storage/outputs.py": "temporary copies of its own, and directories found to be ours the moment before",
+    "data/storage/durable_writes.py": "the staged name of a file that it just made",
+    "runs/folder_transfer.py": "a checkpoint's folder moved or renamed within its run, by names of ours",
+    "cluster/train/checkpoint_dir.py": "this user's own temporary folders, locked",
+    "cluster/train/checkpoint_upload.py": "the staged copy of a checkpoint that was just stored",
     "cluster/validate.py": "a temporary folder that it made",
-    "training/saving.py": "the staged copy of a checkpoint that could not be written",
-    "training/conversion.py": "this user's own temporary folders, locked",
-    "evaluation/exported.py": "downloads in this user's own cache",
-    "data/cache.py": "this user's own cache, private, locked",
+    "training/write_checkpoint.py": "the staged copy of a checkpoint that could not be written",
+    "training/universal_checkpoint.py": "this user's own temporary folders, locked",
+    "evaluation/load_exported.py": "downloads in this user's own cache",
+    "data/storage/local_cache.py": "this user's own cache, private, locked",
 }
 
 
@@ -38,6 +38,6 @@ def deleting_calls(path: Path) -> list[str]:
 def test_deleting_stands_only_where_it_is_decided() -> None:
     calls = [call for path in sorted(PACKAGE.rglob("*.py")) for call in deleting_calls(path)]
     stray = [call for call in calls if call.partition(":")[0] not in REASONS]
-    assert not stray, "ask data/ownership.py, or say here why not: " + "; ".join(stray)
+    assert not stray, "ask data/storage/ownership.py, or say here why not: " + "; ".join(stray)
     unused = REASONS.keys() - {call.partition(":")[0] for call in calls}
     assert not unused, f"these delete nothing any more: {sorted(unused)}"

@@ -19,12 +19,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from exported_models import export_small_model
 from pairwright import config
-from pairwright.cli import app
+from pairwright.cli.main import app
 from pairwright.config import ExpandConfig, IngestConfig, Section, TrainConfig, load_config
-from pairwright.data.annotations import parse_lines
-from pairwright.data.flat import export_pairs
-from pairwright.data.formats import native, parser_for, settled_format
-from pairwright.evaluation.exported import load_exported, open_exported
+from pairwright.data.ingest.adapters import native, parser_for, settled_format
+from pairwright.data.ingest.parse import parse_lines
+from pairwright.data.pairs.flat_export import export_pairs
+from pairwright.evaluation.load_exported import load_exported, open_exported
 from pairwright.evaluation.requests import parse_requests
 from pairwright.records import SCORES_SCHEMA
 from training_runs import make_pairs

@@ -15,10 +15,10 @@ import pytest
 
 import hostile_text
 from annotation_tables import annotation_row, annotations_table
-from pairwright.data.report.contract import Figures
-from pairwright.data.report.page import render
-from pairwright.data.report.rows import REPORT_ROWS, report_rows
-from pairwright.data.report.statistics import count
+from pairwright.data.profile.compact_rows import REPORT_ROWS, report_rows
+from pairwright.data.profile.counts import count
+from pairwright.data.profile.profile_page import render
+from pairwright.data.profile.profile_schema import Figures
 from report_tables import HOSTILE, figures_of, random_rows
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "table_report.v1.json"

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from annotation_tables import manifest
-from pairwright.cluster.contracts import write_schemas
+from pairwright.cli.contracts import write_schemas
+from pairwright.cli.schema_files import table_contracts
 from pairwright.config import IngestConfig
-from pairwright.data.annotations import parse_lines
-from pairwright.data.formats import parser_for
-from pairwright.data.schemas import table_contracts
-from pairwright.data.store import SCHEMAS, Table
+from pairwright.data.ingest.adapters import parser_for
+from pairwright.data.ingest.parse import parse_lines
+from pairwright.data.table.table import SCHEMAS, Table
 from pairwright.records import Rejection
 
 DIRECTORY = Path(__file__).parents[2] / "schemas"

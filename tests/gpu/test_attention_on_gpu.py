@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pairwright.model.attention import KERNELS
-from pairwright.model.attention_any import Rule, attend_by_segment
-from pairwright.model.attention_gpu import attend_by_sequence, attend_on_gpu
-from pairwright.model.batches import Segments
+from pairwright.model.attention.gpu import attend_by_sequence, attend_on_gpu
+from pairwright.model.attention.interface import KERNELS
+from pairwright.model.attention.sdpa import Rule, attend_by_segment
+from pairwright.model.collate import Segments
 
 pytestmark = [
     pytest.mark.gpu,

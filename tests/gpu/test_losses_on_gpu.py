@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pairwright.config import LossConfig
-from pairwright.model.judgements import Judgements
 from pairwright.model.loss import preference_loss
+from pairwright.model.targets import Judgements
 from ranked_groups import ranked_group
 
 pytestmark = [

@@ -23,7 +23,7 @@ import obstore
 import psutil
 import pyarrow as pa
 
-from pairwright.data.store import Manifest, Table, open_store
+from pairwright.data.table.table import Manifest, Table, open_store
 from pairwright.errors import PairwrightError
 
 POLL_SECONDS = 0.3

@@ -9,10 +9,10 @@ from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.cluster.compact import compact
 from pairwright.cluster.diff import diff
 from pairwright.cluster.forget import forget
-from pairwright.data.history import history
-from pairwright.data.locations import open_store
-from pairwright.data.store import Manifest, Table
-from pairwright.data.vacuum import vacuum
+from pairwright.data.storage.object_store import open_store
+from pairwright.data.table.table import Manifest, Table
+from pairwright.data.table.vacuum import vacuum
+from pairwright.data.table.version_log import history
 from pairwright.records import Rejection
 
 LANDED = f"landing/{'0a' * 16}/{'1b' * 16}.jsonl"

@@ -24,8 +24,8 @@ from accidents import (
     wait_for_first_file,
 )
 
-from pairwright.data.store import Table, open_store
-from pairwright.data.vacuum import vacuum
+from pairwright.data.table.table import Table, open_store
+from pairwright.data.table.vacuum import vacuum
 
 SEED = 20261121
 NUM_KILLS = 25

@@ -7,12 +7,12 @@ import obstore
 import pytest
 from pyarrow.fs import S3FileSystem
 
-from pairwright.cluster import folders
-from pairwright.cluster.best import keep_best
-from pairwright.cluster.checkpoints import SNAPSHOT_NAME, kept_checkpoints
-from pairwright.cluster.mending import Swept, mend, sweep
-from pairwright.cluster.run_folder import RunFolder
-from pairwright.data.locations import open_store
+from pairwright.data.storage.object_store import open_store
+from pairwright.runs import folder_transfer as folders
+from pairwright.runs.best_checkpoint import keep_best
+from pairwright.runs.checkpoints import SNAPSHOT_NAME, kept_checkpoints
+from pairwright.runs.repair import Swept, mend, sweep
+from pairwright.runs.run_dir import RunFolder
 from pairwright.training.checkpoint import TAG
 from run_folders import add, claim, commit, name
 

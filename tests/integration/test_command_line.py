@@ -16,10 +16,10 @@ import zstandard
 
 from annotation_tables import annotation_row, annotations_table, commit_annotations
 from exported_models import export_small_model
-from pairwright.cli import main
+from pairwright.cli.main import main
 from pairwright.cluster.passes import run_pass
 from pairwright.cluster.session import ray_session
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 from pairwright.errors import ClusterError
 
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from exported_models import export_small_model
-from pairwright.cli import app
-from pairwright.data.store import Table
+from pairwright.cli.main import app
+from pairwright.data.table.table import Table
 from pairwright.evaluation.score_files import read_scores_manifest
 from training_runs import make_model, make_pairs, run_config, write_config
 

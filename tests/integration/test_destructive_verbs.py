@@ -19,8 +19,8 @@ import obstore
 import pytest
 
 from exported_models import export_small_model
-from pairwright import cli
-from pairwright.data.locations import open_store
+from pairwright.cli import main as cli
+from pairwright.data.storage.object_store import open_store
 from pairwright.errors import PairwrightError
 from training_runs import make_model, make_pairs, run_config, write_config
 

@@ -11,8 +11,8 @@ from annotation_tables import annotation_row, annotations_table, commit_annotati
 from brute_force import expand_by_hand
 from pairwright.cluster.expand import expand
 from pairwright.config import ExpandConfig
-from pairwright.data.pairs import expand_groups
-from pairwright.data.store import Manifest, Table
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError, StoreError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

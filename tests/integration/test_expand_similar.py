@@ -10,9 +10,9 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, commit_annotations, real_rows
 from pairwright.cluster.expand import expand
 from pairwright.config import ExpandConfig
-from pairwright.data.describe import describe, format_description
-from pairwright.data.pairs import split_of
-from pairwright.data.store import Manifest, Table
+from pairwright.data.pairs.build_pairs import split_of
+from pairwright.data.table.inspect import describe, format_description
+from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError, SourceError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

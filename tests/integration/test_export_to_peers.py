@@ -8,14 +8,14 @@ import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.config import ExpandConfig, TokensConfig
-from pairwright.data.conversations import TokenSpec, tokenize_completions
 from pairwright.data.extras import reply_of
-from pairwright.data.flat import export_pairs
-from pairwright.data.pairs import expand_groups
-from pairwright.data.rendering import Refusal
-from pairwright.data.store import Table
-from pairwright.data.tokenizers import load_tokenizer
-from pairwright.model.small import new_small_model
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.pairs.flat_export import export_pairs
+from pairwright.data.table.table import Table
+from pairwright.data.tokens.conversation_tokens import TokenSpec, tokenize_completions
+from pairwright.data.tokens.template_sandbox import Refusal
+from pairwright.data.tokens.tokenizer import load_tokenizer
+from pairwright.model.tiny_models import new_small_model
 
 datasets = pytest.importorskip("datasets")
 trl = pytest.importorskip("trl")

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SCRIPT = """
 import sys
-from pairwright.cli import main
+from pairwright.cli.main import main
 sys.argv = ["pairwright", "forget", sys.argv[1], "--annotator", "ann", "--json"]
 main()
 """

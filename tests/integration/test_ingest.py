@@ -15,7 +15,7 @@ import zstandard
 from pairwright.cluster import ingest as ingestion
 from pairwright.cluster.ingest import IngestSummary, ingest
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.store import Manifest, Table
+from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import ConfigError, SourceError, StoreError
 from pairwright.records import Rejection
 

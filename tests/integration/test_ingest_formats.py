@@ -8,8 +8,8 @@ import pytest
 
 from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
-from pairwright.data.formats import formats
-from pairwright.data.store import Table
+from pairwright.data.ingest.adapters import formats
+from pairwright.data.table.table import Table
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/formats"
 

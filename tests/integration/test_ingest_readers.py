@@ -16,7 +16,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 from pairwright.cluster.ingest import IngestSummary, ingest
 from pairwright.config import IngestConfig
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -18,10 +18,10 @@ import pytest
 import zstandard
 
 from pairwright.config import IngestConfig
-from pairwright.data.lines import count_lines, number_ranges, plan_ranges, read_chunks
-from pairwright.data.listing import find_sources, list_sources
-from pairwright.data.sources import SourceRef
-from pairwright.data.store import Table, open_store
+from pairwright.data.ingest.sources.listing import find_sources, list_sources
+from pairwright.data.ingest.sources.source import SourceRef
+from pairwright.data.ingest.sources.splits import count_lines, number_ranges, plan_ranges, read_chunks
+from pairwright.data.table.table import Table, open_store
 from pairwright.errors import SourceError
 
 TEXT = b"".join(b'{"line": %d}\n' % number for number in range(1, 2001))

@@ -10,7 +10,7 @@ import pytest
 from accidents import Command, reading
 from ray_head import ray_head
 
-from pairwright.data.store import Table, open_store
+from pairwright.data.table.table import Table, open_store
 
 NUM_OWN = 6
 NUM_RECORDS = 400

@@ -21,7 +21,7 @@ import ray._private.state
 from ray.cluster_utils import Cluster
 from ray_head import ray_head
 
-from pairwright.cluster.train import train
+from pairwright.cluster.train.driver import train
 from pairwright.config import TrainConfig
 from training_runs import (
     NUM_STEPS,

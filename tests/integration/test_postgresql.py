@@ -13,7 +13,7 @@ from databases import postgresql_server
 
 from pairwright.cluster.databases import lines_of_query
 from pairwright.config import IngestConfig
-from pairwright.data.readers import parse_place
+from pairwright.data.ingest.sources.connection_urls import parse_place
 from pairwright.errors import SourceError
 
 

@@ -13,7 +13,7 @@ from pairwright.cluster.diff import diff
 from pairwright.cluster.forget import forget
 from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
-from pairwright.data.store import Manifest, Table
+from pairwright.data.table.table import Manifest, Table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -7,13 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 from annotation_tables import annotations_table, commit_annotations
-from pairwright.cli import app
+from pairwright.cli.main import app
 from pairwright.cluster.expand import expand
-from pairwright.cluster.report import find_annotations, report
+from pairwright.cluster.profile_job import find_annotations, report
 from pairwright.config import ExpandConfig
-from pairwright.data.report.rows import report_rows
-from pairwright.data.report.statistics import count
-from pairwright.data.store import Table
+from pairwright.data.profile.compact_rows import report_rows
+from pairwright.data.profile.counts import count
+from pairwright.data.table.table import Table
 from pairwright.errors import DataError, StoreError
 from report_tables import random_rows
 
@@ -28,7 +28,7 @@ def test_figures_do_not_depend_on_the_files_and_the_partitions(tmp_path: Path, m
         str(tmp_path / "many"), [annotations_table(backwards[start : start + 50]) for start in range(0, len(rows), 50)]
     )
     one = report(str(tmp_path / "one"), version=None, output=None)
-    monkeypatch.setattr("pairwright.cluster.report.ROWS_PER_PARTITION", 40)
+    monkeypatch.setattr("pairwright.cluster.profile_job.ROWS_PER_PARTITION", 40)
     many = report(str(tmp_path / "many"), version=None, output=str(tmp_path / "page.html"))
     expected = count(report_rows(annotations_table(rows), {})).sums["totals"].to_pylist()
     assert {row["name"]: row["count"] for row in expected}.items() <= one.totals.items()

@@ -14,10 +14,10 @@ import zstandard
 
 from annotation_tables import annotation_row, annotations_table, manifest
 from exported_models import export_small_model, plain_rewards
-from pairwright.cluster.score import ScoreSummary, score
-from pairwright.cluster.stretches import cut_lines
+from pairwright.cluster.score_input import cut_lines
+from pairwright.cluster.score_job import ScoreSummary, score
 from pairwright.config import IngestConfig, SourceLimits
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError, SourceError, StoreError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -11,8 +11,8 @@ import pytest
 from obstore.exceptions import AlreadyExistsError
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.exchange import Exchange
-from pairwright.data.store import DataFile, Manifest, Table, open_store
+from pairwright.data.shuffle import Exchange
+from pairwright.data.table.table import DataFile, Manifest, Table, open_store
 from pairwright.errors import StoreError
 
 NUM_WRITERS = 16

@@ -13,9 +13,9 @@ import pytest
 
 from pairwright.cluster.tokenize import ensure_tokens, totals_beforehand
 from pairwright.config import TokensConfig
-from pairwright.data.locations import open_store
-from pairwright.data.store import Manifest, Table
-from pairwright.data.tokens import (
+from pairwright.data.storage.object_store import open_store
+from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.tokenize_groups import (
     REFUSED_PREFIX,
     TokenSpec,
     TokenTable,
@@ -25,7 +25,7 @@ from pairwright.data.tokens import (
     tokenize_groups,
 )
 from pairwright.errors import DataError, ModelError, StoreError
-from pairwright.model.small import new_small_model
+from pairwright.model.tiny_models import new_small_model
 from pairwright.records import PAIRS_SCHEMA
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -15,13 +15,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from listening_sockets import Listeners, is_loopback
-from pairwright.cluster.checkpoints import kept_checkpoints
-from pairwright.cluster.export import export_checkpoint
-from pairwright.cluster.run_folder import RunFolder
-from pairwright.cluster.train import dry_run, train
+from pairwright.cluster.train.driver import dry_run, train
 from pairwright.config import TrainConfig
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError, ModelError, StoppedError, StoreError, TrainingError
+from pairwright.runs.checkpoints import kept_checkpoints
+from pairwright.runs.export_run import export_checkpoint
+from pairwright.runs.run_dir import RunFolder
 from training_runs import (
     NUM_STEPS,
     TRAINING,

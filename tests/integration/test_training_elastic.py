@@ -14,8 +14,8 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from pairwright.cluster.run_folder import RunFolder
 from pairwright.config import TrainConfig
+from pairwright.runs.run_dir import RunFolder
 from training_runs import (
     committed_steps,
     make_model,

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import ray
 
-from pairwright.cluster.train import train
+from pairwright.cluster.train.driver import train
 from pairwright.config import TrainConfig
 from training_runs import (
     NUM_STEPS,

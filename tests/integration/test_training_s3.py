@@ -12,12 +12,12 @@ import psutil
 import pytest
 from safetensors.numpy import load, load_file
 
-from pairwright.cluster.checkpoints import kept_checkpoints
-from pairwright.cluster.export import export_checkpoint
-from pairwright.cluster.run_folder import RunFolder
-from pairwright.cluster.train import train
+from pairwright.cluster.train.driver import train
 from pairwright.config import TrainConfig
-from pairwright.data.locations import open_store
+from pairwright.data.storage.object_store import open_store
+from pairwright.runs.checkpoints import kept_checkpoints
+from pairwright.runs.export_run import export_checkpoint
+from pairwright.runs.run_dir import RunFolder
 from training_runs import (
     RunningCommand,
     make_model,

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pairwright.cluster.evaluate import evaluate
-from pairwright.cluster.score import score
-from pairwright.cluster.train import train
+from pairwright.cluster.evaluate_job import evaluate
+from pairwright.cluster.score_job import score
+from pairwright.cluster.train.driver import train
 from pairwright.config import TrainConfig, load_config
-from pairwright.data.store import Table
 from pairwright.data.synthetic import make_rankings, true_accuracy, write_rankings
-from pairwright.model.small import new_small_model
+from pairwright.data.table.table import Table
+from pairwright.model.tiny_models import new_small_model
 from training_runs import ROOT, make_pairs
 
 pytestmark = pytest.mark.ray

@@ -15,16 +15,16 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, manifest
 from exported_models import export_small_model
 from pairwright.config import ExpandConfig
-from pairwright.data.pairs import expand_groups
-from pairwright.data.store import Table, open_store
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.table.table import Table, open_store
 from pairwright.errors import StoreError
-from pairwright.evaluation.exported import model_digest, open_exported
+from pairwright.evaluation.load_exported import model_digest, open_exported
 from pairwright.evaluation.score_files import read_scores_manifest
 
 SCRIPT = """
 import json, sys
-from pairwright.cluster.evaluate import evaluate
-from pairwright.cluster.score import score
+from pairwright.cluster.evaluate_job import evaluate
+from pairwright.cluster.score_job import score
 from pairwright.cluster.session import ray_session
 from pairwright.errors import StoreError
 bucket = sys.argv[1]

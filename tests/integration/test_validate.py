@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pairwright.cli import app
+from pairwright.cli.main import app
 from pairwright.cluster.ingest import ingest
 from pairwright.cluster.validate import Findings, most_refused, validate
 from pairwright.config import IngestConfig
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -11,8 +11,8 @@ import pytest
 from pairwright.cluster.expand import expand
 from pairwright.cluster.ingest import ingest
 from pairwright.config import ExpandConfig, IngestConfig
-from pairwright.data.store import Table
 from pairwright.data.synthetic import write_rankings
+from pairwright.data.table.table import Table
 
 HERE = """
 import sys

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 import zero_runs
 import zero_world
 from pairwright.model.reward_model import RewardModel, load_reward_model
-from pairwright.model.small import new_small_model
+from pairwright.model.tiny_models import new_small_model
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "to be or not to be that is the question"] * 4
 

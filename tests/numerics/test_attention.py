@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pairwright.model.attention import KERNELS, UnsupportedAttentionError, attend
-from pairwright.model.attention_any import Kernel, Rule, attend_by_segment
-from pairwright.model.batches import Segments
+from pairwright.model.attention.interface import KERNELS, UnsupportedAttentionError, attend
+from pairwright.model.attention.sdpa import Kernel, Rule, attend_by_segment
+from pairwright.model.collate import Segments
 
 ANY_AND_CPU = pytest.mark.parametrize("kernel", [attend_by_segment, KERNELS["cpu"]], ids=["any device", "cpu"])
 ROW = Segments((5, 0, 1, 7), ((3, 1, 9), (4, 2), (6,), (2, 2)))

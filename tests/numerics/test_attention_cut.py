@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pairwright.model.attention_any import Rule, attend_by_segment
-from pairwright.model.attention_gpu import Cut, cut_of, gathered
-from pairwright.model.batches import Segments
+from pairwright.model.attention.gpu import Cut, cut_of, gathered
+from pairwright.model.attention.sdpa import Rule, attend_by_segment
+from pairwright.model.collate import Segments
 
 CPU = torch.device("cpu")
 ROW = Segments((5, 0, 1, 7), ((3, 1, 9), (4, 2), (6,), (2, 2)))

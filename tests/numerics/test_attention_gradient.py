@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from pairwright.model import attention_cpu, attention_gradient
-from pairwright.model.attention_any import Rule, attend_by_segment
-from pairwright.model.attention_cpu import attend_on_cpu
-from pairwright.model.batches import Segments
+from pairwright.model.attention import cpu as attention_cpu
+from pairwright.model.attention import cpu_backward as attention_gradient
+from pairwright.model.attention.cpu import attend_on_cpu
+from pairwright.model.attention.sdpa import Rule, attend_by_segment
+from pairwright.model.collate import Segments
 
 # Segments of one length side by side, alone, and longer than a piece.
 ROW = Segments((6, 0, 40, 5), ((6, 6, 6, 2), (4, 4), (30, 30, 7), (5, 1)))

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from pairwright.cluster.export import export_checkpoint
-from pairwright.cluster.run_folder import RunFolder, RunIdentity, identity_config
 from pairwright.config import LoraConfig, TokensConfig, TrainConfig
-from pairwright.data.templates import resolve_template
-from pairwright.data.tokenizers import load_tokenizer
+from pairwright.data.tokens.chat_template import resolve_template
+from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError, PairwrightError
-from pairwright.evaluation.exported import model_digest
-from pairwright.model.export import choose_pad_token, save_reward_model
+from pairwright.evaluation.load_exported import model_digest
 from pairwright.model.lora import add_adapters
+from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import load_reward_model
+from pairwright.runs.export_run import export_checkpoint
+from pairwright.runs.run_dir import RunFolder, RunIdentity, identity_config
 from pairwright.training.checkpoint import read_manifest
+from pairwright.training.consolidate import whole_weights
 from pairwright.training.engine import DTYPES
-from pairwright.training.whole_weights import whole_weights
 from zero_runs import Results, all_cases, saved_in
 from zero_world import World
 

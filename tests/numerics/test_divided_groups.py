@@ -16,12 +16,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from pairwright.config import TrainConfig
-from pairwright.data.store import Table
-from pairwright.data.tokens import TokenGroup, TokenTable, groups_to_table
-from pairwright.model.batches import Layout, MicroBatch, collate
+from pairwright.data.table.table import Table
+from pairwright.data.tokens.tokenize_groups import TokenGroup, TokenTable, groups_to_table
+from pairwright.model.batching.plan import plan_step
+from pairwright.model.collate import Layout, MicroBatch, collate
 from pairwright.model.loss import preference_loss
-from pairwright.model.metrics import EvaluationSums
-from pairwright.model.planning import plan_step
+from pairwright.model.reward_metrics import EvaluationSums
 from pairwright.model.reward_model import RewardModel
 from pairwright.training.global_batch import GlobalBatch, Run, shape_of
 from pairwright.training.step import evaluate_split, train_step

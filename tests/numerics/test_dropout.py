@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import Layout, collate
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.collate import Layout, collate
 from pairwright.model.reward_model import RewardModel, load_reward_model
 from zero_runs import LAYOUTS
 

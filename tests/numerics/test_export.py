@@ -20,7 +20,7 @@ from transformers import (
 
 from pairwright.config import TokensConfig
 from pairwright.errors import ModelError
-from pairwright.model.export import RULES_FILE, choose_pad_token, save_reward_model
+from pairwright.model.model_export import RULES_FILE, choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel, load_reward_model
 
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"]

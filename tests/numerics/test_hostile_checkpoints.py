@@ -15,8 +15,8 @@ import torch
 from hostile_files import Runs, change_shard, marking, shards
 from pairwright.errors import CheckpointError
 from pairwright.training.checkpoint import read_manifest
-from pairwright.training.conversion import KNOWN_TYPES, check_shards, converted, known_types_only
-from pairwright.training.whole_weights import whole_weights
+from pairwright.training.consolidate import whole_weights
+from pairwright.training.universal_checkpoint import KNOWN_TYPES, check_shards, converted, known_types_only
 from zero_runs import Results, case, run_ranks, saved_in
 from zero_world import World
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import MicroBatch, collate
-from pairwright.model.last_layer import last_layer, narrowed
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.attention.last_token import last_layer, narrowed
+from pairwright.model.collate import MicroBatch, collate
 from pairwright.model.reward_model import RewardModel
 from ranked_groups import ranked_group
 

@@ -17,11 +17,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from pairwright.errors import ConfigError
-from pairwright.model.attention import KERNELS
-from pairwright.model.attention_any import Rule
-from pairwright.model.attention_cpu import attend_on_cpu
-from pairwright.model.batches import Segments
-from pairwright.model.layouts import LayoutChoice, choose_layout
+from pairwright.model.attention.cpu import attend_on_cpu
+from pairwright.model.attention.interface import KERNELS
+from pairwright.model.attention.sdpa import Rule
+from pairwright.model.collate import Segments
+from pairwright.model.layout_check import LayoutChoice, choose_layout
 from pairwright.model.reward_model import RewardModel
 
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"]

@@ -13,12 +13,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from pairwright.cluster.log_lines import event_line
-from pairwright.data.model_files import heads_among, weight_names
-from pairwright.data.tokenizers import load_tokenizer
+from pairwright.data.storage.model_files import heads_among, weight_names
+from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ModelError
-from pairwright.evaluation.exported import open_exported
+from pairwright.evaluation.load_exported import open_exported
 from pairwright.model.reward_model import RewardModel, find_head, load_reward_model
+from pairwright.runs.run_log_lines import event_line
 
 Load = Callable[..., RewardModel]
 SmallModel = Callable[[str], Path]

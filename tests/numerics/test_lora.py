@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from pairwright.config import LoraConfig, TokensConfig
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.errors import ModelError
-from pairwright.model.batches import collate
-from pairwright.model.export import choose_pad_token, save_reward_model
+from pairwright.model.collate import collate
 from pairwright.model.lora import add_adapters, merge_adapters
+from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
 
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairwright.config import LossConfig
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.judgements import Judgements
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.model.loss import preference_loss
+from pairwright.model.targets import Judgements
 from ranked_groups import group_of_pairs, ranked_group
 
 MakeGroup = Callable[..., TokenGroup]

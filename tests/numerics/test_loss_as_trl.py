@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pairwright.config import LossConfig
-from pairwright.model.judgements import Judgements
 from pairwright.model.loss import preference_loss
+from pairwright.model.targets import Judgements
 from ranked_groups import group_of_pairs
 
 datasets = pytest.importorskip("datasets")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pairwright.data.store import Table
-from pairwright.data.tokens import TokenGroup, groups_to_table
-from pairwright.training.memory import is_out_of_memory
+from pairwright.data.table.table import Table
+from pairwright.data.tokens.tokenize_groups import TokenGroup, groups_to_table
+from pairwright.training.oom import is_out_of_memory
 from zero_runs import Results, case, run_ranks
 from zero_world import World
 

@@ -14,8 +14,8 @@ from short_windows import load_small, with_short_windows
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import Layout, collate
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.collate import Layout, collate
 from pairwright.model.reward_model import RewardModel
 
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"]

@@ -16,8 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from pairwright.data.store import Table
-from pairwright.data.tokens import TokenGroup, groups_to_table
+from pairwright.data.table.table import Table
+from pairwright.data.tokens.tokenize_groups import TokenGroup, groups_to_table
 from zero_runs import Results, case, run_ranks
 from zero_world import LORA, World, make_groups
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pairwright.config import LossConfig
-from pairwright.data.group_sizes import GroupSizes
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import MicroBatch, collate
-from pairwright.model.costs import ModelShape
+from pairwright.data.tokens.group_sizes import GroupSizes
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.batching.cost_model import ModelShape
+from pairwright.model.batching.plan import Rules, plan_forward
+from pairwright.model.collate import MicroBatch, collate
 from pairwright.model.loss import preference_loss
-from pairwright.model.planning import Rules, plan_forward
 from pairwright.model.reward_model import RewardModel
 
 SMOOTHING = 0.05

@@ -19,7 +19,7 @@ import pytest
 
 from pairwright.errors import CheckpointError, DamagedCheckpointError
 from pairwright.training.checkpoint import CheckpointManifest, read_manifest
-from pairwright.training.conversion import converted
+from pairwright.training.universal_checkpoint import converted
 from zero_runs import Results, case, run_ranks
 from zero_world import LORA, World, relative_difference
 
@@ -186,7 +186,7 @@ def test_a_shard_of_any_rank_that_was_changed_is_refused_before_conversion(
 def test_a_node_without_room_is_told_how_much_it_takes(
     checkpoint: tuple[Path, CheckpointManifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pairwright.training.conversion.SPACE_FACTOR", 1e15)
+    monkeypatch.setattr("pairwright.training.universal_checkpoint.SPACE_FACTOR", 1e15)
     message = r"GB free, and to convert .* takes .* GB; make room"
     with pytest.raises(CheckpointError, match=message), converted(*checkpoint):
         pass
@@ -196,7 +196,7 @@ CONVERT_FOREVER = """
 import sys
 from pathlib import Path
 from pairwright.training.checkpoint import read_manifest
-from pairwright.training.conversion import converted
+from pairwright.training.universal_checkpoint import converted
 directory = Path(sys.argv[1])
 while True:
     with converted(directory, read_manifest(directory)):

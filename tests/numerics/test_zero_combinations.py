@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from pairwright.config import EngineConfig
-from pairwright.model.batches import Layout
+from pairwright.model.collate import Layout
 from zero_runs import LAYOUTS, Results
 from zero_world import Reference, changes, relative_difference
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pairwright.config import IngestConfig
-from pairwright.data.annotations import (
+from pairwright.data.ingest.adapters import RecordError, native
+from pairwright.data.ingest.parse import (
     CheckedAnnotation,
     annotations_to_arrow,
     group_id,
@@ -19,7 +20,6 @@ from pairwright.data.annotations import (
     prompt_id,
     reason_key,
 )
-from pairwright.data.formats import RecordError, native
 from pairwright.records import ANNOTATIONS_SCHEMA, Annotation, Message, Rejection
 
 CONFIG = IngestConfig(max_completions=9, max_characters=100)
@@ -189,7 +189,7 @@ def test_lines_that_end_in_a_bare_carriage_return_are_told_so() -> None:
 
 def test_nesting_without_end_is_refused_in_foreign_records() -> None:
     from pairwright.config import FieldPaths
-    from pairwright.data.formats import parser_for
+    from pairwright.data.ingest.adapters import parser_for
 
     fields = FieldPaths(prompt="p", completions="c", ranks="r")
     _, rejections = parse_lines(

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairwright.data.tokens import TokenGroup
-from pairwright.model.batches import Layout, MicroBatch, collate
+from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.model.collate import Layout, MicroBatch, collate
 
 MakeGroup = Callable[..., TokenGroup]
 

@@ -17,13 +17,13 @@ from pairwright.cluster.diff import diff
 from pairwright.cluster.forget import forget
 from pairwright.cluster.removal import Remover
 from pairwright.config import IngestConfig
-from pairwright.data.accounts import after_ingestion, replacement, settled
-from pairwright.data.commits import commit_written
-from pairwright.data.lines import number_ranges, plan_ranges
-from pairwright.data.listing import list_sources
-from pairwright.data.parts import Part, all_files, write_parts
-from pairwright.data.store import Manifest, Source, Table
-from pairwright.data.vacuum import vacuum
+from pairwright.data.ingest.reconcile import after_ingestion, replacement, settled
+from pairwright.data.ingest.shards import Part, all_files, write_parts
+from pairwright.data.ingest.sources.listing import list_sources
+from pairwright.data.ingest.sources.splits import number_ranges, plan_ranges
+from pairwright.data.table.commit import commit_written
+from pairwright.data.table.table import Manifest, Source, Table
+from pairwright.data.table.vacuum import vacuum
 from pairwright.errors import DataError
 
 ANNOTATORS = ["ann", "bob", "cy"]

@@ -8,10 +8,10 @@ import pyarrow.ipc as ipc
 import pytest
 
 from pairwright.config import IngestConfig
-from pairwright.data.lines import LineRange
-from pairwright.data.listing import find_sources
-from pairwright.data.parts import Part, write_parts
-from pairwright.data.store import Table
+from pairwright.data.ingest.shards import Part, write_parts
+from pairwright.data.ingest.sources.listing import find_sources
+from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.table.table import Table
 
 CASES = Path(__file__).parents[2].parent / "shared/cases"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
-from pairwright.cli import app
-from pairwright.cluster.best import Figure, keep_best
-from pairwright.cluster.checkpoints import format_checkpoints, kept_checkpoints
-from pairwright.cluster.mending import Mended, Swept, mend, sweep
-from pairwright.cluster.run_folder import RunFolder
+from pairwright.cli.main import app
 from pairwright.errors import CheckpointError, StoreError
+from pairwright.runs.best_checkpoint import Figure, keep_best
+from pairwright.runs.checkpoints import format_checkpoints, kept_checkpoints
+from pairwright.runs.repair import Mended, Swept, mend, sweep
+from pairwright.runs.run_dir import RunFolder
 from pairwright.training.checkpoint import TAG
 from run_folders import add, claim, commit, name
 

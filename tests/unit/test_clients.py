@@ -20,12 +20,12 @@ from transformers import (
 
 from exported_models import export_of
 from pairwright.config import TokensConfig
-from pairwright.data.conversations import TokenSpec
-from pairwright.data.rendering import Conversation
-from pairwright.evaluation.exported import load_exported, open_exported
+from pairwright.data.tokens.conversation_tokens import TokenSpec
+from pairwright.data.tokens.template_sandbox import Conversation
+from pairwright.evaluation.load_exported import load_exported, open_exported
 from pairwright.evaluation.requests import ScoreRequest
 from pairwright.evaluation.score import score_requests
-from pairwright.model.export import SELF_CHECK_FILE, SelfCheck
+from pairwright.model.model_export import SELF_CHECK_FILE, SelfCheck
 from special_tokenizers import CHATML, adding_special_tokens
 
 TOKENIZERS = adding_special_tokens()

@@ -9,7 +9,7 @@ import pytest
 
 from pairwright.cluster.databases import lines_of_query
 from pairwright.config import IngestConfig
-from pairwright.data.readers import parse_place
+from pairwright.data.ingest.sources.connection_urls import parse_place
 from pairwright.errors import SourceError
 
 ENDLESS = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t)"

@@ -17,15 +17,22 @@ from exported_models import export_small_model
 from pairwright.cluster.expand import expand
 from pairwright.cluster.ingest import ingest
 from pairwright.config import ExpandConfig, IngestConfig
-from pairwright.data.pairs import expand_groups
-from pairwright.data.store import Table
-from pairwright.data.tokens import TokenGroup, TokenSpec, TokenTable, groups_to_table, load_tokenizer, tokenize_groups
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.table.table import Table
+from pairwright.data.tokens.tokenize_groups import (
+    TokenGroup,
+    TokenSpec,
+    TokenTable,
+    groups_to_table,
+    load_tokenizer,
+    tokenize_groups,
+)
 from pairwright.errors import ConfigError, ModelError
 from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
-from pairwright.evaluation.exported import LoadedModel, load_exported, open_exported
-from pairwright.evaluation.report import DataIdentity, build_report, format_report
+from pairwright.evaluation.evaluation_report import DataIdentity, build_report, format_report
+from pairwright.evaluation.load_exported import LoadedModel, load_exported, open_exported
 from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
-from pairwright.model.metrics import PairSums
+from pairwright.model.reward_metrics import PairSums
 
 Draw = Callable[..., TokenGroup]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pairwright.config import IngestConfig
-from pairwright.data.annotations import CheckedAnnotation, parse_lines
-from pairwright.data.formats import formats, groups_rows, parser_for, recognise
-from pairwright.data.formats.record import Reading
+from pairwright.data.ingest.adapters import formats, groups_rows, parser_for, recognise
+from pairwright.data.ingest.fields.adapter import Reading
+from pairwright.data.ingest.parse import CheckedAnnotation, parse_lines
 from pairwright.errors import SourceError
 from spoilt_sources import texts_in
 

@@ -11,10 +11,10 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, commit_annotations, real_rows
 from pairwright.cluster.expand import expand
 from pairwright.config import ExpandConfig
-from pairwright.data.describe import describe, format_description
-from pairwright.data.exclusions import Exclusions, leave_out, names_of, repeated_texts, texts_and_prompts
-from pairwright.data.pairs import expand_groups
-from pairwright.data.store import Manifest, Table
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.pairs.exclusions import Exclusions, leave_out, names_of, repeated_texts, texts_and_prompts
+from pairwright.data.table.inspect import describe, format_description
+from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError
 from report_tables import random_rows
 

@@ -8,16 +8,16 @@ import pytest
 
 from annotation_tables import manifest
 from pairwright.config import ExpandConfig, IngestConfig
-from pairwright.data.annotations import annotations_to_arrow
-from pairwright.data.compaction import merge
-from pairwright.data.differences import prints_of
-from pairwright.data.formats import RecordError
 from pairwright.data.identity import group_id, prompt_id
-from pairwright.data.notices import notices_in
-from pairwright.data.pairs import expand_groups
-from pairwright.data.report.rows import COLUMNS, report_rows
-from pairwright.data.rules import CheckedAnnotation, check
-from pairwright.data.store import Table
+from pairwright.data.ingest.adapters import RecordError
+from pairwright.data.ingest.parse import annotations_to_arrow
+from pairwright.data.ingest.quality_warnings import notices_in
+from pairwright.data.ingest.rules import CheckedAnnotation, check
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.profile.compact_rows import COLUMNS, report_rows
+from pairwright.data.table.compact import merge
+from pairwright.data.table.diff import prints_of
+from pairwright.data.table.table import Table
 from pairwright.records import (
     ANNOTATIONS_SCHEMA,
     ANNOTATIONS_SCHEMA_V1,

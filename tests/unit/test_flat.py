@@ -10,9 +10,9 @@ import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.config import ExpandConfig
-from pairwright.data.flat import export_pairs
-from pairwright.data.pairs import expand_groups
-from pairwright.data.store import Table
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.pairs.flat_export import export_pairs
+from pairwright.data.table.table import Table
 from pairwright.errors import DataError, StoreError
 
 Layout = Literal["parquet", "jsonl"]

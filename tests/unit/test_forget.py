@@ -11,15 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.cli import app
+from pairwright.cli.main import app
 from pairwright.cluster.compact import compact
 from pairwright.cluster.forget import forget
-from pairwright.data.cache import cache_folder
-from pairwright.data.forgetting import MAX_PROMPT_BYTES, look, proof_of, removal_of
-from pairwright.data.history import history
 from pairwright.data.identity import prompt_id
-from pairwright.data.removal import Removal, thin_refused, without_text
-from pairwright.data.store import Input, Source, Table
+from pairwright.data.storage.local_cache import cache_folder
+from pairwright.data.table.delete_rows import Removal, thin_refused, without_text
+from pairwright.data.table.erase import MAX_PROMPT_BYTES, look, proof_of, removal_of
+from pairwright.data.table.table import Input, Source, Table
+from pairwright.data.table.version_log import history
 from pairwright.errors import ConfigError, DataError, StoreError
 from pairwright.records import Message, Rejection
 
@@ -28,7 +28,7 @@ ID = prompt_id([Message(role="user", content=QUESTION)])
 HOLDER = """
 import sys
 from pathlib import Path
-from pairwright.data.cache import hold
+from pairwright.data.storage.local_cache import hold
 hold(Path(sys.argv[1]))
 print("held", flush=True)
 input()

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.annotations import CheckedAnnotation, parse_lines
-from pairwright.data.formats import LayoutReader, RecordError, compile_path, native, parser_for
+from pairwright.data.ingest.adapters import LayoutReader, RecordError, compile_path, native, parser_for
+from pairwright.data.ingest.parse import CheckedAnnotation, parse_lines
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
 

@@ -12,9 +12,9 @@ import pytest
 
 from mutations import mutated_lines
 from pairwright.config import IngestConfig
-from pairwright.data.annotations import parse_lines
-from pairwright.data.formats import native
-from pairwright.data.store import Table
+from pairwright.data.ingest.adapters import native
+from pairwright.data.ingest.parse import parse_lines
+from pairwright.data.table.table import Table
 from record_rules import Broken, expected_row, has_a_key_twice, is_blank
 from spoilt_sources import MAX_REASON_CHARACTERS, Outcome, check_refusal, ingested
 

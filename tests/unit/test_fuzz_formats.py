@@ -11,9 +11,9 @@ import pytest
 
 from mutations import mutated_lines
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.annotations import MAX_RECORD_COPIES
-from pairwright.data.formats import formats
-from pairwright.data.store import Table
+from pairwright.data.ingest.adapters import formats
+from pairwright.data.ingest.parse import MAX_RECORD_COPIES
+from pairwright.data.table.table import Table
 from record_rules import is_blank
 from spoilt_sources import Outcome, check_refusal, ingested, texts_in
 

@@ -17,7 +17,7 @@ import pytest
 
 from mutations import STRUCTURE, encoded
 from pairwright.config import IngestConfig
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 from record_rules import Broken, expected_row, has_a_key_twice
 from spoilt_sources import Outcome, check_refusal, ingested
 

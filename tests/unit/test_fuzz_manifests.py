@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.describe import describe, format_description
-from pairwright.data.history import format_history, history
-from pairwright.data.lease import Lease
-from pairwright.data.manifest import Source
-from pairwright.data.ownership import RUN
-from pairwright.data.store import Table
-from pairwright.data.vacuum import vacuum
+from pairwright.data.storage.lease import Lease
+from pairwright.data.storage.ownership import RUN
+from pairwright.data.table.inspect import describe, format_description
+from pairwright.data.table.manifest import Source
+from pairwright.data.table.table import Table
+from pairwright.data.table.vacuum import vacuum
+from pairwright.data.table.version_log import format_history, history
 from pairwright.errors import LeaseError, StoreError
-from pairwright.evaluation.exported import ModelIdentity
+from pairwright.evaluation.load_exported import ModelIdentity
 from pairwright.evaluation.score_files import ScoreFiles, read_scores_manifest
 from spoilt_models import outcome_of, spoilt
 

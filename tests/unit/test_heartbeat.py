@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from pairwright.cluster.heartbeat import Beat, Hang, Watchdog
-from pairwright.training.pulse import Moment
+from pairwright.cluster.train.heartbeat import Beat, Hang, Watchdog
+from pairwright.training.rank_status import Moment
 
 HANG_SECONDS = 10.0
 

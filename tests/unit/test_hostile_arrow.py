@@ -14,7 +14,7 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 from annotation_tables import annotation_row, annotations_table, commit_annotations
 from hostile_files import Runs
 from pairwright.config import IngestConfig
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 from pairwright.errors import StoreError
 from spoilt_sources import ingested
 

@@ -12,7 +12,7 @@ import torch
 from exported_models import export_small_model
 from hostile_files import marking
 from pairwright.errors import ModelError
-from pairwright.evaluation.exported import model_digest
+from pairwright.evaluation.load_exported import model_digest
 from spoilt_models import evaluate_and_score, look_at_run, make_run, shard_model, train_from
 
 CODE = "from pathlib import Path; Path(r'{marker}').touch()\n"

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from pairwright.model.judgements import Judgements
+from pairwright.model.targets import Judgements
 from ranked_groups import ranked_group
 
 

@@ -22,12 +22,20 @@ from hypothesis import strategies as st
 
 from annotation_tables import manifest
 from pairwright.config import SourceLimits
-from pairwright.data import blocks
-from pairwright.data.layouts.arrays import lines_of_array
-from pairwright.data.layouts.rows import encode_rows
-from pairwright.data.lines import Chunk, LineRange, count_lines, number_ranges, pick_lines, plan_ranges, read_chunks
-from pairwright.data.listing import REGISTRY, find_sources, list_sources
-from pairwright.data.sources import SourceRef
+from pairwright.data.ingest.decoders.arrow_rows import encode_rows
+from pairwright.data.ingest.decoders.json_array import lines_of_array
+from pairwright.data.ingest.sources import source_bytes as blocks
+from pairwright.data.ingest.sources.listing import REGISTRY, find_sources, list_sources
+from pairwright.data.ingest.sources.source import SourceRef
+from pairwright.data.ingest.sources.splits import (
+    Chunk,
+    LineRange,
+    count_lines,
+    number_ranges,
+    pick_lines,
+    plan_ranges,
+    read_chunks,
+)
 from pairwright.errors import SourceError
 
 DATA = Path(__file__).parents[2].parent / "shared/data"

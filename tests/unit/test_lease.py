@@ -8,15 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pairwright.data import lease as leases
-from pairwright.data.lease import Holder, Lease
-from pairwright.data.ownership import RUN
+from pairwright.data.storage import lease as leases
+from pairwright.data.storage.lease import Holder, Lease
+from pairwright.data.storage.ownership import RUN
 from pairwright.errors import LeaseError
 
 HOLD = """
 import sys, time
-from pairwright.data.lease import Lease
-from pairwright.data.ownership import RUN
+from pairwright.data.storage.lease import Lease
+from pairwright.data.storage.ownership import RUN
 with Lease(sys.argv[1], RUN, what="`x`", lost=lambda: print("lost", flush=True)):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

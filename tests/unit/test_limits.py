@@ -5,9 +5,9 @@ import json
 import pytest
 
 from pairwright.config import ExpandConfig, IngestConfig
-from pairwright.data.annotations import MAX_RECORD_COPIES, annotations_to_arrow, parse_lines
-from pairwright.data.formats import native, parser_for
-from pairwright.data.pairs import expand_groups
+from pairwright.data.ingest.adapters import native, parser_for
+from pairwright.data.ingest.parse import MAX_RECORD_COPIES, annotations_to_arrow, parse_lines
+from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.records import Rejection
 
 CONFIG = IngestConfig(max_completions=12, max_characters=50_000)

@@ -9,7 +9,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.data.table.table import DataFile, Manifest, Table
 
 SEED = 20261121
 NUM_WRITERS = 8

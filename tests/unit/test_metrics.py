@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.errors import ModelError
-from pairwright.model.metrics import NO_SUBSET, EvaluationSums, merged
+from pairwright.model.reward_metrics import NO_SUBSET, EvaluationSums, merged
 
 MakeGroup = Callable[..., TokenGroup]
 

@@ -11,8 +11,8 @@ import pytest
 from annotation_tables import manifest
 from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
-from pairwright.data.found_files import LEADS_OUT, LINKED_FOLDER, NO_FILE, NO_UTF8
-from pairwright.data.listing import find_sources, list_sources
+from pairwright.data.ingest.sources.file_search import LEADS_OUT, LINKED_FOLDER, NO_FILE, NO_UTF8
+from pairwright.data.ingest.sources.listing import find_sources, list_sources
 from pairwright.errors import SourceError
 
 LATIN = os.fsdecode(b"caf\xe9.jsonl")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pairwright.cluster.staging import Staging
-from pairwright.data.cache import cache_folder
-from pairwright.data.locations import own_folder
+from pairwright.cluster.train.checkpoint_dir import Staging
+from pairwright.data.storage.local_cache import cache_folder
+from pairwright.data.storage.object_store import own_folder
 from pairwright.errors import StoreError
-from pairwright.training.conversion import _place
+from pairwright.training.universal_checkpoint import _place
 
 USERS: list[Callable[[], object]] = [Staging, _place, lambda: cache_folder("models"), lambda: cache_folder("tokens")]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.cluster.folders import copy_folder, remove_folder
-from pairwright.cluster.mending import mend, sweep
-from pairwright.cluster.run_folder import RunFolder, check_model_place, store_model
-from pairwright.data.model_listing import RULES_FILE, list_files
-from pairwright.data.outputs import new_file, put_directory, put_output
-from pairwright.data.ownership import TABLE, check_free, delete_files
-from pairwright.data.store import REMOVED, Table
-from pairwright.data.vacuum import vacuum
+from pairwright.data.storage.model_listing import RULES_FILE, list_files
+from pairwright.data.storage.outputs import new_file, put_directory, put_output
+from pairwright.data.storage.ownership import TABLE, check_free, delete_files
+from pairwright.data.table.table import REMOVED, Table
+from pairwright.data.table.vacuum import vacuum
 from pairwright.errors import StoreError
+from pairwright.runs.folder_transfer import copy_folder, remove_folder
+from pairwright.runs.repair import mend, sweep
+from pairwright.runs.run_dir import RunFolder, check_model_place, store_model
 from run_folders import add, claim, commit, name
 
 ADVICE = "choose another place"

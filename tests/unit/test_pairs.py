@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from annotation_tables import annotation_row, annotations_table, real_rows
 from brute_force import LLAMA_2, expand_by_hand
 from pairwright.config import ExpandConfig
-from pairwright.data.pairs import expand_groups, split_of
+from pairwright.data.pairs.build_pairs import expand_groups, split_of
 from pairwright.errors import DataError
 from pairwright.records import PAIRS_SCHEMA
 

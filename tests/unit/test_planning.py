@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairwright.data.group_sizes import GroupSizes
+from pairwright.data.tokens.group_sizes import GroupSizes
 from pairwright.errors import ConfigError
-from pairwright.model.batches import Layout
-from pairwright.model.costs import MICRO_BATCH_OVERHEAD_TOKENS, ModelShape
-from pairwright.model.planning import (
+from pairwright.model.batching.cost_model import MICRO_BATCH_OVERHEAD_TOKENS, ModelShape
+from pairwright.model.batching.plan import (
     CompletionTokens,
     Part,
     Plan,
@@ -23,6 +22,7 @@ from pairwright.model.planning import (
     plan_step,
     quality_of,
 )
+from pairwright.model.collate import Layout
 
 BUDGET = 4096
 # Without attention a cost is tokens times two, so that an oracle can count tokens.

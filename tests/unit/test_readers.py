@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from pairwright.addresses import without_secrets
-from pairwright.cluster.readers import check_installed, resolved, secrets_of
+from pairwright.cluster.external_sources import check_installed, resolved, secrets_of
 from pairwright.config import ReaderConfig, load_config
-from pairwright.data.readers import is_place, offsets, parse_place, select_all
+from pairwright.data.ingest.sources.connection_urls import is_place, offsets, parse_place, select_all
 from pairwright.errors import ConfigError, SourceError
 
 NONE = ReaderConfig()

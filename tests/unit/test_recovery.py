@@ -1,6 +1,6 @@
 """What a run tells of its losses of workers."""
 
-from pairwright.cluster.recovery import Recoveries
+from pairwright.runs.recovery import Recoveries
 
 
 def test_a_loss_says_why_where_the_run_went_on_what_was_redone_and_how_long_it_took() -> None:

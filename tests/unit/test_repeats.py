@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from annotation_tables import annotation_row, annotations_table
-from pairwright.data.parts import hash_ids
-from pairwright.data.repeats import Places, Repeats, find_repeats, places_of
-from pairwright.data.store import Table
+from pairwright.data.ingest.dedup import Places, Repeats, find_repeats, places_of
+from pairwright.data.ingest.shards import hash_ids
+from pairwright.data.table.table import Table
 
 ROW = annotation_row(
     "x",

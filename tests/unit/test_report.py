@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from hostile_text import check_shown
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.evaluation.evaluate import Evaluation
-from pairwright.evaluation.exported import ModelIdentity
-from pairwright.evaluation.report import DataIdentity, Report, build_report, format_report, report_json
+from pairwright.evaluation.evaluation_report import DataIdentity, Report, build_report, format_report, report_json
+from pairwright.evaluation.load_exported import ModelIdentity
 from pairwright.terminal import escaped
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pairwright.cluster.run_log import RunLog
+from pairwright.data.storage.backoff import with_patience
 from pairwright.errors import StoreError
-from pairwright.training.patience import with_patience
+from pairwright.runs.event_log import RunLog
 
 
 def scalars(directory: Path) -> list[tuple[int, float]]:

@@ -16,10 +16,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from exported_models import export_small_model, plain_rewards
 from pairwright.config import IngestConfig, SourceLimits
-from pairwright.data.tokens import SPECIAL_PREFIX, TokenSpec, counts_behind
+from pairwright.data.tokens.tokenize_groups import SPECIAL_PREFIX, TokenSpec, counts_behind
 from pairwright.errors import StoreError
 from pairwright.evaluation import score_files
-from pairwright.evaluation.exported import InputRules, LoadedModel, ModelIdentity, load_exported, open_exported
+from pairwright.evaluation.load_exported import InputRules, LoadedModel, ModelIdentity, load_exported, open_exported
 from pairwright.evaluation.requests import parse_requests, requests_of_rows
 from pairwright.evaluation.score import TOTALS, Scored, score_requests
 from pairwright.evaluation.score_files import FailedSource, ScoredSource, ScoreFiles, read_scores_manifest

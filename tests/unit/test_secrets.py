@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from hostile_text import run
 from pairwright.addresses import secret_in, shown_address, without_credentials
-from pairwright.cluster.landing import _explained
-from pairwright.cluster.readers import secrets_of
+from pairwright.cluster.external_sources import secrets_of
 from pairwright.cluster.session import _why_not_started
+from pairwright.cluster.stage_external import _explained
 from pairwright.config import IngestConfig, ReaderConfig, load_config
-from pairwright.data.locations import absolute_url, local_root, open_store
-from pairwright.data.readers import parse_place
+from pairwright.data.ingest.sources.connection_urls import parse_place
+from pairwright.data.storage.object_store import absolute_url, local_root, open_store
 from pairwright.errors import ConfigError, StoreError
 
 LETTERS = "QXZ7ÜĶ"

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 
 from pairwright.config import ExpandConfig, IngestConfig, TokensConfig
-from pairwright.data.annotations import annotations_to_arrow
-from pairwright.data.conversations import TokenSpec
-from pairwright.data.pairs import expand_groups
-from pairwright.data.rules import check
-from pairwright.data.tokens import REFUSED_PREFIX, counts_behind, tokenize_groups
+from pairwright.data.ingest.parse import annotations_to_arrow
+from pairwright.data.ingest.rules import check
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.tokens.conversation_tokens import TokenSpec
+from pairwright.data.tokens.tokenize_groups import REFUSED_PREFIX, counts_behind, tokenize_groups
 from pairwright.errors import DataError
 from pairwright.records import Annotation, Completion, Message
 from special_tokenizers import CHATML, byte_level

@@ -12,13 +12,14 @@ import pytest
 
 from annotation_tables import annotation_row, annotations_table
 from pairwright.config import ExpandConfig
-from pairwright.data.lines import number_ranges, plan_ranges
-from pairwright.data.pairs import expand_groups
-from pairwright.data.similar.bands import MIN_SHARED, NUM_HASHES, band_keys, banding, recall
-from pairwright.data.similar.evaluation import find_evaluation_sets, prompts_in_source
-from pairwright.data.similar.groups import LEFT_OUT, split_off
-from pairwright.data.similar.index import build_index
-from pairwright.data.similar.match import (
+from pairwright.data.ingest.sources.splits import number_ranges, plan_ranges
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.pairs.near_duplicates.evaluation_sets import find_evaluation_sets, prompts_in_source
+from pairwright.data.pairs.near_duplicates.exclude_similar import LEFT_OUT, split_off
+from pairwright.data.pairs.near_duplicates.key_index import build_index
+from pairwright.data.pairs.near_duplicates.minhash import MIN_SHARED, NUM_HASHES, band_keys, banding, recall
+from pairwright.data.pairs.near_duplicates.normalize import comparable, run_hashes, shingle_hashes, shingles, words
+from pairwright.data.pairs.near_duplicates.verify import (
     MAX_CHECKED,
     MAX_RUN_OWNERS,
     Likeness,
@@ -28,7 +29,6 @@ from pairwright.data.similar.match import (
     index_runs,
     jaccard,
 )
-from pairwright.data.similar.text import comparable, run_hashes, shingle_hashes, shingles, words
 from pairwright.errors import DataError
 
 LIKENESS = Likeness(num_characters=5, threshold=0.7, num_words=13)

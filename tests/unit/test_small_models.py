@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pairwright.errors import ModelError
-from pairwright.model.small import ARCHITECTURES, new_small_model
+from pairwright.model.tiny_models import ARCHITECTURES, new_small_model
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "a reward is a number, and only differences count"] * 20
 ENCODERS = ("bert", "roberta", "deberta-v2")

@@ -18,13 +18,13 @@ import pytest
 import zstandard
 
 from pairwright.config import IngestConfig, SourceLimits
-from pairwright.data.layouts import parquet_pages
-from pairwright.data.layouts.row_sizes import row_bytes
-from pairwright.data.layouts.rows import values_of
-from pairwright.data.lines import count_lines, number_ranges, plan_ranges, read_chunks
-from pairwright.data.listing import list_sources
-from pairwright.data.parts import MAX_REASONS, OTHER_REASONS, Part, most_common, write_parts
-from pairwright.data.store import Table
+from pairwright.data.ingest.decoders import parquet_pages
+from pairwright.data.ingest.decoders.arrow_rows import values_of
+from pairwright.data.ingest.decoders.row_sizes import row_bytes
+from pairwright.data.ingest.shards import MAX_REASONS, OTHER_REASONS, Part, most_common, write_parts
+from pairwright.data.ingest.sources.listing import list_sources
+from pairwright.data.ingest.sources.splits import count_lines, number_ranges, plan_ranges, read_chunks
+from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 
 GOOD = {"id": "1", "prompt": "p", "completions": [{"text": "a"}, {"text": "b"}], "ranks": [1, 2]}
@@ -128,7 +128,7 @@ def test_a_source_that_is_mostly_refused_fails_and_one_that_is_partly_does_not(t
 def test_refusals_go_to_files_of_their_own_long_before_a_range_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pairwright.data.parts.REFUSED_BYTES", 1_000_000)
+    monkeypatch.setattr("pairwright.data.ingest.shards.REFUSED_BYTES", 1_000_000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"1\n" * 20_000)
     parts = parts_of(path)
@@ -312,8 +312,8 @@ def test_no_byte_of_a_parquet_footer_ends_the_process(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from pairwright.data.lines import count_lines, number_ranges, read_chunks\n"
-        "from pairwright.data.listing import list_sources\n"
+        "from pairwright.data.ingest.sources.splits import count_lines, number_ranges, read_chunks\n"
+        "from pairwright.data.ingest.sources.listing import list_sources\n"
         "from pairwright.errors import SourceError\n"
         "path = Path(sys.argv[1])\n"
         "content = path.read_bytes()\n"

@@ -14,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairwright.config import IngestConfig, SourceLimits
-from pairwright.data import blocks
-from pairwright.data.blocks import content_tag, hash_block, hash_bounds
-from pairwright.data.layouts import chunks
-from pairwright.data.lines import (
+from pairwright.data.ingest.decoders import chunks
+from pairwright.data.ingest.shards import Part, write_parts
+from pairwright.data.ingest.sources import source_bytes as blocks
+from pairwright.data.ingest.sources.listing import find_sources, list_sources
+from pairwright.data.ingest.sources.source import SourceRef, surveyed
+from pairwright.data.ingest.sources.source_bytes import content_tag, hash_block, hash_bounds
+from pairwright.data.ingest.sources.splits import (
     LineRange,
     count_lines,
     known_newlines,
@@ -26,10 +29,7 @@ from pairwright.data.lines import (
     plan_ranges,
     read_chunks,
 )
-from pairwright.data.listing import find_sources, list_sources
-from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import SourceRef, surveyed
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 
 TEXT = b"".join(b'{"line": %d}\n' % number for number in range(1, 50_001))
@@ -288,8 +288,8 @@ def test_the_tag_of_a_file_follows_its_content_and_not_its_times(tmp_path: Path)
 def test_blocks_that_are_hashed_apart_make_one_tag_and_count_the_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pairwright.data.blocks.HASHED_BYTES", 50)
-    monkeypatch.setattr("pairwright.data.lines.HASHED_BYTES", 50)
+    monkeypatch.setattr("pairwright.data.ingest.sources.source_bytes.HASHED_BYTES", 50)
+    monkeypatch.setattr("pairwright.data.ingest.sources.splits.HASHED_BYTES", 50)
     source = source_of(write(tmp_path / "a.jsonl", TEXT))
     blocks = [TEXT[start : start + 50] for start in range(0, len(TEXT), 50)]
     assert len(blocks) > 2

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from pairwright.config import TokensConfig
-from pairwright.data.conversations import TokenizedCompletions, TokenSpec, tokenize_completions
 from pairwright.data.extras import reply_of
-from pairwright.data.rendering import Conversation
-from pairwright.data.tokens import SPECIAL_PREFIX, counts_behind, tokenize_groups
+from pairwright.data.tokens.conversation_tokens import TokenizedCompletions, TokenSpec, tokenize_completions
+from pairwright.data.tokens.template_sandbox import Conversation
+from pairwright.data.tokens.tokenize_groups import SPECIAL_PREFIX, counts_behind, tokenize_groups
 from pairwright.records import PAIRS_SCHEMA
 from special_tokenizers import CHATML, KINDS, SPECIAL, byte_level, word_piece
 from token_groups import group_row, groups_of

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from ray.train import PreemptionInfo
 
-from pairwright.cluster.notices import StopSignals, describe_preemption
+from pairwright.cluster.train.preemption import StopSignals, describe_preemption
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import CommitConflict, StoreError
 from pairwright.records import ANNOTATIONS_SCHEMA, Rejection
 
@@ -95,7 +95,7 @@ def test_a_build_that_finds_nothing_to_do_adds_no_version(table: Table) -> None:
 
 
 def test_a_writer_that_always_loses_says_so(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pairwright.data.store.MAX_COMMIT_ATTEMPTS", 3)
+    monkeypatch.setattr("pairwright.data.table.table.MAX_COMMIT_ATTEMPTS", 3)
     rival = Table(table.url, "annotations")
 
     def build(newest: Manifest | None) -> Manifest:

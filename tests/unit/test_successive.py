@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from pairwright.config import IngestConfig
-from pairwright.data.layouts.chunks import Chunk
-from pairwright.data.lines import LineRange
-from pairwright.data.listing import find_sources
-from pairwright.data.parts import write_parts
-from pairwright.data.store import Table
-from pairwright.data.successive import grouped
+from pairwright.data.ingest.decoders.chunks import Chunk
+from pairwright.data.ingest.row_groups import grouped
+from pairwright.data.ingest.shards import write_parts
+from pairwright.data.ingest.sources.listing import find_sources
+from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 
 ROWS = [{"prompt": f"p{index // 3}", "response": f"r{index}", "helpfulness": index % 3} for index in range(30)]

@@ -12,12 +12,12 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, real_rows
 from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
-from pairwright.data.report.contract import Figures
-from pairwright.data.report.rows import report_rows
-from pairwright.data.report.statistics import count
-from pairwright.data.report.sums import Sums, decode, encode, merge
-from pairwright.data.report.suspects import all_alike, marks, num_marked, repeated_texts
-from pairwright.data.store import Source
+from pairwright.data.profile.aggregates import Sums, decode, encode, merge
+from pairwright.data.profile.compact_rows import report_rows
+from pairwright.data.profile.counts import count
+from pairwright.data.profile.profile_schema import Figures
+from pairwright.data.profile.suspects import all_alike, marks, num_marked, repeated_texts
+from pairwright.data.table.table import Source
 from report_tables import figures_of, random_rows
 
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ ANNOTATIONS = list(make_rankings(400, seed=0))
 
 
 def pairs_table(annotations: list[dict]) -> pa.Table:
-    """Expand each annotation by itself, a weight of 1 a pair; an oracle apart from data/pairs.py."""
+    """Expand each annotation by itself, a weight of 1 a pair; an oracle apart from data/pairs/build_pairs.py."""
     rows = []
     for annotation in annotations:
         ranks = annotation["ranks"]

@@ -11,14 +11,14 @@ import pytest
 
 from annotation_tables import annotation_row, annotations_table, real_rows
 from pairwright.config import ExpandConfig
-from pairwright.data.pairs import expand_groups
-from pairwright.data.report.agreement import alpha
-from pairwright.data.report.bradley_terry import Fit, between_models, fit, spread_over_prompts, standard_errors
-from pairwright.data.report.bulges import bulges, isotonic, second_peaks
-from pairwright.data.report.refusals import NUM_EXAMPLES, RefusedSums, count_refused
-from pairwright.data.report.rows import report_rows
-from pairwright.data.report.statistics import Counted, count
-from pairwright.data.report.sums import Sums, decode, encode, merge
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.profile.aggregates import Sums, decode, encode, merge
+from pairwright.data.profile.agreement import alpha
+from pairwright.data.profile.bradley_terry import Fit, between_models, fit, spread_over_prompts, standard_errors
+from pairwright.data.profile.compact_rows import report_rows
+from pairwright.data.profile.counts import Counted, count
+from pairwright.data.profile.quarantine_counts import NUM_EXAMPLES, RefusedSums, count_refused
+from pairwright.data.profile.score_outliers import bulges, isotonic, second_peaks
 from pairwright.errors import DataError
 from pairwright.records import Rejection
 from report_tables import random_rows
@@ -82,7 +82,7 @@ def test_the_longer_completion_wins_what_a_loop_counts_on_the_real_file() -> Non
 
 
 def test_a_group_counts_in_each_subset_that_annotations_put_it_under() -> None:
-    from pairwright.data.report.figures import _comparisons
+    from pairwright.data.profile.profile_metrics import _comparisons
 
     rows = random_rows(90, seed=3)
     for number, row in enumerate(rows):
@@ -97,7 +97,7 @@ def test_a_group_counts_in_each_subset_that_annotations_put_it_under() -> None:
 
 
 def test_quantiles_of_lengths_are_within_five_percent() -> None:
-    from pairwright.data.report.figures import _lengths_by_rank
+    from pairwright.data.profile.profile_metrics import _lengths_by_rank
 
     rows = real_rows()
     lengths: dict[int, list[int]] = defaultdict(list)

@@ -10,8 +10,8 @@ from jinja2 import TemplateError
 
 import hostile_templates
 from pairwright.config import TokensConfig
-from pairwright.data.rendering import MAX_EXCESSES, Refusal, render_conversations
-from pairwright.data.templates import render, resolve_template
+from pairwright.data.tokens.chat_template import render, resolve_template
+from pairwright.data.tokens.template_sandbox import MAX_EXCESSES, Refusal, render_conversations
 from pairwright.errors import ConfigError, DataError, ModelError
 from special_tokenizers import CHATML, byte_level
 

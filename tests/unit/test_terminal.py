@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostile_text import HOSTILE, check_shown
-from pairwright.cluster.health import label_value
+from pairwright.cluster.train.run_metrics import label_value
 from pairwright.errors import ConfigError, SourceError
 from pairwright.terminal import escaped, indented, one_per_line, say, say_json
 

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pairwright.data.arrow_files import ipc_bytes
-from pairwright.data.cache import MARKER_SECONDS, cache_folder
-from pairwright.data.store import Manifest, Table
-from pairwright.data.tokens import TokenGroup, TokenTable, groups_to_table, local_token_paths
+from pairwright.data.storage.local_cache import MARKER_SECONDS, cache_folder
+from pairwright.data.table.arrow_io import ipc_bytes
+from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.tokenize_groups import TokenGroup, TokenTable, groups_to_table, local_token_paths
 from pairwright.errors import StoreError
 from pairwright.records import PAIRS_SCHEMA
 
@@ -194,7 +194,8 @@ def flip_low_bits(path: Path) -> None:
 
 def other_process(url: str, cache: Path) -> subprocess.CompletedProcess[str]:
     script = (
-        "import sys; from pairwright.data.store import Table; from pairwright.data.tokens import local_token_paths; "
+        "import sys; from pairwright.data.table.table import Table; "
+        "from pairwright.data.tokens.tokenize_groups import local_token_paths; "
         "local_token_paths(sys.argv[1], Table.open(sys.argv[1]).manifest())"
     )
     environment = os.environ | {"XDG_CACHE_HOME": str(cache.parent)}

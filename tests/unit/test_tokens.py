@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairwright.config import TokensConfig
-from pairwright.data.conversations import TokenizedCompletions
 from pairwright.data.extras import reply_of
-from pairwright.data.templates import render
-from pairwright.data.tokens import (
+from pairwright.data.tokens.chat_template import render
+from pairwright.data.tokens.conversation_tokens import TokenizedCompletions
+from pairwright.data.tokens.tokenize_groups import (
     REFUSED_PREFIX,
     TokenGroup,
     TokenSpec,
@@ -28,7 +28,7 @@ from pairwright.data.tokens import (
     tokenizer_digest,
 )
 from pairwright.errors import ConfigError, DataError, ModelError
-from pairwright.model.small import new_small_model
+from pairwright.model.tiny_models import new_small_model
 from pairwright.records import PAIRS_SCHEMA, TOKENS_SCHEMA
 from token_groups import group_row, groups_of
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.annotations import CheckedAnnotation, parse_lines
-from pairwright.data.formats import parser_for, recognise
+from pairwright.data.ingest.adapters import parser_for, recognise
+from pairwright.data.ingest.parse import CheckedAnnotation, parse_lines
 from pairwright.records import Rejection
 
 

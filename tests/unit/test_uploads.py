@@ -10,9 +10,9 @@ import pytest
 import ray.train
 from ray.train.v2._internal.execution.storage import StorageContext
 
-from pairwright.cluster.staging import Staging
-from pairwright.cluster.uploads import GivenUp, Uploads
-from pairwright.training.patience import pauses
+from pairwright.cluster.train.checkpoint_dir import Staging
+from pairwright.cluster.train.checkpoint_upload import GivenUp, Uploads
+from pairwright.data.storage.backoff import pauses
 
 
 def test_pauses_double_to_a_minute_and_add_up_to_the_patience() -> None:
@@ -87,7 +87,7 @@ def test_what_arrived_short_is_no_upload(tmp_path: Path, local: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from pairwright.cluster.staging import Staging
+from pairwright.cluster.train.checkpoint_dir import Staging
 staging = Staging()
 (staging.new_folder("step") / "shard").write_bytes(b"x")
 print("ready", flush=True)

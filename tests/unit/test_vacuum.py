@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.commits import commit_written
-from pairwright.data.history import history
-from pairwright.data.store import DataFile, Manifest, Table
-from pairwright.data.vacuum import VacuumSummary, vacuum
+from pairwright.data.table.commit import commit_written
+from pairwright.data.table.table import DataFile, Manifest, Table
+from pairwright.data.table.vacuum import VacuumSummary, vacuum
+from pairwright.data.table.version_log import history
 from pairwright.errors import StoreError
 
 DAY = 24 * 3600

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pairwright.cluster.sized import sized_pass
-from pairwright.data.commits import commit_written
-from pairwright.data.compaction import Merged, after_compaction, merge, plan_merges
-from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.data.table.commit import commit_written
+from pairwright.data.table.compact import Merged, after_compaction, merge, plan_merges
+from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 from pairwright.terminal import escaped, one_per_line
 

@@ -16,9 +16,9 @@ import ray.data
 from ray.data import Dataset
 
 from pairwright.config import IngestConfig
-from pairwright.data.blocks import FREE_TEXT_BYTES, READ_BYTES
-from pairwright.data.layouts.rows import encode_records, values_of
-from pairwright.data.readers import Place, select_all
+from pairwright.data.ingest.decoders.arrow_rows import encode_records, values_of
+from pairwright.data.ingest.sources.connection_urls import Place, select_all
+from pairwright.data.ingest.sources.source_bytes import FREE_TEXT_BYTES, READ_BYTES
 from pairwright.errors import SourceError
 
 ROWS_AT_ONCE = 512

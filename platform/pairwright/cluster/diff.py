@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pairwright.cluster.sized import sized_pass
-from pairwright.data.differences import (
+from pairwright.data.table.diff import (
     KEYS,
     Prints,
     changes_between,
@@ -14,7 +14,7 @@ from pairwright.data.differences import (
     gathered,
     prints_of,
 )
-from pairwright.data.store import DataFile, Table
+from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import StoreError
 from pairwright.terminal import one_per_line
 

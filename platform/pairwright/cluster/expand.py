@@ -21,8 +21,8 @@ from pairwright.cluster.session import ray_session
 from pairwright.cluster.similar import find_left_out, open_evaluation_sets
 from pairwright.cluster.sized import sized_session
 from pairwright.config import ExpandConfig, config_digest
-from pairwright.data.commits import commit_written
-from pairwright.data.exclusions import (
+from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.pairs.exclusions import (
     TEXT_AND_PROMPT,
     Exclusions,
     leave_out,
@@ -32,11 +32,11 @@ from pairwright.data.exclusions import (
     repeated_texts,
     texts_and_prompts,
 )
-from pairwright.data.exclusions import no_totals as no_exclusions
-from pairwright.data.pairs import expand_groups
-from pairwright.data.similar.evaluation import SOURCE_VERSION
-from pairwright.data.similar.groups import looks_for_others, no_totals, split_off
-from pairwright.data.store import DataFile, Input, Manifest, Table
+from pairwright.data.pairs.exclusions import no_totals as no_exclusions
+from pairwright.data.pairs.near_duplicates.evaluation_sets import SOURCE_VERSION
+from pairwright.data.pairs.near_duplicates.exclude_similar import looks_for_others, no_totals, split_off
+from pairwright.data.table.commit import commit_written
+from pairwright.data.table.table import DataFile, Input, Manifest, Table
 from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA
 

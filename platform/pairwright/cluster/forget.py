@@ -14,11 +14,11 @@ import msgspec
 
 from pairwright.cluster.removal import Remover
 from pairwright.cluster.sized import on_every_node, sized_pass, sized_session
-from pairwright.data.cache import EmptiedCache, empty_cache
-from pairwright.data.commits import commit_written
-from pairwright.data.forgetting import Looked, Proof, after_forgetting, look, proof_of, removal_of
-from pairwright.data.removal import Removal, Thinner, names_within
-from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.data.storage.local_cache import EmptiedCache, empty_cache
+from pairwright.data.table.commit import commit_written
+from pairwright.data.table.delete_rows import Removal, Thinner, names_within
+from pairwright.data.table.erase import Looked, Proof, after_forgetting, look, proof_of, removal_of
+from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import DataError, StoreError
 from pairwright.terminal import one_per_line
 

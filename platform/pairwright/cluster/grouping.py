@@ -18,8 +18,8 @@ import pyarrow as pa
 from pairwright.cluster.passes import run_pass, share
 from pairwright.cluster.scratch import scratch_folder
 from pairwright.cluster.sized import sized_session
-from pairwright.data.exchange import Exchange
-from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.data.shuffle import Exchange
+from pairwright.data.table.table import DataFile, Manifest, Table
 
 ResultT = TypeVar("ResultT", bound=msgspec.Struct)
 

@@ -13,22 +13,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pairwright.cluster.ingest_summary import NUM_SHOWN, IngestSummary
-from pairwright.cluster.landing import landed
 from pairwright.cluster.read import Failures, hash_sources, plan_units, write_units
 from pairwright.cluster.removal import Remover
 from pairwright.cluster.repeats import refuse_repeats
 from pairwright.cluster.sized import sized_session
+from pairwright.cluster.stage_external import landed
 from pairwright.config import IngestConfig
-from pairwright.data.accounts import Identity, after_ingestion, replacement, settled
-from pairwright.data.commits import commit_written
-from pairwright.data.formats import parser_for, settled_format
-from pairwright.data.lines import LineRange
-from pairwright.data.listing import Listing, find_sources
-from pairwright.data.parts import Part, all_files, is_mostly_refused, most_common, mostly_refused
-from pairwright.data.readers import Place, is_place, parse_place
-from pairwright.data.removal import Thinner
-from pairwright.data.sources import SourceRef, file_state
-from pairwright.data.store import DataFile, Manifest, Source, Table
+from pairwright.data.ingest.adapters import parser_for, settled_format
+from pairwright.data.ingest.reconcile import Identity, after_ingestion, replacement, settled
+from pairwright.data.ingest.shards import Part, all_files, is_mostly_refused, most_common, mostly_refused
+from pairwright.data.ingest.sources.connection_urls import Place, is_place, parse_place
+from pairwright.data.ingest.sources.listing import Listing, find_sources
+from pairwright.data.ingest.sources.source import SourceRef, file_state
+from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.table.commit import commit_written
+from pairwright.data.table.delete_rows import Thinner
+from pairwright.data.table.table import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection
 

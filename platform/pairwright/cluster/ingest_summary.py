@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from pairwright.data.formats import NATIVE
-from pairwright.data.repeats import DUPLICATE_ID, name_something_else
-from pairwright.data.store import Manifest, Source
+from pairwright.data.ingest.adapters import NATIVE
+from pairwright.data.ingest.dedup import DUPLICATE_ID, name_something_else
+from pairwright.data.table.table import Manifest, Source
 from pairwright.records import Rejection
 from pairwright.terminal import one_per_line
 

@@ -21,7 +21,7 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
-from pairwright.data.locations import own_folder
+from pairwright.data.storage.object_store import own_folder
 
 _LOOPBACK = "127.0.0.1"
 _INTERFACE = "lo0" if sys.platform == "darwin" else "lo"

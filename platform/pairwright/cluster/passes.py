@@ -17,7 +17,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pairwright import errors
-from pairwright.cluster.counting import counting
+from pairwright.cluster.session import ray_resources
+from pairwright.progress_bar import progress_bar
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -73,7 +74,7 @@ def run_pass(
     if not items:
         return
     if not ray.is_initialized():
-        with counting(what, total=len(items)) as advance:
+        with progress_bar(what, total=len(items)) as advance:
             for item in items:
                 yield from work(item)
                 advance(1)
@@ -93,7 +94,7 @@ def run_pass(
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(run)
     # With its reservations Ray Data 2.60 starts one task where two CPUs are free, and waits between tasks.
     rows.context.op_resource_reservation_enabled = False
-    with counting(what, total=len(items)) as advance:
+    with progress_bar(what, total=len(items), resources=ray_resources) as advance:
         for row in rows.iter_rows():
             if row["kind"] == _DONE:
                 advance(1)

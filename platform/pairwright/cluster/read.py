@@ -10,8 +10,10 @@ import msgspec
 
 from pairwright.cluster.passes import run_pass
 from pairwright.config import IngestConfig
-from pairwright.data.blocks import READ_BYTES, content_tag, hash_block, hash_bounds
-from pairwright.data.lines import (
+from pairwright.data.ingest.shards import Part, write_parts
+from pairwright.data.ingest.sources.source import SourceRef, surveyed
+from pairwright.data.ingest.sources.source_bytes import READ_BYTES, content_tag, hash_block, hash_bounds
+from pairwright.data.ingest.sources.splits import (
     LineRange,
     count_lines,
     cut,
@@ -20,9 +22,7 @@ from pairwright.data.lines import (
     needs_look,
     number_ranges,
 )
-from pairwright.data.parts import Part, write_parts
-from pairwright.data.sources import SourceRef, surveyed
-from pairwright.data.store import Table
+from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 
 Failures: TypeAlias = dict[str, str]

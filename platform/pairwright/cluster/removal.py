@@ -6,8 +6,8 @@ Asked again on a newer version (another writer committed first) it reads only wh
 from collections.abc import Iterator, Sequence
 
 from pairwright.cluster.sized import sized_pass
-from pairwright.data.removal import Removal, Thinned, Thinner, thin_data, thin_refused, thinner
-from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.data.table.delete_rows import Removal, Thinned, Thinner, thin_data, thin_refused, thinner
+from pairwright.data.table.table import DataFile, Manifest, Table
 
 
 class Remover:

@@ -10,9 +10,7 @@ import msgspec
 import numpy as np
 
 from pairwright.cluster.passes import run_pass, share
-from pairwright.data.lines import LineRange
-from pairwright.data.parts import Part
-from pairwright.data.repeats import (
+from pairwright.data.ingest.dedup import (
     Places,
     Repeats,
     find_repeats,
@@ -21,7 +19,9 @@ from pairwright.data.repeats import (
     repeated_hashes,
     without_repeats,
 )
-from pairwright.data.store import DataFile, Table
+from pairwright.data.ingest.shards import Part
+from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.table.table import DataFile, Table
 
 
 class _Found(msgspec.Struct, frozen=True):

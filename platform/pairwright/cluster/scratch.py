@@ -4,8 +4,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pairwright.data.ownership import TABLE, delete_empty_folders, delete_folder
-from pairwright.data.store import Table
+from pairwright.data.storage.ownership import TABLE, delete_empty_folders, delete_folder
+from pairwright.data.table.table import Table
 from pairwright.errors import StoreError
 
 FOLDER = "landing"

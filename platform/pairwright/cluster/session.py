@@ -37,7 +37,7 @@ def ray_session() -> Iterator[None]:
         return
     # Says at every start that authentication is on, which is as it should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # Ray Data's own log has eight lines a dataset before the first of progress; cluster/counting.py counts instead.
+    # Ray Data's own log has eight lines a dataset before the first of progress; progress_bar.py counts instead.
     # What fails it says a second time, and worse, before it raises: see _explained.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # What workers print stays in Ray's log files: what a person should read comes to the driver as a record. The
@@ -54,6 +54,13 @@ def ray_session() -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+
+
+def ray_resources() -> str:
+    """Return what the cluster has free and in all, for a person."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
+    return f"{' and '.join(parts)} on {len(ray.nodes())} nodes"
 
 
 def _why_not_started(address: str, error: Exception) -> str:

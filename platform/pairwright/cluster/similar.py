@@ -22,11 +22,10 @@ from pairwright.cluster.passes import run_pass
 from pairwright.cluster.read import hash_sources, plan_units
 from pairwright.cluster.session import ray_session
 from pairwright.config import ExpandConfig, IngestConfig
-from pairwright.data.lines import LineRange
-from pairwright.data.manifest import Input
-from pairwright.data.pairs import split_of
-from pairwright.data.similar.bands import band_keys
-from pairwright.data.similar.evaluation import (
+from pairwright.data.ingest.sources.source import SourceRef
+from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.pairs.build_pairs import split_of
+from pairwright.data.pairs.near_duplicates.evaluation_sets import (
     SOURCE_VERSION,
     NamedPrompt,
     TableFile,
@@ -34,12 +33,13 @@ from pairwright.data.similar.evaluation import (
     prompts_in_file,
     prompts_in_source,
 )
-from pairwright.data.similar.groups import LEFT_OUT, looks_for_others
-from pairwright.data.similar.index import KeyIndex
-from pairwright.data.similar.match import Found, Likeness, find_alike, find_runs, index_keys, index_runs
-from pairwright.data.similar.text import comparable, run_hashes
-from pairwright.data.sources import SourceRef
-from pairwright.data.store import DataFile, Manifest, Table
+from pairwright.data.pairs.near_duplicates.exclude_similar import LEFT_OUT, looks_for_others
+from pairwright.data.pairs.near_duplicates.key_index import KeyIndex
+from pairwright.data.pairs.near_duplicates.minhash import band_keys
+from pairwright.data.pairs.near_duplicates.normalize import comparable, run_hashes
+from pairwright.data.pairs.near_duplicates.verify import Found, Likeness, find_alike, find_runs, index_keys, index_runs
+from pairwright.data.table.manifest import Input
+from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import SourceError
 
 ItemT = TypeVar("ItemT")

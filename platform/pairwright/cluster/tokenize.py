@@ -15,10 +15,9 @@ import msgspec
 from pairwright.cluster.passes import run_pass
 from pairwright.cluster.session import ray_session
 from pairwright.config import TokensConfig
-from pairwright.data.store import DataFile, Input, Manifest, Table
-from pairwright.data.templates import template_origin
-from pairwright.data.tokenizers import load_tokenizer
-from pairwright.data.tokens import (
+from pairwright.data.table.table import DataFile, Input, Manifest, Table
+from pairwright.data.tokens.chat_template import template_origin
+from pairwright.data.tokens.tokenize_groups import (
     EQUAL_IN_TEMPLATE,
     REFUSED_PREFIX,
     TokenSpec,
@@ -26,6 +25,7 @@ from pairwright.data.tokens import (
     counts_behind,
     tokenize_groups,
 )
+from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import DataError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from pairwright.cluster.ingest import named_sources, reading
 from pairwright.cluster.ingest_summary import IngestSummary
 from pairwright.cluster.sized import sized_pass, sized_session
 from pairwright.config import IngestConfig
-from pairwright.data.notices import Notices, notices_in
-from pairwright.data.ownership import TABLE, delete_folder
-from pairwright.data.store import DataFile, Table
+from pairwright.data.ingest.quality_warnings import Notices, notices_in
+from pairwright.data.storage.ownership import TABLE, delete_folder
+from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
 from pairwright.terminal import one_per_line

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pairwright.data.outputs import new_file
+from pairwright.data.storage.outputs import new_file
 
 # Worth per word from the first (+2) to the last (-2) in equal steps; each worth has its counterpart of opposite sign.
 _BEST_TO_WORST = (

@@ -1,7 +1,7 @@
 """Token groups of a split -> exact sums: the model's, the length-only baseline's, and the model's by length.
 
 Everything here adds: parts may be computed anywhere and merged in any order, and the figures come out the same to the
-last bit (model/metrics.py). The work is cut into parts by the data alone, never by the number of workers.
+last bit (model/reward_metrics.py). The work is cut into parts by the data alone, never by the number of workers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pairwright.data.tokens import TokenGroup, TokenTable
+from pairwright.data.tokens.tokenize_groups import TokenGroup, TokenTable
 from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
-from pairwright.model.metrics import EvaluationSums, PairSums
+from pairwright.model.reward_metrics import EvaluationSums, PairSums
 from pairwright.model.reward_model import RewardModel
 
 MAX_PARTS = 256

@@ -13,16 +13,16 @@ import msgspec
 import pyarrow as pa
 
 from pairwright.config import IngestConfig
-from pairwright.data.annotations import explain, rejection, too_much_text
 from pairwright.data.extras import Turn, num_characters, reply_of, turns_of
-from pairwright.data.formats import RecordError, json_name, parser_for
-from pairwright.data.formats.paths import opened
-from pairwright.data.formats.record import check_count
-from pairwright.data.formats.turns import extra_of, joined_parts, said
-from pairwright.data.layouts.chunks import too_long
-from pairwright.data.prompts import context_of
-from pairwright.data.rules import check_extra, label_too_long, text_too_long
-from pairwright.data.templates import Conversation
+from pairwright.data.ingest.adapters import RecordError, json_name, parser_for
+from pairwright.data.ingest.decoders.chunks import too_long
+from pairwright.data.ingest.fields.adapter import check_count
+from pairwright.data.ingest.fields.conversation_turns import extra_of, joined_parts, said
+from pairwright.data.ingest.fields.paths import opened
+from pairwright.data.ingest.parse import explain, rejection, too_much_text
+from pairwright.data.ingest.prompts import context_of
+from pairwright.data.ingest.rules import check_extra, label_too_long, text_too_long
+from pairwright.data.tokens.chat_template import Conversation
 from pairwright.records import Completion, Message, Rejection
 
 DEFAULT_LIMITS = IngestConfig()

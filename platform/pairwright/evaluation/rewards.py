@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.errors import ConfigError
-from pairwright.model.batches import MicroBatch, collate
+from pairwright.model.collate import MicroBatch, collate
 from pairwright.model.reward_model import RewardModel
 
 Rewards: TypeAlias = NDArray[np.float32]

@@ -1,7 +1,7 @@
 """Requests and a loaded model -> a reward a completion in SCORES_SCHEMA, and what was refused, counted.
 
-Tokens are made by the path of training (data/tokens.py), under the model's own template and length rule. Each row is
-scored once, beside rows of like length; which rows share a forward is decided by the requests alone.
+Tokens are made by the path of training (data/tokens/tokenize_groups.py), under the model's own template and length
+rule. Each row is scored once, beside rows of like length; which rows share a forward is decided by the requests alone.
 """
 
 from collections import Counter
@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pairwright.data.annotations import MAX_RECORD_CHARACTERS
-from pairwright.data.conversations import TokenizedCompletions, TokenSpec, joined, tokenize_completions
 from pairwright.data.extras import CONTENT_FIELDS, Turn, is_blank, read_extra, reply_of
-from pairwright.data.rendering import Refusal
-from pairwright.data.tokens import SPECIAL_PREFIX, TokenGroup
+from pairwright.data.ingest.parse import MAX_RECORD_CHARACTERS
+from pairwright.data.tokens.conversation_tokens import TokenizedCompletions, TokenSpec, joined, tokenize_completions
+from pairwright.data.tokens.template_sandbox import Refusal
+from pairwright.data.tokens.tokenize_groups import SPECIAL_PREFIX, TokenGroup
 from pairwright.errors import ModelError
-from pairwright.evaluation.exported import LoadedModel
+from pairwright.evaluation.load_exported import LoadedModel
 from pairwright.evaluation.requests import ScoreRequest
 from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
 from pairwright.records import SCORES_SCHEMA, Rejection

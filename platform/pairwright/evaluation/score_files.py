@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError
 
 from pairwright import __version__
-from pairwright.data.annotations import reason_key
-from pairwright.data.locations import absolute_url, open_store, store_errors
-from pairwright.data.manifest import DataFile, Input
-from pairwright.data.ownership import SCORES, check_free, delete_files, stored_files
+from pairwright.data.ingest.parse import reason_key
+from pairwright.data.storage.object_store import absolute_url, open_store, store_errors
+from pairwright.data.storage.ownership import SCORES, check_free, delete_files, stored_files
+from pairwright.data.table.manifest import DataFile, Input
 from pairwright.errors import StoreError
-from pairwright.evaluation.exported import ModelIdentity
+from pairwright.evaluation.load_exported import ModelIdentity
 from pairwright.evaluation.score import TOTALS, Scored
 from pairwright.records import UNREADABLE_JSON, Rejection
 from pairwright.terminal import safe_json

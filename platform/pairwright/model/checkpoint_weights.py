@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from pairwright.data.model_files import heads_among
+from pairwright.data.storage.model_files import heads_among
 from pairwright.errors import ModelError
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pairwright.model.attention import UnsupportedAttentionError
-from pairwright.model.batches import Segments
+from pairwright.model.attention.interface import UnsupportedAttentionError
+from pairwright.model.collate import Segments
 
 
 def position_padding_idx(model: PreTrainedModel) -> int | None:

@@ -19,9 +19,9 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pairwright.config import LoraConfig
-from pairwright.data.model_files import model_errors
+from pairwright.data.storage.model_files import model_errors
 from pairwright.errors import ModelError
-from pairwright.model.configuration import read_config
+from pairwright.model.model_config import read_config
 from pairwright.model.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pairwright.config import LossConfig
-from pairwright.model.judgements import Judgements, Stages
+from pairwright.model.targets import Judgements, Stages
 
 
 def preference_loss(reward_N: Tensor, judgements: Judgements, config: LossConfig, *, global_weight: Tensor) -> Tensor:

@@ -16,14 +16,14 @@ from torch.nn import functional
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from pairwright.data.model_files import model_errors, other_head
+from pairwright.data.storage.model_files import model_errors, other_head
 from pairwright.errors import ModelError
-from pairwright.model import attention
-from pairwright.model.batches import MicroBatch, Segments
+from pairwright.model.attention import interface as attention
+from pairwright.model.attention.last_token import LastLayer
 from pairwright.model.checkpoint_weights import FoundWeights, read_weights
-from pairwright.model.configuration import read_config
+from pairwright.model.collate import MicroBatch, Segments
 from pairwright.model.encoders import encoder_positions, position_padding_idx, reward_at_first_token
-from pairwright.model.last_layer import LastLayer
+from pairwright.model.model_config import read_config
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
 from pairwright.config import EngineConfig, OptimizerConfig
-from pairwright.model.batches import MicroBatch
+from pairwright.model.collate import MicroBatch
 from pairwright.model.reward_model import RewardModel
-from pairwright.training import memory
-from pairwright.training.conversion import known_types_only
-from pairwright.training.pulse import Pulse
+from pairwright.training import oom as memory
+from pairwright.training.rank_status import Pulse
+from pairwright.training.universal_checkpoint import known_types_only
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -64,7 +64,7 @@ def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig) -> dict[s
     if engine.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
     return {
-        # Batches are planned by token budget (model/batches.py); these two only satisfy DeepSpeed's arithmetic.
+        # Batches are planned by token budget (model/collate.py); these two only satisfy DeepSpeed's arithmetic.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
@@ -172,7 +172,8 @@ class Engine:
         Args:
             directory: whose folder ``tag`` holds them.
             tag: as they were saved under.
-            universal: whether they are in the form that any number of ranks reads (training/conversion.py); else
+            universal: whether they are in the form that any number of ranks reads (training/universal_checkpoint.py);
+            else
                 as many ranks had saved them, or any number without ZeRO.
         """
         settings = [{key: value for key, value in group.items() if key != "params"} for group in self._param_groups]

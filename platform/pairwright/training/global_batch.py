@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pairwright.config import TrainConfig
-from pairwright.data.group_sizes import GroupSizes
-from pairwright.data.tokens import TokenGroup, TokenTable
-from pairwright.model.batches import Layout, MicroBatch, collate
-from pairwright.model.costs import ModelShape
-from pairwright.model.planning import CompletionTokens, Part, Plan, Rules
+from pairwright.data.tokens.group_sizes import GroupSizes
+from pairwright.data.tokens.tokenize_groups import TokenGroup, TokenTable
+from pairwright.model.batching.cost_model import ModelShape
+from pairwright.model.batching.plan import CompletionTokens, Part, Plan, Rules
+from pairwright.model.collate import Layout, MicroBatch, collate
 from pairwright.model.reward_model import RewardModel
 
 Planner = Callable[[GroupSizes, CompletionTokens, Rules], Plan]
@@ -49,7 +49,7 @@ class Run:
     tokens: TokenTable
     pad_token_id: int
     layout: Layout
-    """How groups lie in a forward (model/batches.py)."""
+    """How groups lie in a forward (model/collate.py)."""
     shape: ModelShape
     """Of the model that is trained: what plans weigh costs by."""
 

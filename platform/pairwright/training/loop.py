@@ -16,7 +16,6 @@ import torch.distributed as dist
 from pairwright import __version__
 from pairwright.errors import CheckpointError, NotFiniteError, PairwrightError
 from pairwright.model.reward_model import RewardModel
-from pairwright.training.agreement import raise_together
 from pairwright.training.checkpoint import (
     TAG,
     CheckpointManifest,
@@ -24,15 +23,16 @@ from pairwright.training.checkpoint import (
     read_manifest,
     verify,
 )
-from pairwright.training.conversion import check_shards, converted
+from pairwright.training.collectives import raise_together
 from pairwright.training.engine import Engine
 from pairwright.training.global_batch import Run
+from pairwright.training.non_finite import with_skipped
 from pairwright.training.order import group_indices
-from pairwright.training.pulse import Pulse
-from pairwright.training.saving import staged
+from pairwright.training.rank_status import Pulse
 from pairwright.training.schedule import Schedule, learning_rate_at, schedule_of
-from pairwright.training.skipping import with_skipped
 from pairwright.training.step import evaluate_split, train_step
+from pairwright.training.universal_checkpoint import check_shards, converted
+from pairwright.training.write_checkpoint import staged
 
 CHECKPOINT_FORMAT_VERSION = 1
 FIGURES_KEPT = ("accuracy", "log_loss")

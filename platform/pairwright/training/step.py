@@ -1,9 +1,10 @@
 """A global batch's groups -> one optimizer step; a split's groups -> its figures: this rank's share, and all of it.
 
-A divided group (model/planning.py) is computed in two passes, since its loss needs all of its rewards at once and its
-parts lie in different micro-batches, on different ranks: rewards without gradient, from them the loss and its gradient
-with respect to each reward, then the parts again, each with the surrogate loss ``sum(reward * gradient)``. By the chain
-rule that is the gradient of the undivided group, if both passes see the same dropout: every micro-batch has its seed.
+A divided group (model/batching/plan.py) is computed in two passes, since its loss needs all of its rewards at once and
+its parts lie in different micro-batches, on different ranks: rewards without gradient, from them the loss and its
+gradient with respect to each reward, then the parts again, each with the surrogate loss ``sum(reward * gradient)``. By
+the chain rule that is the gradient of the undivided group, if both passes see the same dropout: every micro-batch has
+its seed.
 """
 
 import math
@@ -15,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pairwright.data.tokens import TokenGroup
+from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.errors import ModelError, NotFiniteError
-from pairwright.model.judgements import Judgements
+from pairwright.model.batching.plan import plan_forward, plan_step
 from pairwright.model.loss import preference_loss
-from pairwright.model.metrics import EvaluationSums, merged
-from pairwright.model.planning import plan_forward, plan_step
-from pairwright.training.agreement import raise_together
+from pairwright.model.reward_metrics import EvaluationSums, merged
+from pairwright.model.targets import Judgements
+from pairwright.training.collectives import raise_together
 from pairwright.training.global_batch import GlobalBatch, Run, StepEngine
 
 # --------------------------------------------------------------------------------------------------- a step

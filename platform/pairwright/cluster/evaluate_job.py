@@ -1,0 +1,182 @@
+"""An exported model and a split of a pairs table -> a report, on a pool of workers.
+
+The split is cut into parts by the data alone; a part's sums are exact integers, so 1, 2 or 50 workers write the same
+report to the last digit. Tokens are made with the model's own tokenizer, template and limits, and cached.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray.data
+import torch
+
+from pairwright.cluster.actor_pool import Row, Worker, check_workers, run_on_models
+from pairwright.cluster.session import ray_resources, ray_session
+from pairwright.cluster.tokenize import ensure_tokens
+from pairwright.data.storage.object_store import absolute_url
+from pairwright.data.storage.outputs import check_output, put_output
+from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
+from pairwright.errors import ConfigError, DataError
+from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
+from pairwright.evaluation.evaluation_report import DataIdentity, build_report, is_report, report_json
+from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
+from pairwright.progress_bar import progress_bar
+
+SPLITS = ("train", "validation")
+REPORT_NAME = "report.json"
+WHAT = "a report of `pairwright evaluate`"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every worker is told; each makes the same plan from it."""
+
+    model: str
+    tokens_url: str
+    tokens_manifest: Manifest
+    split: str
+    micro_batch_tokens: int
+
+    def plan(self) -> tuple[TokenTable, EvaluationPlan]:
+        tokens = TokenTable(local_token_paths(self.tokens_url, self.tokens_manifest))
+        return tokens, EvaluationPlan.of(tokens, self.split, micro_batch_tokens=self.micro_batch_tokens)
+
+    def load(self, device: torch.device) -> Worker[Evaluation]:
+        """Return what evaluates one part of the plan on a device."""
+        loaded = load_exported(open_exported(self.model), device)
+        tokens, plan = self.plan()
+
+        def evaluate_part(row: Row) -> Evaluation:
+            return merged(
+                [
+                    evaluate_groups(
+                        loaded.model,
+                        [tokens.group(i) for i in rows],
+                        pad_token_id=loaded.pad_token_id,
+                        micro_batch_tokens=self.micro_batch_tokens,
+                        device=loaded.device,
+                    )
+                    for rows in plan.parts[row["id"]]
+                ]
+            )
+
+        return evaluate_part
+
+
+def evaluate(
+    model: str,
+    pairs: str,
+    *,
+    version: int | None,
+    split: str,
+    output: str | None,
+    num_workers: int,
+    use_gpu: bool,
+    micro_batch_tokens: int,
+    cache: str | None = None,
+    show: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Write the report of a model on a split, and return it, in the shape of ``schemas/report.v1.json``.
+
+    Args:
+        model: directory or URL of an exported model.
+        pairs: URL of a pairs table.
+        version: of it; the newest if None.
+        split: train or validation.
+        output: where to write the report: a URL that ends in .json, or of a directory that gets a ``report.json``;
+            beside the model if None. An older report there is replaced, and nothing else.
+        num_workers: models that work side by side; changes nothing in the report.
+        use_gpu: give each a GPU.
+        micro_batch_tokens: most tokens of one forward, padding included.
+        cache: URL of the token cache; ``tokens/`` beside the output if None, or where neither is given, beside the run
+            that the model is from. On a cluster of several nodes it has to be one that all of them see.
+        show: called with the report before it is written, which may fail.
+
+    Raises:
+        ModelError: if the model cannot be used.
+        StoreError: if there is no such table or version, or it does not hold pairs; if the report could not go there.
+        DataError: if no pair of the split is left to evaluate on.
+        ConfigError: if there is no such split, or too few workers or tokens to work with.
+    """
+    _check_split(split)
+    check_output(report_url(model, output), is_report, what=WHAT)
+    exported = open_exported(model)
+    exported.verify(hashes=True)
+    manifest = Table.open(pairs, "pairs").manifest(version)
+    with ray_session():
+        check_workers(num_workers, use_gpu=use_gpu)
+        tokens_url, tokens_manifest = ensure_tokens(
+            pairs,
+            version=manifest.version,
+            tokenizer_path=str(exported.directory),
+            config=exported.rules.tokens_config(),
+            into=cache or _default_cache(model, output),
+        )
+        task = _Task(absolute_url(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
+        evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)
+    if evaluation is None:
+        raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
+    data = DataIdentity(
+        url=pairs,
+        version=manifest.version,
+        digest=manifest.digest,
+        split=split,
+        pairs=_pairs_of_split(manifest, split),
+        tokens=tokens_manifest.totals,
+    )
+    report = build_report(evaluation, model=exported.identity(), pairs=data)
+    if show is not None:
+        show(report)
+    put_output(report_url(model, output), report_json(report), is_report, what=WHAT)
+    return report
+
+
+def _evaluate(task: _Task, *, num_workers: int, use_gpu: bool) -> Evaluation | None:
+    """Return the sums of all parts, or None where the split has none."""
+    num_parts = len(task.plan()[1].parts)
+    if num_parts == 0:
+        return None
+    rows = ray.data.from_items([{"id": part} for part in range(num_parts)], override_num_blocks=num_parts)
+    evaluations = []
+    with progress_bar("parts of the split evaluated", total=num_parts, resources=ray_resources) as advance:
+        for evaluation in run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu):
+            evaluations.append(evaluation)
+            advance(1)
+    return merged(evaluations)
+
+
+def report_url(model: str, output: str | None) -> str:
+    """Return where ``evaluate`` writes its report."""
+    if output is None:
+        return f"{_parent(model)}/{REPORT_NAME}"
+    return absolute_url(output) if output.endswith(".json") else f"{absolute_url(output)}/{REPORT_NAME}"
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ConfigError(f"split {split} is none of {' and '.join(SPLITS)}")
+
+
+def _default_cache(model: str, output: str | None) -> str:
+    return f"{_parent(output) if output is not None else _parent(_parent(model))}/tokens"
+
+
+def _parent(url: str) -> str:
+    return absolute_url(url).rpartition("/")[0]
+
+
+def _pairs_of_split(manifest: Manifest, split: str) -> int:
+    held_out = int(manifest.totals["pairs_validation"])
+    return held_out if split == "validation" else int(manifest.totals["pairs"]) - held_out
+
+
+def _nothing_left(pairs: str, manifest: Manifest, split: str, tokens: Manifest, exported: ExportedModel) -> str:
+    totals = tokens.totals
+    return (
+        f"{pairs} version {manifest.version}: no pairs in split {split} to evaluate on; of all splits' "
+        f"{totals['groups']:,} groups and {totals['pairs']:,} pairs, {totals['groups_dropped']:,} groups and "
+        f"{totals['pairs_dropped']:,} pairs were dropped under the model's max_length of {exported.rules.max_length}; "
+        "expand with a larger validation_fraction, or evaluate another split or version"
+    )

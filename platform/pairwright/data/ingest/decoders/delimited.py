@@ -1,0 +1,177 @@
+"""CSV and TSV -> chunks of rows as JSON text: the header names the fields, a row is a record.
+
+The standard library's reader, because it alone goes on after a bad row and knows which one it was; pyarrow's is five
+times as fast, but guesses types (``007`` becomes 7). A cell is text: whether it is read as JSON is for the layout of
+the record to say. An empty cell is no field. Quoted cells may hold line ends, so a row has a number of its own.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, cast
+
+from pairwright.data.ingest.decoders.arrow_rows import encode_records
+from pairwright.data.ingest.decoders.chunks import KEPT_BYTES, Chunk, too_long
+from pairwright.data.ingest.decoders.json_records import checked_start
+from pairwright.data.ingest.sources.source import SourceRef
+from pairwright.data.ingest.sources.source_bytes import READ_BYTES, BlockFile, text_blocks
+from pairwright.errors import SourceError, one_line
+
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
+_INDEX = "Unnamed: 0"
+MAX_ROW_LINES = 200_000
+"""Lines of one row: a quoted cell may have several."""
+_ROW_BYTES = 100
+"""What a row costs beside its text."""
+
+
+def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
+    """Yield the rows after the header, in chunks of about 2 MB and in order; a bad row comes alone, with its reason.
+
+    Raises:
+        SourceError: if the source cannot be read to its end, has no header, or has a quote that does not end.
+    """
+    delimiter = _DELIMITERS[source.layout]
+    _, blocks = checked_start(source, text_blocks(source))
+    binary = io.BufferedReader(BlockFile(blocks), READ_BYTES)
+    text = io.TextIOWrapper(cast("IO[bytes]", binary), encoding="utf-8", errors="surrogateescape", newline="")
+    rows = _Rows(source, text, delimiter)
+    header = _checked_header(source, rows.header(), delimiter)
+    records: list[dict[str, Any]] = []
+    first, num_characters = 1, 0
+    header_characters = sum(map(len, header)) + _ROW_BYTES  # names stand in each record again
+    for number, (cells, problem) in enumerate(rows, start=1):
+        is_alone = bool(problem := problem or _shape_problem(header, cells)) or not cells
+        if is_alone or num_characters > READ_BYTES:
+            if records:
+                yield Chunk(first, encode_records(records))
+            records, first, num_characters = [], number, 0
+        if is_alone:
+            yield Chunk(number, rows.text.encode("utf-8", "surrogateescape") if problem else b"\n", problem=problem)
+            first = number + 1
+            continue
+        records.append({name: cell for name, cell in zip(header, cells, strict=False) if cell})
+        num_characters += len(rows.text) + header_characters
+    if records:
+        yield Chunk(first, encode_records(records))
+
+
+class _OverlongError(Exception):
+    """A line is too long; its length."""
+
+
+class _Rows:
+    """Rows as (cells, why they are none), with the text of the last one."""
+
+    def __init__(self, source: SourceRef, file: io.TextIOWrapper, delimiter: str) -> None:
+        self._most = source.limits.max_record_bytes
+        self._within = f" within {self._most:,} characters (limits.max_record_bytes) and {MAX_ROW_LINES:,} lines"
+        csv.field_size_limit(self._most + 1)
+        self._source = source
+        self._file = file
+        self._delimiter = delimiter
+        self._lines: list[str] = []
+        self._num_characters = 0
+        self._number = -1
+        self._reader = self._new_reader()
+
+    @property
+    def text(self) -> str:
+        """The lines of the row that was read last, of one that is too long the beginning."""
+        return "".join(self._lines).rstrip("\r\n")
+
+    def _new_reader(self) -> Any:
+        return csv.reader(self._kept_lines(), delimiter=self._delimiter, strict=True)
+
+    def header(self) -> Sequence[str]:
+        """Return the cells of the first row; none where there is none."""
+        cells, problem = next(iter(self), ([], ""))
+        if problem:
+            raise SourceError(f"{self._source.uri}: the header cannot be read: {problem}")
+        return cells
+
+    def __iter__(self) -> Iterator[tuple[Sequence[str], str]]:
+        while True:
+            self._number += 1
+            self._lines = []
+            self._num_characters = 0
+            try:
+                cells = next(self._reader)
+            except StopIteration:
+                return
+            except _OverlongError as length:
+                self._reader = self._new_reader()
+                yield [], too_long(int(str(length)), self._most)
+            except csv.Error as error:
+                if "end of data" in str(error) or "field limit" in str(error):
+                    raise self._not_closed("" if "end of data" in str(error) else self._within) from None
+                yield [], one_line(f"expected a row of cells, got {error}")
+            else:
+                yield cells, ""
+
+    def _kept_lines(self) -> Iterator[str]:
+        readline, most = self._file.readline, self._most
+        while line := readline(most + 1):
+            lines = self._lines
+            if lines or len(line) > most:
+                self._check_row(line)
+            lines.append(line)
+            yield line
+
+    def _check_row(self, line: str) -> None:
+        """Refuse a line that is too long, or one with which its row is."""
+        if len(line) > self._most:
+            self._pass_over(line, is_first=not self._lines)
+        self._num_characters += len(line)
+        if self._num_characters > self._most or len(self._lines) >= MAX_ROW_LINES:
+            raise self._not_closed(self._within)
+
+    def _pass_over(self, line: str, *, is_first: bool) -> None:
+        """Read to the end of a line that is too long; a quote in it may have opened what other lines go on with."""
+        self._lines.append(line[:KEPT_BYTES])
+        num_characters, num_quotes = len(line), line.count('"')
+        while not line.endswith(("\r", "\n")) and (line := self._file.readline(READ_BYTES)):
+            num_characters += len(line)
+            num_quotes += line.count('"')
+        if num_quotes % 2 or not is_first:
+            raise self._not_closed(self._within)
+        raise _OverlongError(num_characters)
+
+    def _not_closed(self, within: str) -> SourceError:
+        return SourceError(
+            f"{self._source.uri}: a quote that opens in row {self._number} does not close{within}; "
+            'write a quote within a cell as ""'
+        )
+
+
+def _checked_header(source: SourceRef, header: Sequence[str], delimiter: str) -> list[str]:
+    names = [name.strip() for name in header]
+    if len(names) > 1 and not names[0] and _INDEX not in names:
+        names[0] = _INDEX  # pandas writes its index so, and calls it so when it reads it
+    if not names and source.size == 0:
+        return names
+    others = [other for other in _NAMES if other != delimiter and other in "".join(names)]
+    if len(names) < 2 and others:
+        raise SourceError(
+            f"{source.uri}: the first row has {_NAMES[others[0]]} where {_NAMES[delimiter]} were expected; "
+            f"write it with {_NAMES[delimiter]}{', or name it .tsv' if others[0] == chr(9) else ''}"
+        )
+    if len(names) > source.limits.max_columns:
+        raise SourceError(
+            f"{source.uri}: has {len(names):,} columns, expected at most {source.limits.max_columns:,}; leave out what "
+            "is not needed, or set limits.max_columns"
+        )
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if not all(names) or twice or not names:
+        found = f"`{one_line(twice[0])}` twice" if twice else "a column without a name"
+        raise SourceError(f"{source.uri}: expected a first row that names each column once, got {found}")
+    return names
+
+
+def _shape_problem(header: Sequence[str], cells: Sequence[str]) -> str:
+    # A blank line has no cells: it comes as a blank line, to be counted as one.
+    if not cells or len(cells) == len(header):
+        return ""
+    return f"expected one cell a column, got {len(cells)} for {len(header)} columns"

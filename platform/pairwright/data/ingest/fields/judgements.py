@@ -1,0 +1,161 @@
+"""Reads ranks, scores and grades out of every kind of judgement that paths name."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pairwright.config import BOTH_BAD, TIE
+from pairwright.data import grades
+from pairwright.data.ingest.fields.adapter import RecordError, digit, number, quoted, whole
+from pairwright.data.ingest.fields.field_table import Table, missing
+from pairwright.data.ingest.fields.paths import expect_list, find, find_optional, named, render
+from pairwright.records import Grade
+
+
+class Judge:
+    """Reader of the judgements of a layout."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._fields = table.fields
+        self._words = {side: index for index, side in enumerate(table.fields.sides)}
+
+    def of_items(self, record: Mapping[str, Any], items: Sequence[Any], where: str) -> dict[str, Any]:
+        """Return the judgement of a list of completions, as fields of an annotation.
+
+        Raises:
+            RecordError: if there is none.
+        """
+        for name, kind in (("rank", "ranks"), ("score", "scores")):
+            if name in self._table.paths:
+                path = self._table.paths[name]
+                found = [find(item, path, f"{where}[{index}]") for index, item in enumerate(items)]
+                return {kind: [self._number(kind, value, place) for value, place in found]}
+        for kind in ("ranks", "scores"):
+            if kind in self._table.paths:
+                values, place = find(record, self._table.paths[kind])
+                values = expect_list(values, place)
+                return {kind: [self._number(kind, value, f"{place}[{k}]") for k, value in enumerate(values)]}
+        raise AssertionError("a table of fields without a judgement was accepted")
+
+    def _number(self, kind: str, value: Any, where: str) -> float:
+        if kind == "scores":
+            return number(value, where)
+        rank = whole(digit(value), where) + 1 - self._fields.first_rank
+        if rank < 1:
+            first = self._fields.first_rank
+            advice = "; set fields.first_rank = 0 if the best has rank 0" if first == 1 else ""
+            raise RecordError(f"expected `int` >= {first} ({first} = best), got {value}{advice}", path=where)
+        return rank
+
+    def of_sides(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the judgement of sides, as fields of an annotation; and ``both_bad``, where that was said.
+
+        Raises:
+            RecordError: if there is none, or it contradicts itself.
+        """
+        scores = self._side_scores(record)
+        if self._fields.chosen is not None:
+            return self._judged_pair(record, scores)
+        if self._fields.winner is not None:
+            return self._judged_by_word(record)
+        if self._fields.won:
+            return self._judged_by_marks(record)
+        if self._fields.strength is not None:
+            return self._judged_by_strength(record)
+        if scores is None:
+            empty = next(path for path in self._table.lists["side_scores"] if missing(record, path))
+            raise RecordError(f"expected a score of each side, got none at `{named(empty[0])}`")
+        return {"scores": scores}
+
+    def _side_scores(self, record: Mapping[str, Any]) -> list[float] | None:
+        found = [find_optional(record, path) for path in self._table.lists["side_scores"]]
+        given = [value is not None for value, _ in found]
+        if not found or not any(given):
+            return None
+        if not all(given):
+            if self._fields.chosen is None:
+                return None
+            where = found[given.index(True)][1]
+            raise RecordError("expected scores of both sides or of none, got one", path=where)
+        return [number(value, where) for value, where in found]
+
+    def _judged_pair(self, record: Mapping[str, Any], scores: list[float] | None) -> dict[str, Any]:
+        margin, where = find_optional(record, self._table.paths.get("margin"))
+        size = None if margin is None else number(margin, where)
+        if size is not None and size < 0:
+            raise RecordError(f"expected a margin of at least 0, got {size}", path=where)
+        if scores is not None:
+            if scores[0] < scores[1]:
+                place = find(record, self._table.lists["side_scores"][0])[1]
+                raise RecordError(
+                    f"expected no lower score than the rejected one's, got {scores[0]} < {scores[1]}", path=place
+                )
+            if size is not None and not math.isclose(size, scores[0] - scores[1], rel_tol=1e-3, abs_tol=1e-3):
+                raise RecordError(
+                    f"expected a margin that is the difference of the scores, got {size} and {scores[0] - scores[1]}",
+                    path=where,
+                )
+            return {"scores": scores}
+        return {"scores": [size, 0.0]} if size else {"ranks": [1, 2]}
+
+    def _judged_by_word(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        value, where = find(record, self._table.paths["winner"])
+        word = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        if isinstance(value, float) and value.is_integer():
+            word = str(int(value))
+        meaning = self._fields.words.get(word, self._fields.words.get(word.strip().lower()))
+        if meaning is None:
+            known = quoted(self._fields.words)
+            raise RecordError(f"expected one of the words {known}, got `{word[:100]}`", path=where)
+        if meaning in (TIE, BOTH_BAD):
+            return {"ranks": [1] * len(self._table.sides), "both_bad": meaning == BOTH_BAD}
+        better = self._words[meaning]
+        return {"ranks": [1 if index == better else 2 for index in range(len(self._table.sides))]}
+
+    def _judged_by_marks(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        found = [find(record, path) for path in self._table.lists["won"]]
+        marks = [whole(int(value) if isinstance(value, bool) else digit(value), where) for value, where in found]
+        if odd := [where for mark, (_, where) in zip(marks, found, strict=True) if mark not in (0, 1)]:
+            raise RecordError("expected 0 or 1, got another number", path=odd[0])
+        if sum(marks) > 1:
+            raise RecordError("expected one better side at most, got several", path=found[0][1])
+        if not sum(marks) and not self._is_tie(record):
+            raise RecordError("expected a better side or a tie, got neither", path=found[0][1])
+        return {"ranks": [1 if mark or not sum(marks) else 2 for mark in marks]}
+
+    def _is_tie(self, record: Mapping[str, Any]) -> bool:
+        path = self._table.paths.get("tie")
+        if path is None:
+            return True
+        value = find_optional(record, path)[0]
+        return value in (True, 1, 1.0, "1", "true", "True")
+
+    def _judged_by_strength(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        value, where = find(record, self._table.paths["strength"])
+        strength = number(digit(value), where)
+        positive = self._fields.sides.index(self._fields.positive or "")
+        better = positive if strength > 0 else 1 - positive
+        size = abs(strength)
+        if not size:
+            return {"ranks": [1, 1]}
+        if not self._fields.strengths:
+            return {"scores": [size if index == better else 0.0 for index in range(2)]}
+        told = self._fields.strengths.get(str(int(size)) if size.is_integer() else str(size))
+        grade = None if told is None else grades.grade_named(told)
+        if grade is None:
+            raise RecordError(f"expected a strength of {quoted(self._fields.strengths)}, got {size}", path=where)
+        return {"ranks": [1 if index == better else 2 for index in range(2)], "grade": grade}
+
+    def grade_of(self, told: str | None) -> Grade | None:
+        """Return the grade that a record names.
+
+        Raises:
+            RecordError: if it is none.
+        """
+        grade = None if told is None else grades.grade_named(told)
+        if told is not None and grade is None:
+            raise RecordError(f"{grades.EXPECTED}, got `{told}`", path=f"${render(self._table.paths['grade'][0])}")
+        return grade

@@ -1,0 +1,270 @@
+"""One range of a source -> ``Part``s: files written into a table, not yet named by any version, and their counts.
+
+This is the whole work of one ingestion task, without Ray. A part holds about ``range_bytes`` of text, so memory stays
+flat on a stream of any length; nothing of it can be read before a commit names its files, so the files of a stream that
+turns out to be truncated are simply left out, and deleted.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from pairwright.config import IngestConfig
+from pairwright.data.ingest.adapters import (
+    NATIVE,
+    NUM_HEAD_RECORDS,
+    NativeReader,
+    Parse,
+    RecordError,
+    groups_rows,
+    parser_for,
+    recognise,
+    settled_format,
+)
+from pairwright.data.ingest.parse import annotations_to_arrow, parse_lines, reason_key, rejection
+from pairwright.data.ingest.row_groups import check_whole, grouped
+from pairwright.data.ingest.sources.splits import Chunk, LineRange, read_chunks
+from pairwright.data.table.table import DataFile, Table
+from pairwright.errors import ConfigError, SourceError
+from pairwright.records import Rejection
+
+NUM_SHOWN = 5
+"""Rejections that a part carries along for the summary; all of them are in its refused file."""
+MAX_REASONS = 100
+"""Kinds of reasons that are counted apart: a source may have one of its own for each record."""
+OTHER_REASONS = "other reasons"
+LINES_AT_ONCE = 8192
+REFUSED_BYTES = 16 * 1024 * 1024
+"""Refused text that one part holds; a refusal takes about 500 bytes beside it."""
+REFUSAL_BYTES = 500
+PART_RECORDS = 100_000
+"""Records that one part holds at most, however short they are."""
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What one stretch of a source became."""
+
+    unit: int
+    """Index of the range among all ranges of the ingestion, in the order of the sources."""
+    index: int
+    """Index of the part in its range."""
+    lines: int
+    blank: int = 0
+    """Lines without a record; the others hold ``accepted + refused`` judgements, at least one each."""
+    accepted: int
+    refused: int
+    duplicates: int = 0
+    """Of the refused: the same annotation once more."""
+    completions: int
+    data: DataFile | None
+    refused_files: list[DataFile]
+    reasons: dict[str, int]
+    shown: list[Rejection]
+    id_hashes: bytes
+    """64-bit hash of each accepted record's id, in row order: uint64, little-endian."""
+    format: str = ""
+    """Name of the format that its records are read in; empty where none was recognised, and native was tried."""
+    reading: dict[str, list[str]] = {}
+    """Which fields were used for what, went into metadata, were not used."""
+    error: str | None = None
+    """Why the source could not be read to its end; the part before it is then worth nothing either."""
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """The ids' hashes, uint64, shape (accepted,)."""
+        return np.frombuffer(self.id_hashes, dtype="<u8")
+
+    @property
+    def files(self) -> list[DataFile]:
+        """Every file that was written for it."""
+        return [*([self.data] if self.data else []), *self.refused_files]
+
+
+def hash_ids(ids: Iterable[str]) -> np.ndarray:
+    """Return the 64-bit hash of each id, uint64; equal hashes only hint at equal ids."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig) -> Iterator[Part]:
+    """Parse a range and write it into the table; yields at least one part, the last one with ``error`` on failure.
+
+    Raises:
+        StoreError: if the table cannot be written.
+    """
+    draft = _Draft(unit, 0, "")
+    try:
+        layout, chunks = _recognised(lines, config)
+        draft.format = layout
+        parse = parser_for(layout or NATIVE.name, config)
+        draft.parse = parse
+        if isinstance(parse, NativeReader):
+            parse.has_cells = lines.source.layout in ("csv", "tsv") or lines.source.shards is not None
+        if keys := groups_rows(layout, config):
+            check_whole(lines)
+            chunks = grouped(chunks, keys, config.limits.max_record_bytes)
+        counts = Counts(lines.source.uri, config)
+        for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
+            counts.add(*draft.add(piece, lines.source.uri, parse, config))
+            if draft.is_full(config):
+                yield draft.write(table, None)
+                draft = _Draft(unit, draft.index + 1, layout)
+                draft.parse = parse
+    except (SourceError, ConfigError) as error:
+        yield draft.write(table, str(error))
+        return
+    if draft.num_bytes or draft.index == 0:
+        yield draft.write(table, None)
+
+
+def _recognised(lines: LineRange, config: IngestConfig) -> tuple[str, Iterator[Chunk]]:
+    """Return the name of the format of a source, empty where it has none, and the chunks of the range.
+
+    A range that does not begin at the head of its source reads the head too, so that all ranges agree.
+    """
+    chunks = read_chunks(lines)
+    if (name := settled_format(config)) is not None:
+        return name, chunks
+    if lines.start > 0 or lines.lines_before > 0:
+        head = next(read_chunks(lines.head), None)
+    else:
+        head = next(chunks, None)
+        chunks = chain([head] if head is not None else [], chunks)
+    records = [] if head is None else head.text.split(b"\n", NUM_HEAD_RECORDS)[:NUM_HEAD_RECORDS]
+    try:
+        return recognise(records) or "", chunks
+    except SourceError as error:
+        raise SourceError(f"{lines.source.uri}: {error}") from None
+
+
+class Counts:
+    """What a range gave so far, which must not be mostly refusals: each costs more than what it refuses."""
+
+    def __init__(self, source: str, config: IngestConfig) -> None:
+        self._source = source
+        self._config = config
+        self._accepted = 0
+        self._refused = 0
+        self._first: Rejection | None = None
+
+    def add(self, accepted: int, rejections: Sequence[Rejection]) -> None:
+        """Count more of the range.
+
+        Raises:
+            SourceError: if it is mostly refused.
+        """
+        self._accepted += accepted
+        self._refused += len(rejections)
+        self._first = self._first or next(iter(rejections), None)
+        if is_mostly_refused(self._accepted, self._refused, self._config):
+            raise SourceError(f"{self._source}: {mostly_refused(self._accepted, self._first, self._config)}")
+
+
+def is_mostly_refused(accepted: int, refused: int, config: IngestConfig) -> bool:
+    """Return whether a source gives so many refusals, and so little beside them, that it is not taken."""
+    return refused > max(config.limits.max_refused_records, accepted)
+
+
+def mostly_refused(accepted: int, first: Rejection | None, config: IngestConfig) -> str:
+    """Return why a source is not taken that is mostly refused.
+
+    Args:
+        accepted: judgements that it gave.
+        first: the first that was refused.
+        config: with the limit.
+    """
+    return (
+        f"more than {config.limits.max_refused_records:,} of its records are refused, and more than are accepted "
+        f"({accepted:,}); the first: {first}; name its layout (--format, or [fields] in --config), or set "
+        "limits.max_refused_records"
+    )
+
+
+class _Draft:
+    """A part while its lines come in."""
+
+    def __init__(self, unit: int, index: int, layout: str) -> None:
+        self.unit = unit
+        self.index = index
+        self.format = layout
+        self.parse: Parse | None = None
+        self.num_bytes = 0
+        self._num_lines = 0
+        self._num_blank = 0
+        self._num_accepted = 0
+        self._refused_bytes = 0
+        self._tables: list[pa.Table] = []
+        self._rejections: list[Rejection] = []
+
+    def is_full(self, config: IngestConfig) -> bool:
+        """Return whether the part holds as much as one should."""
+        return (
+            self.num_bytes >= config.range_bytes
+            or self._refused_bytes >= REFUSED_BYTES
+            or self._num_accepted >= PART_RECORDS
+        )
+
+    def add(self, chunk: Chunk, source: str, parse: Parse, config: IngestConfig) -> tuple[int, list[Rejection]]:
+        """Add the records of a chunk; return how many were accepted, and what was refused."""
+        self.num_bytes += len(chunk.text)
+        self._num_lines += chunk.num_lines
+        if chunk.problem:
+            refused = rejection(RecordError(chunk.problem), chunk.text, source, chunk.first_line)
+            self._refuse([refused])
+            return 0, [refused]
+        annotations, rejections = parse_lines(chunk.text, chunk.first_line, source, parse, config)
+        self._refuse(rejections)
+        self._num_accepted += len(annotations)
+        filled = {annotation.line for annotation in annotations} | {refused.line for refused in rejections}
+        self._num_blank += chunk.num_lines - len(filled)
+        if annotations:
+            self._tables.append(annotations_to_arrow(annotations))
+        return len(annotations), rejections
+
+    def _refuse(self, rejections: Sequence[Rejection]) -> None:
+        self._rejections += rejections
+        self._refused_bytes += sum(len(one.record) + REFUSAL_BYTES for one in rejections)
+
+    def write(self, table: Table, error: str | None) -> Part:
+        """Write the files, unless the source failed: then nothing of it will be kept."""
+        rows = pa.concat_tables(self._tables) if self._tables and error is None else None
+        refused = self._rejections if error is None else []
+        return Part(
+            unit=self.unit,
+            index=self.index,
+            lines=self._num_lines,
+            blank=self._num_blank,
+            format=self.format,
+            reading={} if self.parse is None else self.parse.reading.as_dict(),
+            accepted=0 if rows is None else rows.num_rows,
+            refused=len(refused),
+            completions=0 if rows is None else num_completions(rows),
+            data=None if rows is None else table.write_data(rows),
+            refused_files=[table.write_refused(refused)] if refused else [],
+            reasons=most_common(Counter(map(reason_key, refused))),
+            shown=refused[:NUM_SHOWN],
+            id_hashes=b"" if rows is None else hash_ids(rows.column("id").to_pylist()).tobytes(),
+            error=error,
+        )
+
+
+def most_common(reasons: Counter[str]) -> dict[str, int]:
+    """Return the most frequent reasons, and how often there were others."""
+    found = dict(reasons.most_common(MAX_REASONS))
+    others = reasons.total() - sum(found.values())
+    return found | ({OTHER_REASONS: found.get(OTHER_REASONS, 0) + others} if others else {})
+
+
+def num_completions(rows: pa.Table) -> int:
+    """Return how many completions the rows hold together."""
+    return sum(len(chunk.flatten()) for chunk in rows.column("completions").chunks)
+
+
+def all_files(parts: Iterable[Part]) -> list[DataFile]:
+    """Return every file that was written for the parts."""
+    return [file for part in parts for file in part.files]

@@ -1,0 +1,101 @@
+"""A prompt and the prompts that it might be like -> the first that it is alike, exactly. Pure.
+
+Candidates are checked from the one that shares most keys on, at most ``MAX_CHECKED``, so that thousands of prompts from
+one template cost no more than that each: two texts above the threshold share many keys (8 of 32 at 0.7), two at half of
+it nearly none, so that what is not looked at is hardly ever alike.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pairwright.data.pairs.near_duplicates.key_index import KeyIndex, build_index
+from pairwright.data.pairs.near_duplicates.minhash import MIN_SHARED, band_keys
+from pairwright.data.pairs.near_duplicates.normalize import run_hashes, runs, shingles
+
+MAX_CHECKED = 64
+MAX_KEY_OWNERS = 64
+MAX_RUN_OWNERS = 10
+"""A run of words in more prompts of an evaluation set than this is a template's, and says nothing."""
+_CACHED = 4096
+
+TextOf = Callable[[int], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What makes prompts alike: enough shingles in common, or a run of words."""
+
+    num_characters: int
+    threshold: float
+    num_words: int
+    """0 where runs do not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """That a text is like one of the others."""
+
+    query: int
+    owner: int
+    similarity: float
+    """Jaccard similarity of the shingles."""
+    run: str = ""
+    """The words in a row that they share, where that is what was found."""
+
+
+def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    """Return what share of the members of either set both have, 0 to 1; of two empty sets 1."""
+    shared = len(one & other)
+    total = len(one) + len(other) - shared
+    return shared / total if total else 1.0
+
+
+def index_keys(keys: np.ndarray) -> KeyIndex:
+    """Return the index of the band keys of prompts, shape (prompts, bands), in the order of their ids."""
+    owners = np.repeat(np.arange(len(keys)), keys.shape[1])
+    return build_index(keys.reshape(-1), owners, MAX_KEY_OWNERS, keep_full=True)
+
+
+def index_runs(hashes: np.ndarray, owners: np.ndarray) -> KeyIndex:
+    """Return the index of the hashed runs of words of prompts, without those of templates."""
+    return build_index(hashes, owners, MAX_RUN_OWNERS, keep_full=False)
+
+
+def find_alike(texts: Sequence[str], index: KeyIndex, text_of: TextOf, likeness: Likeness) -> Iterator[Found]:
+    """Yield, for each text that has one, the first indexed text whose shingles are alike enough."""
+    keys = band_keys(texts, likeness.num_characters, likeness.threshold)
+    queries = np.repeat(np.arange(len(texts)), keys.shape[1])
+    cached = lru_cache(maxsize=_CACHED)(lambda owner: shingles(text_of(owner), likeness.num_characters))
+    candidates = index.candidates(keys.reshape(-1), queries, min_shared=MIN_SHARED, num_most=MAX_CHECKED)
+    for query, owners in _grouped(*candidates):
+        own = shingles(texts[query], likeness.num_characters)
+        for owner in owners:
+            similarity = jaccard(own, cached(owner))
+            if similarity >= likeness.threshold:
+                yield Found(query, owner, similarity)
+                break
+
+
+def find_runs(texts: Sequence[str], index: KeyIndex, text_of: TextOf, likeness: Likeness) -> Iterator[Found]:
+    """Yield, for each text that has one, the indexed text with which it shares most runs of words."""
+    hashes, queries = run_hashes(texts, likeness.num_words)
+    for query, owners in _grouped(*index.candidates(hashes, queries, min_shared=1, num_most=MAX_CHECKED)):
+        own = runs(texts[query], likeness.num_words)
+        for owner in owners:
+            theirs = frozenset(runs(text_of(owner), likeness.num_words))
+            shared = next((run for run in own if run in theirs), None)
+            if shared is not None:
+                both = (shingles(text, likeness.num_characters) for text in (texts[query], text_of(owner)))
+                similarity = jaccard(*both)
+                yield Found(query, owner, similarity, " ".join(shared))
+                break
+
+
+def _grouped(queries: np.ndarray, owners: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+    """Yield each query with its owners, in order."""
+    starts = np.flatnonzero(np.diff(queries, prepend=-1)).tolist()
+    for start, end in zip(starts, [*starts[1:], len(queries)], strict=False):
+        yield int(queries[start]), owners[start:end].tolist()

@@ -1,0 +1,290 @@
+"""The figures of a report as ``pairwright report --json`` prints them (schemas/table_report.v1.json)."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from pairwright.data.profile.growth import VersionFacts
+from pairwright.data.profile.quarantine_counts import Example
+from pairwright.data.profile.score_outliers import Bulge
+
+FORMAT_VERSION = 1
+MAX_LISTED = 1000
+"""Rows of one list that the JSON holds; beside each list stands how many there are."""
+
+Kind = Literal["tied", "longer", "first", "last", "won", "lost"]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class TableFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was reported on: a version of an annotations table."""
+
+    url: str
+    version: int
+    digest: str
+    created_at: str
+    files: int
+    bytes: int
+    followed: Annotated[list[str], msgspec.Meta(description="tables made from it that led here, newest first")]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the things that matter most, in a sentence."""
+
+    level: Literal["alarm", "note", "good"]
+    section: Annotated[str, msgspec.Meta(description="id of the section of the page that shows it")]
+    text: str
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """Records refused for one reason."""
+
+    reason: str
+    records: int
+    sources: Annotated[int, msgspec.Meta(description="how many sources have such records")]
+    examples: list[Example]
+
+
+class SourceFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one source."""
+
+    uri: str
+    format: str
+    lines: int
+    accepted: int
+    refused: int
+    blank: int
+    forgotten: int
+    main_reason: Annotated[str | None, msgspec.Meta(description="what most of its refused records were refused for")]
+    main_reason_records: Annotated[int, msgspec.Meta(description="how many these are")] = 0
+    scored: Annotated[int, msgspec.Meta(description="untied comparisons of two different scores")] = 0
+    against_scores: Annotated[Share | None, msgspec.Meta(description="of these: the lower score is preferred")] = None
+    with_consensus: Annotated[int, msgspec.Meta(description="as of an annotator")] = 0
+    against_consensus: Annotated[Share | None, msgspec.Meta(description="as of an annotator")] = None
+
+
+class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
+    """Comparisons of two completions of a group, by subset or by K; each annotation counts."""
+
+    name: str | None
+    annotations: int
+    groups: int
+    comparisons: int
+    untied: int
+    ties: int
+    longer: Annotated[int, msgspec.Meta(description="untied ones that the longer completion won, in characters")]
+    shorter: Annotated[int, msgspec.Meta(description="those that the shorter one won")]
+    longer_wins: Annotated[Share | None, msgspec.Meta(description="longer / untied")]
+
+
+class TiedShare(msgspec.Struct, frozen=True, kw_only=True):
+    """Annotations by the share of their comparisons that are ties."""
+
+    at_least: Share
+    below: Annotated[float, msgspec.Meta(description="1 is within only where at_least is 1")]
+    annotations: int
+
+
+class RankLengths(msgspec.Struct, frozen=True, kw_only=True):
+    """Lengths of the completions of one rank, in characters; quantiles are within 5 %."""
+
+    rank: int
+    completions: int
+    mean: float
+    tenth: Annotated[float, msgspec.Meta(description="10 % are shorter")]
+    median: float
+    ninetieth: Annotated[float, msgspec.Meta(description="10 % are longer")]
+
+
+class RatioFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Untied comparisons by how many times longer the longer completion is."""
+
+    at_least: float
+    below: float | None
+    untied: int
+    longer_wins: Share
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """How far annotators of one group agree."""
+
+    shared_groups: Annotated[int, msgspec.Meta(description="groups that several annotators judged")]
+    alpha: Annotated[
+        float | None,
+        msgspec.Meta(description="Krippendorff's, ordinal, of completions' places; 1 = alike, 0 = as by chance"),
+    ]
+    alpha_by_num_completions: dict[str, float | None]
+    same: Annotated[Share | None, msgspec.Meta(description="of comparisons by two annotators: same outcome or tie")]
+    same_direction: Annotated[Share | None, msgspec.Meta(description="of those where both prefer a side: the same")]
+
+
+class Annotator(msgspec.Struct, frozen=True, kw_only=True):
+    """One annotator."""
+
+    name: str | None
+    annotations: int
+    comparisons: int
+    ties: int
+    longer_wins: Share | None
+    shared: Annotated[int, msgspec.Meta(description="comparisons with another annotator's judgement of the same two")]
+    same: Annotated[Share | None, msgspec.Meta(description="of these: the same outcome, a tie being one")]
+    same_direction: Annotated[Share | None, msgspec.Meta(description="of those where both prefer a side: the same")]
+    with_consensus: Annotated[
+        int, msgspec.Meta(description="preferences on two completions between which the others have a majority")
+    ]
+    against_consensus: Annotated[Share | None, msgspec.Meta(description="of these: against that majority")]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """One model that wrote completions."""
+
+    name: str
+    completions: int
+    mean_characters: float
+    comparisons: Annotated[int, msgspec.Meta(description="with completions of other models")]
+    prompts: int
+    points: Annotated[Share | None, msgspec.Meta(description="share of them won, a tie being half")]
+    part: Annotated[int | None, msgspec.Meta(description="connected part of the graph of comparisons; 0 the largest")]
+    strength: Annotated[float | None, msgspec.Meta(description="Bradley-Terry log-odds, mean 0 in its part")]
+    standard_error: float | None
+    beats_average: Annotated[Share | None, msgspec.Meta(description="probability against a model of strength 0")]
+    low: Annotated[Share | None, msgspec.Meta(description="lower end of its 95 % interval")]
+    high: Annotated[Share | None, msgspec.Meta(description="upper end")]
+
+
+class ModelCompletions(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of some completions one model wrote."""
+
+    name: str
+    completions: int
+
+
+class RepeatedText(msgspec.Struct, frozen=True, kw_only=True):
+    """One text that completes many prompts."""
+
+    beginning: str | None
+    characters: int
+    prompts: int
+    completions: Annotated[int, msgspec.Meta(description="counted once an annotation")]
+    untied: Annotated[int, msgspec.Meta(description="its untied comparisons with completions of other text")]
+    wins: Annotated[Share | None, msgspec.Meta(description="of these: it is preferred")]
+    num_models: int
+    models: Annotated[list[ModelCompletions], msgspec.Meta(description="the three that wrote most of them")]
+
+
+class Alike(msgspec.Struct, frozen=True, kw_only=True):
+    """An annotator or a model whose every judgement is of one kind, though others' are not."""
+
+    party: Literal["annotator", "model"]
+    name: str
+    kind: Annotated[
+        Kind,
+        msgspec.Meta(description="everything tied; only longer, first-listed or last-listed best; all won; all lost"),
+    ]
+    judgements: int
+    others: Annotated[Share, msgspec.Meta(description="share of the others' judgements that are of this kind")]
+
+
+class Marks(msgspec.Struct, frozen=True, kw_only=True):
+    """Annotations whose texts hold a template token or the mark of a transcript."""
+
+    mark: str
+    annotations: int
+    num_sources: int
+    main_source: str
+
+
+class Models(msgspec.Struct, frozen=True, kw_only=True):
+    """Models, the strongest first, each connected part by itself."""
+
+    number: int
+    parts: Annotated[list[int], msgspec.Meta(description="models in each connected part, largest first")]
+    not_fitted: Annotated[
+        int, msgspec.Meta(description="models that no comparison ties to another, or beyond the limit")
+    ]
+    listed: list[Model]
+
+
+class ScoreCount(msgspec.Struct, frozen=True, kw_only=True):
+    """Completions with one score, rounded to three significant digits."""
+
+    value: float
+    completions: int
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """Scores that were given, where annotations have any."""
+
+    completions: int
+    lowest: float | None
+    highest: float | None
+    num_values: int
+    histogram: Annotated[list[ScoreCount], msgspec.Meta(description="by value, or by equal steps if there are many")]
+    num_bulges: int
+    bulges: list[Bulge]
+
+
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """One version, and what it was the first to have of what the reported version holds."""
+
+    held: VersionFacts
+    new_annotations: int
+    new_groups: int
+    new_prompts: int
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the prompts with the most annotations."""
+
+    prompt_id: str
+    text: Annotated[str, msgspec.Meta(description="start of its last turn")]
+    annotations: int
+    groups: int
+
+
+class Depth(msgspec.Struct, frozen=True, kw_only=True):
+    """Groups with one number of annotations."""
+
+    annotations: int
+    groups: int
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What `pairwright report` found in an annotations table."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    created_at: str
+    code_version: str
+    table: TableFacts
+    findings: list[Finding]
+    totals: dict[str, int]
+    num_reasons: int
+    reasons: list[Reason]
+    num_sources: int
+    sources: list[SourceFigures]
+    num_sizes: int
+    by_num_completions: list[Comparisons]
+    num_subsets: int
+    by_subset: list[Comparisons]
+    tied_shares: list[TiedShare]
+    lengths_by_rank: list[RankLengths]
+    longer_by_ratio: list[RatioFigures]
+    agreement: Agreement
+    num_annotators: int
+    annotators: list[Annotator]
+    models: Models
+    scores: Scores
+    num_versions: int
+    growth: list[Growth]
+    annotations_per_group: list[Depth]
+    prompts: list[Prompt]
+    num_repeated_texts: Annotated[int, msgspec.Meta(description="texts under many prompts; see docs/report.md")] = 0
+    repeated_texts: list[RepeatedText] = []
+    num_alike: int = 0
+    alike: list[Alike] = []
+    marks: list[Marks] = []
+
+
+def figures_json(figures: Figures) -> str:
+    """Return the figures as JSON, indented."""
+    return msgspec.json.format(msgspec.json.encode(figures), indent=2).decode()

@@ -1,0 +1,233 @@
+"""Decides what Pairwright may create, replace and delete at a path or URL; every verb that does so asks here.
+
+A place is claimed only if it is empty, or holds nothing but what a killed command of ours left. A file is deleted only
+if it lies in a claimed place, has the form of name that Pairwright gives there, and no link leads to it. Everything
+else is foreign: it is never moved, overwritten or deleted, but named, and left alone.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import obstore
+
+from pairwright.data.storage.object_store import local_root, open_store, store_errors
+from pairwright.errors import StoreError
+
+MAX_NAMES = 3
+"""Foreign files that a message names."""
+_STAGED = r"(#\w+)?"  # what obstore calls a local file while it writes it
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of place, by the names that Pairwright gives to files in it, relative to the place."""
+
+    name: str
+    """What a person calls it, without an article."""
+    leftovers: re.Pattern[str]
+    """What a command that was killed before its first commit can leave."""
+    deletable: re.Pattern[str]
+    """What may be deleted in a place that is ours; always a part of what only Pairwright names so."""
+
+    @property
+    def folders(self) -> set[str]:
+        """Names of the folders that it has of its own."""
+        return set(re.findall(r"(\w+)/", self.leftovers.pattern))
+
+
+TABLE = Kind(
+    "table",
+    leftovers=re.compile(
+        rf"(data/[0-9a-f]{{32}}\.arrow|refused/[0-9a-f]{{32}}\.jsonl|versions/\d{{8,}}\.json"
+        rf"|landing/[0-9a-f]{{32}}/([0-9a-f]{{32}}\.jsonl|\d+)){_STAGED}"
+    ),
+    deletable=re.compile(
+        rf"(data/[0-9a-f]{{32}}\.arrow|refused/[0-9a-f]{{32}}\.jsonl"
+        rf"|landing/[0-9a-f]{{32}}/([0-9a-f]{{32}}\.jsonl|\d+)){_STAGED}|versions/\d{{8,}}\.json#\w+"
+    ),
+)
+_SCORES = re.compile(rf"(scores/[0-9a-f]{{12}}-\d{{5}}\.parquet|refused/[0-9a-f]{{12}}-\d{{5}}\.jsonl){_STAGED}")
+SCORES = Kind("scores", leftovers=_SCORES, deletable=_SCORES)
+CHECKPOINT_NAME = re.compile(r"step-\d{8,}-[0-9a-f]{6}")
+"""What a run calls its checkpoints; see ``training.loop``."""
+RUN = Kind(
+    "run",
+    leftovers=re.compile(rf"lease/\d{{8}}\.json{_STAGED}|tokens/[0-9a-f]{{32}}/({TABLE.leftovers.pattern})"),
+    deletable=re.compile(
+        rf"lease/\d{{8}}\.json{_STAGED}"
+        rf"|checkpoints(-best)?/(\.[0-9a-f]{{8}}\.partial/)?{CHECKPOINT_NAME.pattern}"
+        rf"/(checkpoint\.json|files-\d{{5}}\.json|state/.+)"
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file or object in a place."""
+
+    path: str
+    """Relative to the place."""
+    bytes: int
+    modified: datetime
+    is_link: bool = False
+
+
+# ---------------------------------------------------------------------------------------------- claiming
+
+
+def check_free(url: str, kind: Kind, *, advice: str) -> None:
+    """Refuse a place that is neither empty nor left by a killed command of ours.
+
+    Names that begin with a dot, right below the place, are nobody's content; they are never touched.
+
+    Raises:
+        StoreError: if it is a file, holds anything foreign, a link among that, or cannot be listed.
+    """
+    root = local_root(url)
+    for place in () if root is None else (root, *root.parents):
+        if place.is_file():
+            raise StoreError(f"{url}: {place.name} is a file; give the {kind.name} a folder of its own")
+    foreign: dict[str, None] = {}
+    for path in foreign_files(url, kind.leftovers):
+        top = path.partition("/")[0]
+        foreign[path if top in kind.folders else top] = None
+        if len(foreign) > MAX_NAMES:
+            break
+    if foreign:
+        raise StoreError(f"{url}: holds no {kind.name} but {named(list(foreign))}; {advice}")
+
+
+def foreign_files(url: str, own: re.Pattern[str], *, below: str = "") -> Iterator[str]:
+    """Yield the paths in a place that are none of ours: other names, and links whatever their names."""
+    for stored in stored_files(url, below=below):
+        is_hidden = stored.path.startswith(".") and not below
+        if not is_hidden and (stored.is_link or not own.fullmatch(stored.path)):
+            yield stored.path
+
+
+def stored_files(url: str, *, below: str = "") -> Iterator[Stored]:
+    """Yield every file below a folder of a place, in no order; a link is one entry, and is not followed.
+
+    Args:
+        url: of the place.
+        below: folder in it; the whole place if empty.
+
+    Raises:
+        StoreError: if it cannot be listed.
+    """
+    root = local_root(url)
+    if root is not None:
+        yield from _local_files(root, below)
+        return
+    with store_errors(f"{url}/{below}" if below else url):
+        for chunk in obstore.list(open_store(url), prefix=below or None):
+            for entry in chunk:
+                # Empty objects by which some tools mark folders are no content.
+                if entry["size"] or "." in entry["path"].rpartition("/")[2]:
+                    yield Stored(entry["path"], entry["size"], entry["last_modified"])
+
+
+def _local_files(root: Path, below: str) -> Iterator[Stored]:
+    def refuse(error: OSError) -> None:
+        raise StoreError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    top = root / below
+    if below and top.is_symlink():
+        yield _described(root, top)
+        return
+    if not top.is_dir():
+        return
+    for folder, folders, files in os.walk(top, onerror=refuse):
+        names = [*files, *(name for name in folders if Path(folder, name).is_symlink())]
+        yield from (_described(root, Path(folder, name)) for name in sorted(names))
+
+
+def _described(root: Path, path: Path) -> Stored:
+    try:
+        state = path.lstat()
+    except FileNotFoundError:  # removed since it was listed
+        return Stored(path.relative_to(root).as_posix(), 0, datetime.now(UTC))
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    modified = datetime.fromtimestamp(state.st_mtime, UTC)
+    return Stored(path.relative_to(root).as_posix(), state.st_size, modified, is_link=path.is_symlink())
+
+
+def named(paths: Sequence[str]) -> str:
+    """Return paths for a message: the first few."""
+    more = " and more" if len(paths) > MAX_NAMES else ""
+    return f"{', '.join(paths[:MAX_NAMES])}{more}"
+
+
+# ---------------------------------------------------------------------------------------------- deleting
+
+
+def delete_files(url: str, paths: Iterable[str], kind: Kind) -> None:
+    """Delete files of a place that is ours; one that is gone already is no error, and one behind a link stays.
+
+    Args:
+        url: of the place.
+        paths: relative to it; each has the form that ``kind`` says may be deleted.
+        kind: of the place.
+
+    Raises:
+        StoreError: if one cannot be deleted.
+    """
+    wanted = list(paths)
+    for path in wanted:
+        assert kind.deletable.fullmatch(path), path
+        assert ".." not in path.split("/"), path
+    root = local_root(url)
+    with store_errors(url):
+        if root is None:
+            _delete_objects(url, wanted)
+            return
+        for path in wanted:
+            if not _is_behind_link(root, path):
+                (root / path).unlink(missing_ok=True)
+
+
+def _delete_objects(url: str, paths: list[str]) -> None:
+    store = open_store(url)
+    for path in paths:
+        try:
+            obstore.delete(store, path)
+        except FileNotFoundError:
+            continue
+
+
+def delete_empty_folders(url: str, folders: Iterable[str]) -> None:
+    """Remove local folders below a place that hold no file any more, those named and what is below them."""
+    root = local_root(url)
+    for name in () if root is None else folders:
+        assert root is not None
+        if _is_behind_link(root, name):
+            continue
+        for folder, _, _ in os.walk(root / name, topdown=False):
+            if not any(os.scandir(folder)):
+                Path(folder).rmdir()
+
+
+def delete_folder(url: str, name: str, kind: Kind) -> None:
+    """Delete what is ours in a folder of a place, and the folder where nothing else is in it.
+
+    Raises:
+        StoreError: if it cannot be read or written.
+    """
+    stored = list(stored_files(url, below=name))
+    delete_files(url, [file.path for file in stored if not file.is_link and kind.deletable.fullmatch(file.path)], kind)
+    delete_empty_folders(url, [name])
+
+
+def _is_behind_link(root: Path, path: str) -> bool:
+    """Return whether a path, or a folder on the way to it below the place, is a link: what it means lies elsewhere."""
+    place = root
+    for part in path.split("/"):
+        place /= part
+        if place.is_symlink():
+            return True
+    return False

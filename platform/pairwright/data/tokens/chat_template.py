@@ -1,0 +1,149 @@
+"""Chooses a model's chat template, and renders conversations with it; one path for training, evaluation and scoring.
+
+Everything goes through a Jinja chat template, which writes the special tokens itself, so that none is ever added
+twice; a tokenizer without a template gets a plain one. The resolved template is what an exported model carries.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pairwright.config import TokensConfig
+from pairwright.data.tokens.template_sandbox import Conversation, Refusal, render_conversations
+from pairwright.errors import ConfigError, DataError, ModelError, PairwrightError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MAX_TEMPLATE_CHARACTERS = 1_000_000
+"""Of a template's source; the longest that models come with have 20,000."""
+# Templates such as Llama 3.2's print today's date: a reward would change overnight, and with it every cached token.
+# The date that Llama's own templates fall back on stands in for it, also in what is exported (TRAPS 24).
+_FIXED_DATE = (
+    "{% macro strftime_now(format) %}{{ format"
+    ".replace('%d', '26').replace('%-d', '26').replace('%m', '07').replace('%b', 'Jul').replace('%B', 'July')"
+    ".replace('%Y', '2024').replace('%y', '24').replace('%A', 'Friday').replace('%a', 'Fri').replace('%H', '00')"
+    ".replace('%M', '00').replace('%S', '00') }}{% endmacro %}{{ '' }}"
+)
+PROBES: tuple[Conversation, ...] = tuple(
+    ({"role": "user", "content": "Which one?"}, {"role": "assistant", "content": text}) for text in ("This.", "That.")
+)
+
+
+def resolve_template(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> str:
+    """Return the chat template to use: the configured one, else the tokenizer's own, else a plain one.
+
+    Raises:
+        ConfigError: if the configured template cannot be read, gives no text, or does not show the completion.
+        ModelError: if that holds of the tokenizer's own.
+    """
+    template, kind, origin = _choose_template(tokenizer, config)
+    texts: list[str] = []
+    for probe in PROBES:
+        try:
+            text = render_one(tokenizer, template, probe)
+        except DataError as error:
+            text = Refusal(str(error))
+        if isinstance(text, Refusal):
+            raise kind(f"{origin}: {text.reason}; set tokens.chat_template to one that works")
+        texts.append(text)
+    if texts[0] == texts[1]:
+        raise kind(f"{origin}: shows nothing of the completion (the last, assistant message); set another one")
+    return template
+
+
+def chosen_template(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> str:
+    """Return what ``resolve_template`` does without trying it: for processes of a run whose driver has."""
+    return _choose_template(tokenizer, config)[0]
+
+
+def template_origin(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> str:
+    """Return where the template to use comes from, for messages."""
+    return _choose_template(tokenizer, config)[2]
+
+
+def _choose_template(
+    tokenizer: "PreTrainedTokenizerFast", config: TokensConfig
+) -> tuple[str, type[PairwrightError], str]:
+    """Return the template, the kind of error that one of its faults is, and where it comes from."""
+    if config.chat_template is not None:
+        template, kind, origin = _read_template(config.chat_template), ConfigError, "tokens.chat_template"
+    elif tokenizer.chat_template is not None:
+        template, kind, origin = _own_template(tokenizer), ModelError, f"{tokenizer.name_or_path}: its chat template"
+    else:
+        template, kind, origin = plain_template(tokenizer), ModelError, f"{tokenizer.name_or_path}: the plain template"
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise kind(f"{origin}: has over {MAX_TEMPLATE_CHARACTERS:,} characters, expected a chat template; set another")
+    if "strftime_now" in template and not template.startswith(_FIXED_DATE):
+        template = _FIXED_DATE + template
+    return template, kind, origin
+
+
+def plain_template(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Return a chat template without roles: leading special tokens, the contents with blank lines between, an end.
+
+    Leading tokens are those that the tokenizer puts before any text by itself (bos, cls); the end is what it puts
+    behind (sep), or else eos where it has one, so that the last token of every completion is the same.
+    """
+    before, after = _own_special_tokens(tokenizer)
+    if not after and tokenizer.eos_token is not None:
+        after = str(tokenizer.eos_token)
+    contents = "{{ messages | map(attribute='content') | join('\\n\\n') }}"
+    return f"{{{{ {before!r} }}}}{contents}{{{{ {after!r} }}}}"
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerFast", template: str, conversations: Sequence[Conversation]
+) -> list[str | Refusal]:
+    """Return the text of each conversation, or why the template refuses it: what ``apply_chat_template`` gives.
+
+    Raises:
+        DataError: if the template goes over its limits (``rendering``) again and again.
+    """
+    rendered = render_conversations(template, tokenizer.special_tokens_map, conversations)
+    return [
+        Refusal(f"the chat template gives no text: {text.reason}") if isinstance(text, Refusal) else text
+        for text in rendered
+    ]
+
+
+def render_one(tokenizer: "PreTrainedTokenizerFast", template: str, conversation: Conversation) -> str | Refusal:
+    """Return what ``render`` does, for one conversation."""
+    return render(tokenizer, template, [conversation])[0]
+
+
+def _read_template(text_or_path: str) -> str:
+    if not text_or_path.endswith(".jinja"):
+        return text_or_path
+    try:
+        with Path(text_or_path).open(encoding="utf-8") as file:
+            return file.read(MAX_TEMPLATE_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"tokens.chat_template: {text_or_path} cannot be read: {error}") from None
+
+
+def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ModelError(f"{tokenizer.name_or_path}: {error}; set tokens.chat_template to the one to use") from None
+
+
+def _own_special_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
+    """Return what the tokenizer puts before and behind any text by itself."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    assert isinstance(bare, list)
+    assert isinstance(full, list)
+    starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
+    start = starts[0] if starts else len(full)
+    around = (full[:start], full[start + len(bare) :])
+    before, after = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in around)
+    # Written into a template as text, they must come back as the same tokens.
+    read_back = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after)]
+    if not starts or read_back != list(around):
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its special tokens cannot be written around a text ({full} for {bare}); "
+            "set tokens.chat_template to say where they belong"
+        )
+    return before, after

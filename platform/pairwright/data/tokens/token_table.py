@@ -1,0 +1,303 @@
+"""Tokenised groups: a table of them, memory-mapped -> `TokenGroup`, what micro-batches are made of.
+
+A group's prompt is stored once and each completion after it: ``prompt_ids + completion_ids[k]`` is the plain
+tokenisation of prompt and completion k. Files are uncompressed Arrow, so that a random group is a few numpy views
+into the page cache and nothing is read that no batch asks for; the price is disk, about three times zstd.
+"""
+
+# ruff: noqa: N815 - shape suffixes: K completions, T tokens, P pairs, G groups
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pairwright.data.tokens.group_sizes import GroupColumns, GroupSizes
+from pairwright.errors import StoreError
+from pairwright.records import TOKENS_SCHEMA, TOKENS_SCHEMA_V1
+
+# Record batches of 256 groups whose views stay: a view takes 5 kB and 60 us to make.
+VIEWS_KEPT = 4096
+
+Int32s = NDArray[np.int32]
+Int64s = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    """One group, tokenised. Arrays may be read-only views into a memory-mapped file.
+
+    Attributes:
+        group_id: of the pairs table.
+        subset: part of the data that is reported on its own, if any.
+        prompt_ids: tokens that all completions begin with, int32, shape (T,); may be empty.
+        completion_ids: what follows them, one int32 array of at least one token for each of the K kept completions.
+        num_characters: length of each completion's text, int32, shape (K,).
+        completion_index: index of each kept completion in the pairs table's group, int16, shape (K,).
+        chosen_P: index into ``completion_ids`` of each pair's preferred completion, int64, shape (P,).
+        rejected_P: index of the other one, int64, shape (P,).
+        weight_P: how much each pair counts, float32, shape (P,).
+        margin_P: wanted reward difference, float32, shape (P,); NaN where the pair has none.
+        more_subsets: further parts that the group belongs to.
+    """
+
+    group_id: str
+    subset: str | None
+    prompt_ids: Int32s
+    completion_ids: list[Int32s]
+    num_characters: Int32s
+    completion_index: NDArray[np.int16]
+    chosen_P: Int64s
+    rejected_P: Int64s
+    weight_P: NDArray[np.float32]
+    margin_P: NDArray[np.float32]
+    more_subsets: tuple[str, ...] = ()
+
+
+class _Views(NamedTuple):
+    """Numpy views of one record batch; offsets index into values, as Arrow lays lists out."""
+
+    group_id: pa.Array
+    subset: pa.Array
+    prompt_offsets: Int32s
+    prompt_ids: Int32s
+    completion_offsets: Int32s
+    token_offsets: Int32s
+    completion_ids: Int32s
+    num_characters: Int32s
+    completion_index: NDArray[np.int16]
+    pair_offsets: Int32s
+    chosen: NDArray[np.int16]
+    rejected: NDArray[np.int16]
+    weight: NDArray[np.float32]
+    margin: NDArray[np.float32]
+    more_subsets: pa.Array | None
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> "_Views":
+        prompts, completions = batch.column("prompt_ids"), batch.column("completion_ids")
+        pairs = batch.column("pairs")
+        chosen, rejected, weight, margin = pairs.values.flatten()
+        return cls(
+            group_id=batch.column("group_id"),
+            subset=batch.column("subset"),
+            prompt_offsets=prompts.offsets.to_numpy(),
+            prompt_ids=prompts.values.to_numpy(),
+            completion_offsets=completions.offsets.to_numpy(),
+            token_offsets=completions.values.offsets.to_numpy(),
+            completion_ids=completions.values.values.to_numpy(),
+            num_characters=batch.column("num_characters").values.to_numpy(),
+            completion_index=batch.column("completion_index").values.to_numpy(),
+            pair_offsets=pairs.offsets.to_numpy(),
+            chosen=chosen.to_numpy(),
+            rejected=rejected.to_numpy(),
+            weight=weight.to_numpy(),
+            margin=margin.to_numpy(zero_copy_only=False),
+            more_subsets=batch.column("more_subsets") if "more_subsets" in batch.schema.names else None,
+        )
+
+    def group(self, row: int) -> TokenGroup:
+        prompt = slice(self.prompt_offsets[row], self.prompt_offsets[row + 1])
+        first, last = self.completion_offsets[row], self.completion_offsets[row + 1]
+        bounds = self.token_offsets[first : last + 1].tolist()
+        pairs = slice(self.pair_offsets[row], self.pair_offsets[row + 1])
+        return TokenGroup(
+            group_id=self.group_id[row].as_py(),
+            subset=self.subset[row].as_py(),
+            prompt_ids=self.prompt_ids[prompt],
+            completion_ids=[self.completion_ids[a:b] for a, b in itertools.pairwise(bounds)],
+            num_characters=self.num_characters[first:last],
+            completion_index=self.completion_index[first:last],
+            chosen_P=self.chosen[pairs].astype(np.int64),
+            rejected_P=self.rejected[pairs].astype(np.int64),
+            weight_P=self.weight[pairs],
+            margin_P=self.margin[pairs],
+            more_subsets=() if self.more_subsets is None else tuple(self.more_subsets[row].as_py() or ()),
+        )
+
+
+def groups_to_table(groups: Sequence[TokenGroup], splits: Sequence[str]) -> pa.Table:
+    """Return groups, each with its split, as a table in TOKENS_SCHEMA; what ``TokenTable`` gives back."""
+    completions = _lists([ids for group in groups for ids in group.completion_ids])
+    of_completions = _offsets([len(group.completion_ids) for group in groups])
+    pairs = pa.StructArray.from_arrays(
+        [
+            pa.array(_joined([group.chosen_P for group in groups], np.int16)),
+            pa.array(_joined([group.rejected_P for group in groups], np.int16)),
+            pa.array(_joined([group.weight_P for group in groups], np.float32)),
+            pa.array(_joined([group.margin_P for group in groups], np.float32), from_pandas=True),
+        ],
+        fields=list(TOKENS_SCHEMA.field("pairs").type.value_type),
+    )
+    indices = _joined([group.completion_index for group in groups], np.int16)
+    num_characters = _joined([group.num_characters for group in groups], np.int32)
+    columns = [
+        pa.array([group.group_id for group in groups], pa.string()),
+        pa.array(splits, pa.string()),
+        pa.array([group.subset for group in groups], pa.string()),
+        _lists([group.prompt_ids for group in groups]),
+        pa.ListArray.from_arrays(of_completions, completions),
+        pa.ListArray.from_arrays(of_completions, pa.array(indices)),
+        pa.ListArray.from_arrays(of_completions, pa.array(num_characters)),
+        pa.ListArray.from_arrays(_offsets([len(group.chosen_P) for group in groups]), pairs),
+        pa.array([list(group.more_subsets) or None for group in groups], pa.list_(pa.string())),
+    ]
+    return pa.Table.from_arrays(columns, schema=TOKENS_SCHEMA)
+
+
+class TokenTable:
+    """Groups of a tokens table by row number, in the order of its files; pickles as its paths.
+
+    Raises:
+        StoreError: if a file is missing or is not one that ``tokenize_groups`` made.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
+        self._readers = [_open(path) for path in self._paths]
+        self._batches = [(reader, number) for reader in self._readers for number in range(reader.num_record_batches)]
+        rows = [reader.get_batch(number).num_rows for reader, number in self._batches]
+        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._views: dict[int, _Views] = {}
+
+    def __reduce__(self) -> tuple[type["TokenTable"], tuple[tuple[Path, ...]]]:
+        return TokenTable, (self._paths,)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def group(self, i: int) -> TokenGroup:
+        """Return group ``i``; its arrays are views and stay valid as long as they are held."""
+        views, row = self._locate(i)
+        return views.group(row)
+
+    def group_id(self, i: int) -> str:
+        views, row = self._locate(i)
+        return views.group_id[row].as_py()
+
+    def subset(self, i: int) -> str | None:
+        views, row = self._locate(i)
+        return views.subset[row].as_py()
+
+    def rows_of_split(self, split: str) -> Int64s:
+        """Return the row numbers of a split (train, validation), int64; none if no group is in it.
+
+        In order of group ids: what a step trains on follows from what the table holds, not from how its files lie.
+        """
+        named = []
+        for (reader, number), start in zip(self._batches, self._starts, strict=False):
+            batch = reader.get_batch(number)
+            rows = np.flatnonzero(batch.column("split").to_numpy(zero_copy_only=False) == split)
+            named.append(pa.table({"group": batch.column("group_id").take(pa.array(rows)), "row": rows + start}))
+        if not named:
+            return np.empty(0, np.int64)
+        table = pa.concat_tables(named)
+        # Indices, not the sorted table: ids of more than 2 GiB fit into no array of strings.
+        order = pc.call_function("sort_indices", [table], pc.SortOptions([("group", "ascending")]))
+        return table["row"].take(order).to_numpy()
+
+    def completion_tokens(self, i: int) -> Int32s:
+        """Return the tokens of each of a group's completions, without the prompt, int32, shape (K,)."""
+        views, row = self._locate(i)
+        first, last = views.completion_offsets[row], views.completion_offsets[row + 1]
+        return np.diff(views.token_offsets[first : last + 1])
+
+    def sizes_of(self, rows: Int64s) -> GroupSizes:
+        """Return the sizes of some groups, such as a global batch's, by row number."""
+        return self._columns.sizes_of(rows)
+
+    @property
+    def num_completions_G(self) -> NDArray[np.int16]:
+        """Kept completions of each group, int16, shape (G,)."""
+        return self._columns.num_completions_G
+
+    @property
+    def num_pairs_G(self) -> Int32s:
+        """Pairs of each group, int32, shape (G,)."""
+        return self._columns.num_pairs_G
+
+    @property
+    def longest_row_tokens_G(self) -> Int32s:
+        """Tokens of each group's prompt and longest completion together, int32, shape (G,)."""
+        return self._columns.longest_row_tokens_G
+
+    @property
+    def weight_G(self) -> NDArray[np.float64]:
+        """Sum of each group's pair weights, float64, shape (G,): a global batch's weight without reading its tokens."""
+        return self._columns.weight_G
+
+    @cached_property
+    def _columns(self) -> GroupColumns:
+        columns = GroupColumns.empty(len(self))
+        for number, (start, end) in enumerate(itertools.pairwise(self._starts.tolist())):
+            for column, values in zip(columns, _columns_of(self._read_views(number)), strict=True):
+                column[start:end] = values
+        return columns
+
+    def _locate(self, i: int) -> tuple[_Views, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"group {i} of a tokens table of {len(self)} groups")
+        number = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self._views_of(number), i - int(self._starts[number])
+
+    def _views_of(self, number: int) -> _Views:
+        views = self._views.get(number)
+        if views is None:
+            if len(self._views) == VIEWS_KEPT:
+                del self._views[next(iter(self._views))]
+            views = self._views[number] = self._read_views(number)
+        return views
+
+    def _read_views(self, number: int) -> _Views:
+        reader, batch = self._batches[number]
+        return _Views.of(reader.get_batch(batch))
+
+
+def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path}: this file of the tokens table is gone; delete the table's directory to make it anew"
+        ) from None
+    except pa.ArrowInvalid as error:
+        raise StoreError(f"{path}: not an Arrow file ({error}); delete the whole table to make it anew") from None
+    if not any(reader.schema.equals(schema) for schema in (TOKENS_SCHEMA, TOKENS_SCHEMA_V1)):
+        raise StoreError(f"{path}: not a file of a tokens table: its columns are {', '.join(reader.schema.names)}")
+    return reader
+
+
+def _columns_of(views: _Views) -> GroupColumns:
+    prompts, completions = np.diff(views.prompt_offsets), np.diff(views.token_offsets)
+    pairs = np.diff(views.pair_offsets)
+    longest = np.zeros(prompts.size, np.int32)
+    num_completions = np.diff(views.completion_offsets)
+    np.maximum.at(longest, np.repeat(np.arange(longest.size), num_completions), completions)
+    weight = np.bincount(np.repeat(np.arange(pairs.size), pairs), views.weight.astype(np.float64), pairs.size)
+    return GroupColumns(
+        num_completions_G=num_completions.astype(np.int16),
+        num_pairs_G=pairs,
+        prompt_tokens_G=prompts,
+        completion_tokens_G=np.diff(views.token_offsets[views.completion_offsets]),
+        longest_row_tokens_G=prompts + longest,
+        weight_G=weight.astype(np.float64, copy=False),
+    )
+
+
+def _lists(rows: Sequence[Int32s]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(_offsets([len(row) for row in rows]), pa.array(_joined(rows, np.int32)))
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    return pa.array(np.cumsum([0, *lengths], dtype=np.int32))
+
+
+def _joined(rows: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *rows], dtype=dtype, casting="same_kind")

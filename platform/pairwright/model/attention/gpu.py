@@ -1,0 +1,168 @@
+"""A flat row's attention on a CUDA GPU: queries, keys and values -> their attention, in one call of flash attention.
+
+``torch.nn.attention.varlen`` takes any number of queries against any number of keys a sequence, and lines up their ends
+for the causal rule. So each segment is a sequence: a prompt against itself, a completion against its prompt's keys and
+its own, which are gathered side by side first. That copies a prompt's keys once a completion (of H' heads: little under
+grouped queries, and kept for the backward pass), and saves a kernel of our own. flex_attention needs no copy, but is
+compiled anew for every cut of the row.
+
+Whether it computes rightly here is tried once for each kind of call (``_holds``); where it does not, and for what it
+cannot do (float32, dropout, wide heads), ``attend_by_segment`` computes. Written against PyTorch 2.13 on a machine
+without a GPU: neither its speed nor its results have been measured (tests/gpu/test_attention_on_gpu.py does).
+"""
+
+# ruff: noqa: N815 - shape suffixes: S sequences, Tk gathered keys
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from pairwright.model.attention.sdpa import Rule, attend_by_segment
+from pairwright.model.collate import Segments
+
+logger = logging.getLogger(__name__)
+
+DTYPES = frozenset({torch.bfloat16, torch.float16})
+MOST_HEAD_DIM = 256
+# Of the norm, of results and gradients; two kernels in bfloat16 differ by about 0.004, another rule by 0.1 and more.
+TOLERANCE = 0.02
+CHECKED_ROW = Segments((70, 0, 3), ((5, 90), (40,), (130, 1, 2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A flat row as sequences of queries and of gathered keys; S sequences, Tk gathered keys."""
+
+    key_Tk: Tensor
+    """Index into the row of each gathered key, int64."""
+    first_query_S: Tensor
+    """Where each sequence's queries start, and the last one's end, int32, shape (S + 1,)."""
+    first_key_S: Tensor
+    """Where each sequence's keys start among those gathered, and the last one's end, int32, shape (S + 1,)."""
+    most_queries: int
+    most_keys: int
+
+
+def attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
+    """Return the attention of a flat row; a ``Kernel``."""
+    head_dim = query.shape[-1]
+    fits = query.dtype in DTYPES and head_dim <= MOST_HEAD_DIM and head_dim == value.shape[-1] and not rule.dropout
+    if fits and _holds(query.device, query.dtype, head_dim, query.shape[1] // key.shape[1], rule):
+        return attend_by_sequence(query, key, value, segments, rule)
+    return attend_by_segment(query, key, value, segments, rule)
+
+
+def attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
+    """Return the attention of a flat row in one call, unchecked; a ``Kernel``."""
+    cut = cut_of(segments, query.device)
+    out = varlen_attn(
+        query[0].transpose(0, 1).contiguous(),
+        gathered(key[0].transpose(0, 1), cut.key_Tk),
+        gathered(value[0].transpose(0, 1), cut.key_Tk),
+        cut.first_query_S,
+        cut.first_key_S,
+        cut.most_queries,
+        cut.most_keys,
+        scale=rule.scaling,
+        window_size=_window_size(rule),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out[None]
+
+
+# The layers of a model ask for the same cut one after the other.
+@lru_cache(maxsize=4)
+def cut_of(segments: Segments, device: torch.device) -> Cut:
+    """Return each segment as a sequence: its tokens, and behind its prompt's the keys of its own."""
+    keys: list[Tensor] = []
+    num_queries: list[int] = []
+    start = 0
+    for prompt, completions in zip(segments.prompt_tokens_G, segments.completion_tokens_G, strict=True):
+        prompt_keys = torch.arange(start, start + prompt)
+        for shared, num_tokens in [(prompt_keys[:0], prompt), *((prompt_keys, size) for size in completions)]:
+            if num_tokens:
+                keys.append(torch.cat([shared, torch.arange(start, start + num_tokens)]))
+                num_queries.append(num_tokens)
+            start += num_tokens
+    num_keys = [part.numel() for part in keys]
+    return Cut(
+        key_Tk=torch.cat(keys).to(device),
+        first_query_S=torch.tensor([0, *num_queries]).cumsum(0, dtype=torch.int32).to(device),
+        first_key_S=torch.tensor([0, *num_keys]).cumsum(0, dtype=torch.int32).to(device),
+        most_queries=max(num_queries),
+        most_keys=max(num_keys),
+    )
+
+
+def gathered(tensor: Tensor, index_Tk: Tensor) -> Tensor:
+    """Return rows of a tensor by index; gradients of a row asked for several times are summed in float32."""
+    out: Tensor = _Gathered.apply(tensor, index_Tk)
+    return out
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, index_Tk: Tensor) -> Tensor:
+        ctx.save_for_backward(index_Tk)
+        ctx.num_rows = tensor.shape[0]
+        return tensor.index_select(0, index_Tk)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (index_Tk,) = ctx.saved_tensors
+        (grad,) = grads
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        total = torch.zeros(ctx.num_rows, *grad.shape[1:], dtype=wide, device=grad.device)
+        return total.index_add_(0, index_Tk, grad.to(wide)).to(grad.dtype), None
+
+
+def _window_size(rule: Rule) -> tuple[int, int]:
+    """Return how many keys to the left and to the right a query sees; -1 for all."""
+    reach = -1 if rule.window is None else rule.window - 1
+    return reach, 0 if rule.is_causal else reach
+
+
+# ---------------------------------------------------------------------------------------------- the check
+
+
+@lru_cache(maxsize=64)
+def _holds(device: torch.device, dtype: torch.dtype, head_dim: int, num_shared: int, rule: Rule) -> bool:
+    """Return whether one call gives what ``attend_by_segment`` does, with its gradients, on a small random row."""
+    try:
+        differences = _differences(device, dtype, head_dim, num_shared, rule)
+    except RuntimeError as error:
+        logger.warning("attention segment by segment: varlen_attn cannot run here (%s)", str(error).partition("\n")[0])
+        return False
+    # Written so that NaN is refused.
+    holds = all(difference < TOLERANCE for difference in differences)
+    if not holds:
+        named = ", ".join(f"{difference:.1e}" for difference in differences)
+        logger.warning("attention segment by segment: varlen_attn computes otherwise here (off by %s)", named)
+    return holds
+
+
+@torch.enable_grad()
+def _differences(
+    device: torch.device, dtype: torch.dtype, head_dim: int, num_shared: int, rule: Rule
+) -> tuple[float, ...]:
+    """Return how far the results and the three gradients lie apart, as parts of their norm."""
+    segments = CHECKED_ROW if rule.is_causal else Segments((0, 0), ((5, 90), (40,)))
+    num_tokens = sum(segments.prompt_tokens_G) + sum(map(sum, segments.completion_tokens_G))
+    generator = torch.Generator(device).manual_seed(0)
+    query, key, value, weight = (
+        torch.randn(1, heads, num_tokens, head_dim, generator=generator, device=device).to(dtype)
+        for heads in (2 * num_shared, 2, 2, 2 * num_shared)
+    )
+    found = []
+    with torch.autocast(device.type, enabled=False):
+        for kernel in (attend_by_sequence, attend_by_segment):
+            leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+            out = kernel(leaves[0], leaves[1], leaves[2], segments, rule)
+            found.append([out, *torch.autograd.grad(out, leaves, weight.transpose(1, 2))])
+    return tuple(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(*found, strict=True))

@@ -1,0 +1,52 @@
+"""Path or hub name -> a model's configuration, set up for a reward; nothing that comes with a model is run.
+
+transformers runs code that ``config.json`` names, and fetches compiled kernels for it, where it is allowed to. Here it
+never is: a model that needs either is refused.
+"""
+
+from pathlib import Path
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+from pairwright.data.storage.model_files import MODEL_EXPECTED, check_model_files, model_errors
+from pairwright.errors import ModelError
+
+
+def read_config(path: str) -> PreTrainedConfig:
+    """Return a checkpoint's configuration, set to one label; needs no weights, so a bad path fails at once.
+
+    Raises:
+        ModelError: if there is no model, if it needs code of its own, or if it has a head with another number of
+            labels.
+    """
+    directory = Path(path)
+    if directory.is_dir():
+        check_model_files(directory)
+        if not (directory / "config.json").exists():
+            raise ModelError(f"{path}: no Hugging Face model here (it has no config.json); {MODEL_EXPECTED}")
+    with model_errors(f"{path}: no Hugging Face model here; {MODEL_EXPECTED}"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        _check_kernels(path, config)
+        has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+        # transformers takes a head of two labels, and writes one, without a word of them: there the weights decide.
+        is_said = bool({"num_labels", "id2label"} & PreTrainedConfig.get_config_dict(path)[0].keys())
+        num_labels = config.num_labels if is_said else 1
+        config.num_labels = 1
+    if has_head and num_labels != 1:
+        raise ModelError(
+            f"{path}: its head has {num_labels} labels, expected 1 (a reward model); start from the causal or "
+            "masked language model that it was made from"
+        )
+    return config
+
+
+def _check_kernels(path: str, config: PreTrainedConfig) -> None:
+    """Refuse an attention that is a hub name, from which transformers would fetch compiled code."""
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        wanted = getattr(part, "_attn_implementation", None)
+        if wanted is not None and "/" in str(wanted):
+            raise ModelError(
+                f"{path}: config.json asks for the attention {wanted!r}, which is code from the hub and never run; "
+                "remove attn_implementation from it"
+            )

@@ -1,0 +1,267 @@
+"""A run's output folder: what it is a run of, what it left, and whether it is already finished.
+
+``run.json`` is written before the first step and says what decides the result; starting the same command again finds
+it and goes on. ``training.json`` is written last: a run has ended well if and only if it is there.
+"""
+
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import obstore
+from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.store import ObjectStore
+
+from pairwright.config import TrainConfig
+from pairwright.data.storage.model_listing import RULES_FILE, written_files
+from pairwright.data.storage.object_store import local_root, store_errors
+from pairwright.data.storage.outputs import check_own, is_free, replace_directory
+from pairwright.data.storage.ownership import RUN, check_free
+from pairwright.data.table.table import Input, open_store
+from pairwright.errors import ConfigError
+from pairwright.records import UNREADABLE_JSON
+from pairwright.runs.recovery import Recovery
+from pairwright.terminal import safe_json
+
+RUN_NAME = "run.json"
+SUMMARY_NAME = "training.json"
+MODEL_NAME = "model"
+CHECKPOINTS_NAME = "checkpoints"
+DAMAGED_NAME = "checkpoints-damaged"
+BEST_NAME = "checkpoints-best"
+
+
+class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides a run's result; ``run.json``."""
+
+    digest: str
+    config: dict[str, Any]
+    """The part of the configuration that changes the result."""
+    pairs_url: str
+    pairs_version: int
+    tokens_digest: str
+    model_digest: str
+
+
+class TrainedOn(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run was trained on, back to the annotations."""
+
+    pairs: str
+    version: int
+    digest: str
+    inputs: list[Input]
+    tokens: str
+    tokens_digest: str
+    tokens_totals: dict[str, int | float]
+
+
+class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended and what it was made from; ``training.json``."""
+
+    format_version: Literal[1] = 1
+    config: dict[str, Any]
+    config_digest: str
+    run_digest: str
+    data: TrainedOn
+    model_digest: str
+    steps: int
+    resumes: int
+    restarts: int
+    recoveries: list[Recovery] = []
+    """The losses of workers behind ``restarts``, in order."""
+    damaged_checkpoints: int
+    """How many checkpoints were found damaged and set aside."""
+    world_sizes: tuple[int, ...] = ()
+    """Numbers of workers that the command which finished it started, one after the other."""
+    skipped_steps: tuple[int, ...] = ()
+    """Steps whose loss or gradient was not finite, and which changed nothing (``training.on_non_finite``)."""
+    seconds: float
+    """Of the command that finished it, tokenising included; not of those that died before."""
+    validation: dict[str, Any]
+    """Figures on the validation split, empty where it holds no pair."""
+    versions: dict[str, str]
+
+
+class RunFolder:
+    """Where a run's outputs go: a local directory, or a URL on object storage with a local copy of small files."""
+
+    def __init__(self, url: str) -> None:
+        self.is_local = "://" not in url or url.startswith("file://")
+        self.url = str(Path(url.removeprefix("file://")).resolve()) if self.is_local else url.rstrip("/")
+        self._store = open_store(self.url)
+        self._published: dict[Path, tuple[int, int]] = {}
+
+    @cached_property
+    def _copies(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="pairwright-run-")  # goes with this object
+
+    @property
+    def local_directory(self) -> Path:
+        """Where small files are written: the folder itself, or for a remote one a temporary folder of this machine."""
+        return Path(self.url) if self.is_local else Path(self._copies.name)
+
+    def path(self, name: str) -> str:
+        """Return the path or URL of something in the folder."""
+        return f"{self.url}/{name}"
+
+    def identity(self) -> RunIdentity | None:
+        """Return what this folder is a run of, or None if nothing ran here yet."""
+        with store_errors(self.path(RUN_NAME)):
+            content = read_object(self._store, RUN_NAME)
+        if content is None:
+            return None
+        try:
+            return msgspec.json.decode(content, type=RunIdentity)
+        except UNREADABLE_JSON as error:
+            raise ConfigError(
+                f"{self.path(RUN_NAME)}: cannot be read ({error}); if no run of yours is here, remove it or choose "
+                "another output"
+            ) from None
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds neither a run nor nothing.
+
+        Raises:
+            StoreError: naming what is there.
+        """
+        if self.identity() is None:
+            check_free(self.url, RUN, advice="choose another output, or an empty folder")
+
+    def claim(self, identity: RunIdentity) -> None:
+        """Make this the folder of a run, or go on with the run that it already holds.
+
+        Raises:
+            ConfigError: if another run is here, naming what differs.
+            StoreError: if anything else is here.
+        """
+        self.check_free()
+        try:
+            obstore.put(self._store, RUN_NAME, _pretty(identity), mode="create")
+        except AlreadyExistsError:
+            found = self.identity()
+            if found is not None and found.digest != identity.digest:
+                raise ConfigError(
+                    f"output {self.url} holds another run ({_difference(found, identity)}); choose another output, or "
+                    "remove it to start over"
+                ) from None
+
+    def summary(self) -> TrainingSummary | None:
+        """Return ``training.json`` of a finished run, or None.
+
+        Raises:
+            ConfigError: if it cannot be read.
+        """
+        with store_errors(self.path(SUMMARY_NAME)):
+            content = read_object(self._store, SUMMARY_NAME)
+        try:
+            return None if content is None else msgspec.json.decode(content, type=TrainingSummary)
+        except UNREADABLE_JSON as error:
+            raise ConfigError(
+                f"{self.path(SUMMARY_NAME)}: cannot be read ({error}); remove it, and the same `train` writes it again"
+            ) from None
+
+    def finish(self, summary: TrainingSummary) -> None:
+        """Declare the run ended well.
+
+        Raises:
+            StoreError: if it cannot be written.
+        """
+        with store_errors(self.path(SUMMARY_NAME)):
+            obstore.put(self._store, SUMMARY_NAME, _pretty(summary))
+
+    def publish(self) -> None:
+        """Copy new and changed small files to a remote folder; nothing to do for a local one.
+
+        Raises:
+            StoreError: if it cannot be written; the next call copies what this one did not.
+        """
+        if self.is_local:
+            return
+        for path in sorted(self.local_directory.rglob("*")):
+            state = (path.stat().st_size, path.stat().st_mtime_ns)
+            if path.is_file() and self._published.get(path) != state:
+                with store_errors(self.url):
+                    obstore.put(self._store, path.relative_to(self.local_directory).as_posix(), path)
+                self._published[path] = state
+
+
+def check_model_place(run_url: str) -> None:
+    """Refuse a run whose ``model`` folder holds what no run of ours wrote: it would be in the way at the end.
+
+    Raises:
+        StoreError: naming it.
+    """
+    url = f"{run_url}/{MODEL_NAME}"
+    if not is_free(url):
+        check_own(url, written_files(_rules_at(url)))
+
+
+def store_model(source: Path, run_url: str) -> None:
+    """Put an exported model directory into a run's folder, in the place of what an earlier start of the run exported.
+
+    Raises:
+        StoreError: if a file is there that no start of the run wrote, or it cannot be written.
+    """
+    url = f"{run_url}/{MODEL_NAME}"
+    replace_directory(source, url, own=written_files(_rules_at(url)), last=RULES_FILE)
+
+
+def _rules_at(url: str) -> bytes | None:
+    root = local_root(url)
+    if root is not None and not root.is_dir():
+        return None
+    with store_errors(url):
+        return read_object(open_store(url), RULES_FILE)
+
+
+def identity_config(config: TrainConfig) -> dict[str, Any]:
+    """Return the part of a configuration that changes the result of a run."""
+    free_to_change = {
+        "output": True,
+        "data": True,
+        "tokens": {"cache"},
+        "batches": {"micro_batch_tokens", "layout"},
+        "training": {
+            "log_every_steps",
+            "evaluate_every_steps",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "keep_best",
+            # They decide whether a run comes to its end, never in which weights.
+            "on_non_finite",
+            "max_skipped_steps",
+            "storage_patience_seconds",
+        },
+        "workers": True,
+    }
+    return config.model_dump(mode="json", exclude=free_to_change)
+
+
+def read_object(store: ObjectStore, name: str) -> bytes | None:
+    """Return an object's content, or None where there is none."""
+    try:
+        return bytes(obstore.get(store, name).bytes())
+    except (NotFoundError, FileNotFoundError):
+        return None
+
+
+def _pretty(value: Any) -> bytes:
+    return safe_json(msgspec.json.format(msgspec.json.encode(value).decode(), indent=2)).encode()
+
+
+def _difference(found: RunIdentity, wanted: RunIdentity) -> str:
+    for field in ("pairs_url", "pairs_version", "model_digest", "tokens_digest"):
+        if getattr(found, field) != getattr(wanted, field):
+            return f"{field} is {getattr(found, field)} there and {getattr(wanted, field)} here"
+    before, now = _flat(found.config), _flat(wanted.config)
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in changed[:3])
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return flat

@@ -6,10 +6,10 @@ from datetime import timedelta
 import obstore
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.cluster.compact import compact
-from pairwright.cluster.diff import diff
-from pairwright.cluster.forget import forget
 from pairwright.data.storage.object_store import open_store
+from pairwright.data.table.compact import compact
+from pairwright.data.table.diff import diff
+from pairwright.data.table.erase import forget
 from pairwright.data.table.table import Manifest, Table
 from pairwright.data.table.vacuum import vacuum
 from pairwright.data.table.version_log import history
@@ -53,7 +53,7 @@ def test_a_table_is_cared_for_on_s3_while_others_write_to_it(s3_bucket: str) -> 
     assert sorted(annotators(table)) == ["ann"] * NUM_FILES + ["bob"] * NUM_FILES
     summary = forget(table.url, annotators=["ann"], prompts=[])
     assert (summary.num_annotations, summary.num_refused_without_text) == (NUM_FILES, NUM_FILES)
-    assert summary.proof.num_rows == summary.proof.num_refused == NUM_FILES
+    assert summary.verification.num_rows == summary.verification.num_refused == NUM_FILES
     assert annotators(table) == ["bob"] * NUM_FILES
     assert diff(table.url, summary.version - 1, summary.version)["rows"]["removed"] == NUM_FILES
     assert history(table.url, last=1)["versions"][0]["operation"] == "forget"

@@ -17,7 +17,7 @@ import zstandard
 from annotation_tables import annotation_row, annotations_table, commit_annotations
 from exported_models import export_small_model
 from pairwright.cli.main import main
-from pairwright.cluster.passes import run_pass
+from pairwright.cluster.ray_map import map_on_ray
 from pairwright.cluster.session import ray_session
 from pairwright.data.table.table import Table
 from pairwright.errors import ClusterError
@@ -298,4 +298,4 @@ def test_what_nobody_foresaw_in_a_task_comes_with_the_tasks_own_traceback() -> N
         yield 1 // number
 
     with pytest.raises(ClusterError, match=r"(?s)a bug.*in divide.*ZeroDivisionError.*logs"), ray_session():
-        list(run_pass(divide, [0], [1], int, what="numbers divided"))
+        list(map_on_ray(divide, [0], [1], int, what="numbers divided"))

@@ -14,11 +14,11 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, manifest
 from exported_models import export_small_model, plain_rewards
 from pairwright.cluster.evaluate_job import evaluate
-from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.synthetic import make_rankings
 from pairwright.data.table.table import Table
+from pairwright.data.tokens.tokenize import ensure_tokens
 from pairwright.data.tokens.tokenize_groups import local_token_paths
 from pairwright.errors import ConfigError, DataError, ModelError, StoreError
 from pairwright.evaluation.evaluation_report import Report

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, commit_annotations, real_rows
-from pairwright.cluster.expand import expand
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.build_pairs import split_of
+from pairwright.data.pairs.expand import expand
 from pairwright.data.table.inspect import describe, format_description
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError, SourceError

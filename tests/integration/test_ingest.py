@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import zstandard
 
-from pairwright.cluster import ingest as ingestion
-from pairwright.cluster.ingest import IngestSummary, ingest
 from pairwright.config import FieldPaths, IngestConfig
+from pairwright.data.ingest import ingest as ingestion
+from pairwright.data.ingest.ingest import IngestSummary, ingest
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import ConfigError, SourceError, StoreError
 from pairwright.records import Rejection
@@ -235,7 +235,7 @@ def weaken():
 
 ray.init(address="local", num_cpus=2, runtime_env={{"worker_process_setup_hook": weaken}})
 weaken()
-from pairwright.cluster.ingest import ingest
+from pairwright.data.ingest.ingest import ingest
 for sources in {sources!r}:
     ingest(sources, {table!r}, IngestConfig())
 """

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import formats
+from pairwright.data.ingest.ingest import ingest
 from pairwright.data.table.table import Table
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/formats"

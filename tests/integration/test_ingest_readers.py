@@ -14,8 +14,8 @@ import pytest
 from databases import PASSWORD, kafka_broker, postgresql_server
 from pyiceberg.catalog.sql import SqlCatalog
 
-from pairwright.cluster.ingest import IngestSummary, ingest
 from pairwright.config import IngestConfig
+from pairwright.data.ingest.ingest import IngestSummary, ingest
 from pairwright.data.table.table import Table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from pairwright.cluster import ingest as ingestion
-from pairwright.cluster import sized
-from pairwright.cluster.compact import compact
-from pairwright.cluster.diff import diff
-from pairwright.cluster.forget import forget
-from pairwright.cluster.ingest import ingest
+from pairwright.cluster.executor import SizedExecutor
 from pairwright.config import IngestConfig
+from pairwright.data.executor import LOCAL, Executor
+from pairwright.data.ingest import ingest as ingestion
+from pairwright.data.ingest.ingest import ingest
+from pairwright.data.table.compact import compact
+from pairwright.data.table.diff import diff
+from pairwright.data.table.erase import forget
 from pairwright.data.table.table import Manifest, Table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -153,20 +154,19 @@ def test_a_replacement_that_loses_the_race_is_made_again_on_what_came_first(
     assert_accounted_for(table)
 
 
-def test_large_tables_are_cared_for_on_ray_and_small_ones_in_this_process_with_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_large_tables_are_maintained_on_ray_and_small_ones_in_this_process_with_the_same_result(tmp_path: Path) -> None:
     sources = [
         write(tmp_path / f"{n}.jsonl", record(f"{n}a", annotator="ann") + record(f"{n}b") + BAD) for n in range(3)
     ]
     found = []
-    for name, small_bytes in (("here", sized.SMALL_BYTES), ("ray", -1)):
-        monkeypatch.setattr(sized, "SMALL_BYTES", small_bytes)
+    executors: dict[str, Executor] = {"here": LOCAL, "ray": SizedExecutor(small_bytes=-1)}
+    for name, executor in executors.items():
         table = str(tmp_path / name)
-        ingest(sources, table, CONFIG)
-        summary = forget(table, annotators=["ann"], prompts=[])
-        told = diff(table, 1, 2)
-        compacted = compact(table, file_bytes=1 << 20)
+        ingest(sources, table, CONFIG, executor=executor)
+        summary = forget(table, annotators=["ann"], prompts=[], executor=executor)
+        told = diff(table, 1, 2, executor=executor)
+        compacted = compact(table, file_bytes=1 << 20, executor=executor)
         rows = rows_of(table)
         assert_accounted_for(table)
         found.append((summary.as_dict() | {"url": ""}, told["rows"], told["examples"], compacted.num_files, rows))

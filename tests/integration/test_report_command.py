@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from annotation_tables import annotations_table, commit_annotations
 from pairwright.cli.main import app
-from pairwright.cluster.expand import expand
 from pairwright.cluster.profile_job import find_annotations, report
 from pairwright.config import ExpandConfig
+from pairwright.data.pairs.expand import expand
 from pairwright.data.profile.compact_rows import report_rows
 from pairwright.data.profile.counts import count
 from pairwright.data.table.table import Table

@@ -11,7 +11,7 @@ import pytest
 from obstore.exceptions import AlreadyExistsError
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.shuffle import Exchange
+from pairwright.data.shuffle import Shuffle
 from pairwright.data.table.table import DataFile, Manifest, Table, open_store
 from pairwright.errors import StoreError
 
@@ -104,7 +104,7 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(s3_bucket: str) -> Non
 
 
 def test_rows_are_exchanged_through_the_server_and_a_lost_file_is_named(s3_bucket: str) -> None:
-    exchange = Exchange(f"{s3_bucket}/deep/exchange", num_partitions=3)
+    exchange = Shuffle(f"{s3_bucket}/deep/exchange", num_buckets=3)
     starts = [
         exchange.write(0, rows("a", "b", "c"), np.array([2, 0, 2])),
         [],

@@ -11,10 +11,10 @@ import obstore
 import pyarrow as pa
 import pytest
 
-from pairwright.cluster.tokenize import ensure_tokens, totals_beforehand
 from pairwright.config import TokensConfig
 from pairwright.data.storage.object_store import open_store
 from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.tokenize import ensure_tokens, totals_beforehand
 from pairwright.data.tokens.tokenize_groups import (
     REFUSED_PREFIX,
     TokenSpec,

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pairwright.cli.main import app
-from pairwright.cluster.ingest import ingest
-from pairwright.cluster.validate import Findings, most_refused, validate
 from pairwright.config import IngestConfig
+from pairwright.data.ingest.dry_run import Findings, most_refused, validate
+from pairwright.data.ingest.ingest import ingest
 from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError
 

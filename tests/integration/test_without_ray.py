@@ -8,28 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from pairwright.cluster.expand import expand
-from pairwright.cluster.ingest import ingest
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.config import ExpandConfig, IngestConfig
+from pairwright.data.ingest.ingest import ingest
+from pairwright.data.pairs.expand import expand
 from pairwright.data.synthetic import write_rankings
 from pairwright.data.table.table import Table
 
 HERE = """
 import sys
-import ray
-from pairwright.cluster.expand import expand
-from pairwright.cluster.ingest import ingest
-from pairwright.cluster.validate import validate
+from pairwright.cluster.executor import EXECUTOR
+from pairwright.data.pairs.expand import expand
+from pairwright.data.ingest.ingest import ingest
+from pairwright.data.ingest.dry_run import validate
 from pairwright.config import ExpandConfig, IngestConfig
 
 sources, annotations, pairs = sys.argv[1:]
 config = IngestConfig(range_bytes=65536)
-findings = validate([sources], config, against=None, limit=10, scratch=None)
-summary = ingest([sources], annotations, config)
+findings = validate([sources], config, against=None, limit=10, scratch=None, executor=EXECUTOR)
+summary = ingest([sources], annotations, config, executor=EXECUTOR)
 assert findings.num_refused == sum(source.refused for source in summary.sources) == 3
-assert ingest([sources], annotations, config).manifest is None
-expand(annotations, pairs, ExpandConfig(), version=None)
-assert not ray.is_initialized()
+assert ingest([sources], annotations, config, executor=EXECUTOR).manifest is None
+expand(annotations, pairs, ExpandConfig(), version=None, executor=EXECUTOR)
+assert "ray" not in sys.modules
 """
 
 
@@ -47,8 +48,8 @@ def test_small_work_gives_the_same_tables_without_ray_as_on_it(tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", HERE, *here], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     on_ray = [str(tmp_path / "ray" / "annotations"), str(tmp_path / "ray" / "pairs")]
-    ingest([str(sources)], on_ray[0], IngestConfig(range_bytes=65536))
-    expand(on_ray[0], on_ray[1], ExpandConfig(), version=None)
+    ingest([str(sources)], on_ray[0], IngestConfig(range_bytes=65536), executor=EXECUTOR)
+    expand(on_ray[0], on_ray[1], ExpandConfig(), version=None, executor=EXECUTOR)
     totals = []
     for mine, theirs in zip(here[1:], on_ray, strict=True):
         found, expected = Table.open(mine).manifest(), Table.open(theirs).manifest()

@@ -12,16 +12,17 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pairwright.cluster.compact import compact
-from pairwright.cluster.diff import diff
-from pairwright.cluster.forget import forget
-from pairwright.cluster.removal import Remover
 from pairwright.config import IngestConfig
+from pairwright.data.executor import LOCAL
 from pairwright.data.ingest.reconcile import after_ingestion, replacement, settled
 from pairwright.data.ingest.shards import Part, all_files, write_parts
 from pairwright.data.ingest.sources.listing import list_sources
 from pairwright.data.ingest.sources.splits import number_ranges, plan_ranges
 from pairwright.data.table.commit import commit_written
+from pairwright.data.table.compact import compact
+from pairwright.data.table.delete_rows import RowDeleter
+from pairwright.data.table.diff import diff
+from pairwright.data.table.erase import forget
 from pairwright.data.table.table import Manifest, Source, Table
 from pairwright.data.table.vacuum import vacuum
 from pairwright.errors import DataError
@@ -69,17 +70,17 @@ def ingest(url: str, path: Path, *, replace: bool) -> Manifest | None:
             refused=sum(part.refused for part in parts),
         )
     ]
-    remover = Remover(table)
+    deleter = RowDeleter(table, LOCAL)
 
     def build(newest: Manifest | None) -> Manifest | None:
         skipped, failures = settled([source], newest, ours, replaceable=replaceable)
         if skipped or failures:
             return None
-        removal, in_rows, in_refused = replacement(newest, ours) if newest else (None, False, False)
-        left = remover.thin(newest, removal, rows=in_rows, refused=in_refused) if newest and removal else None
+        predicate, in_rows, in_refused = replacement(newest, ours) if newest else (None, False, False)
+        left = deleter.rewrite(newest, predicate, rows=in_rows, refused=in_refused) if newest and predicate else None
         return after_ingestion(newest, left, ours, parts, IngestConfig())
 
-    return commit_written(table, build, lambda: [*all_files(parts), *remover.written()])
+    return commit_written(table, build, lambda: [*all_files(parts), *deleter.written()])
 
 
 class Model:
@@ -234,7 +235,7 @@ def forgotten(url: str, is_expected: bool, **what: list[str]) -> bool:
         assert not is_expected
         return False
     assert is_expected
-    assert summary.proof.num_rows == sum(file.rows for file in Table.open(url).manifest().files)
+    assert summary.verification.num_rows == sum(file.rows for file in Table.open(url).manifest().files)
     return True
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from annotation_tables import annotations_table, real_rows
 from exported_models import export_small_model
-from pairwright.cluster.expand import expand
-from pairwright.cluster.ingest import ingest
 from pairwright.config import ExpandConfig, IngestConfig
+from pairwright.data.ingest.ingest import ingest
 from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.pairs.expand import expand
 from pairwright.data.table.table import Table
 from pairwright.data.tokens.tokenize_groups import (
     TokenGroup,

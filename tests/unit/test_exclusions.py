@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, commit_annotations, real_rows
-from pairwright.cluster.expand import expand
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.pairs.exclusions import Exclusions, leave_out, names_of, repeated_texts, texts_and_prompts
+from pairwright.data.pairs.expand import expand
 from pairwright.data.table.inspect import describe, format_description
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError

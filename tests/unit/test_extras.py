@@ -16,7 +16,7 @@ from pairwright.data.ingest.rules import CheckedAnnotation, check
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.profile.compact_rows import COLUMNS, report_rows
 from pairwright.data.table.compact import merge
-from pairwright.data.table.diff import prints_of
+from pairwright.data.table.diff import hash_rows
 from pairwright.data.table.table import Table
 from pairwright.records import (
     ANNOTATIONS_SCHEMA,
@@ -154,6 +154,6 @@ def test_a_table_of_both_versions_reads_compacts_compares_and_expands_as_one(tmp
     assert table.read_file(merged).to_pylist() == [row for each in rows for row in each.to_pylist()]
     assert table.read_file(merged, ["context", "id"]).column_names == ["context", "id"]
     assert table.read_file(files[0], ["context"]).to_pylist() == [{"context": None}]
-    assert prints_of(table, merged).contents == b"".join(prints_of(table, file).contents for file in files)
+    assert hash_rows(table, merged).contents == b"".join(hash_rows(table, file).contents for file in files)
     _, totals = expand_groups(table.read_file(merged), ExpandConfig())
     assert (totals["annotations"], totals["groups"]) == (2, 2)

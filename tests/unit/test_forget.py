@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.cli.main import app
-from pairwright.cluster.compact import compact
-from pairwright.cluster.forget import forget
+from pairwright.cli.render import render_erasure
 from pairwright.data.identity import prompt_id
 from pairwright.data.storage.local_cache import cache_folder
-from pairwright.data.table.delete_rows import Removal, thin_refused, without_text
-from pairwright.data.table.erase import MAX_PROMPT_BYTES, look, proof_of, removal_of
+from pairwright.data.table.compact import compact
+from pairwright.data.table.delete_rows import DeletePredicate, rewrite_refused_file, without_text
+from pairwright.data.table.erase import MAX_PROMPT_BYTES, count_matches, erase_predicate, forget, verify_erasure
 from pairwright.data.table.table import Input, Source, Table
 from pairwright.data.table.version_log import history
 from pairwright.errors import ConfigError, DataError, StoreError
@@ -76,7 +76,11 @@ def test_an_annotator_is_in_no_file_of_the_new_version_and_files_without_him_are
     assert (after.totals["annotations"], after.totals["forgotten"], after.totals["completions"]) == (3, 2, 6)
     refused = table.read_refused(after.refused_files[0])
     assert [(one.line, one.record) for one in refused] == [(7, ""), (8, "")]
-    assert (summary.proof.num_files, summary.proof.num_rows, summary.proof.num_refused) == (3, 3, 2)
+    assert (summary.verification.num_files, summary.verification.num_rows, summary.verification.num_refused) == (
+        3,
+        3,
+        2,
+    )
     assert '"ann"' not in json.dumps(after.config)
     assert [row.num_rows for row in table.read(table.manifest(1))] == [2, 2, 1]
     assert history(table.url, last=9)["versions"][0]["sources"]["thinned"] == ["s3://b/x.jsonl", "s3://b/y.jsonl"]
@@ -97,7 +101,7 @@ def test_a_prompt_is_named_by_its_id_its_text_or_its_messages(table: Table, tmp_
 def test_what_nothing_matches_makes_no_version_and_exits_with_1(table: Table) -> None:
     summary = forget(table.url, annotators=["nobody"], prompts=[])  # a refused record may hold any name
     assert (summary.num_annotations, summary.num_refused_without_text) == (0, 2)
-    assert "no annotation matched" in summary.text()
+    assert "no annotation matched" in render_erasure(summary)
     with pytest.raises(DataError, match=r"nothing of the newest version holds annotator nobody"):
         forget(table.url, annotators=["nobody"], prompts=[])
     assert table.versions() == [1, 2]
@@ -121,7 +125,7 @@ def test_what_nothing_matches_makes_no_version_and_exits_with_1(table: Table) ->
 )
 def test_what_cannot_be_meant_is_refused(annotators: list[str], prompts: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        removal_of(annotators, prompts)
+        erase_predicate(annotators, prompts)
 
 
 def test_pairs_point_to_the_annotations_that_they_were_made_from(tmp_path: Path) -> None:
@@ -132,14 +136,14 @@ def test_pairs_point_to_the_annotations_that_they_were_made_from(tmp_path: Path)
 
 
 def test_a_version_that_still_holds_something_is_no_proof(table: Table) -> None:
-    removal = removal_of(["ann"], [])
+    predicate = erase_predicate(["ann"], [])
     newest = table.manifest()
-    looked = [look(table, file, removal) for file in newest.all_files]
+    looked = [count_matches(table, file, predicate) for file in newest.all_files]
     assert [each.found for each in looked] == [1, 1, 0, 2]
     with pytest.raises(StoreError, match="1 of them to be forgotten"):
-        proof_of(newest, looked, table.url)
+        verify_erasure(newest, looked, table.url)
     with pytest.raises(StoreError, match="was not read"):
-        proof_of(newest, [], table.url)
+        verify_erasure(newest, [], table.url)
 
 
 def test_a_compacted_version_is_the_same_content_and_is_what_pairs_were_made_from(table: Table) -> None:
@@ -188,7 +192,7 @@ def test_a_name_matches_in_any_case_white_space_and_unicode_form_and_what_looks_
     assert summary.alike == {"quixotina@example.com": 1, "Quixotina;2026": 1}
     assert summary.num_naming == 1
     assert summary.named_in_sources == ["s3://b/by-Quixotin%61.jsonl"]
-    told = summary.text()
+    told = render_erasure(summary)
     for words in ("quixotina@example.com (1)", "1 annotations of others have the name", "source s3://b/by-Quixotin"):
         assert words in told
     with pytest.raises(DataError, match=r"other annotators with such a name: Quixotina;2026 \(1\), quixotina@ex"):
@@ -249,7 +253,7 @@ def test_deeply_nested_refused_records_of_every_depth_do_not_stop_it(tmp_path: P
 
 def test_a_source_that_is_replaced_takes_no_text_of_other_sources_with_it(table: Table) -> None:
     file = table.manifest().refused_files[0]
-    other = thin_refused(table, file, Removal(sources=frozenset(["s3://b/other.jsonl"])))
+    other = rewrite_refused_file(table, file, DeletePredicate(sources=frozenset(["s3://b/other.jsonl"])))
     assert other.file == file
 
 
@@ -259,14 +263,14 @@ def test_a_source_that_is_replaced_takes_no_text_of_other_sources_with_it(table:
 def test_the_file_of_a_prompt_is_read_up_to_a_limit_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ConfigError, match="no regular file"):
-        removal_of([], [str(tmp_path / "fifo")])
+        erase_predicate([], [str(tmp_path / "fifo")])
     with (tmp_path / "large").open("wb") as file:
         file.truncate(MAX_PROMPT_BYTES + 1)
     with pytest.raises(ConfigError, match=r"67,108,865 bytes, expected at most 67,108,864"):
-        removal_of([], [str(tmp_path / "large")])
+        erase_predicate([], [str(tmp_path / "large")])
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="neither a prompt_id"):
-        removal_of([], [str(tmp_path / "deep.json")])
+        erase_predicate([], [str(tmp_path / "deep.json")])
 
 
 def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(
@@ -303,7 +307,7 @@ def forget_apart(table: Table, annotator: str) -> str:
 
 
 def test_what_else_may_hold_them_is_listed_with_the_command_that_removes_it(table: Table) -> None:
-    told = forget(table.url, annotators=["ann"], prompts=[]).text()
+    told = render_erasure(forget(table.url, annotators=["ann"], prompts=[]))
     for words in (
         f"`pairwright vacuum {table.url} --keep-versions 1 --older-than 0`",
         f"`pairwright expand {table.url} --into PAIRS`",
@@ -325,4 +329,4 @@ def test_a_prompt_with_tools_and_calls_is_named_by_a_file_of_its_record(tmp_path
     extra = msgspec.json.encode({"tool_calls": call}).decode()
     messages = [Message("user", QUESTION), Message("assistant", "", extra)]
     expected = prompt_id(messages, msgspec.json.encode({"tools": tools}).decode())
-    assert removal_of([], [str(tmp_path / "prompt.json")]).prompt_ids == {expected}
+    assert erase_predicate([], [str(tmp_path / "prompt.json")]).prompt_ids == {expected}

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from annotation_tables import manifest
-from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
+from pairwright.data.ingest.ingest import ingest
 from pairwright.data.ingest.sources.file_search import LEADS_OUT, LINKED_FOLDER, NO_FILE, NO_UTF8
 from pairwright.data.ingest.sources.listing import find_sources, list_sources
 from pairwright.errors import SourceError

@@ -87,7 +87,7 @@ def test_sources_of_some_kilobytes_take_no_gigabyte(tmp_path: Path) -> None:
     (tmp_path / "good.jsonl").write_bytes(line())
     program = (
         "import re, sys\n"
-        "from pairwright.cluster.ingest import ingest\n"
+        "from pairwright.data.ingest.ingest import ingest\n"
         "from pairwright.config import IngestConfig\n"
         "summary = ingest([sys.argv[1]], sys.argv[2], IngestConfig())\n"
         "print(len(summary.failed), re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"

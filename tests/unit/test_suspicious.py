@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, real_rows
-from pairwright.cluster.ingest import ingest
 from pairwright.config import IngestConfig
+from pairwright.data.ingest.ingest import ingest
 from pairwright.data.profile.aggregates import Sums, decode, encode, merge
 from pairwright.data.profile.compact_rows import report_rows
 from pairwright.data.profile.counts import count

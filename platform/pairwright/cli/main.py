@@ -79,11 +79,13 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Read annotations, refuse what is not one, and append the rest to a table."""
-    from pairwright.cluster.ingest import ingest as run
+    from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import IngestConfig, load_config
+    from pairwright.data.ingest.ingest import ingest as run
 
     named = [] if format is None else [f"format={format}"]
-    summary = run(sources, into, load_config(IngestConfig, config, [*settings, *named]), replace=replace)
+    loaded = load_config(IngestConfig, config, [*settings, *named])
+    summary = run(sources, into, loaded, replace=replace, executor=EXECUTOR)
     say_json(summary.as_dict()) if as_json else say(summary.text())
     # A judgement that the table has already, word for word, is no sign of a wrong format.
     refused = sum(source.refused - source.duplicates for source in summary.sources)
@@ -104,11 +106,12 @@ def expand(
     as_json: AsJson = False,
 ) -> None:
     """Turn the rankings of each group into weighted pairs and split the groups by prompt."""
-    from pairwright.cluster.expand import expand as run
+    from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import ExpandConfig, load_config
+    from pairwright.data.pairs.expand import expand as run
     from pairwright.data.table.inspect import describe, format_description
 
-    manifest = run(annotations, into, load_config(ExpandConfig, config, settings), version=version)
+    manifest = run(annotations, into, load_config(ExpandConfig, config, settings), version=version, executor=EXECUTOR)
     description = describe(into, version=manifest.version, num_sample=0)
     say_json(description) if as_json else say(format_description(description))
 

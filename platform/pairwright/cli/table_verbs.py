@@ -48,10 +48,11 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Tell what version B of a table has against version A: sources, records by id, totals."""
-    from pairwright.cluster.diff import diff as run
-    from pairwright.cluster.diff import format_diff
+    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.data.table.diff import diff as run
+    from pairwright.data.table.diff import format_diff
 
-    found = run(url, first, second)
+    found = run(url, first, second, executor=EXECUTOR)
     say_json(found) if as_json else say(format_diff(found))
 
 
@@ -76,9 +77,10 @@ def compact(
     as_json: AsJson = False,
 ) -> None:
     """Make few larger files of many small ones: a new version with the same rows in the same order."""
-    from pairwright.cluster.compact import compact as run
+    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.data.table.compact import compact as run
 
-    summary = run(url, file_bytes=file_bytes)
+    summary = run(url, file_bytes=file_bytes, executor=EXECUTOR)
     say_json(summary.as_dict()) if as_json else say(summary.text())
 
 
@@ -115,10 +117,12 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Commit a version without an annotator or a prompt, and prove that no file of it holds them."""
-    from pairwright.cluster.forget import forget as run
+    from pairwright.cli.render import render_erasure
+    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.data.table.erase import forget as run
 
-    summary = run(url, annotators=annotator, prompts=prompt, is_exact=exact)
-    say_json(summary.as_dict()) if as_json else say(summary.text())
+    summary = run(url, annotators=annotator, prompts=prompt, is_exact=exact, executor=EXECUTOR)
+    say_json(summary.as_dict()) if as_json else say(render_erasure(summary))
 
 
 @app.command()
@@ -144,14 +148,15 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Tell what `ingest` would refuse, without changing any table; exit status 1 where something would be."""
-    from pairwright.cluster.validate import most_refused
-    from pairwright.cluster.validate import validate as run
+    from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import IngestConfig, load_config
+    from pairwright.data.ingest.dry_run import most_refused
+    from pairwright.data.ingest.dry_run import validate as run
 
     most_refused(max_refused, 0)
     named = [] if format is None else [f"format={format}"]
     loaded = load_config(IngestConfig, config, [*settings, *named])
-    findings = run(sources, loaded, against=against, limit=limit, scratch=scratch)
+    findings = run(sources, loaded, against=against, limit=limit, scratch=scratch, executor=EXECUTOR)
     say_json(findings.as_dict()) if as_json else say(findings.text())
     if not findings.is_clean(max_refused):
         raise typer.Exit(1)

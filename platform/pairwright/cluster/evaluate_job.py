@@ -12,11 +12,12 @@ import ray.data
 import torch
 
 from pairwright.cluster.actor_pool import Row, Worker, check_workers, run_on_models
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.cluster.session import ray_resources, ray_session
-from pairwright.cluster.tokenize import ensure_tokens
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.tokenize import ensure_tokens
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.errors import ConfigError, DataError
 from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
@@ -113,6 +114,7 @@ def evaluate(
             tokenizer_path=str(exported.directory),
             config=exported.rules.tokens_config(),
             into=cache or _default_cache(model, output),
+            executor=EXECUTOR,
         )
         task = _Task(absolute_url(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
         evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)

@@ -18,7 +18,7 @@ import ray
 from ray.data.context import ShuffleStrategy
 
 from pairwright import errors
-from pairwright.cluster.passes import run_pass
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.cluster.session import ray_resources, ray_session
 from pairwright.data.profile.aggregates import Sums, decode, decode_table, encode, encode_table, merge
 from pairwright.data.profile.bradley_terry import (
@@ -148,7 +148,9 @@ def _refused(subject: Subject) -> RefusedSums:
     def work(index: int) -> Iterator[RefusedSums]:
         yield count_refused(subject.table.read_refused(files[index]))
 
-    parts = run_pass(work, range(len(files)), [file.bytes for file in files], RefusedSums, what="refused files read")
+    parts = EXECUTOR.map_items(
+        work, range(len(files)), [file.bytes for file in files], RefusedSums, what="refused files read"
+    )
     return RefusedSums.merged(parts)
 
 

@@ -14,12 +14,13 @@ import pyarrow as pa
 import ray.data
 from ray.data import Dataset
 
-from pairwright.cluster.read import plan_units
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import rejection
 from pairwright.data.ingest.shards import LINES_AT_ONCE, Counts
 from pairwright.data.ingest.sources.listing import list_sources
+from pairwright.data.ingest.sources.scan import plan_units
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.splits import LineRange, read_chunks
 from pairwright.data.table.table import DataFile, Input, Table
@@ -84,7 +85,7 @@ def plan_work(place: str, version: int | None, config: IngestConfig) -> Work:
 
 
 def _plan_sources(sources: list[SourceRef], config: IngestConfig) -> Work:
-    ranges, failures = plan_units(sources, RANGE_BYTES)
+    ranges, failures = plan_units(sources, RANGE_BYTES, EXECUTOR)
     index = {source.uri: number for number, source in enumerate(sources)}
     return Work(
         units=list(ranges),

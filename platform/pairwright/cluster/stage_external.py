@@ -17,13 +17,13 @@ from ray.exceptions import RayTaskError
 
 from pairwright.addresses import without_credentials, without_secrets
 from pairwright.cluster.external_sources import check_installed, encoder_for, read_place, secrets_of
-from pairwright.cluster.read import Failures
-from pairwright.cluster.scratch import scratch_folder
 from pairwright.cluster.session import ray_resources
 from pairwright.config import IngestConfig
+from pairwright.data.executor import Failures
 from pairwright.data.ingest.sources.connection_urls import Place
 from pairwright.data.ingest.sources.source import Shard, SourceRef
 from pairwright.data.storage.object_store import open_store, store_errors
+from pairwright.data.table.commit import staging_folder
 from pairwright.data.table.table import Table
 from pairwright.errors import PairwrightError
 from pairwright.progress_bar import progress_bar
@@ -34,7 +34,9 @@ _MODULUS = 1 << 128
 
 
 @contextmanager
-def landed(places: Sequence[Place], table: Table, config: IngestConfig) -> Iterator[tuple[list[SourceRef], Failures]]:
+def staged_rows(
+    places: Sequence[Place], table: Table, config: IngestConfig
+) -> Iterator[tuple[list[SourceRef], Failures]]:
     """Write the rows of places into a folder of the table that lasts as long as the block.
 
     Yields:
@@ -52,7 +54,7 @@ def landed(places: Sequence[Place], table: Table, config: IngestConfig) -> Itera
     if not places:
         yield sources, failures
         return
-    with scratch_folder(table) as folder:
+    with staging_folder(table) as folder:
         for place in places:
             try:
                 sources.append(_land(place, folder, config))

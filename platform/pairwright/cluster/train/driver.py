@@ -19,7 +19,6 @@ import ray.train
 
 from pairwright import __version__
 from pairwright.cluster.session import ray_session
-from pairwright.cluster.tokenize import totals_beforehand
 from pairwright.cluster.train.monitor import Watcher
 from pairwright.cluster.train.preemption import StopSignals
 from pairwright.cluster.train.run_plan import Prepared, cache_of, check_model, check_places, prepare, version_of
@@ -30,6 +29,7 @@ from pairwright.data.storage.lease import Lease
 from pairwright.data.storage.object_store import local_root
 from pairwright.data.storage.ownership import RUN
 from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.tokenize import totals_beforehand
 from pairwright.data.tokens.tokenize_groups import EQUAL_IN_TEMPLATE, REFUSED_PREFIX, counts_behind, special_line
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ConfigError, StoppedError

@@ -6,10 +6,11 @@ The driver's work before any worker starts, so that what cannot work is said at 
 from dataclasses import dataclass
 from pathlib import Path
 
-from pairwright.cluster.tokenize import ensure_tokens
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.config import TrainConfig, digest_of
 from pairwright.data.storage.object_store import local_root
 from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.tokenize import ensure_tokens
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.errors import ConfigError
 from pairwright.evaluation.load_exported import model_digest
@@ -82,6 +83,7 @@ def prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Mani
         tokenizer_path=config.model.path,
         config=config.tokens,
         into=cache_of(config),
+        executor=EXECUTOR,
     )
     table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
     rows = table.rows_of_split("train")

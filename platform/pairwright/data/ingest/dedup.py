@@ -1,13 +1,14 @@
-"""Ids that stand twice: 64-bit hashes find who might, 128-bit ones decide, and the later record is refused.
+"""Deduplication of an ingestion: refuses the records whose id stands in the table, or earlier in the sources.
 
-In: ``Part``s of one ingestion and the files already in the table; out: ``Part``s without the repeated records, each of
-which says whether it was the same annotation once more or another one under a taken id. Tables without repeats pay 8
-bytes a record and one read of the ids; only where ids meet is content read, and a repeat costs the driver 56 bytes.
+64-bit hashes of ids find who might, 128-bit ones decide, and the later record is refused; its reason says whether it
+was the same annotation once more or another one under a taken id. The ids of the table's files are read once (an
+ingestion that adds little to a large table pays for that), contents only where hashes met, and only files that hold a
+duplicate are written again. The driver holds 8 bytes a record, and 56 for a duplicate.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from pairwright.data.executor import Executor
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import reason_key, rejection
 from pairwright.data.ingest.shards import NUM_SHOWN, Part, hash_ids, num_completions
@@ -65,6 +67,76 @@ class Repeats:
     sources: list[str]
     source_codes: np.ndarray
     lines: np.ndarray
+
+
+class _Found(msgspec.Struct, frozen=True):
+    item: int
+    places: Places
+
+
+def refuse_repeats(
+    parts: Sequence[Part],
+    units: Sequence[LineRange],
+    files: Sequence[DataFile],
+    known: Table,
+    table: Table,
+    executor: Executor,
+) -> list[Part]:
+    """Return the parts without the records whose id stands in ``files`` of the table, or earlier in the parts.
+
+    Args:
+        parts: in the order in which the earlier record wins.
+        units: the ranges that the parts came from, by ``part.unit``.
+        files: files of a table that the parts were not checked against before.
+        known: the table that they are in.
+        table: where the parts are, the same one but for `validate`.
+        executor: what maps over files.
+
+    Raises:
+        SourceError: if a source that holds a repeat is gone or has changed.
+        StoreError: if a file cannot be read or written.
+    """
+    hashes = [part.hashes for part in parts]
+    own = np.unique(np.concatenate([np.empty(0, "<u8"), *hashes]))
+    before = _places(files, own, known, executor)
+    taken = np.unique(np.concatenate([np.empty(0, "<u8"), *(places.rows["hash"] for places in before)]))
+    wanted = np.union1d(repeated_hashes(hashes), taken)
+    affected = [part for part in parts if part.data is not None and holds_any(part, wanted)]
+    places = _places([part.data for part in affected if part.data is not None], wanted, table, executor)
+    found = zip(affected, find_repeats(before, places), strict=True)
+    smaller = _rewritten([(part, repeats) for part, repeats in found if len(repeats.rows)], units, table, executor)
+    return [smaller.get((part.unit, part.index), part) for part in parts]
+
+
+def _places(files: Sequence[DataFile], hashes: np.ndarray, table: Table, executor: Executor) -> list[Places]:
+    """Return, for each file, where ids with these hashes (sorted, uint64) stand in it."""
+    places = [Places([], b"") for _ in files]
+    if not files or not len(hashes):
+        return places
+    shared = executor.broadcast(hashes)
+
+    def work(index: int) -> Iterator[_Found]:
+        yield _Found(index, places_of(table, files[index], shared.get()))
+
+    sizes = [file.bytes for file in files]
+    for found in executor.map_items(work, range(len(files)), sizes, _Found, what="files searched for repeated ids"):
+        places[found.item] = found.places
+    return places
+
+
+def _rewritten(
+    todo: Sequence[tuple[Part, Repeats]], units: Sequence[LineRange], table: Table, executor: Executor
+) -> dict[tuple[int, int], Part]:
+    """Return the parts without their repeats; each task fetches its own, since all of them can be many."""
+    shared = [executor.broadcast(item) for item in todo]
+
+    def work(index: int) -> Iterator[Part]:
+        part, repeats = shared[index].get()
+        yield without_repeats(part, units[part.unit], repeats, table)
+
+    sizes = [units[part.unit].end - units[part.unit].start for part, _ in todo]
+    parts = executor.map_items(work, range(len(todo)), sizes, Part, what="files written without repeated ids")
+    return {(part.unit, part.index): part for part in parts}
 
 
 def repeated_hashes(arrays: Sequence[np.ndarray]) -> np.ndarray:

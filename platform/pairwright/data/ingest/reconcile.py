@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pairwright.config import IngestConfig, config_digest
 from pairwright.data.ingest.shards import Part
 from pairwright.data.ingest.sources.source import SourceRef
-from pairwright.data.table.delete_rows import Removal, Thinner
+from pairwright.data.table.delete_rows import DeletePredicate, RewrittenVersion
 from pairwright.data.table.manifest import Manifest, Source
 
 CHANGED = (
@@ -79,7 +79,11 @@ def totals_of(sources: Sequence[Source]) -> dict[str, int]:
 
 
 def after_ingestion(
-    newest: Manifest | None, left: Thinner | None, sources: list[Source], parts: Sequence[Part], config: IngestConfig
+    newest: Manifest | None,
+    left: RewrittenVersion | None,
+    sources: list[Source],
+    parts: Sequence[Part],
+    config: IngestConfig,
 ) -> Manifest:
     """Return the version after ``newest`` with the parts of some sources added, in the place of what they had there.
 
@@ -108,8 +112,8 @@ def after_ingestion(
     )
 
 
-def replacement(newest: Manifest, sources: Iterable[Source]) -> tuple[Removal, bool, bool]:
+def replacement(newest: Manifest, sources: Iterable[Source]) -> tuple[DeletePredicate, bool, bool]:
     """Return what leaves a version when sources are replaced, and whether it stands among its rows and its refused."""
     replaced = replaced_by(newest, sources)
-    removal = Removal(sources=frozenset(source.uri for source in replaced))
-    return removal, any(source.accepted for source in replaced), any(source.refused for source in replaced)
+    predicate = DeletePredicate(sources=frozenset(source.uri for source in replaced))
+    return predicate, any(source.accepted for source in replaced), any(source.refused for source in replaced)

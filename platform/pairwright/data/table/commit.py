@@ -1,12 +1,19 @@
-"""What was written for a version -> the version, or nothing left behind: a commit with its clearing up.
+"""Commits the files written for a version, or deletes them; and lends folders for files that last one command.
 
 What no version names is deleted only where it is sure that none will: an answer that was lost on the way may be that of
 a commit that was made. Then the files stay for `vacuum`.
 """
 
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
+from pairwright.data.storage.ownership import TABLE, delete_empty_folders, delete_folder
 from pairwright.data.table.table import DataFile, Manifest, Table
+from pairwright.errors import StoreError
+
+STAGING_FOLDER = "landing"
+"""A vacuum takes what a killed command left here."""
 
 
 def commit_written(
@@ -40,3 +47,20 @@ def commit_written(
     named = {file.path for file in committed.all_files} if committed else set()
     table.delete([file for file in written() if file.path not in named])
     return committed
+
+
+@contextmanager
+def staging_folder(table: Table) -> Iterator[str]:
+    """Yield the URL of a new folder; what is in it at the end of the block is deleted."""
+    folder = f"{STAGING_FOLDER}/{uuid.uuid4().hex}"
+    try:
+        yield f"{table.url}/{folder}"
+    finally:
+        _delete(table, folder)
+
+
+def _delete(table: Table, folder: str) -> None:
+    """Delete a folder; what cannot be deleted now, a vacuum deletes."""
+    with suppress(StoreError, OSError):
+        delete_folder(table.url, folder, TABLE)
+        delete_empty_folders(table.url, [STAGING_FOLDER])

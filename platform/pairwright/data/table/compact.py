@@ -1,14 +1,122 @@
-"""Many small files -> few of a target size, the same rows in the same order. Plans are pure; a merge reads and writes.
+"""Compacts a table: a version of few larger files with the same rows in the same order, and the same digest.
 
-Only neighbours are merged, so that order needs no sorting and a file that is large enough is never touched.
+Only neighbours are merged, so that order needs no sorting and a file that is large enough is never touched. A task
+holds one new file's rows in memory, about four times ``file_bytes`` of text. The small files stay with the older
+versions that name them until `vacuum` removes those.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 
+from pairwright.data.executor import LOCAL, Executor
+from pairwright.data.table.commit import commit_written
 from pairwright.data.table.table import DataFile, Manifest, Table
+from pairwright.errors import StoreError
+from pairwright.terminal import escaped, one_per_line
+
+COMPACTABLE = ("annotations", "pairs")
+
+
+@dataclass(frozen=True)
+class CompactSummary:
+    """How many files there were, and how many there are."""
+
+    url: str
+    version: int
+    is_new: bool
+    num_files_before: int
+    num_files: int
+    num_rows: int
+    num_bytes_before: int
+    num_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same for programs, JSON-able."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return the same for people."""
+        if not self.is_new:
+            return escaped(f"nothing to compact: version {self.version} of {self.url} has {self.num_files:,} files")
+        before, now = self.num_bytes_before / 1e6, self.num_bytes / 1e6
+        lines = [
+            f"version {self.version} of {self.url} holds the same {self.num_rows:,} rows in {self.num_files:,} files "
+            f"({now:,.1f} MB) instead of {self.num_files_before:,} ({before:,.1f} MB)",
+            "the old files stay with the older versions until "
+            f"`pairwright vacuum {self.url} --keep-versions 1` removes those",
+        ]
+        return one_per_line(lines)
+
+
+def compact(url: str, *, file_bytes: int, executor: Executor = LOCAL) -> CompactSummary:
+    """Commit a version of a table in which neighbouring small files are one, where there are any.
+
+    Args:
+        url: an annotations or a pairs table.
+        file_bytes: most bytes of a merged file, compressed.
+        executor: what maps over the files to write.
+
+    Raises:
+        StoreError: if there is no such table, or a file cannot be read or written.
+    """
+    table = Table.open(url)
+    if table.kind not in COMPACTABLE:
+        raise StoreError(f"{url}: holds {table.kind}, which `pairwright train` maps into memory as they are")
+    compaction = _Compaction(table, file_bytes, executor)
+    committed = commit_written(table, compaction.manifest_on, compaction.written)
+    after = committed or table.manifest()
+    before = after if committed is None or committed.parent is None else table.manifest(committed.parent)
+    return CompactSummary(
+        url=url,
+        version=after.version,
+        is_new=committed is not None,
+        num_files_before=len(before.all_files),
+        num_files=len(after.all_files),
+        num_rows=sum(file.rows for file in after.files),
+        num_bytes_before=sum(file.bytes for file in before.all_files),
+        num_bytes=sum(file.bytes for file in after.all_files),
+    )
+
+
+class _Compaction:
+    """Merged files, kept for the next version where another writer is first."""
+
+    def __init__(self, table: Table, file_bytes: int, executor: Executor) -> None:
+        self._table = table
+        self._file_bytes = file_bytes
+        self._executor = executor
+        self._merged: dict[tuple[str, ...], DataFile] = {}
+
+    def manifest_on(self, newest: Manifest | None) -> Manifest | None:
+        """Return the version after ``newest``, or None where no two neighbours are small enough."""
+        assert newest is not None
+        runs = [run for files in (newest.files, newest.refused_files) for run in plan_merges(files, self._file_bytes)]
+        self._merge([run for run in runs if _paths(run) not in self._merged])
+        if not runs:
+            return None
+        return after_compaction(newest, {_paths(run): self._merged[_paths(run)] for run in runs})
+
+    def written(self) -> list[DataFile]:
+        """Return every file that was written."""
+        return list(self._merged.values())
+
+    def _merge(self, runs: Sequence[Sequence[DataFile]]) -> None:
+        table = self._table
+
+        def work(files: Sequence[DataFile]) -> Iterator[Merged]:
+            yield merge(table, files)
+
+        sizes = [sum(file.bytes for file in run) for run in runs]
+        for merged in self._executor.map_items(work, runs, sizes, Merged, what="files merged"):
+            self._merged[merged.paths] = merged.file
+
+
+def _paths(files: Sequence[DataFile]) -> tuple[str, ...]:
+    return tuple(file.path for file in files)
 
 
 class Merged(msgspec.Struct, frozen=True):

@@ -1,8 +1,8 @@
-"""Rows that are to leave a table: what they have in common, and a file in -> the file without them, out.
+"""Deletes the rows of a version that match a predicate, by rewriting the files that hold them.
 
 One way out for `ingest --replace` (by source) and `forget` (by annotator or prompt). Every file is read, by the columns
 that decide; only one that holds such rows is read whole and written anew. A refused record of a replaced source leaves
-with it. When an annotator or a prompt is forgotten, every refused record stays, counted and with its line, but loses
+with it. When an annotator or a prompt is erased, every refused record stays, counted and with its line, but loses
 its text: that can be half a line, another spelling, broken bytes, and no search of it could prove that it is clean.
 """
 
@@ -10,7 +10,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pairwright.data.executor import Executor
 from pairwright.data.extras import CONTEXT_FIELDS, EXTRA_FIELDS
 from pairwright.data.ingest.parse import reason_key
 from pairwright.data.ingest.shards import num_completions
@@ -68,7 +69,7 @@ def _whole_word(text: str) -> re.Pattern[str]:
     return re.compile(before + re.escape(text) + after)
 
 
-class Removal(msgspec.Struct, frozen=True):
+class DeletePredicate(msgspec.Struct, frozen=True):
     """What the rows to remove have in common: any one of these."""
 
     sources: frozenset[str] = frozenset()
@@ -106,7 +107,7 @@ class Removal(msgspec.Struct, frozen=True):
         return [name for name, values in named.items() if values]
 
 
-class Thinned(msgspec.Struct, frozen=True, kw_only=True):
+class RewrittenFile(msgspec.Struct, frozen=True, kw_only=True):
     """What one file became."""
 
     path: str
@@ -127,29 +128,29 @@ class Thinned(msgspec.Struct, frozen=True, kw_only=True):
         return self.file is None or self.file.path != self.path
 
 
-def thin_data(table: Table, file: DataFile, removal: Removal) -> Thinned:
-    """Return a data file without the rows that a removal matches; writes a new one if there are any.
+def rewrite_data_file(table: Table, file: DataFile, predicate: DeletePredicate) -> RewrittenFile:
+    """Return a data file without the rows that a predicate matches; writes a new one if there are any.
 
     Raises:
         StoreError: if the file cannot be read, or a new one cannot be written.
     """
-    matched = removal.rows_of(table.read_file(file, removal.columns))
+    matched = predicate.rows_of(table.read_file(file, predicate.columns))
     if not matched.any():
-        return Thinned(path=file.path, file=file)
+        return RewrittenFile(path=file.path, file=file)
     rows = table.read_file(file)
     gone, kept = rows.filter(pa.array(matched)), rows.filter(pa.array(~matched))
     names = Counter(gone.column("annotator").to_pylist())
-    return Thinned(
+    return RewrittenFile(
         path=file.path,
         file=table.write_data(kept) if kept.num_rows else None,
         rows=dict(Counter(gone.column("source").to_pylist())),
-        names={name: names[name] for name in sorted(removal.annotators_among(names))},
+        names={name: names[name] for name in sorted(predicate.annotators_among(names))},
         completions=num_completions(gone),
     )
 
 
-def thin_refused(table: Table, file: DataFile, removal: Removal) -> Thinned:
-    """Return a file of refused records without those of a removal's sources, and without any text if it erases.
+def rewrite_refused_file(table: Table, file: DataFile, predicate: DeletePredicate) -> RewrittenFile:
+    """Return a file of refused records without those of the predicate's sources, and without any text if it erases.
 
     Raises:
         StoreError: if the file cannot be read, or a new one cannot be written.
@@ -158,15 +159,15 @@ def thin_refused(table: Table, file: DataFile, removal: Removal) -> Thinned:
     gone: Counter[str] = Counter()
     num_without_text = 0
     for refused in table.read_refused(file):
-        if refused.source in removal.sources:
+        if refused.source in predicate.sources:
             gone[refused.source] += 1
             continue
-        kept.append(without_text(refused) if removal.erases else refused)
+        kept.append(without_text(refused) if predicate.erases else refused)
         num_without_text += kept[-1] != refused
     if not gone and not num_without_text:
-        return Thinned(path=file.path, file=file)
+        return RewrittenFile(path=file.path, file=file)
     rest = table.write_refused(kept) if kept else None
-    return Thinned(path=file.path, file=rest, rows=dict(gone), num_without_text=num_without_text)
+    return RewrittenFile(path=file.path, file=rest, rows=dict(gone), num_without_text=num_without_text)
 
 
 def without_text(refused: Rejection) -> Rejection:
@@ -180,8 +181,8 @@ def without_text(refused: Rejection) -> Rejection:
 
 
 @dataclass(frozen=True)
-class Thinner:
-    """A version's files without what a removal matches, and how much that was."""
+class RewrittenVersion:
+    """A version's files without what a predicate matches, and how much that was."""
 
     files: list[DataFile]
     refused_files: list[DataFile]
@@ -201,16 +202,16 @@ class Thinner:
         return sum(self.rows.values())
 
 
-def thinner(manifest: Manifest, thinned: Iterable[Thinned]) -> Thinner:
-    """Return a version's files in order, each as it became; one that ``thinned`` does not name stays as it is."""
-    by_path = {each.path: each for each in thinned}
+def rewritten_version(manifest: Manifest, rewritten: Iterable[RewrittenFile]) -> RewrittenVersion:
+    """Return a version's files in order, each as it became; one that ``rewritten`` does not name stays as it is."""
+    by_path = {each.path: each for each in rewritten}
     rows: Counter[str] = Counter()
     for file in manifest.files:
         if file.path in by_path:
             rows.update(by_path[file.path].rows)
     data = [by_path[file.path] for file in manifest.files if file.path in by_path]
     refused = [by_path[file.path] for file in manifest.refused_files if file.path in by_path]
-    return Thinner(
+    return RewrittenVersion(
         files=_left(manifest.files, by_path),
         refused_files=_left(manifest.refused_files, by_path),
         rows=dict(rows),
@@ -221,6 +222,55 @@ def thinner(manifest: Manifest, thinned: Iterable[Thinned]) -> Thinner:
     )
 
 
-def _left(files: Sequence[DataFile], by_path: dict[str, Thinned]) -> list[DataFile]:
+def _left(files: Sequence[DataFile], by_path: dict[str, RewrittenFile]) -> list[DataFile]:
     left = [by_path[file.path].file if file.path in by_path else file for file in files]
     return [file for file in left if file is not None]
+
+
+class RowDeleter:
+    """Deletes rows of the versions of one table.
+
+    Called again on a newer version (another writer committed first) it reads only the files that are new there.
+    """
+
+    def __init__(self, table: Table, executor: Executor) -> None:
+        self._table = table
+        self._executor = executor
+        self._found: dict[tuple[DeletePredicate, str], RewrittenFile] = {}
+
+    def rewrite(
+        self, manifest: Manifest, predicate: DeletePredicate, *, rows: bool = True, refused: bool = True
+    ) -> RewrittenVersion:
+        """Return a version's files without what a predicate matches.
+
+        Args:
+            manifest: the version.
+            predicate: what is to leave it.
+            rows: whether it can stand in data files; where it cannot, they are not read.
+            refused: whether it can stand in files of refused records.
+
+        Raises:
+            StoreError: if a file cannot be read or written.
+        """
+        data = self._rewrite(manifest.files if rows else [], predicate)
+        kept = self._rewrite(manifest.refused_files if refused else [], predicate)
+        return rewritten_version(manifest, [*data, *kept])
+
+    def written(self) -> list[DataFile]:
+        """Return every file that was written here."""
+        return [each.file for each in self._found.values() if each.is_changed and each.file is not None]
+
+    def _rewrite(self, files: Sequence[DataFile], predicate: DeletePredicate) -> list[RewrittenFile]:
+        table = self._table
+        unseen = [file for file in files if (predicate, file.path) not in self._found]
+
+        def work(file: DataFile) -> Iterator[RewrittenFile]:
+            rewrite = rewrite_data_file if file.path.startswith("data/") else rewrite_refused_file
+            yield rewrite(table, file, predicate)
+
+        sizes = [file.bytes for file in unseen]
+        for rewritten in self._executor.map_items(
+            work, unseen, sizes, RewrittenFile, what="files searched for rows to delete"
+        ):
+            self._found[predicate, rewritten.path] = rewritten
+        return [self._found[predicate, file.path] for file in files]

@@ -1,6 +1,6 @@
-"""Annotators and prompts, as a person names them -> what to remove, the version without them, and the proof of it.
+"""Erases annotators and prompts: a version of an annotations table without them, verified by reading it again.
 
-The manifest of that version says which prompts (by id) and which annotators (by SHA-256 of the name) were forgotten, so
+The manifest of that version says which prompts (by id) and which annotators (by SHA-256 of the name) were erased, so
 that who knows a name can look up when it went. Who guesses the name can do that too.
 """
 
@@ -8,30 +8,46 @@ import hashlib
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 
+from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.identity import prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.prompts import prompt_of
-from pairwright.data.table.delete_rows import Removal, Thinner, folded, names_within, without_text
+from pairwright.data.storage.local_cache import EmptiedCache, empty_cache
+from pairwright.data.table.commit import commit_written
+from pairwright.data.table.delete_rows import (
+    DeletePredicate,
+    RewrittenVersion,
+    RowDeleter,
+    folded,
+    names_within,
+    without_text,
+)
 from pairwright.data.table.manifest import Manifest, Source
 from pairwright.data.table.table import DataFile, Table
-from pairwright.errors import ConfigError, StoreError
+from pairwright.errors import ConfigError, DataError, StoreError
 
 MAX_PROMPT_BYTES = 64 * 1024 * 1024
 """Of a file that holds a prompt: a million characters, as many as a table takes by default, are 12 MB at most."""
 
+MAX_NAMES = 10
 _PROMPT_ID = re.compile(r"[0-9a-f]{32}")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
+CACHE_SECONDS = 300
+"""How long a machine may take to empty its cache; beyond that it is named as one that was not reached."""
+
+
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """What was read again of a version after something was forgotten, and found not to hold it."""
 
     num_files: int
@@ -40,7 +56,7 @@ class Proof:
     num_refused: int
 
 
-class Looked(msgspec.Struct, frozen=True):
+class ErasureCheck(msgspec.Struct, frozen=True):
     """How many rows, or refused records, one file holds, and how many of them should not be there."""
 
     path: str
@@ -52,7 +68,137 @@ class Looked(msgspec.Struct, frozen=True):
     """Rows whose id, subset or metadata hold a forgotten annotator's name as a word."""
 
 
-def removal_of(annotators: Sequence[str], prompts: Sequence[str], *, is_exact: bool = False) -> Removal:
+@dataclass(frozen=True)
+class ErasureSummary:
+    """What was forgotten, and what still holds it."""
+
+    url: str
+    what: str
+    version: int
+    num_annotations: int
+    spellings: dict[str, int]
+    """Annotator, as spelled in the table -> how many of the annotations were forgotten for the name."""
+    sources: dict[str, int]
+    """Source -> how many of its annotations were forgotten."""
+    num_refused_without_text: int
+    verification: Verification
+    alike: dict[str, int]
+    """Annotators that stay although a forgotten name is a word of theirs -> annotations."""
+    num_naming: int
+    """Annotations that stay although their id, subset or metadata hold a forgotten name."""
+    older_versions: list[int]
+    """Versions that can still be read as they were."""
+    named_in_sources: list[str]
+    """Sources whose own name holds an annotator's; the manifest keeps it."""
+    caches: list[EmptiedCache]
+    """One a machine."""
+    caches_not_emptied: list[str]
+    """Machines whose cache stays, each with the reason."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same for programs, JSON-able."""
+        return asdict(self) | {"caches": msgspec.to_builtins(self.caches)}
+
+
+def forget(
+    url: str, *, annotators: Sequence[str], prompts: Sequence[str], is_exact: bool = False, executor: Executor = LOCAL
+) -> ErasureSummary:
+    """Commit a version of an annotations table without some annotators and prompts, and prove that it is without them.
+
+    Args:
+        url: an annotations table.
+        annotators: names.
+        prompts: ids, or files that hold one.
+        is_exact: whether a name stands for its own spelling alone, not for those that differ in case and such.
+        executor: what maps over the files.
+
+    Raises:
+        ConfigError: if nothing is named, or a prompt is neither an id nor a file.
+        DataError: if nothing of the newest version matches; then there is no new version.
+        StoreError: if there is no annotations table, or a file cannot be read or written.
+    """
+    predicate = erase_predicate(annotators, prompts, is_exact=is_exact)
+    table = _annotations_at(url)
+    what = " and ".join([*(f"annotator {name}" for name in annotators), *(f"prompt {name}" for name in prompts)])
+    with executor.session(sum(file.bytes for file in table.manifest().all_files)):
+        committed, left = _commit(table, predicate, executor)
+        checks = _look(table, committed or table.manifest(), predicate, executor)
+        alike = dict(sum((Counter(each.alike) for each in checks), Counter[str]()))
+        if committed is None:
+            others = f"other annotators with such a name: {counted_names(alike)}; " if alike else ""
+            raise DataError(
+                f"{url}: nothing of the newest version holds {what}; {others}older versions were not searched: "
+                f"`pairwright vacuum {url} --keep-versions 1` removes them"
+            )
+        verification = verify_erasure(committed, checks, table.url)
+        caches, not_emptied = _empty_caches(executor)
+    holds = names_within(annotators)
+    return ErasureSummary(
+        url=url,
+        what=what,
+        version=committed.version,
+        num_annotations=left.num_rows,
+        spellings=left.names,
+        sources=left.rows,
+        num_refused_without_text=left.num_without_text,
+        verification=verification,
+        alike=alike,
+        num_naming=sum(each.num_naming for each in checks),
+        older_versions=[version for version in table.versions() if version < committed.version],
+        named_in_sources=[source.uri for source in committed.sources if holds(source.uri)],
+        caches=caches,
+        caches_not_emptied=not_emptied,
+    )
+
+
+def _commit(table: Table, predicate: DeletePredicate, executor: Executor) -> tuple[Manifest | None, RewrittenVersion]:
+    """Return the version without what a predicate matches, None if nothing did, and what left the one before."""
+    deleter = RowDeleter(table, executor)
+    last: list[RewrittenVersion] = []
+
+    def build(newest: Manifest | None) -> Manifest | None:
+        assert newest is not None
+        last[:] = [deleter.rewrite(newest, predicate)]
+        return after_erasure(newest, last[0], predicate)
+
+    committed = commit_written(table, build, deleter.written)
+    return committed, last[0]
+
+
+def _annotations_at(url: str) -> Table:
+    table = Table.open(url)
+    if table.kind == "annotations":
+        return table
+    made_from = [given.url for given in table.manifest().inputs]
+    where = made_from[0] if made_from else "ANNOTATIONS"
+    raise StoreError(
+        f"{url}: holds {table.kind}, which are made from annotations: forget there (`pairwright forget {where} ...`), "
+        f"make the {table.kind} again, then remove the old ones with `pairwright vacuum {url} --keep-versions 1`"
+    )
+
+
+def _look(table: Table, manifest: Manifest, predicate: DeletePredicate, executor: Executor) -> list[ErasureCheck]:
+    def work(file: DataFile) -> Iterator[ErasureCheck]:
+        yield count_matches(table, file, predicate)
+
+    sizes = [file.bytes for file in manifest.all_files]
+    return list(
+        executor.map_items(work, manifest.all_files, sizes, ErasureCheck, what="files of the new version read again")
+    )
+
+
+def _empty_caches(executor: Executor) -> tuple[list[EmptiedCache], list[str]]:
+    """Empty the cache of this machine, or of all that are up where Ray runs; return what went, and what could not."""
+    emptied, reasons = [], []
+    for host, result in executor.map_nodes(empty_cache, seconds=CACHE_SECONDS):
+        if isinstance(result, EmptiedCache):
+            emptied.append(result)
+        else:
+            reasons.append(f"{host}: {result}")
+    return emptied, reasons
+
+
+def erase_predicate(annotators: Sequence[str], prompts: Sequence[str], *, is_exact: bool = False) -> DeletePredicate:
     """Return what to remove.
 
     Args:
@@ -70,7 +216,9 @@ def removal_of(annotators: Sequence[str], prompts: Sequence[str], *, is_exact: b
         raise ConfigError("--annotator: expected a name, got an empty one; annotations without an annotator have none")
     if odd := [name for name in annotators if _LONE_SURROGATE.search(name)]:
         raise ConfigError(f"--annotator {odd[0]!a}: expected UTF-8, as every name in a table is")
-    return Removal(annotators=frozenset(annotators), prompt_ids=frozenset(map(_prompt_id, prompts)), is_exact=is_exact)
+    return DeletePredicate(
+        annotators=frozenset(annotators), prompt_ids=frozenset(map(_prompt_id, prompts)), is_exact=is_exact
+    )
 
 
 def _prompt_id(named: str) -> str:
@@ -99,15 +247,15 @@ def _content(path: Path) -> bytes:
         return content.read(MAX_PROMPT_BYTES)
 
 
-def after_forgetting(newest: Manifest, left: Thinner, removal: Removal) -> Manifest | None:
+def after_erasure(newest: Manifest, left: RewrittenVersion, predicate: DeletePredicate) -> Manifest | None:
     """Return the version after ``newest`` without what was removed; None where nothing was."""
     if not left.num_rows and not left.num_without_text:
         return None
     totals = Counter(newest.totals)
     totals.update({"annotations": -left.num_rows, "forgotten": left.num_rows, "completions": -left.completions})
     config = {
-        "annotators_sha256": sorted(hashlib.sha256(name.encode()).hexdigest() for name in removal.annotators),
-        "prompt_ids": sorted(removal.prompt_ids),
+        "annotators_sha256": sorted(hashlib.sha256(name.encode()).hexdigest() for name in predicate.annotators),
+        "prompt_ids": sorted(predicate.prompt_ids),
     }
     return Manifest(
         kind=newest.kind,
@@ -126,24 +274,24 @@ def _without(source: Source, num_rows: int) -> Source:
     return msgspec.structs.replace(source, accepted=source.accepted - num_rows, forgotten=source.forgotten + num_rows)
 
 
-def look(table: Table, file: DataFile, removal: Removal) -> Looked:
-    """Return how many records of a file of any version a removal still matches, and what else holds a name.
+def count_matches(table: Table, file: DataFile, predicate: DeletePredicate) -> ErasureCheck:
+    """Return how many records of a file of any version a predicate still matches, and what else holds a name.
 
     Raises:
         StoreError: if the file cannot be read.
     """
     if not file.path.startswith("data/"):
         records = table.read_refused(file)
-        return Looked(file.path, len(records), sum(without_text(record) != record for record in records))
-    texts = ["id", "subset", "metadata"] if removal.annotators else []
+        return ErasureCheck(file.path, len(records), sum(without_text(record) != record for record in records))
+    texts = ["id", "subset", "metadata"] if predicate.annotators else []
     rows = table.read_file(file, ["annotator", "prompt_id", *texts])
-    found = int(removal.rows_of(rows).sum())
-    if not removal.annotators:
-        return Looked(file.path, rows.num_rows, found)
+    found = int(predicate.rows_of(rows).sum())
+    if not predicate.annotators:
+        return ErasureCheck(file.path, rows.num_rows, found)
     names = Counter(rows.column("annotator").drop_null().to_pylist())
-    holds = names_within(removal.annotators)
+    holds = names_within(predicate.annotators)
     alike = {name: names[name] for name in sorted(names) if holds(name)}
-    return Looked(file.path, rows.num_rows, found, alike, _num_naming(rows, holds))
+    return ErasureCheck(file.path, rows.num_rows, found, alike, _num_naming(rows, holds))
 
 
 def _num_naming(rows: pa.Table, holds: Callable[[str], bool]) -> int:
@@ -156,21 +304,28 @@ def _num_naming(rows: pa.Table, holds: Callable[[str], bool]) -> int:
     return sum(map(holds, texts)) if holds("\n".join(texts)) else 0
 
 
-def proof_of(manifest: Manifest, looked: Sequence[Looked], where: str) -> Proof:
-    """Return the proof that no file of a version holds what was forgotten.
+def verify_erasure(manifest: Manifest, checks: Sequence[ErasureCheck], where: str) -> Verification:
+    """Return the verification that no file of a version holds what was forgotten.
 
     Raises:
-        StoreError: if one does, or was not looked at, or holds another number of rows than the version says.
+        StoreError: if one does, or was not checks at, or holds another number of rows than the version says.
     """
-    by_path = {each.path: each for each in looked}
+    by_path = {each.path: each for each in checks}
     for file in manifest.all_files:
         each = by_path.get(file.path)
         if each is None or each.found or each.rows != file.rows:
             found = "was not read" if each is None else f"has {each.rows} rows, {each.found} of them to be forgotten"
             raise StoreError(f"{where}/{file.path}: {found}; expected {file.rows} and none; please report it")
-    return Proof(
+    return Verification(
         num_files=len(manifest.files),
         num_rows=sum(by_path[file.path].rows for file in manifest.files),
         num_refused_files=len(manifest.refused_files),
         num_refused=sum(by_path[file.path].rows for file in manifest.refused_files),
     )
+
+
+def counted_names(names: dict[str, int]) -> str:
+    """Return the first names, each with its count, for a person."""
+    shown = [f"{name} ({count:,})" for name, count in list(names.items())[:MAX_NAMES]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more; --json has them all" if more else "")

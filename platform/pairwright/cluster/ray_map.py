@@ -1,8 +1,7 @@
-"""One function over many items, as one Ray Data pass: items in -> results out, streamed, in no order.
+"""Maps a function over items with Ray Data, and gives values to its tasks.
 
-Items should be few and tiny (ranges, files); what is large goes through the store. Small items share a task, since a
-task costs about 20 ms whatever it does. What a ``PairwrightError`` explains crosses as data: Ray would wrap it and
-print a traceback of its own first.
+Small items share a task, since a task costs about 20 ms whatever it does. What a ``PairwrightError`` explains crosses
+as data: Ray would wrap it and print a traceback of its own first.
 """
 
 import os
@@ -38,18 +37,22 @@ _KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Shared(Generic[ValueT]):
-    """A value that tasks fetch; see ``share``."""
+class StoredValue(Generic[ValueT]):
+    """A value in Ray's object store, which tasks fetch."""
 
-    _reference: Any
-    _value: ValueT | None
+    reference: Any
 
     def get(self) -> ValueT:
         """Return the value."""
-        return cast("ValueT", self._value if self._reference is None else ray.get(self._reference))
+        return cast("ValueT", ray.get(self.reference))
 
 
-def run_pass(
+def put(value: ValueT) -> StoredValue[ValueT]:
+    """Put a value into Ray's object store, once for all tasks."""
+    return StoredValue(ray.put(value))
+
+
+def map_on_ray(
     work: Callable[[ItemT], Iterable[ResultT]],
     items: Sequence[ItemT],
     sizes: Sequence[int],
@@ -57,27 +60,8 @@ def run_pass(
     *,
     what: str,
 ) -> Iterator[ResultT]:
-    """Yield what ``work`` yields for each item, as tasks go on, and show how many items are done.
-
-    Where no Ray runs (see ``sized.sized_session``) this process does it all, one item after the other.
-
-    Args:
-        work: called in a task, must pickle; may be a generator.
-        items: what there is to do.
-        sizes: bytes that each item has to go through, by which they are dealt to tasks.
-        result: type of the results, for msgpack.
-        what: what items are and become, for the person who waits: ``sources hashed``.
-
-    Raises:
-        PairwrightError: the first one that ``work`` raised anywhere.
-    """
+    """Yield what ``work`` yields for each item, as tasks go on; see ``data.executor.Executor.map_items``."""
     if not items:
-        return
-    if not ray.is_initialized():
-        with progress_bar(what, total=len(items)) as advance:
-            for item in items:
-                yield from work(item)
-                advance(1)
         return
 
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -90,7 +74,7 @@ def run_pass(
             kind = type(error).__name__
             yield {"kind": kind if kind in _KINDS else "PairwrightError", "payload": str(error).encode()}
 
-    tasks = [{"items": indices} for indices in deal(sizes, _num_tasks())]
+    tasks = [{"items": indices} for indices in tasks_of(sizes, _num_tasks())]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(run)
     # With its reservations Ray Data 2.60 starts one task where two CPUs are free, and waits between tasks.
     rows.context.op_resource_reservation_enabled = False
@@ -104,7 +88,7 @@ def run_pass(
                 yield msgspec.msgpack.decode(row["payload"], type=result)
 
 
-def run_on_every_node(work: Callable[[], ResultT], *, seconds: float) -> list[tuple[str, ResultT | str]]:
+def map_nodes(work: Callable[[], ResultT], *, seconds: float) -> list[tuple[str, ResultT | str]]:
     """Return the name of each node that is up, with what ``work`` returned there, or why it returned nothing."""
 
     def run() -> ResultT | str:
@@ -132,9 +116,9 @@ def _answer(answer: "ray.ObjectRef[Any]", seconds: float) -> Any:
         return str(error).partition("\n")[0]
 
 
-def share(value: ValueT) -> Shared[ValueT]:
-    """Return a value for the tasks of a pass: in Ray's object store, once for all of them, where Ray runs."""
-    return Shared(ray.put(value), None) if ray.is_initialized() else Shared(None, value)
+def num_nodes() -> int:
+    """Return how many machines are up."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def _num_tasks() -> int:
@@ -144,7 +128,7 @@ def _num_tasks() -> int:
     return TASKS_PER_CPU * int(ray.cluster_resources()["CPU"])
 
 
-def deal(sizes: Sequence[int], num_tasks: int) -> list[list[int]]:
+def tasks_of(sizes: Sequence[int], num_tasks: int) -> list[list[int]]:
     """Return indices of the items of each task: neighbours together until they are worth a task."""
     enough = min(TASK_BYTES, max(MIN_TASK_BYTES, sum(sizes) // num_tasks))
     tasks: list[list[int]] = []

@@ -1,8 +1,8 @@
-"""Pairs table and tokenizer -> tokens table, made with Ray Data the first time and found again afterwards.
+"""Tokenises a pairs table into a tokens table, which is made once and found again afterwards.
 
 A tokens table lies under the digest of all that decides its content (pairs, tokenizer, template, rules for length and
-special tokens), so a stale one is never used (TRAPS 23) and a half-written one has no version. The order of
-training is a function of row numbers, so rows stand in an order of their own content, never of who was ready first.
+special tokens), so a stale one is never used and a half-written one has no version. The order of training is a function
+of row numbers, so rows stand in an order of their own content, never of who was ready first.
 """
 
 import hashlib
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pairwright.cluster.passes import run_pass
-from pairwright.cluster.session import ray_session
 from pairwright.config import TokensConfig
+from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.table.table import DataFile, Input, Manifest, Table
 from pairwright.data.tokens.chat_template import template_origin
 from pairwright.data.tokens.tokenize_groups import (
@@ -37,7 +36,7 @@ COUNTED_BYTES = 8 * 1024 * 1024
 
 
 def ensure_tokens(
-    pairs: str, *, version: int, tokenizer_path: str, config: TokensConfig, into: str
+    pairs: str, *, version: int, tokenizer_path: str, config: TokensConfig, into: str, executor: Executor = LOCAL
 ) -> tuple[str, Manifest]:
     """Return URL and version of the tokens table of a pairs version, making it if it is not there.
 
@@ -47,6 +46,7 @@ def ensure_tokens(
         tokenizer_path: model directory or hub name; read here and sent to the tasks.
         config: template and length limit.
         into: URL of the cache, under which the table gets a directory named by content.
+        executor: what maps over the files of the pairs table.
 
     Raises:
         StoreError: if there is no such pairs table or version.
@@ -62,7 +62,7 @@ def ensure_tokens(
     known = table.latest()
     if known is not None:
         return table.url, known
-    tokenized = _tokenize_on_ray(source, manifest, table, tokenizer, spec)
+    tokenized = _tokenize(source, manifest, table, tokenizer, spec, executor)
     made_from = Input(url=source.url, version=manifest.version, digest=manifest.digest)
     return table.url, _commit(table, tokenized, made_from, spec, template_origin(tokenizer, config))
 
@@ -99,8 +99,13 @@ class _Tokenized(msgspec.Struct):
     totals: dict[str, int]
 
 
-def _tokenize_on_ray(
-    source: Table, read: Manifest, target: Table, tokenizer: "PreTrainedTokenizerFast", spec: TokenSpec
+def _tokenize(
+    source: Table,
+    read: Manifest,
+    target: Table,
+    tokenizer: "PreTrainedTokenizerFast",
+    spec: TokenSpec,
+    executor: Executor,
 ) -> list[_Tokenized]:
     """Return what became of each file, in the order of the rows to be.
 
@@ -108,9 +113,9 @@ def _tokenize_on_ray(
     """
     files = sorted(read.files, key=lambda file: file.sha256)
     work = partial(_tokenize_file, source=source, target=target, tokenizer=tokenizer, spec=spec)
-    with ray_session():
-        sizes = [file.bytes for file in files]
-        results = run_pass(work, list(enumerate(files)), sizes, _Tokenized, what="files of pairs tokenised")
+    sizes = [file.bytes for file in files]
+    with executor.session(sum(sizes)):
+        results = executor.map_items(work, list(enumerate(files)), sizes, _Tokenized, what="files of pairs tokenised")
         return sorted(results, key=lambda result: result.number)
 
 

@@ -1,27 +1,25 @@
-"""The passes of an expansion that find prompts to leave out. An annotations version, evaluation sets -> prompts, why.
+"""Finds the prompts to leave out: those that overlap evaluation sets, and near-duplicates of validation prompts.
 
 Two passes, both linear. The first hashes the prompts that others are held against (those of the validation split, and
 of the evaluation sets) into keys; the second holds every other prompt against them, in tasks. The driver keeps about
-400 bytes of keys for each prompt of the first kind; texts of theirs go into Ray's object store in blocks as they come,
-shared by all tasks of a machine, spilled to disk where there are too many. Of the others it sees those left out.
+400 bytes of keys for each prompt of the first kind; texts of theirs are broadcast in blocks as they come (on Ray into
+the object store: shared by all tasks of a machine, spilled to disk). Of the others it sees those left out.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import ray
 
-from pairwright.cluster.grouping import stretches_of
-from pairwright.cluster.passes import run_pass
-from pairwright.cluster.read import hash_sources, plan_units
-from pairwright.cluster.session import ray_session
 from pairwright.config import ExpandConfig, IngestConfig
+from pairwright.data.executor import Broadcast, Executor
+from pairwright.data.group_by import partition_files
+from pairwright.data.ingest.sources.scan import hash_sources, plan_units
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.splits import LineRange
 from pairwright.data.pairs.build_pairs import split_of
@@ -79,16 +77,16 @@ class _LeftOut(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """The prompts that others are held against, numbered by their ids; texts stay in the object store."""
+    """The prompts that others are held against, numbered by their ids; texts are broadcast."""
 
     keys: KeyIndex
     runs: KeyIndex
-    blocks: list[Any]
+    blocks: list[Broadcast[pa.Table]]
     block_of: np.ndarray
     row_of: np.ndarray
 
 
-def open_evaluation_sets(config: ExpandConfig) -> EvaluationSets:
+def open_evaluation_sets(config: ExpandConfig, executor: Executor) -> EvaluationSets:
     """Return the evaluation sets of a configuration with the digests of their content.
 
     Raises:
@@ -98,15 +96,16 @@ def open_evaluation_sets(config: ExpandConfig) -> EvaluationSets:
     if not config.decontaminate:
         return EvaluationSets([], [], [])
     inputs, files, listed = find_evaluation_sets(config.decontaminate)
-    with ray_session():
-        sources, failures = hash_sources(listed)
+    sources, failures = hash_sources(listed, executor)
     _raise_first(failures)
     given = [Input(url=source.uri, version=SOURCE_VERSION, digest=str(source.etag)) for source in sources]
     return EvaluationSets([*inputs, *given], files, sources)
 
 
-def find_left_out(source: Table, read: Manifest, config: ExpandConfig, sets: EvaluationSets) -> Any:
-    """Return a reference to the prompts to leave out, in LEFT_OUT; None where the configuration asks for nothing.
+def find_left_out(
+    source: Table, read: Manifest, config: ExpandConfig, sets: EvaluationSets, executor: Executor
+) -> Broadcast[pa.Table] | None:
+    """Return the prompts to leave out, in LEFT_OUT; None where the configuration asks for nothing.
 
     A function of the annotations version, the configuration and the content of the evaluation sets alone.
 
@@ -116,35 +115,34 @@ def find_left_out(source: Table, read: Manifest, config: ExpandConfig, sets: Eva
     """
     if not looks_for_others(config):
         return None
-    with ray_session():
-        references = {}
-        if config.near_duplicates == "drop_train":
-            references["near_duplicate"] = _validation_prompts(source, read, config)
-        if config.decontaminate:
-            references["contaminated"] = _evaluation_prompts(sets, config)
-        found = _compare(source, read, config, ray.put(references))
-        columns = {name: [getattr(found[key], name) for key in sorted(found)] for name in LEFT_OUT.names}
-        return ray.put(pa.table(columns, schema=LEFT_OUT))
+    references = {}
+    if config.near_duplicates == "drop_train":
+        references["near_duplicate"] = _validation_prompts(source, read, config, executor)
+    if config.decontaminate:
+        references["contaminated"] = _evaluation_prompts(sets, config, executor)
+    found = _compare(source, read, config, references, executor)
+    columns = {name: [getattr(found[key], name) for key in sorted(found)] for name in LEFT_OUT.names}
+    return executor.broadcast(pa.table(columns, schema=LEFT_OUT))
 
 
-def _validation_prompts(source: Table, read: Manifest, config: ExpandConfig) -> _Reference:
-    stretches = stretches_of(read.files, config.stretch_bytes)
+def _validation_prompts(source: Table, read: Manifest, config: ExpandConfig, executor: Executor) -> _Reference:
+    partitions = partition_files(read.files, config.stretch_bytes)
 
     def work(item: int) -> Iterator[_Block]:
         prompts = (
             NamedPrompt(name, f"prompt {name}", messages)
-            for name, messages in _distinct(source, stretches[item])
+            for name, messages in _distinct(source, partitions[item])
             if split_of(name, config.validation_fraction) == "validation"
         )
         yield from _blocks(item, prompts, config, num_words=0)
 
-    sizes = [sum(file.bytes for file in files) for files in stretches]
-    what = "stretches searched for validation prompts"
-    return _collect(run_pass(work, range(len(stretches)), sizes, _Block, what=what))
+    sizes = [sum(file.bytes for file in files) for files in partitions]
+    what = "partitions searched for validation prompts"
+    return _collect(executor, executor.map_items(work, range(len(partitions)), sizes, _Block, what=what))
 
 
-def _evaluation_prompts(sets: EvaluationSets, config: ExpandConfig) -> _Reference:
-    units, failures = plan_units(sets.sources, IngestConfig().range_bytes)
+def _evaluation_prompts(sets: EvaluationSets, config: ExpandConfig, executor: Executor) -> _Reference:
+    units, failures = plan_units(sets.sources, IngestConfig().range_bytes, executor)
     _raise_first(failures)
     items: list[TableFile | LineRange] = [*sets.files, *units]
 
@@ -154,7 +152,9 @@ def _evaluation_prompts(sets: EvaluationSets, config: ExpandConfig) -> _Referenc
         yield from _blocks(item, prompts, config, num_words=config.overlap_words)
 
     sizes = [item.file.bytes if isinstance(item, TableFile) else item.end - item.start for item in items]
-    return _collect(run_pass(work, range(len(items)), sizes, _Block, what="parts of evaluation sets hashed"))
+    return _collect(
+        executor, executor.map_items(work, range(len(items)), sizes, _Block, what="parts of evaluation sets hashed")
+    )
 
 
 def _blocks(item: int, prompts: Iterable[NamedPrompt], config: ExpandConfig, *, num_words: int) -> Iterator[_Block]:
@@ -173,11 +173,11 @@ def _blocks(item: int, prompts: Iterable[NamedPrompt], config: ExpandConfig, *, 
         )
 
 
-def _collect(found: Iterable[_Block]) -> _Reference:
-    """Return the index of the blocks, put into the object store as they come; of equal prompts the first one counts."""
+def _collect(executor: Executor, found: Iterable[_Block]) -> _Reference:
+    """Return the index of the blocks, texts broadcast as they come; of equal prompts the first one counts."""
     kept, refs = [], {}
     for block in found:
-        refs[block.item, block.index] = ray.put(pa.table({"name": block.names, "text": block.texts}))
+        refs[block.item, block.index] = executor.broadcast(pa.table({"name": block.names, "text": block.texts}))
         kept.append(msgspec.structs.replace(block, names=[], texts=[]))
     kept.sort(key=lambda block: (block.item, block.index))
     sizes = [len(block.ids) for block in kept]
@@ -199,16 +199,20 @@ def _collect(found: Iterable[_Block]) -> _Reference:
     )
 
 
-def _compare(source: Table, read: Manifest, config: ExpandConfig, shared: Any) -> dict[str, _LeftOut]:
-    stretches = stretches_of(read.files, config.stretch_bytes)
+def _compare(
+    source: Table, read: Manifest, config: ExpandConfig, references: dict[str, _Reference], executor: Executor
+) -> dict[str, _LeftOut]:
+    shared = executor.broadcast(references)
+    partitions = partition_files(read.files, config.stretch_bytes)
 
     def work(item: int) -> Iterator[_LeftOut]:
-        references: dict[str, _Reference] = ray.get(shared)
-        for block in _batches(_distinct(source, stretches[item])):
-            yield from _left_out(block, references, config)
+        for block in _batches(_distinct(source, partitions[item])):
+            yield from _left_out(block, shared.get(), config)
 
-    sizes = [sum(file.bytes for file in files) for files in stretches]
-    found = run_pass(work, range(len(stretches)), sizes, _LeftOut, what="stretches compared with held-out prompts")
+    sizes = [sum(file.bytes for file in files) for files in partitions]
+    found = executor.map_items(
+        work, range(len(partitions)), sizes, _LeftOut, what="partitions compared with held-out prompts"
+    )
     return {prompt.prompt_id: prompt for prompt in found}
 
 
@@ -240,7 +244,7 @@ def _matches(texts: list[str], reference: _Reference, likeness: Likeness) -> Ite
 
     @cache
     def block(number: int) -> pa.Table:
-        return ray.get(reference.blocks[number])
+        return reference.blocks[number].get()
 
     def cell(owner: int, column: str) -> str:
         return block(int(reference.block_of[owner])).column(column)[int(reference.row_of[owner])].as_py()

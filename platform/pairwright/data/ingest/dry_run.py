@@ -1,6 +1,6 @@
-"""Sources -> what an ingestion would refuse, with nothing written that stays: findings, and a status for pipelines.
+"""Validates sources: what an ingestion would refuse of them, with nothing written that stays.
 
-It is the ingestion itself without the commit, into a scratch table that goes at the end: what `ingest` refuses is a
+It is the ingestion itself without the commit, into a temporary table that goes at the end: what `ingest` refuses is a
 finding here, in the same words, and nothing else is. Sources and ids of a table may count as well; it is only read.
 """
 
@@ -14,12 +14,11 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-import ray
 
-from pairwright.cluster.ingest import named_sources, reading
-from pairwright.cluster.ingest_summary import IngestSummary
-from pairwright.cluster.sized import sized_pass, sized_session
 from pairwright.config import IngestConfig
+from pairwright.data.executor import LOCAL, Executor
+from pairwright.data.ingest.ingest import named_sources, reading
+from pairwright.data.ingest.ingest_summary import IngestSummary
 from pairwright.data.ingest.quality_warnings import Notices, notices_in
 from pairwright.data.storage.ownership import TABLE, delete_folder
 from pairwright.data.table.table import DataFile, Table
@@ -105,7 +104,13 @@ def most_refused(allowance: str | None, num_judgements: int) -> float:
 
 
 def validate(
-    sources: Sequence[str], config: IngestConfig, *, against: str | None, limit: int, scratch: str | None
+    sources: Sequence[str],
+    config: IngestConfig,
+    *,
+    against: str | None,
+    limit: int,
+    scratch: str | None,
+    executor: Executor = LOCAL,
 ) -> Findings:
     """Return what `ingest` would refuse of some sources, without changing any table.
 
@@ -116,6 +121,7 @@ def validate(
         limit: how many findings to list.
         scratch: URL that all machines of the cluster reach, for what has to be written while it runs; this machine's
             folder for temporary files if None.
+        executor: what maps over sources and files.
 
     Raises:
         ConfigError: if a field path cannot be read, or several machines have no scratch in common.
@@ -125,9 +131,9 @@ def validate(
     known = None if against is None else Table.open(against, "annotations")
     named = named_sources(sources, config)
     with (
-        sized_session(named.size_beside(known)),
-        _scratch_table(scratch) as table,
-        reading(named, table, config, known=known or table, replace=False) as ingestion,
+        executor.session(named.size_beside(known)),
+        _temporary_table(scratch, executor) as table,
+        reading(named, table, config, known=known or table, replace=False, executor=executor) as ingestion,
     ):
         newest = None if known is None else known.latest()
         ingestion.refuse_repeats_of(newest.files if newest else [])
@@ -138,15 +144,15 @@ def validate(
         def work(file: DataFile) -> Iterator[Notices]:
             yield notices_in(table, file)
 
-        found = sized_pass(work, data, [file.bytes for file in data], Notices, what="files looked through")
+        found = executor.map_items(work, data, [file.bytes for file in data], Notices, what="files looked through")
         return Findings(ingestion.summary(None), refused, Notices.sum(found))
 
 
 @contextmanager
-def _scratch_table(url: str | None) -> Iterator[Table]:
+def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
     """Lend a table that is gone, with all that it holds, when the block ends."""
     if url is None:
-        if ray.is_initialized() and sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
+        if executor.num_nodes() > 1:
             raise ConfigError(
                 "validate on several machines needs a place that all of them reach: give one with --scratch URL"
             )

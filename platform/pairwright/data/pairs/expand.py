@@ -1,26 +1,21 @@
-"""An annotations version -> a pairs version: groups are expanded and written where they are read.
+"""Expands an annotations version into a pairs version: groups are expanded and written where they are read.
 
-Only groups whose annotations are spread over the table are moved (cluster/grouping.py). What is written is a function
-of the annotations version and the configuration alone, so the result is the same on any cluster.
+Only groups whose annotations are spread over the table are moved (data/group_by.py). What is written is a function of
+the annotations version and the configuration alone, so the result is the same on any cluster.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from hashlib import sha256
-from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import ray
 
 from pairwright import __version__
-from pairwright.cluster.grouping import on_groups, stretches_of
-from pairwright.cluster.passes import Shared, run_pass, share
-from pairwright.cluster.session import ray_session
-from pairwright.cluster.similar import find_left_out, open_evaluation_sets
-from pairwright.cluster.sized import sized_session
 from pairwright.config import ExpandConfig, config_digest
+from pairwright.data.executor import LOCAL, Broadcast, Executor
+from pairwright.data.group_by import map_groups, partition_files
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.pairs.exclusions import (
     TEXT_AND_PROMPT,
@@ -35,6 +30,7 @@ from pairwright.data.pairs.exclusions import (
 from pairwright.data.pairs.exclusions import no_totals as no_exclusions
 from pairwright.data.pairs.near_duplicates.evaluation_sets import SOURCE_VERSION
 from pairwright.data.pairs.near_duplicates.exclude_similar import looks_for_others, no_totals, split_off
+from pairwright.data.pairs.near_duplicates.find import find_left_out, open_evaluation_sets
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.table import DataFile, Input, Manifest, Table
 from pairwright.errors import DataError
@@ -53,12 +49,14 @@ class _Expanded(msgspec.Struct, frozen=True):
 
 
 class _Texts(msgspec.Struct, frozen=True):
-    """The texts of a stretch with the prompts that they stand under, TEXT_AND_PROMPT."""
+    """The texts of a partition with the prompts that they stand under, TEXT_AND_PROMPT."""
 
     found: bytes
 
 
-def expand(annotations: str, into: str, config: ExpandConfig, *, version: int | None) -> Manifest:
+def expand(
+    annotations: str, into: str, config: ExpandConfig, *, version: int | None, executor: Executor = LOCAL
+) -> Manifest:
     """Return the pairs version made from an annotations version, the newest by default.
 
     The newest version of ``into`` is returned as it is where the same annotations, configuration and code made it.
@@ -70,27 +68,37 @@ def expand(annotations: str, into: str, config: ExpandConfig, *, version: int | 
     source = Table.open(annotations, "annotations")
     read = source.manifest(version)
     target = Table.claim(into, "pairs")
-    with ray_session() if config.decontaminate else nullcontext():  # evaluation sets are hashed before anything else
-        return _expand(source, read, target, config)
+    # Evaluation sets are hashed before anything else, and nobody knows yet how large they are.
+    with executor.session(sys.maxsize if config.decontaminate else 0):
+        return _expand(source, read, target, config, executor)
 
 
-def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig) -> Manifest:
-    sets = open_evaluation_sets(config)
+def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, executor: Executor) -> Manifest:
+    sets = open_evaluation_sets(config, executor)
     texts = read_texts(config.leave_out_texts) if config.leave_out_texts else []
     made_from = [Input(url=source.url, version=read.version, digest=read.digest), *sets.inputs, *_listed(texts, config)]
     newest = target.latest()
     if newest is not None and _is_made_from(newest, made_from, config):
         return newest
-    with ray_session() if looks_for_others(config) else nullcontext():
-        left_out = find_left_out(source, read, config, sets)
-        repeated = _repeated_texts(source, read, config)
-        exclusions = share(Exclusions(names_of(config), texts, repeated)) if leaves_out(config) else None
+    with executor.session(sys.maxsize if looks_for_others(config) else 0):
+        left_out = find_left_out(source, read, config, sets, executor)
+        repeated = _repeated_texts(source, read, config, executor)
+        exclusions = None
+        if leaves_out(config):
+            exclusions = executor.broadcast(Exclusions(names_of(config), texts, repeated))
 
         def work(rows: pa.Table) -> list[_Expanded]:
             return [_write_groups(rows, target, config, left_out, exclusions)]
 
-        expanded = on_groups(
-            source, read, work, _Expanded, scratch=target, stretch_bytes=config.stretch_bytes, what="expanded"
+        expanded = map_groups(
+            source,
+            read,
+            work,
+            _Expanded,
+            executor=executor,
+            staging=target,
+            partition_bytes=config.stretch_bytes,
+            what="expanded",
         )
     return _commit(target, expanded, made_from, config)
 
@@ -103,19 +111,21 @@ def _listed(texts: list[str], config: ExpandConfig) -> list[Input]:
     return [Input(url=", ".join(config.leave_out_texts), version=SOURCE_VERSION, digest=digest)]
 
 
-def _repeated_texts(source: Table, read: Manifest, config: ExpandConfig) -> np.ndarray:
+def _repeated_texts(source: Table, read: Manifest, config: ExpandConfig, executor: Executor) -> np.ndarray:
     """Return the hashes of the texts that stand under more prompts than allowed; 16 bytes a completion, here."""
     if not config.max_prompts_per_text:
         return repeated_texts([], 0)
-    stretches = stretches_of(read.files, config.stretch_bytes)
+    partitions = partition_files(read.files, config.stretch_bytes)
 
     def work(index: int) -> Iterator[_Texts]:
-        rows = pa.concat_tables([source.read_file(file, ["prompt_id", "completions"]) for file in stretches[index]])
+        rows = pa.concat_tables([source.read_file(file, ["prompt_id", "completions"]) for file in partitions[index]])
         yield _Texts(texts_and_prompts(rows).tobytes())
 
-    sizes = [sum(file.bytes for file in files) for files in stretches]
-    with sized_session(sum(sizes)):
-        found = run_pass(work, range(len(stretches)), sizes, _Texts, what="stretches searched for repeated texts")
+    sizes = [sum(file.bytes for file in files) for files in partitions]
+    with executor.session(sum(sizes)):
+        found = executor.map_items(
+            work, range(len(partitions)), sizes, _Texts, what="partitions searched for repeated texts"
+        )
         return repeated_texts(
             (np.frombuffer(part.found, TEXT_AND_PROMPT) for part in found), config.max_prompts_per_text
         )
@@ -181,13 +191,17 @@ def _sum_totals(expanded: Sequence[_Expanded], config: ExpandConfig) -> dict[str
 
 
 def _write_groups(
-    rows: pa.Table, target: Table, config: ExpandConfig, left_out: Any, exclusions: Shared[Exclusions] | None
+    rows: pa.Table,
+    target: Table,
+    config: ExpandConfig,
+    left_out: Broadcast[pa.Table] | None,
+    exclusions: Broadcast[Exclusions] | None,
 ) -> _Expanded:
     rejections, others = [], {}
     if exclusions is not None:
         rows, others = leave_out(rows, exclusions.get())
     if left_out is not None:
-        rows, rejections, similar = split_off(rows, ray.get(left_out), config)
+        rows, rejections, similar = split_off(rows, left_out.get(), config)
         others |= similar
     table, totals = expand_groups(rows, config)
     starts = range(0, table.num_rows, GROUPS_PER_FILE)

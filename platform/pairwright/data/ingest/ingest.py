@@ -1,9 +1,9 @@
-"""Sources -> a new version of an annotations table, on Ray Data; what could not be taken is named and counted.
+"""Ingests sources into a new version of an annotations table; what could not be taken is named and counted.
 
-Passes: hash local sources, which counts their lines; parse and write the ranges; and, only
-where hashes of ids meet, read those ids and write the files again without the records that repeat one. The driver holds
-8 bytes a record. Nothing can be seen before the one commit at the end, and another ingestion that commits first makes
-the check of ids run again, against what it added.
+Local sources are hashed, which counts their lines; their splits are parsed and written; and, only where hashes of ids
+meet, those ids are read and the files written again without the records that repeat one. The driver holds 8 bytes a
+record. Nothing can be seen before the one commit at the end, and another ingestion that commits first makes the check
+of ids run again, against what it added.
 """
 
 import sys
@@ -12,22 +12,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pairwright.cluster.ingest_summary import NUM_SHOWN, IngestSummary
-from pairwright.cluster.read import Failures, hash_sources, plan_units, write_units
-from pairwright.cluster.removal import Remover
-from pairwright.cluster.repeats import refuse_repeats
-from pairwright.cluster.sized import sized_session
-from pairwright.cluster.stage_external import landed
 from pairwright.config import IngestConfig
+from pairwright.data.executor import LOCAL, Executor, Failures
 from pairwright.data.ingest.adapters import parser_for, settled_format
+from pairwright.data.ingest.dedup import refuse_repeats
+from pairwright.data.ingest.ingest_summary import NUM_SHOWN, IngestSummary
 from pairwright.data.ingest.reconcile import Identity, after_ingestion, replacement, settled
 from pairwright.data.ingest.shards import Part, all_files, is_mostly_refused, most_common, mostly_refused
 from pairwright.data.ingest.sources.connection_urls import Place, is_place, parse_place
 from pairwright.data.ingest.sources.listing import Listing, find_sources
+from pairwright.data.ingest.sources.scan import hash_sources, plan_units, write_units
 from pairwright.data.ingest.sources.source import SourceRef, file_state
 from pairwright.data.ingest.sources.splits import LineRange
 from pairwright.data.table.commit import commit_written
-from pairwright.data.table.delete_rows import Thinner
+from pairwright.data.table.delete_rows import RewrittenVersion, RowDeleter
 from pairwright.data.table.table import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection
@@ -36,7 +34,9 @@ UNPACKED = 5
 """About how many times more text there is in a compressed source than bytes."""
 
 
-def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: bool = False) -> IngestSummary:
+def ingest(
+    sources: Sequence[str], into: str, config: IngestConfig, *, replace: bool = False, executor: Executor = LOCAL
+) -> IngestSummary:
     """Add the records of files, directories, patterns, URLs, databases and topics to the annotations table at ``into``.
 
     A source is taken whole or not at all; records are taken one by one. What is in the table already is skipped, so
@@ -51,8 +51,8 @@ def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: 
     named = named_sources(sources, config)
     table = Table.claim(into, "annotations")
     with (
-        sized_session(named.size_beside(table)),
-        reading(named, table, config, known=table, replace=replace) as ingestion,
+        executor.session(named.size_beside(table)),
+        reading(named, table, config, known=table, replace=replace, executor=executor) as ingestion,
     ):
         manifest = commit_written(table, ingestion.manifest_on, ingestion.written)
     return ingestion.summary(manifest)
@@ -60,7 +60,7 @@ def ingest(sources: Sequence[str], into: str, config: IngestConfig, *, replace: 
 
 @dataclass(frozen=True)
 class Named:
-    """What a command names: files and objects as listed, and places whose rows are to be landed first."""
+    """What a command names: files and objects as listed, and places whose rows are to be staged first."""
 
     listing: Listing
     places: list[Place]
@@ -89,8 +89,10 @@ def named_sources(sources: Sequence[str], config: IngestConfig) -> Named:
 
 
 @contextmanager
-def reading(named: Named, table: Table, config: IngestConfig, *, known: Table, replace: bool) -> Iterator["Ingestion"]:
-    """Read sources into files of a table that no version names yet; what was landed for it goes with the block.
+def reading(
+    named: Named, table: Table, config: IngestConfig, *, known: Table, replace: bool, executor: Executor
+) -> Iterator["Ingestion"]:
+    """Read sources into files of a table that no version names yet; what was staged for it goes with the block.
 
     Args:
         named: the sources.
@@ -98,11 +100,12 @@ def reading(named: Named, table: Table, config: IngestConfig, *, known: Table, r
         config: how to read.
         known: the table whose sources and ids count: the same one, but for `validate`.
         replace: whether sources may take the place of their old content.
+        executor: what maps over sources and files.
     """
     inside = [source.uri for source in named.listing.sources if source.uri.startswith(f"{known.url}/")]
-    with landed(named.places, table, config) as (rows, failures):
+    with executor.stage_rows(named.places, table, config) as (rows, failures):
         ignored = named.listing.ignored | dict.fromkeys(inside, "part of the table itself")
-        ingestion = Ingestion(table, config, known=known, replace=replace, ignored=ignored)
+        ingestion = Ingestion(table, config, known=known, replace=replace, ignored=ignored, executor=executor)
         try:
             ingestion.read(
                 [*(s for s in named.listing.sources if s.uri not in inside), *rows], named.listing.failed | failures
@@ -117,14 +120,22 @@ class Ingestion:
     """One ingestion on its way from listed sources to a manifest: what is still to go in, and what is not, and why."""
 
     def __init__(
-        self, table: Table, config: IngestConfig, *, known: Table, replace: bool, ignored: dict[str, str]
+        self,
+        table: Table,
+        config: IngestConfig,
+        *,
+        known: Table,
+        replace: bool,
+        ignored: dict[str, str],
+        executor: Executor,
     ) -> None:
         self.parts: list[Part] = []
         self._ignored = ignored
         self._table = table
         self._known = known
         self._config = config
-        self._remover = Remover(table)
+        self._executor = executor
+        self._deleter = RowDeleter(table, executor)
         self._replaceable: dict[str, Identity] | None = {} if replace else None
         self._replaced: dict[str, int] = {}
         self._sources: list[SourceRef] = []
@@ -138,15 +149,15 @@ class Ingestion:
         self._drop([], unreadable)
         states, failures = _file_states(sources)
         self._drop([], failures)
-        self._sources, failures = hash_sources([source for source in sources if source.uri in states])
+        self._sources, failures = hash_sources([source for source in sources if source.uri in states], self._executor)
         self._drop([], failures)
         newest = self._known.latest()
         if self._replaceable is not None and newest is not None:
             self._replaceable |= {source.uri: source.identity for source in newest.sources}
         self._drop(*self._settled(newest, None))
-        self._units, failures = plan_units(self._sources, self._config.range_bytes)
+        self._units, failures = plan_units(self._sources, self._config.range_bytes, self._executor)
         self._drop([], failures)
-        self.parts, failures = write_units(self._units, self._table, self._config)
+        self.parts, failures = write_units(self._units, self._table, self._config, self._executor)
         self._drop([], failures)
         self._drop([], self._mostly_refused())
         after, failures = _file_states(self._sources)
@@ -171,12 +182,12 @@ class Ingestion:
     def refuse_repeats_of(self, files: Sequence[DataFile]) -> None:
         """Refuse what has the id of an earlier record, here or in files of the known table, each looked at once."""
         unchecked = [file for file in files if file.path not in self._checked]
-        self.parts = refuse_repeats(self.parts, self._units, unchecked, self._known, self._table)
+        self.parts = refuse_repeats(self.parts, self._units, unchecked, self._known, self._table, self._executor)
         self._checked |= {file.path for file in unchecked}
 
     def written(self) -> list[DataFile]:
         """Return every file that was written and not deleted again."""
-        return [*all_files(self.parts), *self._remover.written()]
+        return [*all_files(self.parts), *self._deleter.written()]
 
     def summary(self, manifest: Manifest | None) -> IngestSummary:
         """Return what became of every source."""
@@ -207,12 +218,12 @@ class Ingestion:
     def _settled(self, newest: Manifest | None, ours: Sequence[Source] | None) -> tuple[list[str], Failures]:
         return settled(self._sources, newest, ours, replaceable=self._replaceable)
 
-    def _left(self, newest: Manifest | None) -> Thinner | None:
+    def _left(self, newest: Manifest | None) -> RewrittenVersion | None:
         """Return the files of a version without what is to be replaced there."""
         if newest is None:
             return None
-        removal, in_rows, in_refused = replacement(newest, self._accounts())
-        return self._remover.thin(newest, removal, rows=in_rows, refused=in_refused)
+        predicate, in_rows, in_refused = replacement(newest, self._accounts())
+        return self._deleter.rewrite(newest, predicate, rows=in_rows, refused=in_refused)
 
     def _mostly_refused(self) -> Failures:
         """Return the sources of which so much is refused, over all their ranges, that they are not taken."""

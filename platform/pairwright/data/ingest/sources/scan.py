@@ -1,15 +1,14 @@
-"""The passes of an ingestion that read sources: hash, plan, write. Sources in -> parts out, failures by source.
+"""Scans sources: hashes them, plans their input splits, and parses and writes the splits.
 
 A source that fails (gone, changed, truncated, not what its name says) is named with its reason and stops no other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
 
 import msgspec
 
-from pairwright.cluster.passes import run_pass
 from pairwright.config import IngestConfig
+from pairwright.data.executor import Executor, Failures
 from pairwright.data.ingest.shards import Part, write_parts
 from pairwright.data.ingest.sources.source import SourceRef, surveyed
 from pairwright.data.ingest.sources.source_bytes import READ_BYTES, content_tag, hash_block, hash_bounds
@@ -25,9 +24,6 @@ from pairwright.data.ingest.sources.splits import (
 from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 
-Failures: TypeAlias = dict[str, str]
-"""URI of a source -> why it could not be read to its end."""
-
 
 class _Outcome(msgspec.Struct, frozen=True):
     item: int
@@ -35,11 +31,13 @@ class _Outcome(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-def hash_sources(sources: Sequence[SourceRef]) -> tuple[list[SourceRef], Failures]:
+def hash_sources(sources: Sequence[SourceRef], executor: Executor) -> tuple[list[SourceRef], Failures]:
     """Return the sources with tags of their content (a remote one has its etag), without those that failed."""
     todo = [(source, *bounds) for source in sources if source.is_local for bounds in hash_bounds(source)]
     owners, sizes = [source for source, *_ in todo], [end - start for _, start, end in todo]
-    hashed, failures = _each(lambda index: hash_block(*todo[index]), owners, sizes, "blocks of sources hashed")
+    hashed, failures = _each(
+        lambda index: hash_block(*todo[index]), owners, sizes, "blocks of sources hashed", executor
+    )
     digests: dict[str, list[str]] = {}
     newlines: dict[str, list[int]] = {}
     for source, (digest, count) in zip(owners, hashed, strict=True):
@@ -53,7 +51,7 @@ def hash_sources(sources: Sequence[SourceRef]) -> tuple[list[SourceRef], Failure
     return tagged, failures
 
 
-def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[LineRange], Failures]:
+def plan_units(sources: Sequence[SourceRef], range_bytes: int, executor: Executor) -> tuple[list[LineRange], Failures]:
     """Return the ranges to read, in order of sources and lines; counts the lines before each."""
     doubtful = [source for source in sources if needs_look(source, range_bytes)]
     looks, unreadable = _each(
@@ -61,6 +59,7 @@ def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[Lin
         doubtful,
         [READ_BYTES] * len(doubtful),
         "sources looked into",
+        executor,
     )
     arrays = {source.uri for source, (_, look) in zip(doubtful, looks, strict=True) if look}
     sources = [source for source in sources if source.uri not in unreadable]
@@ -76,6 +75,7 @@ def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[Lin
         [source for source, *_ in todo],
         [end - start for _, start, end in todo],
         "ranges counted",
+        executor,
     )
     counts: dict[str, list[int]] = {}
     for (source, *_), (_, count) in zip(todo, counted, strict=True):
@@ -89,14 +89,16 @@ def plan_units(sources: Sequence[SourceRef], range_bytes: int) -> tuple[list[Lin
     return units, unreadable | failures
 
 
-def write_units(units: Sequence[LineRange], table: Table, config: IngestConfig) -> tuple[list[Part], Failures]:
+def write_units(
+    units: Sequence[LineRange], table: Table, config: IngestConfig, executor: Executor
+) -> tuple[list[Part], Failures]:
     """Return the parts that the ranges became, in order; those of a failed source are among them, worth nothing."""
 
     def work(index: int) -> Iterator[Part]:
         return write_parts(index, units[index], table, config)
 
     sizes = [unit.end - unit.start for unit in units]
-    parts = list(run_pass(work, range(len(units)), sizes, Part, what="ranges of sources read"))
+    parts = list(executor.map_items(work, range(len(units)), sizes, Part, what="ranges of sources read"))
     parts.sort(key=lambda part: (part.unit, part.index))
     failures: Failures = {}
     for part in parts:
@@ -106,7 +108,11 @@ def write_units(units: Sequence[LineRange], table: Table, config: IngestConfig) 
 
 
 def _each(
-    find: Callable[[int], tuple[str, int]], owners: Sequence[SourceRef], sizes: Sequence[int], what: str
+    find: Callable[[int], tuple[str, int]],
+    owners: Sequence[SourceRef],
+    sizes: Sequence[int],
+    what: str,
+    executor: Executor,
 ) -> tuple[list[tuple[str, int]], Failures]:
     """Return what ``find`` finds for each index, and why it failed, by the source that owns the item."""
 
@@ -118,7 +124,7 @@ def _each(
 
     found = [("", 0)] * len(owners)
     failures: Failures = {}
-    for outcome in run_pass(work, range(len(owners)), sizes, _Outcome, what=what):
+    for outcome in executor.map_items(work, range(len(owners)), sizes, _Outcome, what=what):
         found[outcome.item] = outcome.found
         if outcome.error is not None:
             failures.setdefault(owners[outcome.item].uri, outcome.error)

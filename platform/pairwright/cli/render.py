@@ -1,0 +1,74 @@
+"""Renders what verbs did as text for a person."""
+
+from collections.abc import Iterator
+
+from pairwright.data.table.erase import ErasureSummary, counted_names
+from pairwright.terminal import one_per_line
+
+
+def render_erasure(summary: ErasureSummary) -> str:
+    """Return what was erased, what verifies it, and what still holds it."""
+    return one_per_line(
+        [
+            *_in_the_table(summary),
+            *_caches(summary),
+            "what was made from it before holds them still; to be removed in this order:",
+            *(f"- {line}" for line in _elsewhere(summary)),
+        ]
+    )
+
+
+def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
+    verification = summary.verification
+    yield (
+        f"version {summary.version} of {summary.url} is without {summary.what}: "
+        f"{summary.num_annotations:,} annotations of {len(summary.sources):,} sources left it, "
+        f"{summary.num_refused_without_text:,} refused records their text"
+    )
+    if summary.spellings:
+        yield f"  annotators, as spelled there: {counted_names(summary.spellings)}"
+    if not summary.num_annotations:
+        yield "  no annotation matched: if that is a surprise, look at the spelling"
+    yield (
+        f"verified: version {summary.version} was read again: of {verification.num_rows:,} rows in "
+        f"{verification.num_files:,} files none has this annotator or prompt, of {verification.num_refused:,} refused "
+        f"records in {verification.num_refused_files:,} files none has a text; the texts of other prompts and "
+        "completions were not searched"
+    )
+    if summary.alike:
+        others = counted_names(summary.alike)
+        yield f"other annotators with such a name stay; forget them too if they are the same: {others}"
+    if summary.num_naming:
+        yield f"{summary.num_naming:,} annotations of others have the name in their id, subset or metadata, and stay"
+    for uri in summary.named_in_sources:
+        yield f"the name of source {uri} holds the annotator's, and stays"
+
+
+def _caches(summary: ErasureSummary) -> Iterator[str]:
+    num_files, num_bytes = (sum(getattr(each, name) for each in summary.caches) for name in ("num_files", "bytes"))
+    yield (
+        f"caches of tokens and models emptied on {len(summary.caches):,} machines: {num_files:,} files, "
+        f"{num_bytes / 1e6:,.1f} MB"
+    )
+    for each in summary.caches:
+        if each.num_in_use:
+            yield f"  {each.host}: {each.num_in_use:,} models in use stay; `rm -r {each.folder}/models` later"
+    for reason in summary.caches_not_emptied:
+        yield f"  not emptied: {reason}; `rm -r ~/.cache/pairwright` there"
+
+
+def _elsewhere(summary: ErasureSummary) -> Iterator[str]:
+    yield (
+        f"{len(summary.older_versions):,} older versions, while nothing else uses the table: "
+        f"`pairwright vacuum {summary.url} --keep-versions 1 --older-than 0`"
+    )
+    yield (
+        f"pairs tables: `pairwright expand {summary.url} --into PAIRS` again, then "
+        "`pairwright vacuum PAIRS --keep-versions 1 --older-than 0`"
+    )
+    yield "tokens of those pairs: `rm -r tokens` beside each run and evaluation; caches that a run filled again"
+    yield "runs and models trained on them: train again, remove the old ones"
+    yield "pages and JSON of `report` and `evaluate`, outputs of `score` and `export-pairs`: make again"
+    if summary.sources:
+        sources = counted_names(summary.sources)
+        yield f"the sources, which bring it in again with --replace or under another name: {sources}"

@@ -1,0 +1,94 @@
+"""The executor that the commands use: this process for small work, Ray Data for the rest.
+
+Starting Ray takes about five seconds, in which one process goes through 400 MB of text: a command should not take
+longer to start than to do its work. Where a cluster runs already (a submitted job, an open session) it is used. Ray is
+imported when it is needed, not before.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pairwright.config import IngestConfig
+from pairwright.data.executor import LOCAL, Broadcast, Executor, Failures
+from pairwright.data.ingest.sources.connection_urls import Place
+from pairwright.data.ingest.sources.source import SourceRef
+from pairwright.data.table.table import Table
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+ValueT = TypeVar("ValueT")
+
+SMALL_BYTES = 64 * 1024 * 1024
+"""Of text, or stored data: one to three seconds' work in one process."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizedExecutor:
+    """Decides by the bytes to go through which executor works; more than ``small_bytes`` are worth Ray."""
+
+    small_bytes: int = SMALL_BYTES
+
+    def session(self, num_bytes: int) -> AbstractContextManager[None]:
+        if num_bytes <= self.small_bytes and "RAY_ADDRESS" not in os.environ:
+            return nullcontext()
+        from pairwright.cluster.session import ray_session
+
+        return ray_session()
+
+    def map_items(
+        self,
+        work: Callable[[ItemT], Iterable[ResultT]],
+        items: Sequence[ItemT],
+        sizes: Sequence[int],
+        result: type[ResultT],
+        *,
+        what: str,
+    ) -> Iterator[ResultT]:
+        if not _is_ray_up() and sum(sizes) <= self.small_bytes:
+            yield from LOCAL.map_items(work, items, sizes, result, what=what)
+            return
+        from pairwright.cluster.ray_map import map_on_ray
+
+        with self.session(sum(sizes)):
+            yield from map_on_ray(work, items, sizes, result, what=what)
+
+    def broadcast(self, value: ValueT) -> Broadcast[ValueT]:
+        if not _is_ray_up():
+            return LOCAL.broadcast(value)
+        from pairwright.cluster.ray_map import put
+
+        return put(value)
+
+    def map_nodes(self, work: Callable[[], ResultT], *, seconds: float) -> list[tuple[str, ResultT | str]]:
+        if not _is_ray_up():
+            return LOCAL.map_nodes(work, seconds=seconds)
+        from pairwright.cluster.ray_map import map_nodes
+
+        return map_nodes(work, seconds=seconds)
+
+    def num_nodes(self) -> int:
+        if not _is_ray_up():
+            return 1
+        from pairwright.cluster.ray_map import num_nodes
+
+        return num_nodes()
+
+    def stage_rows(
+        self, places: Sequence[Place], table: Table, config: IngestConfig
+    ) -> AbstractContextManager[tuple[list[SourceRef], Failures]]:
+        if not places:
+            return LOCAL.stage_rows(places, table, config)
+        from pairwright.cluster.stage_external import staged_rows
+
+        return staged_rows(places, table, config)
+
+
+def _is_ray_up() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+EXECUTOR: Executor = SizedExecutor()

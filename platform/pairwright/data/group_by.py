@@ -1,0 +1,198 @@
+"""Hands whole groups of an annotations version to a function; texts move only where a group is spread over files.
+
+Files are taken in partitions of ``partition_bytes``. A first pass reads group ids alone; a group whose annotations lie
+within one partition, as nearly all do, is handed over where it is read, and the others go through a shuffle on disk
+(Ray's own kept them all in memory: expanding 8 GB peaked at 5.6 GB, and needed a second read of every partition). The
+driver holds 8 bytes a group and partition. What is handed over together is a function of the version and of
+``partition_bytes`` alone, never of the cluster.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from pairwright.data.executor import Executor
+from pairwright.data.shuffle import Shuffle
+from pairwright.data.table.commit import staging_folder
+from pairwright.data.table.table import DataFile, Manifest, Table
+
+ResultT = TypeVar("ResultT", bound=msgspec.Struct)
+
+ROWS_PER_BUCKET = 4096
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """The groups of a partition."""
+
+    partition: int
+    groups: bytes
+    """64-bit ids, uint64, sorted, without repeats."""
+    num_annotations: bytes
+    """How many annotations each has, int64."""
+
+
+class _Done(msgspec.Struct, frozen=True):
+    number: int
+    results: list[msgspec.Raw]
+    shuffled: list[int]
+    """Where each bucket starts in the file that a partition wrote for the shuffle, if any."""
+
+
+def map_groups(
+    table: Table,
+    manifest: Manifest,
+    work: Callable[[pa.Table], list[ResultT]],
+    result: type[ResultT],
+    *,
+    executor: Executor,
+    staging: Table,
+    partition_bytes: int,
+    what: str,
+) -> list[ResultT]:
+    """Return what ``work`` returns for all groups of a version, in an order that depends on the version alone.
+
+    Args:
+        table: annotations.
+        manifest: the version.
+        work: gets rows in ANNOTATIONS_SCHEMA that hold every annotation of each of their groups; called in tasks, must
+            pickle.
+        result: type of the results, for msgpack; they should be small.
+        executor: what maps over partitions.
+        staging: table that may hold the rows of spread groups while this runs.
+        partition_bytes: of files that one task takes.
+        what: what groups become, for the person who waits.
+
+    Raises:
+        PairwrightError: the first one that ``work``, or a read, raised anywhere.
+    """
+    partitions = partition_files(manifest.files, partition_bytes)
+    if not partitions:
+        return []
+    # One partition is one task's work, and nothing in it is spread: worth no cluster.
+    with executor.session(sum(file.bytes for file in manifest.files) if len(partitions) == 1 else sys.maxsize):
+        spread, num_spread = _spread_groups(executor, table, partitions)
+        if not len(spread):
+            done = _on_partitions(executor, table, partitions, work, None, spread, what=what)
+        else:
+            with staging_folder(staging) as folder:
+                shuffle = Shuffle(folder, -(-num_spread // ROWS_PER_BUCKET))
+                done = _on_partitions(executor, table, partitions, work, shuffle, spread, what=what)
+                done += _on_buckets(executor, [part.shuffled for part in done], work, shuffle, what=what)
+    return [msgspec.msgpack.decode(found, type=result) for part in done for found in part.results]
+
+
+def partition_files(files: Sequence[DataFile], partition_bytes: int) -> list[list[DataFile]]:
+    """Return the files of a version in runs of neighbours that are worth a task each."""
+    partitions: list[list[DataFile]] = []
+    filled = partition_bytes
+    for file in files:
+        if filled + file.bytes > partition_bytes:
+            partitions.append([])
+            filled = 0
+        partitions[-1].append(file)
+        filled += file.bytes
+    return partitions
+
+
+def group_keys(group_ids: pa.ChunkedArray) -> np.ndarray:
+    """Return the first 64 bits of each group id, uint64, shape (rows,)."""
+    text = "".join(group_ids.to_pylist())
+    return np.frombuffer(bytes.fromhex(text), dtype=">u8")[::2].astype(np.uint64)
+
+
+def _spread_groups(
+    executor: Executor, table: Table, partitions: Sequence[Sequence[DataFile]]
+) -> tuple[np.ndarray, int]:
+    """Return the groups that lie in several partitions, sorted, and how many annotations they have."""
+    if len(partitions) == 1:
+        return np.empty(0, np.uint64), 0
+
+    def work(index: int) -> Iterator[_Index]:
+        # Unverified: whoever reads the file next, to work on it, finds any damage.
+        ids = pa.concat_tables([table.read_unverified(file, ["group_id"]) for file in partitions[index]])["group_id"]
+        groups, counts = np.unique(group_keys(ids), return_counts=True)
+        yield _Index(index, groups.tobytes(), counts.astype(np.int64).tobytes())
+
+    what = "partitions of files searched for spread groups"
+    found = list(executor.map_items(work, range(len(partitions)), _sizes(partitions), _Index, what=what))
+    counts = np.concatenate([np.frombuffer(index.num_annotations, np.int64) for index in found])
+    every = np.concatenate([np.frombuffer(index.groups, np.uint64) for index in found])
+    values, occurrences = np.unique(every, return_counts=True)
+    spread = values[occurrences > 1]
+    return spread, int(counts[_contains(spread, every)].sum())
+
+
+def _on_partitions(
+    executor: Executor,
+    table: Table,
+    partitions: Sequence[Sequence[DataFile]],
+    work: Callable[[pa.Table], list[ResultT]],
+    shuffle: Shuffle | None,
+    spread: np.ndarray,
+    *,
+    what: str,
+) -> list[_Done]:
+    """Hand over the groups of each partition; put the rows of those that are spread into the shuffle."""
+    shared = executor.broadcast(spread)
+
+    def run(index: int) -> Iterator[_Done]:
+        rows = pa.concat_tables([table.read_file(file) for file in partitions[index]])
+        shuffled: list[int] = []
+        if shuffle is not None:  # a filter copies all that it keeps
+            keys = group_keys(rows["group_id"])
+            is_spread = _contains(shared.get(), keys)
+            if is_spread.any():
+                buckets = _buckets(keys[is_spread], shuffle.num_buckets)
+                shuffled = shuffle.write(index, rows.filter(pa.array(is_spread)), buckets)
+                rows = rows.filter(pa.array(~is_spread))
+        yield _Done(index, _encoded(work(rows)) if rows.num_rows else [], shuffled)
+
+    done = executor.map_items(
+        run, range(len(partitions)), _sizes(partitions), _Done, what=f"partitions of files {what}"
+    )
+    return sorted(done, key=lambda part: part.number)
+
+
+def _on_buckets(
+    executor: Executor,
+    starts: Sequence[Sequence[int]],
+    work: Callable[[pa.Table], list[ResultT]],
+    shuffle: Shuffle,
+    *,
+    what: str,
+) -> list[_Done]:
+    """Hand over the spread groups, one bucket after the other."""
+    sizes = np.sum([np.diff(at) for at in starts if at], axis=0)
+    filled = np.flatnonzero(sizes).tolist()
+    shared = executor.broadcast(starts)
+
+    def run(bucket: int) -> Iterator[_Done]:
+        yield _Done(bucket, _encoded(work(shuffle.read(bucket, shared.get()))), [])
+
+    what = f"parts of the spread groups {what}"
+    done = executor.map_items(run, filled, sizes[filled].tolist(), _Done, what=what)
+    return sorted(done, key=lambda part: part.number)
+
+
+def _buckets(keys: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Return the bucket of each group, by the first half of its key, which is random."""
+    return ((keys >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int32)
+
+
+def _sizes(partitions: Sequence[Sequence[DataFile]]) -> list[int]:
+    return [sum(file.bytes for file in files) for files in partitions]
+
+
+def _encoded(results: Sequence[msgspec.Struct]) -> list[msgspec.Raw]:
+    return [msgspec.Raw(msgspec.msgpack.encode(found)) for found in results]
+
+
+def _contains(sorted_values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    if not len(sorted_values):
+        return np.zeros(len(wanted), dtype=bool)
+    index = np.minimum(np.searchsorted(sorted_values, wanted), len(sorted_values) - 1)
+    return sorted_values[index] == wanted

@@ -15,8 +15,6 @@ from pairwright.data.pairs.expand import expand
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError, StoreError
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
 
 def rankings(num_groups: int, *, annotators: int = 2) -> list[dict[str, Any]]:
     return [

@@ -15,8 +15,6 @@ from pairwright.data.table.inspect import describe, format_description
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError, SourceError
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
 WORDS = "river stone garden winter letter music travel bridge doctor engine flower island market number".split()  # noqa: SIM905
 ESSAY = "Before you answer, weigh what speaks for each side, and say which of them you would follow and why."
 DROP = ExpandConfig(near_duplicates="drop_train", validation_fraction=0.3)

@@ -1,25 +1,25 @@
 """Ingestion as a whole: what is in the table afterwards, what is not, and why."""
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 
 from pairwright.config import FieldPaths, IngestConfig
+from pairwright.data.ingest import dedup, shards
 from pairwright.data.ingest import ingest as ingestion
 from pairwright.data.ingest.ingest import IngestSummary, ingest
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import ConfigError, SourceError, StoreError
 from pairwright.records import Rejection
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 DATA = Path(__file__).parents[2].parent / "shared/data"
 CONFIG = IngestConfig()
@@ -205,40 +205,22 @@ def test_a_repeated_id_is_refused_wherever_it_stood_first(tmp_path: Path) -> Non
     assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
 
 
-def test_ids_whose_hashes_meet_are_both_kept(tmp_path: Path) -> None:
-    # In a process of its own, with 2-bit hashes: every id meets another, and only equal ones are refused.
+def test_ids_whose_hashes_meet_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With 2-bit hashes every id meets another, and only equal ones are refused.
+    def few(ids: Sequence[str]) -> np.ndarray:
+        return np.array([hashlib.blake2b(name.encode()).digest()[0] % 4 for name in ids], dtype="<u8")
+
+    monkeypatch.setattr(shards, "hash_ids", few)
+    monkeypatch.setattr(dedup, "hash_ids", few)
     path = write(tmp_path / "s.jsonl", records(*range(20), 7))
     more = write(tmp_path / "more.jsonl", records(*range(19, 25)))
-    script = tmp_path / "few_hashes.py"
-    script.write_text(FEW_HASHES.format(sources=[[path], [more]], table=str(tmp_path / "t")))
-    subprocess.run([sys.executable, str(script)], check=True, env=os.environ | {"RAY_ADDRESS": ""}, timeout=300)
+    for source in (path, more):
+        ingest([source], str(tmp_path / "t"), IngestConfig())
     assert ids_of(tmp_path / "t") == [str(n) for n in range(25)]
     assert sorted((Path(one.source).name, one.line) for one in refused_of(tmp_path / "t")) == [
         ("more.jsonl", 1),
         ("s.jsonl", 21),
     ]
-
-
-FEW_HASHES = """
-import hashlib, os
-import numpy as np
-os.environ.pop("RAY_ADDRESS")
-import ray
-from pairwright.config import IngestConfig
-
-def few(ids):
-    return np.array([hashlib.blake2b(name.encode()).digest()[0] % 4 for name in ids], dtype="<u8")
-
-def weaken():
-    from pairwright.data import parts, repeats
-    parts.hash_ids = repeats.hash_ids = few
-
-ray.init(address="local", num_cpus=2, runtime_env={{"worker_process_setup_hook": weaken}})
-weaken()
-from pairwright.data.ingest.ingest import ingest
-for sources in {sources!r}:
-    ingest(sources, {table!r}, IngestConfig())
-"""
 
 
 def test_a_known_source_is_skipped_and_a_changed_one_fails(tmp_path: Path) -> None:

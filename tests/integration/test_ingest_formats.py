@@ -4,16 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import formats
 from pairwright.data.ingest.ingest import ingest
 from pairwright.data.table.table import Table
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/formats"
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_one_ingestion_takes_the_exports_of_every_tool(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import pytest
 from databases import PASSWORD, kafka_broker, postgresql_server
 from pyiceberg.catalog.sql import SqlCatalog
 
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.config import IngestConfig
-from pairwright.data.ingest.ingest import IngestSummary, ingest
+from pairwright.data.ingest import ingest as ingestion
+from pairwright.data.ingest.ingest import IngestSummary
 from pairwright.data.table.table import Table
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+ingest = partial(ingestion.ingest, executor=EXECUTOR)
 
 
 def record(name: str) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from pairwright.data.table.diff import diff
 from pairwright.data.table.erase import forget
 from pairwright.data.table.table import Manifest, Table
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
 CONFIG = IngestConfig()
 BAD = b'{"id": "bad"}\n'
 

@@ -28,8 +28,6 @@ from pairwright.errors import DataError, ModelError, StoreError
 from pairwright.model.tiny_models import new_small_model
 from pairwright.records import PAIRS_SCHEMA
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
 WORDS = "clear precise honest wordy vague biased helpful rude careful sloppy".split()  # noqa: SIM905
 CONFIG = TokensConfig(max_length=64)
 

@@ -14,8 +14,6 @@ from pairwright.data.ingest.ingest import ingest
 from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-
 CONFIG = IngestConfig()
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from pairwright.cluster.executor import EXECUTOR
-from pairwright.config import ExpandConfig, IngestConfig
+from pairwright.config import ExpandConfig, IngestConfig, TokensConfig
+from pairwright.data.executor import LOCAL
 from pairwright.data.ingest.ingest import ingest
 from pairwright.data.pairs.expand import expand
 from pairwright.data.synthetic import write_rankings
 from pairwright.data.table.table import Table
+from pairwright.data.tokens.tokenize import ensure_tokens
+from pairwright.model.tiny_models import new_small_model
 
 HERE = """
 import sys
@@ -58,3 +61,52 @@ def test_small_work_gives_the_same_tables_without_ray_as_on_it(tmp_path: Path) -
         assert [file.sha256 for file in found.files] == [file.sha256 for file in expected.files]
         totals.append(found.totals)
     assert totals[1]["groups"] == 200
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_search_of_an_expansion_and_tokens_are_the_same_in_this_process_and_on_ray(tmp_path: Path) -> None:
+    write_rankings(tmp_path / "a.jsonl", 300, seed=1)
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    asked = [record for record in records if isinstance(record["prompt"], str)]
+    alike = [record | {"id": f"{record['id']} again", "prompt": f"{record['prompt']}!"} for record in asked[:60]]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in alike))
+    evaluation = tmp_path / "evaluation.jsonl"
+    evaluation.write_text("".join(json.dumps({"prompt": record["prompt"]}) + "\n" for record in asked[-9:]))
+    annotations = str(tmp_path / "annotations")
+    ingest([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], annotations, IngestConfig(range_bytes=16384))
+    config = ExpandConfig(
+        near_duplicates="drop_train",
+        decontaminate=[str(evaluation)],
+        max_prompts_per_text=3,
+        validation_fraction=0.3,
+        stretch_bytes=4096,
+    )
+    model = new_small_model(
+        tmp_path / "model",
+        architecture="llama",
+        texts=[completion["text"] for record in records for completion in record["completions"]],
+        vocab_size=300,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=1,
+        max_positions=512,
+        seed=0,
+    )
+    made = []
+    for name, executor in (("here", LOCAL), ("ray", EXECUTOR)):
+        pairs = expand(annotations, str(tmp_path / name), config, version=None, executor=executor)
+        _, tokens = ensure_tokens(
+            str(tmp_path / name),
+            version=pairs.version,
+            tokenizer_path=str(model),
+            config=TokensConfig(max_length=512),
+            into=str(tmp_path / f"{name}-tokens"),
+            executor=executor,
+        )
+        made.append((pairs, tokens))
+    for found, expected in zip(*made, strict=True):
+        assert found.digest == expected.digest
+        assert found.totals == pytest.approx(expected.totals)
+    totals = made[0][0].totals
+    assert min(totals["groups_near_duplicate"], totals["groups_contaminated"], totals["groups"]) > 0

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pairwright.cli.schema_files import json_contract, table_contracts, write_documents
-from pairwright.data.profile.profile_schema import Figures
+from pairwright.data.profile.profile_schema import TableMetrics
 from pairwright.evaluation.evaluation_report import Report
 from pairwright.evaluation.load_exported import InputRules
 from pairwright.evaluation.score_files import ScoresManifest
@@ -27,7 +27,7 @@ def all_contracts() -> dict[str, dict[str, Any]]:
         "self_check": json_contract(SelfCheck, "self_check", "self_check.json in a model directory."),
         "model_input": json_contract(InputRules, "model_input", "pairwright.json in a model directory."),
         "report": json_contract(Report, "report", "What `pairwright evaluate` writes."),
-        "table_report": json_contract(Figures, "table_report", "What `pairwright report --json` prints."),
+        "table_report": json_contract(TableMetrics, "table_report", "What `pairwright report --json` prints."),
         "scores_manifest": json_contract(ScoresManifest, "scores_manifest", "What `pairwright score` writes last."),
     }
 

@@ -136,16 +136,16 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page on who judged what, how far they agree, and what looks wrong."""
+    """Write a page on a table of annotations: ties, lengths, agreement, models, and what looks wrong."""
     from pairwright.cluster.profile_job import report as run
-    from pairwright.data.profile.profile_schema import figures_json
+    from pairwright.data.profile.profile_schema import metrics_json
 
     page = output if output is not None or as_json else "report.html"
-    figures = run(url, version=version, output=page)
+    metrics = run(url, version=version, output=page)
     if as_json:
-        say_json(json.loads(figures_json(figures)))
+        say_json(json.loads(metrics_json(metrics)))
         return
-    say(one_per_line([*(f"{finding.level:<5}  {finding.text}" for finding in figures.findings), f"wrote {page}"]))
+    say(one_per_line([*(f"{one.level:<5}  {one.text}" for one in metrics.highlights), f"wrote {page}"]))
 
 
 @app.command("export-pairs")

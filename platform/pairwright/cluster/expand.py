@@ -90,7 +90,14 @@ def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig) 
             return [_write_groups(rows, target, config, left_out, exclusions)]
 
         expanded = on_groups(
-            source, read, work, _Expanded, scratch=target, stretch_bytes=config.stretch_bytes, what="expanded"
+            source,
+            read,
+            work,
+            _Expanded,
+            key="group_id",
+            scratch=target,
+            stretch_bytes=config.stretch_bytes,
+            what="expanded",
         )
     return _commit(target, expanded, made_from, config)
 

@@ -49,9 +49,11 @@ def on_groups(
     work: Callable[[pa.Table], list[ResultT]],
     result: type[ResultT],
     *,
+    key: str,
     scratch: Table,
     stretch_bytes: int,
     what: str,
+    rows_per_partition: int = ROWS_PER_PARTITION,
 ) -> list[ResultT]:
     """Return what ``work`` returns for all groups of a version, in an order that depends on the version alone.
 
@@ -61,9 +63,11 @@ def on_groups(
         work: gets rows in ANNOTATIONS_SCHEMA that hold every annotation of each of their groups; called in tasks, must
             pickle.
         result: type of the results, for msgpack; they should be small.
+        key: what makes rows a group: ``group_id``, or ``prompt_id`` for whole prompts.
         scratch: table that may hold the rows of spread groups while this runs.
         stretch_bytes: of files that one task takes.
         what: what groups become, for the person who waits.
+        rows_per_partition: of spread groups, how many rows to hand over together.
 
     Raises:
         PairwrightError: the first one that ``work``, or a read, raised anywhere.
@@ -73,13 +77,13 @@ def on_groups(
         return []
     # One stretch is one task's work, and nothing in it is spread: worth no cluster.
     with sized_session(sum(file.bytes for file in manifest.files) if len(stretches) == 1 else sys.maxsize):
-        spread, num_spread = _spread_groups(table, stretches)
+        spread, num_spread = _spread_groups(table, stretches, key)
         if not len(spread):
-            done = _on_stretches(table, stretches, work, None, spread, what=what)
+            done = _on_stretches(table, stretches, key, work, None, spread, what=what)
         else:
             with scratch_folder(scratch) as folder:
-                exchange = Exchange(folder, -(-num_spread // ROWS_PER_PARTITION))
-                done = _on_stretches(table, stretches, work, exchange, spread, what=what)
+                exchange = Exchange(folder, -(-num_spread // rows_per_partition))
+                done = _on_stretches(table, stretches, key, work, exchange, spread, what=what)
                 done += _on_partitions([part.exchanged for part in done], work, exchange, what=what)
     return [msgspec.msgpack.decode(found, type=result) for part in done for found in part.results]
 
@@ -103,14 +107,14 @@ def group_keys(group_ids: pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), dtype=">u8")[::2].astype(np.uint64)
 
 
-def _spread_groups(table: Table, stretches: Sequence[Sequence[DataFile]]) -> tuple[np.ndarray, int]:
+def _spread_groups(table: Table, stretches: Sequence[Sequence[DataFile]], key: str) -> tuple[np.ndarray, int]:
     """Return the groups that lie in several stretches, sorted, and how many annotations they have."""
     if len(stretches) == 1:
         return np.empty(0, np.uint64), 0
 
     def work(index: int) -> Iterator[_Index]:
         # Unverified: whoever reads the file next, to work on it, finds any damage.
-        ids = pa.concat_tables([table.read_unverified(file, ["group_id"]) for file in stretches[index]])["group_id"]
+        ids = pa.concat_tables([table.read_unverified(file, [key]) for file in stretches[index]])[key]
         groups, counts = np.unique(group_keys(ids), return_counts=True)
         yield _Index(index, groups.tobytes(), counts.astype(np.int64).tobytes())
 
@@ -126,6 +130,7 @@ def _spread_groups(table: Table, stretches: Sequence[Sequence[DataFile]]) -> tup
 def _on_stretches(
     table: Table,
     stretches: Sequence[Sequence[DataFile]],
+    key: str,
     work: Callable[[pa.Table], list[ResultT]],
     exchange: Exchange | None,
     spread: np.ndarray,
@@ -139,7 +144,7 @@ def _on_stretches(
         rows = pa.concat_tables([table.read_file(file) for file in stretches[index]])
         exchanged: list[int] = []
         if exchange is not None:  # a filter copies all that it keeps
-            keys = group_keys(rows["group_id"])
+            keys = group_keys(rows[key])
             is_spread = _is_in(shared.get(), keys)
             if is_spread.any():
                 partitions = _partitions(keys[is_spread], exchange.num_partitions)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pairwright.config import ExpandConfig
 from pairwright.data.grades import MARGINS
+from pairwright.data.identity import drop_repeats
 from pairwright.data.pairs.comparisons import Ballots, Floats, Ints, PairRows, pairs_of
 from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA, PAIR, PAIRS_SCHEMA
@@ -36,7 +37,7 @@ def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table
         DataError: if annotations of one group list different texts, or more completions than int16 can count.
     """
     rows = annotations.select(ANNOTATIONS_SCHEMA.names).combine_chunks()
-    rows, num_repeated = _without_repeats(rows.sort_by(_SORT))
+    rows, num_repeated = drop_repeats(rows.sort_by(_SORT))
     ballots = _ballots(rows, MARGINS[config.margin_table])
     pairs, vote_totals = pairs_of(ballots, config)
     first_G = np.flatnonzero(np.diff(ballots.group_A, prepend=-1))
@@ -59,28 +60,6 @@ def split_of(prompt_id: str, validation_fraction: float) -> str:
     a larger fraction only moves prompts from train to validation.
     """
     return "validation" if int(prompt_id[:13], 16) / 16**13 < validation_fraction else "train"
-
-
-def _without_repeats(rows: pa.Table) -> tuple[pa.Table, int]:
-    """Return sorted rows without annotations that stand there twice, and how many went.
-
-    Two ingestions of one file at once can both bring it. The same id with another judgement is another annotation.
-    """
-    group, name = _codes(rows["group_id"]), _codes(rows["id"])
-    alike = np.flatnonzero((np.diff(group, prepend=-1) == 0) & (np.diff(name, prepend=-1) == 0))
-    if not len(alike):
-        return rows, 0
-    kept = np.ones(rows.num_rows, dtype=bool)
-    content = rows.select(["annotator", "completions", "ranks", "scores", "grade"])
-    seen: list[dict] = []
-    follows = set(alike.tolist())
-    for row in sorted(follows):
-        if row - 1 not in follows:
-            seen = content.slice(row - 1, 1).to_pylist()
-        this = content.slice(row, 1).to_pylist()[0]
-        kept[row] = this not in seen
-        seen.append(this)
-    return rows.filter(pa.array(kept)), int((~kept).sum())
 
 
 def _ballots(rows: pa.Table, margins: Mapping[str, float]) -> Ballots:

@@ -1,29 +1,17 @@
-"""Sums of a report -> the rows on annotators and models: shares of what each did, strengths as probabilities. Pure."""
+"""The rows of a report on annotators and models: each one's shares, agreement, and strength as a probability. Pure."""
 
-# ruff: noqa: N815 - shape suffixes: M models
-
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pairwright.data.profile.aggregates import Sums
+from pairwright.data.profile.aggregates import Aggregates
 from pairwright.data.profile.agreement import alpha
-from pairwright.data.profile.bradley_terry import Z_95, Fit
+from pairwright.data.profile.bradley_terry import Fit, fit
 from pairwright.data.profile.profile_schema import MAX_LISTED, Agreement, Annotator, Model, Models
 
 Row: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Strengths:
-    """Bradley-Terry strengths of the models with their standard errors, NaN where there is none."""
-
-    fit: Fit
-    standard_error_M: NDArray[np.float64]
-    prompts_M: NDArray[np.int64]
 
 
 def largest(table: pa.Table, column: str) -> list[Row]:
@@ -38,11 +26,11 @@ def share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def agreement(sums: Sums, totals: dict[str, int]) -> Agreement:
+def agreement(aggregates: Aggregates, totals: dict[str, int]) -> Agreement:
     """Return how far annotators agree."""
-    overall, by_size = alpha(sums["coincidences"]) if "coincidences" in sums else (None, {})
+    overall, by_size = alpha(aggregates["coincidences"]) if "coincidences" in aggregates else (None, {})
     return Agreement(
-        shared_groups=sum(row["groups"] for row in sums["depth"].to_pylist() if row["num_annotations"] > 1),
+        shared_groups=sum(row["groups"] for row in aggregates["depth"].to_pylist() if row["num_annotations"] > 1),
         alpha=overall,
         alpha_by_num_completions={str(size): value for size, value in by_size.items()},
         same=share(totals["same"], totals["shared"]),
@@ -51,7 +39,7 @@ def agreement(sums: Sums, totals: dict[str, int]) -> Agreement:
 
 
 def annotator(row: Row) -> Annotator:
-    """Return the shares of one row of the sum ``annotators``."""
+    """Return the shares of one row of the aggregate ``annotators``."""
     return Annotator(
         name=row["annotator"],
         annotations=row["annotations"],
@@ -66,58 +54,50 @@ def annotator(row: Row) -> Annotator:
     )
 
 
-def models_by_strength(table: pa.Table, strengths: Strengths | None) -> Models:
-    """Return the models, the strongest first, then those without a strength."""
-    written = {row["model"]: row for row in table.to_pylist()}
-    fitted = [] if strengths is None else [_fitted(strengths, place, written) for place in _by_strength(strengths)]
-    known = set() if strengths is None else set(strengths.fit.names)
-    others = [row for row in largest(table, "completions") if row["model"] not in known]
-    parts = [] if strengths is None else np.bincount(strengths.fit.part_M).tolist()
-    listed = [*fitted, *(_unfitted(row) for row in others)][:MAX_LISTED]
-    return Models(number=len(written), parts=parts, not_fitted=len(written) - len(known), listed=listed)
+def models_by_strength(models: pa.Table, matchups: pa.Table | None) -> Models:
+    """Return the models, the strongest first, then those without a strength.
 
-
-def _by_strength(strengths: Strengths) -> list[int]:
-    return np.lexsort((-strengths.fit.strength_M, strengths.fit.part_M)).tolist()
-
-
-def _fitted(strengths: Strengths, place: int, written: dict[str, Row]) -> Model:
-    found = strengths.fit
-    strength, error = float(found.strength_M[place]), float(strengths.standard_error_M[place])
-    row = written[found.names[place]]
-    known = bool(np.isfinite(error))
-    return Model(
-        name=row["model"],
-        completions=row["completions"],
-        mean_characters=row["characters"] / row["completions"],
-        comparisons=int(found.games_M[place]),
-        prompts=int(strengths.prompts_M[place]),
-        points=float(found.points_M[place] / found.games_M[place]),
-        part=int(found.part_M[place]),
-        strength=strength,
-        standard_error=error if known else None,
-        beats_average=_probability(strength),
-        low=_probability(strength - Z_95 * error) if known else None,
-        high=_probability(strength + Z_95 * error) if known else None,
+    Args:
+        models: the aggregate ``models``.
+        matchups: the aggregate ``matchups``; None where there is none.
+    """
+    written = {row["model"]: row for row in models.to_pylist()}
+    found = fit(matchups) if matchups is not None and matchups.num_rows else None
+    if found is None:
+        listed = [_model(row) for row in largest(models, "completions")]
+        return Models(number=len(written), components=[], not_fitted=len(written), listed=listed)
+    by_strength = np.lexsort((-found.strength_M, found.component_M)).tolist()
+    fitted = [_fitted(written[found.names[index]], found, index) for index in by_strength]
+    others = [_model(row) for row in largest(models, "completions") if row["model"] not in set(found.names)]
+    return Models(
+        number=len(written),
+        components=np.bincount(found.component_M).tolist(),
+        not_fitted=len(written) - len(found.names),
+        listed=[*fitted, *others][:MAX_LISTED],
     )
 
 
-def _unfitted(row: Row) -> Model:
+def _model(row: Row) -> Model:
+    """Return a row of the aggregate ``models`` as a model without a strength."""
     return Model(
         name=row["model"],
         completions=row["completions"],
         mean_characters=row["characters"] / row["completions"],
         comparisons=0,
-        prompts=0,
         points=None,
-        part=None,
+        component=None,
         strength=None,
-        standard_error=None,
         beats_average=None,
-        low=None,
-        high=None,
     )
 
 
-def _probability(strength: float) -> float:
-    return float(np.exp(-np.logaddexp(0, -strength)))
+def _fitted(row: Row, found: Fit, index: int) -> Model:
+    strength = float(found.strength_M[index])
+    return msgspec.structs.replace(
+        _model(row),
+        comparisons=int(found.comparisons_M[index]),
+        points=float(found.points_M[index] / found.comparisons_M[index]),
+        component=int(found.component_M[index]),
+        strength=strength,
+        beats_average=float(np.exp(-np.logaddexp(0, -strength))),
+    )

@@ -128,13 +128,13 @@ def arrow_contract(name: str, schema: pa.Schema, description: str, *, version: i
 
 
 def _arrow_field(field: pa.Field) -> dict[str, Any]:
-    told = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+    metadata = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
     children = [_arrow_field(child) for child in _children(field.type)]
     return {
         "name": field.name,
         "type": _type_name(field.type),
         "nullable": field.nullable,
-        **{key: told[key] for key in ("since", "unit", "meaning") if key in told},
+        **{key: metadata[key] for key in ("since", "unit", "meaning") if key in metadata},
         **({"children": children} if children else {}),
     }
 
@@ -185,8 +185,8 @@ def _annotation_contract(version: int) -> dict[str, Any]:
     contract = json_contract(Annotation, "annotation", _NATIVE, version=version)
     definitions = contract["$defs"]
     definitions["Completion"]["properties"]["text"] |= {"pattern": r"\S"}
-    for name, place in (("Message", "extra"), ("Completion", "extra"), ("Annotation", "context")):
-        del definitions[name]["properties"][place]  # in a record its fields stand where it would
+    for name, field in (("Message", "extra"), ("Completion", "extra"), ("Annotation", "context")):
+        del definitions[name]["properties"][field]  # a record has its fields beside the text
     if version > 1:
         _add_version_2(definitions)
     properties = definitions["Annotation"]["properties"]

@@ -63,8 +63,8 @@ def content_hashes(annotations: pa.Table) -> NDArray[np.uint64]:
     return np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
 
 
-def drop_repeats(annotations: pa.Table) -> tuple[pa.Table, int]:
-    """Return annotations without those that repeat another one, in their order, and how many were dropped.
+def drop_duplicates(annotations: pa.Table) -> tuple[pa.Table, int]:
+    """Return annotations without duplicates, in their order, and how many were dropped.
 
     Of equal annotations the first by source and line stays. Content is hashed only where ids are equal.
 

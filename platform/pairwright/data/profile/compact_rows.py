@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pairwright.data.ingest.shards import hash_ids
+from pairwright.data.pairs.build_pairs import flat_scores
+from pairwright.data.table.arrow_io import list_lengths, one_array
 
 PROMPT_CHARACTERS = 160
 BEGINNING_CHARACTERS = 80
@@ -66,16 +68,16 @@ def compact_rows(annotations: pa.Table, versions: Mapping[str, int]) -> pa.Table
         versions: URI of a source -> first version of the table that had it; 0 for one that is not there.
     """
     rows = annotations.combine_chunks()
-    completions = _array(rows["completions"])
+    completions = one_array(rows["completions"])
     size_A = list_lengths(completions)
     items = completions.flatten()
     texts_N = _text_hashes(items)
     order_N = np.lexsort((texts_N, np.repeat(np.arange(len(size_A)), size_A)))
     in_order = pa.array(order_N)
-    prompt_N = np.repeat(_array(rows["prompt_id"]).dictionary_encode().indices.to_numpy(), size_A).astype(np.int64)
+    prompt_N = np.repeat(one_array(rows["prompt_id"]).dictionary_encode().indices.to_numpy(), size_A).astype(np.int64)
     values = {
-        "ranks": _array(rows["ranks"]).flatten().take(in_order),
-        "scores": pa.array(_scores(rows, size_A)[order_N]),
+        "ranks": one_array(rows["ranks"]).flatten().take(in_order),
+        "scores": pa.array(flat_scores(rows, size_A)[order_N]),
         "lengths": pc.call_function("utf8_length", [items.field("text")]).take(in_order),
         "texts": pa.array(texts_N[order_N]),
         "models": items.field("model").take(in_order),
@@ -87,10 +89,10 @@ def compact_rows(annotations: pa.Table, versions: Mapping[str, int]) -> pa.Table
         for name, value in values.items()
     }
     columns["prompt"] = _last_turns(rows)
-    columns["best"] = pa.array(_only_best(_array(rows["ranks"])))
-    columns["marks"] = _marks(_array(rows["prompt"]), completions)
+    columns["best"] = pa.array(_only_best(one_array(rows["ranks"])))
+    columns["marks"] = _marks(one_array(rows["prompt"]), completions)
     columns["version"] = pa.array([versions.get(uri, 0) for uri in rows["source"].to_pylist()], pa.int64())
-    arrays = [columns[field.name] if field.name in columns else _array(rows[field.name]) for field in COMPACT_ROWS]
+    arrays = [columns[field.name] if field.name in columns else one_array(rows[field.name]) for field in COMPACT_ROWS]
     return pa.Table.from_arrays(arrays, schema=COMPACT_ROWS)
 
 
@@ -104,22 +106,9 @@ def _text_hashes(completions: pa.StructArray) -> NDArray[np.uint64]:
     return hash_ids(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
 
 
-def list_lengths(lists: pa.ListArray) -> NDArray[np.int64]:
-    """Return the length of each list, int64."""
-    return np.diff(lists.offsets.to_numpy()).astype(np.int64)
-
-
-def _scores(rows: pa.Table, size_A: NDArray[np.int64]) -> NDArray[np.float64]:
-    scores = _array(rows["scores"])
-    scores_N = np.full(int(size_A.sum()), np.nan)
-    given_A = scores.is_valid().to_numpy(zero_copy_only=False)
-    scores_N[np.repeat(given_A, size_A)] = scores.drop_null().flatten().to_numpy(zero_copy_only=False)
-    return scores_N
-
-
 def _last_turns(rows: pa.Table) -> pa.Array:
     """Return the start of each prompt's last turn, by which a person can recognise it."""
-    prompts = _array(rows["prompt"])
+    prompts = one_array(rows["prompt"])
     size_A = list_lengths(prompts)
     last_A = np.cumsum(size_A) - 1
     texts = prompts.flatten().field("content").take(pa.array(last_A, mask=size_A == 0))
@@ -168,7 +157,3 @@ def _only_best(ranks: pa.ListArray) -> NDArray[np.int32]:
     index_N = np.arange(len(ranks_N)) - np.repeat(starts_A[:-1], size_A)
     sums = [np.add.reduceat(values, starts_A[:-1]) for values in (best_N, best_N * index_N)]
     return np.where(sums[0] == 1, sums[1], -1).astype(np.int32)
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pairwright.data.pairs.comparisons import group_blocks
-from pairwright.data.profile.compact_rows import list_lengths
+from pairwright.data.table.arrow_io import list_lengths, one_array
 from pairwright.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -108,8 +108,8 @@ def annotation_arrays(rows: pa.Table) -> AnnotationArrays:
         DataError: if annotations of one group list different texts.
     """
     rows = rows.sort_by(_SORT).combine_chunks()
-    size_A = list_lengths(_array(rows["ranks"]))
-    models = _array(rows["models"]).flatten().dictionary_encode()
+    size_A = list_lengths(one_array(rows["ranks"]))
+    models = one_array(rows["models"]).flatten().dictionary_encode()
     group_A, prompt_A = _runs(rows["group_id"]), _runs(rows["prompt_id"])
     arrays = AnnotationArrays(
         rows=rows,
@@ -156,7 +156,7 @@ def comparison_blocks(arrays: AnnotationArrays) -> Iterator[Block]:
 
 def _first_of_annotator(rows: pa.Table, group_A: Ints) -> Bools:
     """Return which annotations are their annotator's first of the group; all unnamed annotators count as different."""
-    annotator = _array(rows["annotator"]).dictionary_encode().indices
+    annotator = one_array(rows["annotator"]).dictionary_encode().indices
     code_A = annotator.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     is_first_A = code_A < 0
     is_first_A[np.unique(np.stack([group_A, code_A]), axis=1, return_index=True)[1]] = True
@@ -182,13 +182,9 @@ def _check_texts(arrays: AnnotationArrays, size_A: Ints) -> None:
 
 def _runs(column: pa.ChunkedArray) -> Ints:
     """Return the number of each row's run of equal values, from 0."""
-    codes = _array(column).dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    codes = one_array(column).dictionary_encode().indices.to_numpy(zero_copy_only=False)
     return np.cumsum(np.diff(codes, prepend=-1) != 0) - 1
 
 
 def _flat(rows: pa.Table, name: str) -> NDArray:
-    return _array(rows[name]).flatten().to_numpy(zero_copy_only=False)
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    return one_array(rows[name]).flatten().to_numpy(zero_copy_only=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pairwright.data.identity import drop_repeats
+from pairwright.data.identity import drop_duplicates
 from pairwright.data.profile.aggregates import Aggregates, add_up
 from pairwright.data.profile.agreement import AGREEMENT, agreement_counts, coincidences
 from pairwright.data.profile.compact_rows import compact_rows
@@ -56,7 +56,7 @@ def count(annotations: pa.Table, versions: Mapping[str, int]) -> Aggregates:
     Raises:
         DataError: if annotations of one group list different texts.
     """
-    annotations, num_repeated = drop_repeats(annotations)
+    annotations, num_repeated = drop_duplicates(annotations)
     arrays = annotation_arrays(compact_rows(annotations, versions))
     tables: _Tables = defaultdict(list)
     names = (*COUNTS, *AGREEMENT, "scored", "against_scores")

@@ -302,12 +302,12 @@ def score_outliers(scores: pa.Table) -> list[ScoreOutlier]:
     found = np.flatnonzero(is_frequent_V & (off_V > least_V) & (deviation > 0))
     return [
         ScoreOutlier(
-            value=float(values[place]),
-            completions=int(num_V[place]),
-            share=float(num_V[place] / num_V.sum()),
-            mean_elsewhere=float(mean_V[place]),
-            expected=float(expected_V[place]),
-            is_high=bool(is_high_V[place]),
+            value=float(values[at]),
+            completions=int(num_V[at]),
+            share=float(num_V[at] / num_V.sum()),
+            mean_elsewhere=float(mean_V[at]),
+            expected=float(expected_V[at]),
+            is_high=bool(is_high_V[at]),
         )
-        for place in found[np.argsort(-num_V[found], kind="stable")].tolist()
+        for at in found[np.argsort(-num_V[found], kind="stable")].tolist()
     ]

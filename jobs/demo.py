@@ -1,7 +1,7 @@
-"""The whole road in one script: synthetic rankings -> annotations -> pairs -> reward model -> report -> rewards.
+"""Runs every stage on synthetic rankings: annotations, report, pairs, training, evaluation, rewards.
 
-`make demo` runs it. Every line it prints after a `$` is a command that does the same from a shell; a second run finds
-what the first one made and only checks it.
+`make demo` runs it. Every line that it prints after a `$` is a command that does the same from a shell. A second run
+finds the outputs of the first one and only checks them.
 """
 
 import shlex
@@ -19,11 +19,11 @@ from pairwright.errors import PairwrightError
 from pairwright.terminal import indented, say
 
 DEMO = Path("demo")
-ROAD = (
+STAGES = (
     ("Rankings from a known truth", "synthesize demo/rankings.jsonl --num-groups 2000"),
     ("A small model from nothing", "new-model demo/model --texts demo/rankings.jsonl"),
     ("Annotations, each line accounted for", "ingest demo/rankings.jsonl --into demo/annotations"),
-    ("Who judged what, on one page", "report demo/annotations --output demo/annotations.html"),
+    ("A report on the annotations", "report demo/annotations --output demo/annotations.html"),
     ("Weighted pairs, split by prompt", "expand demo/annotations --into demo/pairs"),
     ("A reward model: 2 workers, ZeRO-2, CPU", "train jobs/recipes/cpu_smoke.toml"),
     ("What it learned, on held-out prompts", "evaluate demo/run/model --pairs demo/pairs --output demo/report.json"),
@@ -32,29 +32,29 @@ ROAD = (
 
 
 def main() -> None:
-    """Walk the road and end by naming what to open."""
+    """Run every stage, and print which files to open."""
     started = time.monotonic()
     with ray_session():
-        for title, command in ROAD:
+        for title, command in STAGES:
             print(f"\n== {title}\n$ pairwright {command}", flush=True)
             if status := app(shlex.split(command), standalone_mode=False):
                 sys.exit(status)
     print(
-        f"\nThe truth that made the rankings orders {_truth():.1%} of the held-out pairs as the annotators did; no "
-        "model can be expected to do better.\n"
+        f"\nThe true rewards that the rankings were drawn from agree with {_true_accuracy():.1%} of the held-out "
+        "pairs; no model can be expected to do better.\n"
         f"\nDone in {time.monotonic() - started:.0f} s. To open:\n"
-        f"  {DEMO}/annotations.html      who judged what, lengths, agreement, models: open it in a browser\n"
-        f"  {DEMO}/report.json           the figures above\n"
+        f"  {DEMO}/annotations.html      the report: ties, lengths, agreement, models; open it in a browser\n"
+        f"  {DEMO}/report.json           the metrics above\n"
         f"  {DEMO}/run/model             a Hugging Face model: AutoModelForSequenceClassification loads it\n"
-        f"  {DEMO}/run/training.json     what the run was made from\n"
+        f"  {DEMO}/run/training.json     what the run was trained on\n"
         f"  {DEMO}/rewards               the reward of every completion, Parquet\n"
         f"  .venv/bin/tensorboard --logdir {DEMO}/run/tensorboard\n"
         f"  .venv/bin/pairwright inspect {DEMO}/pairs"
     )
 
 
-def _truth() -> float:
-    """Return the truth's own accuracy on the held-out pairs."""
+def _true_accuracy() -> float:
+    """Return the accuracy of the true rewards on the held-out pairs."""
     table = Table.open(str(DEMO / "pairs"), "pairs")
     rows = pa.concat_tables(table.read(table.manifest()))
     return true_accuracy(rows.filter(pa.array([split == "validation" for split in rows["split"].to_pylist()])))

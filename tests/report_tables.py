@@ -5,19 +5,10 @@ from typing import Any
 import numpy as np
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.data.profile.bradley_terry import (
-    between_models,
-    fit,
-    most_compared,
-    spread_over_prompts,
-    standard_errors,
-)
-from pairwright.data.profile.compact_rows import REPORT_ROWS, report_rows
+from pairwright.data.profile.aggregates import History, count_quarantined
 from pairwright.data.profile.counts import count
-from pairwright.data.profile.growth import History, VersionFacts
-from pairwright.data.profile.profile_metrics import Strengths, build_figures
-from pairwright.data.profile.profile_schema import Figures, TableFacts
-from pairwright.data.profile.quarantine_counts import count_refused
+from pairwright.data.profile.profile_metrics import build_metrics
+from pairwright.data.profile.profile_schema import TableFacts, TableMetrics, VersionFacts
 from pairwright.data.table.table import Source
 from pairwright.records import Rejection
 
@@ -57,10 +48,10 @@ def random_rows(
     return rows
 
 
-def figures_of(
+def metrics_of(
     rows: list[dict[str, Any]], *, name: str = "file.jsonl", others: tuple[Source, ...] = (), duplicates: int = 0
-) -> Figures:
-    """Return the figures of annotations from a source of this name, with nine refused records, and of other sources.
+) -> TableMetrics:
+    """Return the metrics of annotations from a source of this name, with nine refused records, and of other sources.
 
     Args:
         rows: annotations.
@@ -68,15 +59,8 @@ def figures_of(
         others: further sources.
         duplicates: further records that were refused as duplicate ids.
     """
-    small = report_rows(annotations_table(rows), {"file.jsonl": 1}) if rows else REPORT_ROWS.empty_table()
-    found = count(small)
-    games = between_models(found.games)
-    strengths = None
-    if names := most_compared(games):
-        fitted = fit(games, names)
-        spread = spread_over_prompts(found.games, fitted)
-        strengths = Strengths(fitted, standard_errors(fitted, spread), spread.prompts_M)
-    refused = count_refused(
+    aggregates = count(annotations_table(rows), {"file.jsonl": 1})
+    quarantined = count_quarantined(
         [
             *(
                 Rejection(
@@ -109,4 +93,4 @@ def figures_of(
     table = TableFacts(url=f"/{name}", version=2, digest="d" * 64, created_at="2026", files=1, bytes=9, followed=[name])
     history = History(versions=versions, num_versions=2, first_versions={})
     made = manifest(kind="annotations", sources=[source, *others])
-    return build_figures(table, made, history, refused, found.sums, strengths)
+    return build_metrics(table, made, history, quarantined, aggregates)

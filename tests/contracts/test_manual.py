@@ -86,9 +86,9 @@ def commands() -> list[Any]:
                 if words[:1] == ["pairwright"]:
                     found[f"{page.name}: {shlex.join(words)}"] = (words[1], words[2:])
                 elif "python" in words and words[words.index("python") + 1].startswith("jobs/"):
-                    script, *arguments = words[words.index("python") + 1 :]
-                    assert (ROOT / script).is_file(), script
-                    found[f"{page.name}: {script} {shlex.join(arguments)}"] = (Path(script).stem, arguments)
+                    script, verb, *arguments = words[words.index("python") + 1 :]
+                    assert script == "jobs/run.py", script
+                    found[f"{page.name}: {script} {verb} {shlex.join(arguments)}"] = (verb, arguments)
     return [pytest.param(verb, arguments, id=name) for name, (verb, arguments) in found.items()]
 
 

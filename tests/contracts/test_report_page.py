@@ -15,11 +15,10 @@ import pytest
 
 import hostile_text
 from annotation_tables import annotation_row, annotations_table
-from pairwright.data.profile.compact_rows import REPORT_ROWS, report_rows
 from pairwright.data.profile.counts import count
 from pairwright.data.profile.profile_page import render
-from pairwright.data.profile.profile_schema import Figures
-from report_tables import HOSTILE, figures_of, random_rows
+from pairwright.data.profile.profile_schema import TableMetrics
+from report_tables import HOSTILE, metrics_of, random_rows
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "table_report.v1.json"
 CHROMIUM = next(
@@ -64,13 +63,13 @@ def hostile_rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def figures() -> Figures:
-    return figures_of(hostile_rows(), name=HOSTILE)
+def metrics() -> TableMetrics:
+    return metrics_of(hostile_rows(), name=HOSTILE)
 
 
 @pytest.fixture(scope="module")
-def page(figures: Figures) -> str:
-    return render(figures)
+def page(metrics: TableMetrics) -> str:
+    return render(metrics)
 
 
 def test_the_page_shows_control_characters_and_marks_of_direction_as_escapes_and_isolates_names() -> None:
@@ -79,7 +78,7 @@ def test_the_page_shows_control_characters_and_marks_of_direction_as_escapes_and
         row |= {"annotator": hostile_text.HOSTILE, "subset": hostile_text.HOSTILE}
         row["prompt"] = [{"role": "user", "content": hostile_text.HOSTILE}]
         row["completions"][0]["model"] = hostile_text.HOSTILE
-    page = render(figures_of(rows, name=hostile_text.HOSTILE))
+    page = render(metrics_of(rows, name=hostile_text.HOSTILE))
     hostile_text.check_shown(page.replace(hostile_text.FORGED, ""))  # where a line of HTML begins means nothing
     assert page.count("<bdi") == page.count("</bdi>")
     assert page.count('<bdi class="name">evil\\x1b]0;OWNED') >= 4
@@ -157,7 +156,7 @@ def test_the_page_of_a_large_table_is_no_longer_than_its_bound() -> None:
             for k, completion in enumerate(row["completions"]):
                 completion["model"] = f"model {(i + k) % number}"
             rows.append(row)
-        return render(figures_of(rows))
+        return render(metrics_of(rows))
 
     small, large = many(300), many(1500)
     assert len(large) < 1.1 * len(small)
@@ -166,26 +165,26 @@ def test_the_page_of_a_large_table_is_no_longer_than_its_bound() -> None:
 
 
 def test_a_table_without_annotations_has_a_page() -> None:
-    empty = figures_of([])
-    assert "holds no annotations" in empty.findings[0].text
+    empty = metrics_of([])
+    assert "holds no annotations" in empty.highlights[0].text
     assert Parsed(render(empty)).tags
 
 
-def test_the_json_keeps_its_contract(figures: Figures) -> None:
-    written = json.loads(msgspec.json.encode(figures))
+def test_the_json_keeps_its_contract(metrics: TableMetrics) -> None:
+    written = json.loads(msgspec.json.encode(metrics))
     jsonschema.validate(written, json.loads(SCHEMA.read_text()), jsonschema.Draft202012Validator)
-    assert msgspec.convert(written, Figures) == figures
+    assert msgspec.convert(written, TableMetrics) == metrics
 
 
-def test_counts_of_one_kind_add_up(figures: Figures) -> None:
-    total = figures.totals
-    for rows in (figures.by_subset, figures.by_num_completions):
+def test_counts_of_one_kind_add_up(metrics: TableMetrics) -> None:
+    total = metrics.totals
+    for rows in (metrics.by_subset, metrics.by_num_completions):
         assert sum(row.comparisons for row in rows) == total["comparisons"]
-    assert sum(row.annotations for row in figures.annotators) == total["annotations"]
-    assert sum(row.annotations for row in figures.tied_shares) == total["annotations"]
-    assert sum(row.groups for row in figures.annotations_per_group) == total["groups"]
-    assert sum(row.completions for row in figures.scores.histogram) == total["completions"]
-    assert 2 * sum(row.untied for row in figures.longer_by_ratio) <= 2 * total["untied"]
+    assert sum(row.annotations for row in metrics.annotators) == total["annotations"]
+    assert sum(row.annotations for row in metrics.tied_shares) == total["annotations"]
+    assert sum(row.groups for row in metrics.annotations_per_group) == total["groups"]
+    assert sum(row.completions for row in metrics.scores.histogram) == total["completions"]
+    assert 2 * sum(row.untied for row in metrics.longer_by_ratio) <= 2 * total["untied"]
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no browser: apt-get install chromium, to look at the page in one")
@@ -224,9 +223,9 @@ def test_a_browser_shows_the_page_on_a_phone_without_errors(
     )
 
 
-def test_the_empty_sums_have_every_column() -> None:
+def test_the_aggregates_of_no_annotation_have_every_column() -> None:
     """What a version without annotations leaves out would be missing on the driver."""
-    some, none = count(report_rows(annotations_table(hostile_rows()), {})).sums, count(REPORT_ROWS.empty_table()).sums
+    some, none = count(annotations_table(hostile_rows()), {}), count(annotations_table([]), {})
     for name, table in none.items():
         assert isinstance(table, pa.Table)
         assert table.column_names == some[name].column_names, name

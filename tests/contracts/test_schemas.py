@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 
 from annotation_tables import manifest
-from pairwright.cli.contracts import write_schemas
-from pairwright.cli.schema_files import table_contracts
+from pairwright.cli.schema_files import table_contracts, write_schemas
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import parser_for
 from pairwright.data.ingest.parse import parse_lines

@@ -73,7 +73,7 @@ def test_many_partitions_give_the_pairs_that_few_would(tmp_path: Path, monkeypat
     rows = rankings(300)
     files = [annotations_table(rows[::2]), annotations_table(rows[1::2])]
     commit_annotations(str(tmp_path / "annotations"), files)
-    monkeypatch.setattr("pairwright.data.group_by.ROWS_PER_BUCKET", 9)
+    monkeypatch.setattr("pairwright.data.pairs.expand.ROWS_PER_BUCKET", 9)
     made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(stretch_bytes=1), version=None)
     expected, totals = expand_groups(annotations_table(rows), ExpandConfig())
     assert len(made.files) > 60
@@ -88,7 +88,7 @@ def test_a_group_is_one_row_however_its_annotations_were_spread(
     rows = rankings(600, annotators=3)
     tables = [annotations_table([row for row in rows if row["annotator"] == f"annotator {i}"]) for i in range(3)]
     commit_annotations(str(tmp_path / "annotations"), tables)
-    monkeypatch.setattr("pairwright.data.group_by.ROWS_PER_BUCKET", 500)
+    monkeypatch.setattr("pairwright.data.pairs.expand.ROWS_PER_BUCKET", 500)
     made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(stretch_bytes=1), version=None)
     table = read(made, tmp_path / "pairs")
     assert len(made.files) > 1

@@ -1,4 +1,4 @@
-"""The verb report on Ray: the figures that one process counts, whatever the files; lineage; messages."""
+"""The verb report on Ray: the metrics that one process counts, whatever the files; lineage; messages."""
 
 import json
 from pathlib import Path
@@ -8,19 +8,19 @@ from typer.testing import CliRunner
 
 from annotation_tables import annotations_table, commit_annotations
 from pairwright.cli.main import app
-from pairwright.cluster.profile_job import find_annotations, report
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.expand import expand
-from pairwright.data.profile.compact_rows import report_rows
 from pairwright.data.profile.counts import count
+from pairwright.data.profile.table_report import find_annotations, report
 from pairwright.data.table.table import Table
 from pairwright.errors import DataError, StoreError
 from report_tables import random_rows
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-
-def test_figures_do_not_depend_on_the_files_and_the_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_metrics_do_not_depend_on_the_files_and_the_partitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = random_rows(120)
     commit_annotations(str(tmp_path / "one"), [annotations_table(rows)])
     backwards = rows[::-1]
@@ -28,17 +28,17 @@ def test_figures_do_not_depend_on_the_files_and_the_partitions(tmp_path: Path, m
         str(tmp_path / "many"), [annotations_table(backwards[start : start + 50]) for start in range(0, len(rows), 50)]
     )
     one = report(str(tmp_path / "one"), version=None, output=None)
-    monkeypatch.setattr("pairwright.cluster.profile_job.ROWS_PER_PARTITION", 40)
-    many = report(str(tmp_path / "many"), version=None, output=str(tmp_path / "page.html"))
-    expected = count(report_rows(annotations_table(rows), {})).sums["totals"].to_pylist()
+    monkeypatch.setattr("pairwright.data.profile.table_report.PARTITION_BYTES", 1)
+    monkeypatch.setattr("pairwright.data.profile.table_report.ROWS_PER_BUCKET", 40)
+    many = report(str(tmp_path / "many"), version=None, output=str(tmp_path / "page.html"), executor=EXECUTOR)
+    expected = count(annotations_table(rows), {})["totals"].to_pylist()
     assert {row["name"]: row["count"] for row in expected}.items() <= one.totals.items()
-    for name in ("findings", "totals", "by_subset", "annotators", "lengths_by_rank", "annotations_per_group"):
+    for name in ("highlights", "totals", "by_subset", "annotators", "lengths_by_rank", "annotations_per_group"):
         assert getattr(many, name) == getattr(one, name), name
     assert many.agreement.alpha == pytest.approx(one.agreement.alpha, abs=1e-12)
     assert [model.name for model in many.models.listed] == [model.name for model in one.models.listed]
     for ours, theirs in zip(many.models.listed, one.models.listed, strict=True):
         assert ours.strength == pytest.approx(theirs.strength, abs=1e-9)
-        assert ours.standard_error == pytest.approx(theirs.standard_error, rel=1e-9)
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
@@ -81,6 +81,6 @@ def test_the_command_prints_what_matters_and_json_for_programs(tmp_path: Path, m
     assert told.output.endswith("wrote report.html\n")
     assert "alpha (Krippendorff)" in told.output
     (tmp_path / "report.html").unlink()
-    figures = json.loads(CliRunner().invoke(app, ["report", "annotations", "--json"]).stdout)
-    assert figures["totals"]["groups"] == 30
+    metrics = json.loads(CliRunner().invoke(app, ["report", "annotations", "--json"]).stdout)
+    assert metrics["totals"]["groups"] == 30
     assert not (tmp_path / "report.html").exists()

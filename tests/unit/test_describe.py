@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
-from pairwright.cluster.profile_job import find_annotations
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.build_pairs import expand_groups
+from pairwright.data.profile.table_report import find_annotations
 from pairwright.data.table.inspect import describe, format_description
 from pairwright.data.table.table import Input, Source, Table
 from pairwright.errors import StoreError

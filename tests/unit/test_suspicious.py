@@ -1,4 +1,4 @@
-"""What a report says of suspicious data: each figure against a loop, each finding where it is due and only there."""
+"""What a report says of suspicious data: each metric against a loop, each highlight where it is due and only there."""
 
 import json
 import re
@@ -12,31 +12,30 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, real_rows
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.ingest import ingest
-from pairwright.data.profile.aggregates import Sums, decode, encode, merge
-from pairwright.data.profile.compact_rows import report_rows
+from pairwright.data.profile.aggregates import Aggregates, decode, encode, merge
 from pairwright.data.profile.counts import count
-from pairwright.data.profile.profile_schema import Figures
-from pairwright.data.profile.suspects import all_alike, marks, num_marked, repeated_texts
+from pairwright.data.profile.profile_schema import TableMetrics
+from pairwright.data.profile.suspicious import marks, num_marked, repeated_texts, uniform_judgements
 from pairwright.data.table.table import Source
-from report_tables import figures_of, random_rows
+from report_tables import metrics_of, random_rows
 
 Row = dict[str, Any]
 
 
-def sums_of(rows: list[Row]) -> Sums:
-    return count(report_rows(annotations_table(rows), {})).sums
+def aggregates_of(rows: list[Row]) -> Aggregates:
+    return count(annotations_table(rows), {})
 
 
-def in_parts(rows: list[Row], number: int) -> Sums:
-    """Return the sums of parts by prompt, as tasks count them, each read from two files."""
+def in_parts(rows: list[Row], number: int) -> Aggregates:
+    """Return the aggregates of parts by prompt, as tasks count them, each read from two files."""
     parts: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         parts[int(row["prompt_id"][:8], 16) % number].append(row)
-    return merge(decode(encode(sums_of(part))) for part in parts.values())
+    return merge(decode(encode(aggregates_of(part))) for part in parts.values())
 
 
-def said(figures: Figures, pattern: str) -> list[tuple[str, str]]:
-    return [(finding.level, finding.text) for finding in figures.findings if re.search(pattern, finding.text)]
+def said(metrics: TableMetrics, pattern: str) -> list[tuple[str, str]]:
+    return [(one.level, one.text) for one in metrics.highlights if re.search(pattern, one.text)]
 
 
 def pairs(number: int, *, start: int = 0, **others: Any) -> list[Row]:
@@ -104,17 +103,17 @@ def test_repeated_texts_are_counted_as_a_loop_counts_them(number: int) -> None:
 
 def test_the_one_text_of_a_model_of_the_real_rankings_is_said_and_its_model_is_no_good_news() -> None:
     rows = real_rows()
-    figures = figures_of(rows)
+    metrics = metrics_of(rows)
     ((text, counts),) = by_loop(rows, 20).items()
-    (found,) = figures.repeated_texts
+    (found,) = metrics.repeated_texts
     assert (found.prompts, found.completions, found.untied) == counts[:3] == (281, 281, 1650)
     assert found.wins == counts[3] / counts[2]
     assert (text[:80], len(text)) == (found.beginning, found.characters)
     assert [(model.name, model.completions) for model in found.models] == [("NullModel", 281)]
-    ((level, sentence),) = said(figures, "One text")
+    ((level, sentence),) = said(metrics, "One text")
     assert level == "alarm"
     assert "872 characters, by NullModel) completes 281 of 406 prompts and wins 93.0 % of 1,650" in sentence
-    ((level, sentence),) = said(figures, "strongest")
+    ((level, sentence),) = said(metrics, "strongest")
     assert level == "alarm"
     assert "281 of its 281 completions are one text" in sentence
     assert "without such models FuseChat-Gemma-2-9B-Instruct is the strongest" in sentence
@@ -122,17 +121,17 @@ def test_the_one_text_of_a_model_of_the_real_rankings_is_said_and_its_model_is_n
 
 def test_a_short_answer_to_many_prompts_or_one_that_loses_is_no_alarm() -> None:
     rows = [annotation_row(str(n), ["Yes.", f"{n} is no answer"], [1, 2], prompt=f"p{n}") for n in range(30)]
-    assert [level for level, _ in said(figures_of(rows), "One text")] == ["note"]
+    assert [level for level, _ in said(metrics_of(rows), "One text")] == ["note"]
     rows = [annotation_row(str(n), ["I cannot help with this.", f"{n}"], [2, 1], prompt=f"p{n}") for n in range(30)]
-    assert [level for level, _ in said(figures_of(rows), "One text")] == ["note"]
-    assert said(figures_of(rows[:19]), "One text") == []
+    assert [level for level, _ in said(metrics_of(rows), "One text")] == ["note"]
+    assert said(metrics_of(rows[:19]), "One text") == []
 
 
-# ------------------------------------------------------------------------------------- judgements that are alike
+# ------------------------------------------------------------------------------------- uniform judgements
 
 
-def alike(rows: list[Row]) -> set[tuple[str, str, str]]:
-    return {(found.party, found.name, found.kind) for found in all_alike(sums_of(rows))}
+def uniform(rows: list[Row]) -> set[tuple[str, str, str]]:
+    return {(found.entity, found.name, found.kind) for found in uniform_judgements(aggregates_of(rows))}
 
 
 def test_an_annotator_who_ties_everything_or_follows_the_list_or_the_length_is_named() -> None:
@@ -145,8 +144,8 @@ def test_an_annotator_who_ties_everything_or_follows_the_list_or_the_length_is_n
             longer = [1, 2] if lengths[0] > lengths[1] else [2, 1]
             row["ranks"] = {"tied": [1, 1], "first": [1, 2], "last": [2, 1], "longer": longer}[kind]
             rows.append(row)
-    assert alike(rows) == {("annotator", kind, kind) for kind in ("tied", "first", "last", "longer")}
-    text = said(figures_of(rows), "ties everything in all 30 annotations")
+    assert uniform(rows) == {("annotator", kind, kind) for kind in ("tied", "first", "last", "longer")}
+    text = said(metrics_of(rows), "ties everything in all 30 annotations")
     assert [level for level, _ in text] == ["alarm"]
     assert "leave_out_annotators" in text[0][1]
 
@@ -154,11 +153,11 @@ def test_an_annotator_who_ties_everything_or_follows_the_list_or_the_length_is_n
 def test_nineteen_judgements_or_judgements_as_all_others_are_no_finding() -> None:
     rows = pairs(60, annotator="ann")
     few = [row | {"ranks": [1, 1]} for row in pairs(19, start=100, annotator="few")]
-    assert alike([*rows, *few]) == set()
+    assert uniform([*rows, *few]) == set()
     nearly_all_tied = [row | {"ranks": [1, 1]} for row in pairs(200, start=200, annotator="bob")[:190]]
     usual = [row | {"ranks": [1, 1]} for row in pairs(21, start=500, annotator="cy")]
     others = pairs(40, start=600, annotator="bob")
-    assert alike([*nearly_all_tied, *others, *usual]) == set()
+    assert uniform([*nearly_all_tied, *others, *usual]) == set()
 
 
 def test_the_layout_of_pairs_makes_nobody_suspicious() -> None:
@@ -166,8 +165,8 @@ def test_the_layout_of_pairs_makes_nobody_suspicious() -> None:
     one = [row | {"ranks": [1, 2]} for row in pairs(90, annotator="ann", source="a.jsonl")]
     other = [row | {"ranks": [1, 2]} for row in pairs(60, start=100, annotator="bob", source="a.jsonl")]
     mixed = pairs(80, start=200, annotator="cy", source="b.jsonl")
-    assert alike([*one, *other, *mixed]) == set()
-    assert alike([*one, *mixed]) == set()
+    assert uniform([*one, *other, *mixed]) == set()
+    assert uniform([*one, *mixed]) == set()
 
 
 def test_a_model_that_wins_or_loses_everything_is_named() -> None:
@@ -175,12 +174,12 @@ def test_a_model_that_wins_or_loses_everything_is_named() -> None:
     for row in rows:
         for completion, rank in zip(row["completions"], row["ranks"], strict=True):
             completion["model"] = "gpt-4" if rank == 1 else "llama-2"
-    assert alike(rows) == {("model", "gpt-4", "won"), ("model", "llama-2", "lost")}
-    ((level, text),) = said(figures_of(rows), "gpt-4 wins every comparison in all 60 completions")
+    assert uniform(rows) == {("model", "gpt-4", "won"), ("model", "llama-2", "lost")}
+    ((level, text),) = said(metrics_of(rows), "gpt-4 wins every comparison in all 60 completions")
     assert level == "alarm"
     assert "llama-2 loses every comparison" in text
     rows[0]["ranks"] = rows[0]["ranks"][::-1]
-    assert alike(rows) == set()
+    assert uniform(rows) == set()
 
 
 # ------------------------------------------------------------------------------------------------ marks in texts
@@ -198,8 +197,8 @@ def test_template_tokens_and_marks_of_transcripts_are_counted_by_annotation_and_
     for number, text in enumerate([*texts.values(), "Human beings: all of them", "a <s>b</s c>", "x | y [INSTANT]"]):
         rows.append(annotation_row(f"m{number}", [text, "b"], [1, 2], prompt=f"m{number}", source="marked.jsonl"))
     rows.append(annotation_row("p", ["a", "b"], [1, 2], prompt="Human: Why?\n\nAssistant:", source="clean.jsonl"))
-    sums = in_parts(rows, 3)
-    found = {mark.mark: (mark.annotations, mark.main_source) for mark in marks(sums["marks"])}
+    aggregates = in_parts(rows, 3)
+    found = {mark.mark: (mark.annotations, mark.main_source) for mark in marks(aggregates["marks"])}
     assert found == {
         "<|im_end|>": (1, "marked.jsonl"),
         "[INST]": (2, "marked.jsonl"),
@@ -208,8 +207,8 @@ def test_template_tokens_and_marks_of_transcripts_are_counted_by_annotation_and_
         "Assistant:": (1, "clean.jsonl"),
         "</s>": (1, "marked.jsonl"),
     }
-    assert num_marked(sums["marks"]) == 6
-    ((level, text),) = said(figures_of(rows), "template tokens")
+    assert num_marked(aggregates["marks"]) == 6
+    ((level, text),) = said(metrics_of(rows), "template tokens")
     assert level == "alarm"
     assert "6 of 49 annotations (12.2 %)" in text
 
@@ -217,7 +216,7 @@ def test_template_tokens_and_marks_of_transcripts_are_counted_by_annotation_and_
 def test_marks_of_the_real_rankings_are_those_that_a_loop_finds() -> None:
     rows = real_rows()
     texts = [[turn["content"] for turn in row["prompt"]] + [c["text"] for c in row["completions"]] for row in rows]
-    assert {mark.mark: mark.annotations for mark in marks(sums_of(rows)["marks"])} == {
+    assert {mark.mark: mark.annotations for mark in marks(aggregates_of(rows)["marks"])} == {
         "</s>": sum(any("</s>" in text for text in held) for held in texts),
         "Assistant:": sum(any(re.search(r"(\A|\n\n)Assistant:", text) for text in held) for held in texts),
     }
@@ -231,16 +230,16 @@ def test_chosen_with_the_lower_score_are_counted_by_source() -> None:
     swapped = [
         row | {"scores": [float(rank) for rank in row["ranks"]]} for row in pairs(30, start=100, source="file.jsonl")
     ]
-    figures = figures_of([*right, *swapped], others=(source("right.jsonl"),))
-    assert {one.uri: (one.scored, one.against_scores) for one in figures.sources} == {
+    metrics = metrics_of([*right, *swapped], others=(source("right.jsonl"),))
+    assert {one.uri: (one.scored, one.against_scores) for one in metrics.sources} == {
         "right.jsonl": (60, 0.0),
         "file.jsonl": (30, 1.0),
     }
-    ((level, text),) = said(figures, "lower score")
+    ((level, text),) = said(metrics, "lower score")
     assert level == "alarm"
     assert "file.jsonl prefers the completion with the lower score in 100.0 % of 30 comparisons" in text
     assert "look swapped" in text
-    assert said(figures_of(right, name="right.jsonl"), "lower score") == []
+    assert said(metrics_of(right, name="right.jsonl"), "lower score") == []
 
 
 def test_a_source_that_contradicts_the_others_nearly_always_looks_swapped() -> None:
@@ -248,11 +247,11 @@ def test_a_source_that_contradicts_the_others_nearly_always_looks_swapped() -> N
     swapped = [row | {"ranks": row["ranks"][::-1]} for row in pairs(60, annotator="cy", source="file.jsonl")]
     for number, row in enumerate([*rows, *swapped]):
         row["id"] = str(number)
-    figures = figures_of([*rows, *swapped], others=(source("right.jsonl"),))
-    ((level, text),) = said(figures, "Against the majority of the other annotators")
+    metrics = metrics_of([*rows, *swapped], others=(source("right.jsonl"),))
+    ((level, text),) = said(metrics, "Against the majority of the other annotators")
     assert level == "alarm"
     assert "file.jsonl in 100.0 % of 60 preferences: chosen and rejected look swapped" in text
-    assert said(figures, "cy went against the majority .* look swapped")
+    assert said(metrics, "cy went against the majority .* look swapped")
 
 
 def source(name: str) -> Source:
@@ -263,11 +262,11 @@ def source(name: str) -> Source:
 
 
 def test_a_source_most_of_whose_ids_stand_twice_is_said_to_name_something_else() -> None:
-    ((level, text),) = said(figures_of(pairs(40), duplicates=60), "duplicate ids")
+    ((level, text),) = said(metrics_of(pairs(40), duplicates=60), "duplicate ids")
     assert level == "alarm"
     assert "60 of 109 records of file.jsonl were refused as duplicate ids" in text
-    assert said(figures_of(pairs(90), duplicates=60), "duplicate ids") == []
-    assert said(figures_of(pairs(2), duplicates=19), "duplicate ids") == []
+    assert said(metrics_of(pairs(90), duplicates=60), "duplicate ids") == []
+    assert said(metrics_of(pairs(2), duplicates=19), "duplicate ids") == []
 
 
 def test_all_that_looks_wrong_is_said_however_much_it_is() -> None:
@@ -277,9 +276,9 @@ def test_all_that_looks_wrong_is_said_however_much_it_is() -> None:
         row["scores"] = [float(rank) for rank in row["ranks"]]
         row["completions"][0]["text"] += "<|im_end|>"
         row["completions"][1]["model"] = "m"
-    bad = [finding for finding in figures_of(rows, duplicates=200).findings if finding.level != "good"]
+    bad = [one for one in metrics_of(rows, duplicates=200).highlights if one.level != "good"]
     assert len(bad) > 5
-    assert len(figures_of(pairs(60)).findings) <= 5
+    assert len(metrics_of(pairs(60)).highlights) <= 5
 
 
 def test_an_ingestion_says_that_its_ids_name_something_else(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""The console script ``pairwright``: one verb a stage.
+"""The console script ``pairwright``: the verbs that make and show data, and how errors end a command.
 
-Each verb parses its arguments, calls one function and prints what it returned; heavy libraries are imported inside, so
-that ``pairwright --help`` answers at once. A mistake of the user's ends as one message and exit status 1, never as a
-traceback; exit status 2 means the command line itself was wrong, 130 that somebody pressed Ctrl-C and
-143 that SIGTERM stopped a training run. What nobody foresaw keeps its traceback.
+Each verb parses its arguments, calls one function and prints its result. Heavy libraries are imported inside the verbs,
+so that ``pairwright --help`` answers at once. An error that a user can fix ends as one message and exit status 1,
+without a traceback; an unexpected error keeps its traceback. Exit status 2 means that the command line was wrong, 130
+that Ctrl-C was pressed, and 143 that SIGTERM stopped a training run.
 """
 
 import json
@@ -17,12 +17,12 @@ import typer
 from pairwright import __version__
 from pairwright.addresses import STORAGE_SCHEMES, credentials_advice, secret_in, without_credentials
 from pairwright.cli import run_verbs, table_verbs
-from pairwright.errors import ConfigError, DataError, PairwrightError, StoppedError
+from pairwright.errors import ConfigError, PairwrightError, StoppedError
 from pairwright.terminal import escaped, indented, one_per_line, say, say_json
 
 app = typer.Typer(
     name="pairwright",
-    help="From ranked annotations to reward models, on a laptop or on a Ray cluster.",
+    help="Train reward models from ranked annotations, on a laptop or on a Ray cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,7 +55,7 @@ def _root(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """From ranked annotations to reward models, on a laptop or on a Ray cluster."""
+    """Train reward models from ranked annotations, on a laptop or on a Ray cluster."""
 
 
 @app.command()
@@ -64,21 +64,22 @@ def ingest(
         list[str],
         typer.Argument(help="Files, folders, globs, URLs (s3:// too); databases and tables: docs/sources.md."),
     ],
-    into: Annotated[str, typer.Option(help="URL of the annotations table; made if it is not there.")],
+    into: Annotated[str, typer.Option(help="URL of the annotations table; created if it does not exist.")],
     format: Annotated[  # noqa: A002 - named as the flag is
         str | None,
         typer.Option(
-            metavar="NAME", help="Layout of the records, by name (pairwright formats) or FILE.toml; else recognised."
+            metavar="NAME",
+            help="Layout of the records: a name (see pairwright formats) or FILE.toml; recognised if not given.",
         ),
     ] = None,
     config: Annotated[str | None, typer.Option(help="TOML file: [fields] for foreign records, limits.")] = None,
     settings: Settings = [],  # noqa: B006 - typer copies it
     replace: Annotated[
-        bool, typer.Option("--replace", help="Put what has changed under its name in place of its old records.")
+        bool, typer.Option("--replace", help="Replace the records of a source whose content has changed.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read annotations, refuse what is not one, and append the rest to a table."""
+    """Read annotations and append them to a table. Invalid records are refused, and kept with the reason."""
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import IngestConfig, load_config
     from pairwright.data.ingest.ingest import ingest as run
@@ -87,7 +88,7 @@ def ingest(
     loaded = load_config(IngestConfig, config, [*settings, *named])
     summary = run(sources, into, loaded, replace=replace, executor=EXECUTOR)
     say_json(summary.as_dict()) if as_json else say(summary.text())
-    # A judgement that the table has already, word for word, is no sign of a wrong format.
+    # An annotation that the table has already is no sign of a wrong format.
     refused = sum(source.refused - source.duplicates for source in summary.sources)
     nothing_accepted = refused > 0 and not any(source.accepted for source in summary.sources)
     if summary.failed or nothing_accepted:
@@ -97,7 +98,7 @@ def ingest(
 @app.command()
 def expand(
     annotations: Annotated[str, typer.Argument(help="URL of an annotations table.")],
-    into: Annotated[str, typer.Option(help="URL of the pairs table; made if it is not there.")],
+    into: Annotated[str, typer.Option(help="URL of the pairs table; created if it does not exist.")],
     config: Annotated[
         str | None, typer.Option(help="TOML file: pair_weight, ties, margin, validation_fraction.")
     ] = None,
@@ -105,7 +106,7 @@ def expand(
     version: Version = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the rankings of each group into weighted pairs and split the groups by prompt."""
+    """Make weighted pairs from rankings. Groups are split into train and validation by prompt."""
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import ExpandConfig, load_config
     from pairwright.data.pairs.expand import expand as run
@@ -135,20 +136,21 @@ def report(
     url: Annotated[str, typer.Argument(help="URL of an annotations table, or of one made from it.")],
     version: Version = None,
     output: Annotated[
-        str | None, typer.Option(help="File for the page, HTML; report.html here by default, none with --json.")
+        str | None, typer.Option(help="File for the page, HTML; report.html by default, none with --json.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a page on who judged what, how far they agree, and what looks wrong."""
-    from pairwright.cluster.profile_job import report as run
-    from pairwright.data.profile.profile_schema import figures_json
+    """Write a page on a table of annotations. It shows ties, lengths, agreement, models, and what looks wrong."""
+    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.data.profile.profile_schema import metrics_json
+    from pairwright.data.profile.table_report import report as run
 
     page = output if output is not None or as_json else "report.html"
-    figures = run(url, version=version, output=page)
+    metrics = run(url, version=version, output=page, executor=EXECUTOR)
     if as_json:
-        say_json(json.loads(figures_json(figures)))
+        say_json(json.loads(metrics_json(metrics)))
         return
-    say(one_per_line([*(f"{finding.level:<5}  {finding.text}" for finding in figures.findings), f"wrote {page}"]))
+    say(one_per_line([*(f"{one.level:<5}  {one.text}" for one in metrics.highlights), f"wrote {page}"]))
 
 
 @app.command("export-pairs")
@@ -158,10 +160,11 @@ def export_pairs(
     version: Version = None,
     split: Annotated[Split | None, typer.Option(help="One split; both if not given.")] = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Write strings, over which TRL renders no chat template.")
+        bool,
+        typer.Option("--plain", help="Write strings instead of conversations; TRL renders no chat template over them."),
     ] = False,
 ) -> None:
-    """Write flat rows (prompt, chosen, rejected, weight, margin) that TRL and `datasets` load."""
+    """Write pairs as flat rows that TRL and `datasets` load. Columns: prompt, chosen, rejected, weight, margin."""
     from pairwright.data.pairs.flat_export import export_pairs as run
 
     layouts: dict[str, Literal["parquet", "jsonl"]] = {".parquet": "parquet", ".jsonl": "jsonl"}
@@ -172,137 +175,16 @@ def export_pairs(
 
 
 @app.command()
-def train(
-    config: Annotated[str, typer.Argument(help="TOML file; recipes to start from are in jobs/recipes/.")],
-    settings: Settings = [],  # noqa: B006 - typer copies it
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and the size, then stop.")
-    ] = False,
-) -> None:
-    """Train a reward model, or go on with the run that the output already holds."""
-    from pairwright.config import TrainConfig, load_config
-
-    loaded = load_config(TrainConfig, config, settings)
-    from pairwright.cluster.train.driver import (
-        dry_run as describe_run,  # seconds, which a mistake in the file need not wait
-    )
-    from pairwright.cluster.train.driver import train as run
-
-    if dry_run:
-        say_json(describe_run(loaded))
-        return
-    summary = run(loaded)
-    if summary.already_finished:
-        say(escaped(f"run {loaded.output} is already finished; nothing to do"))
-    say(one_per_line([f"model   {summary.model}", f"summary {loaded.output.rstrip('/')}/training.json"]))
-
-
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory of a training run.")],
-    pairs: Annotated[str, typer.Option(help="URL of a pairs table.")],
-    version: Version = None,
-    split: Annotated[Split, typer.Option(help="Which split.")] = "validation",
-    output: Annotated[
-        str | None, typer.Option(help="File for the report, JSON; report.json beside the model by default.")
-    ] = None,
-    num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
-    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each a GPU.")] = False,
-    micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one forward.")] = 16384,
-    as_json: AsJson = False,
-) -> None:
-    """Measure a reward model on held-out pairs: accuracy, log loss, by subset and by K, and the length baseline."""
-    from pairwright.cluster.evaluate_job import evaluate as run
-    from pairwright.evaluation.evaluation_report import format_report
-
-    run(
-        model,
-        pairs,
-        version=version,
-        split=split,
-        output=output,
-        num_workers=num_workers,
-        use_gpu=use_gpu,
-        micro_batch_tokens=micro_batch_tokens,
-        show=lambda report: say_json(report) if as_json else say(format_report(report)),
-    )
-
-
-@app.command()
-def score(
-    model: Annotated[str, typer.Argument(help="Model directory of a training run.")],
-    input: Annotated[str, typer.Argument(help="JSON Lines of prompts and completions, or the URL of a table.")],  # noqa: A002 - named as the flag is
-    output: Annotated[str, typer.Option(help="Folder or URL for the rewards, Parquet.")],
-    version: Version = None,
-    num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
-    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each a GPU.")] = False,
-    micro_batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one forward.")] = 16384,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the output holds.")] = False,
-    config: Annotated[str | None, typer.Option(help="TOML file: limits, as for ingest.")] = None,
-    settings: Settings = [],  # noqa: B006 - typer copies it
-) -> None:
-    """Compute the reward of each completion."""
-    from pairwright.config import IngestConfig, load_config
-
-    limits = load_config(IngestConfig, config, settings)
-    from pairwright.cluster.score_job import score as run
-
-    summary = run(
-        model,
-        input,
-        output,
-        version=version,
-        num_workers=num_workers,
-        use_gpu=use_gpu,
-        micro_batch_tokens=micro_batch_tokens,
-        overwrite=overwrite,
-        limits=limits,
-    )
-    say(summary.text())
-    if summary.failed or summary.is_all_refused:
-        raise typer.Exit(1)
-
-
-@app.command()
 def synthesize(
     output: Annotated[str, typer.Argument(help="File for the rankings, JSON Lines.")],
     num_groups: Annotated[int, typer.Option(min=1, help="Groups to make.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Equal seeds, equal files.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
 ) -> None:
-    """Make rankings from a known Bradley-Terry truth, to try everything without data of one's own."""
+    """Make synthetic rankings, to try things without data. They are drawn from known rewards (Bradley-Terry)."""
     from pairwright.data.synthetic import write_rankings
 
     num_annotations = write_rankings(Path(output), num_groups, seed=seed)
     say(escaped(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}"))
-
-
-@app.command("new-model")
-def new_model(
-    directory: Annotated[str, typer.Argument(help="Directory to write.")],
-    texts: Annotated[str, typer.Option(help="What the tokenizer learns from: text, or native annotations (.jsonl).")],
-    architecture: Annotated[str, typer.Option(help="llama, qwen2, qwen3, mistral, gpt2, bert, ...")] = "llama",
-    hidden_size: Annotated[int, typer.Option(min=8)] = 64,
-    num_layers: Annotated[int, typer.Option(min=1)] = 2,
-    num_heads: Annotated[int, typer.Option(min=1)] = 4,
-    vocab_size: Annotated[int, typer.Option(min=300)] = 1024,
-    max_positions: Annotated[int, typer.Option(min=16)] = 2048,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Make a small untrained model with a tokenizer of its own, to try everything without a download."""
-    from pairwright.model.tiny_models import publish_small_model
-
-    publish_small_model(
-        Path(directory),
-        architecture=architecture,
-        texts=_texts_in(Path(texts)),
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        max_positions=max_positions,
-        seed=seed,
-    )
-    say(escaped(f"wrote a new {architecture} model to {directory}"))
 
 
 @app.command()
@@ -310,33 +192,19 @@ def schemas(
     directory: Annotated[str, typer.Argument(help="Directory to write.")] = "schemas",
 ) -> None:
     """Write the data contracts as JSON files."""
-    from pairwright.cli.contracts import write_schemas
+    from pairwright.cli.schema_files import write_schemas
 
     for path in write_schemas(Path(directory)):
         say(escaped(str(path)))
 
 
-def _texts_in(path: Path) -> list[str]:
-    """Return the lines of a text file, or the completions of native annotations."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from None
-    if path.suffix != ".jsonl":
-        return lines
-    try:
-        return [completion["text"] for line in lines for completion in json.loads(line)["completions"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected native annotations, one JSON object a line ({error})") from None
-
-
 def main() -> None:
-    """Run a verb; what its message explains ends as that and exit status 1, and Ctrl-C says what it leaves."""
+    """Run a verb, and turn errors, Ctrl-C and SIGTERM into a message and an exit status."""
     try:
         _refuse_credentials(sys.argv[1:])
         status = app(standalone_mode=False) or 0
     except _UsageError as error:
-        if sys.argv[1:]:  # which it quotes; else its message is the help
+        if sys.argv[1:]:  # the message quotes them; without any it is the help
             error.message = escaped(error.message)
         error.show()
         status = error.exit_code
@@ -355,8 +223,12 @@ def main() -> None:
 
 
 def _refuse_credentials(arguments: list[str]) -> None:
-    """Refuse at once an address that holds credentials, wherever it stands on the command line."""
-    takes_databases = arguments[:1] in (["ingest"], ["validate"])  # whose addresses name users
+    """Refuse an argument that is an address with credentials, before anything is read.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    takes_databases = arguments[:1] in (["ingest"], ["validate"])  # database addresses name users
     for argument in arguments:
         address = argument.partition("=")[2] if argument.startswith("--") else argument
         if takes_databases and not address.startswith(_STORAGE):
@@ -366,7 +238,7 @@ def _refuse_credentials(arguments: list[str]) -> None:
 
 
 def _explained(error: Exception) -> str:
-    """Return what is said of an error that ends a command: its message, or a traceback where nobody foresaw it."""
+    """Return the text of an error that ends a command: its message, or a traceback if it is unexpected."""
     if isinstance(error, PairwrightError):
         return f"error: {error}"
     if isinstance(error, OSError) and error.filename is not None:

@@ -1,8 +1,8 @@
-"""The records of this package -> the data contracts under ``schemas/``, for readers in any language.
+"""Writes the data contracts under ``schemas/``, for readers in any language.
 
-JSON Schema where the data are JSON, a list of fields where they are Arrow. A test holds the files equal to what stands
-here; a released file is never edited: a change of contract is a v2 beside the v1. A v2 of a table adds columns that
-may be null, and the files of a v1 are files of a v2 (data/table/arrow_io.py).
+JSON data has a JSON Schema, Arrow data a list of fields. A test holds the files equal to the code. A released file is
+never edited: a change of contract is a v2 beside the v1. The v2 of a table adds columns that may be null, so files of a
+v1 are files of a v2 too (data/table/arrow_io.py).
 """
 
 import inspect
@@ -14,8 +14,13 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from pairwright.data.profile.profile_schema import TableMetrics
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.manifest import Manifest
+from pairwright.evaluation.evaluation_report import Report
+from pairwright.evaluation.load_exported import InputRules
+from pairwright.evaluation.score_files import ScoresManifest
+from pairwright.model.model_export import SelfCheck
 from pairwright.records import (
     ANNOTATIONS_SCHEMA,
     ANNOTATIONS_SCHEMA_V1,
@@ -27,6 +32,8 @@ from pairwright.records import (
     Annotation,
     Rejection,
 )
+from pairwright.runs.run_dir import RunIdentity, TrainingSummary
+from pairwright.training.checkpoint import CheckpointManifest, ShardFile
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _CONTRACT = "a contract of `pairwright schemas`"
@@ -36,11 +43,35 @@ _TABLE = "Rows of data/*.arrow (Arrow IPC file format) in {} table."
 _V2 = "Of files with a row that says something that version 2 added; others are in version 1."
 
 
+def all_contracts() -> dict[str, dict[str, Any]]:
+    """Return the contracts of the tables, of a run's folder, of an exported model and of what is made with it."""
+    return table_contracts() | {
+        "run": json_contract(RunIdentity, "run", "run.json in a run's folder: what decides its result."),
+        "training": json_contract(
+            TrainingSummary, "training", "training.json in a run's folder: written when it has finished."
+        ),
+        "checkpoint": json_contract(CheckpointManifest, "checkpoint", "checkpoint.json in a checkpoint: its identity."),
+        "checkpoint_file": json_contract(
+            ShardFile, "checkpoint_file", "An entry of files-<rank, 5 digits>.json in a checkpoint."
+        ),
+        "self_check": json_contract(SelfCheck, "self_check", "self_check.json in a model directory."),
+        "model_input": json_contract(InputRules, "model_input", "pairwright.json in a model directory."),
+        "report": json_contract(Report, "report", "What `pairwright evaluate` writes."),
+        "table_report": json_contract(TableMetrics, "table_report", "What `pairwright report --json` prints."),
+        "scores_manifest": json_contract(ScoresManifest, "scores_manifest", "What `pairwright score` writes last."),
+    }
+
+
+def write_schemas(directory: Path) -> list[Path]:
+    """Write every contract as ``<name>.v<version>.json``, and return the paths in order of name."""
+    return write_documents(directory, all_contracts())
+
+
 def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]]) -> list[Path]:
-    """Write documents as ``<name>.v<version>.json``, and return the paths in order of name.
+    """Write contracts as ``<name>.v<version>.json``, and return the paths in order of name.
 
     Raises:
-        StoreError: if a file of that name is no such contract, or one cannot be written.
+        StoreError: if a file of that name is not such a contract, or one cannot be written.
     """
     contents = {
         directory / _file_name(document): json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
@@ -68,7 +99,7 @@ def _is_contract(content: bytes) -> bool:
 def table_contracts() -> dict[str, dict[str, Any]]:
     """Return the contracts by name: the input record, the tables, their manifest, and refused records.
 
-    An earlier version that still holds, beside the newest, goes by its name and version.
+    An earlier version that is still valid is listed by its name and version.
     """
     annotations, pairs = _TABLE.format("an annotations"), _TABLE.format("a pairs")
     return {
@@ -97,13 +128,13 @@ def arrow_contract(name: str, schema: pa.Schema, description: str, *, version: i
 
 
 def _arrow_field(field: pa.Field) -> dict[str, Any]:
-    told = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+    metadata = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
     children = [_arrow_field(child) for child in _children(field.type)]
     return {
         "name": field.name,
         "type": _type_name(field.type),
         "nullable": field.nullable,
-        **{key: told[key] for key in ("since", "unit", "meaning") if key in told},
+        **{key: metadata[key] for key in ("since", "unit", "meaning") if key in metadata},
         **({"children": children} if children else {}),
     }
 
@@ -150,14 +181,14 @@ def _manifest_contract() -> dict[str, Any]:
 
 
 def _annotation_contract(version: int) -> dict[str, Any]:
-    """Return the contract of an input line: the types, and the rules that a schema can say."""
+    """Return the contract of an input line: its types, and the rules that a schema can express."""
     contract = json_contract(Annotation, "annotation", _NATIVE, version=version)
     definitions = contract["$defs"]
     definitions["Completion"]["properties"]["text"] |= {"pattern": r"\S"}
-    for name, place in (("Message", "extra"), ("Completion", "extra"), ("Annotation", "context")):
-        del definitions[name]["properties"][place]  # in a record its fields stand where it would
+    for name, field in (("Message", "extra"), ("Completion", "extra"), ("Annotation", "context")):
+        del definitions[name]["properties"][field]  # a record has its fields beside the text
     if version > 1:
-        _add_what_templates_show(definitions)
+        _add_version_2(definitions)
     properties = definitions["Annotation"]["properties"]
     properties["id"] |= {"pattern": r"\S"} | ({"type": ["string", "integer"]} if version > 1 else {})
     properties["completions"] |= {"minItems": 2}
@@ -173,8 +204,8 @@ def _annotation_contract(version: int) -> dict[str, Any]:
     return contract
 
 
-def _add_what_templates_show(definitions: dict[str, Any]) -> None:
-    """Add what the second version has: text in parts, what a turn has beside its text, what a template is given."""
+def _add_version_2(definitions: dict[str, Any]) -> None:
+    """Add what version 2 has: text in parts, fields of a turn beside its text, and variables of the chat template."""
     parts = {"type": "array", "items": {"$ref": "#/$defs/TextPart"}}
     definitions["TextPart"] = {
         "type": "object",
@@ -213,7 +244,7 @@ _SPEAKS = {
     "reasoning_content": {"type": "string", "pattern": r"\S"},
     "thinking": {"type": "string", "pattern": r"\S"},
 }
-"""What a turn may say without any text."""
+"""Fields by which a turn is valid without any text."""
 
 
 def _only(name: str) -> dict[str, Any]:

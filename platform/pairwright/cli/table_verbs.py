@@ -1,6 +1,6 @@
-"""The verbs of the console script that look after tables: versions, diff, compact, vacuum, forget, validate.
+"""The verbs of the console script that maintain tables, and those that check and list sources.
 
-As in ``cli/main.py``, each verb parses its arguments, calls one function and prints what it returned.
+As in ``cli/main.py``, each verb parses its arguments, calls one function and prints its result.
 """
 
 import re
@@ -33,7 +33,7 @@ def versions(
     last: Annotated[int, typer.Option(min=1, help="How many of the newest versions to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List a table's versions: what each one is, and what it changed."""
+    """List a table's versions, and what each one changed."""
     from pairwright.data.table.version_log import format_history, history
 
     found = history(url, last=last)
@@ -47,7 +47,7 @@ def diff(
     second: Annotated[int, typer.Argument(metavar="B", help="Another one.")],
     as_json: AsJson = False,
 ) -> None:
-    """Tell what version B of a table has against version A: sources, records by id, totals."""
+    """Compare two versions of a table. Lists the differences in sources, in records by id, and in totals."""
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.data.table.diff import diff as run
     from pairwright.data.table.diff import format_diff
@@ -58,10 +58,10 @@ def diff(
 
 @app.command()
 def formats(
-    name: Annotated[str | None, typer.Argument(help="A layout, to see what becomes of its fields.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A layout, to see how its fields are read.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the layouts that `ingest` reads, each with an example record."""
+    """List the record layouts that `ingest` reads. Each is shown with an example record."""
     from pairwright.data.ingest.format_pages import format_list, format_list_text, format_text
 
     if as_json:
@@ -73,10 +73,12 @@ def formats(
 @app.command()
 def compact(
     url: Table,
-    file_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a merged file, compressed.")] = 32 * 1024 * 1024,
+    file_bytes: Annotated[int, typer.Option(min=1, help="Maximum size of a merged file, compressed.")] = 32
+    * 1024
+    * 1024,
     as_json: AsJson = False,
 ) -> None:
-    """Make few larger files of many small ones: a new version with the same rows in the same order."""
+    """Merge a table's small files into larger ones. The new version has the same rows in the same order."""
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.data.table.compact import compact as run
 
@@ -88,15 +90,15 @@ def compact(
 def vacuum(
     url: Table,
     older_than: Annotated[
-        str, typer.Option(help="Leave alone what is younger, such as 30m, 24h or 7d: jobs may be at work on it.")
+        str, typer.Option(help="Keep younger files, such as 30m, 24h or 7d: jobs may be writing them.")
     ] = "24h",
     keep_versions: Annotated[
-        int | None, typer.Option(min=1, help="Remove older versions than this many; none is removed if not given.")
+        int | None, typer.Option(min=1, help="Remove all but the newest N versions; none is removed if not given.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove files that no version of a table names, and old versions where asked."""
+    """Remove files that no version of a table names. Old versions are removed if asked."""
     from pairwright.data.table.vacuum import vacuum as run
 
     summary = run(url, older_than=_duration(older_than), keep_versions=keep_versions, is_dry_run=dry_run)
@@ -106,17 +108,17 @@ def vacuum(
 @app.command()
 def forget(
     url: Annotated[str, typer.Argument(metavar="URL", help="URL of an annotations table.")],
-    annotator: Annotated[list[str], typer.Option(metavar="NAME", help="Who ranked; may be given again.")] = [],  # noqa: B006 - typer copies it
+    annotator: Annotated[list[str], typer.Option(metavar="NAME", help="An annotator; may be repeated.")] = [],  # noqa: B006 - typer copies it
     prompt: Annotated[
         list[str],
-        typer.Option(metavar="ID-OR-FILE", help="A prompt_id, or a file with the prompt; may be given again."),
+        typer.Option(metavar="ID-OR-FILE", help="A prompt_id, or a file with the prompt; may be repeated."),
     ] = [],  # noqa: B006 - typer copies it
     exact: Annotated[
-        bool, typer.Option("--exact", help="Take names to the letter: where `aB3` and `AB3` are two annotators.")
+        bool, typer.Option("--exact", help="Match names exactly: `aB3` and `AB3` are two annotators.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Commit a version without an annotator or a prompt, and prove that no file of it holds them."""
+    """Erase an annotator or a prompt from a table. The new version is verified to hold neither."""
     from pairwright.cli.render import render_erasure
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.data.table.erase import forget as run
@@ -127,9 +129,10 @@ def forget(
 
 @app.command()
 def validate(
-    sources: Annotated[list[str], typer.Argument(help="Whatever `pairwright ingest` takes.")],
+    sources: Annotated[list[str], typer.Argument(help="As for `pairwright ingest`.")],
     against: Annotated[
-        str | None, typer.Option(metavar="URL", help="An annotations table whose sources and ids count too.")
+        str | None,
+        typer.Option(metavar="URL", help="An annotations table to look for duplicates in."),
     ] = None,
     format: Annotated[str | None, typer.Option(metavar="NAME", help="Layout of the records, as for ingest.")] = None,  # noqa: A002 - named as the flag is
     config: Annotated[str | None, typer.Option(help="TOML file, as for ingest.")] = None,
@@ -138,16 +141,16 @@ def validate(
     ] = [],  # noqa: B006 - typer copies it
     max_refused: Annotated[
         str | None,
-        typer.Option(metavar="N|N%", help="End with 0 up to so many refused, or such a share; 0 by default."),
+        typer.Option(metavar="N|N%", help="Refused records, or their share, up to which the exit status is 0."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Findings to list.")] = 100,
+    limit: Annotated[int, typer.Option(min=0, help="Maximum number of findings to list.")] = 100,
     scratch: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Where to work on several machines; a temporary folder if not given."),
+        typer.Option(metavar="URL", help="Working folder, shared by all machines; temporary if not given."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what `ingest` would refuse, without changing any table; exit status 1 where something would be."""
+    """Check what `ingest` would refuse, and change no table. The exit status is 1 if anything would be refused."""
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import IngestConfig, load_config
     from pairwright.data.ingest.dry_run import most_refused

@@ -22,8 +22,6 @@ from pairwright.data.table.table import DataFile, Manifest, Table
 
 ResultT = TypeVar("ResultT", bound=msgspec.Struct)
 
-ROWS_PER_BUCKET = 4096
-
 
 class _Index(msgspec.Struct, frozen=True):
     """The groups of a partition."""
@@ -49,9 +47,11 @@ def map_groups(
     result: type[ResultT],
     *,
     executor: Executor,
+    key: str,
     staging: Table,
     partition_bytes: int,
     what: str,
+    rows_per_bucket: int,
 ) -> list[ResultT]:
     """Return what ``work`` returns for all groups of a version, in an order that depends on the version alone.
 
@@ -62,9 +62,11 @@ def map_groups(
             pickle.
         result: type of the results, for msgpack; they should be small.
         executor: what maps over partitions.
+        key: what makes rows a group: ``group_id``, or ``prompt_id`` for whole prompts.
         staging: table that may hold the rows of spread groups while this runs.
         partition_bytes: of files that one task takes.
         what: what groups become, for the person who waits.
+        rows_per_bucket: of spread groups, how many rows to hand over together.
 
     Raises:
         PairwrightError: the first one that ``work``, or a read, raised anywhere.
@@ -74,13 +76,13 @@ def map_groups(
         return []
     # One partition is one task's work, and nothing in it is spread: worth no cluster.
     with executor.session(sum(file.bytes for file in manifest.files) if len(partitions) == 1 else sys.maxsize):
-        spread, num_spread = _spread_groups(executor, table, partitions)
+        spread, num_spread = _spread_groups(executor, table, partitions, key)
         if not len(spread):
-            done = _on_partitions(executor, table, partitions, work, None, spread, what=what)
+            done = _on_partitions(executor, table, partitions, key, work, None, spread, what=what)
         else:
             with staging_folder(staging) as folder:
-                shuffle = Shuffle(folder, -(-num_spread // ROWS_PER_BUCKET))
-                done = _on_partitions(executor, table, partitions, work, shuffle, spread, what=what)
+                shuffle = Shuffle(folder, -(-num_spread // rows_per_bucket))
+                done = _on_partitions(executor, table, partitions, key, work, shuffle, spread, what=what)
                 done += _on_buckets(executor, [part.shuffled for part in done], work, shuffle, what=what)
     return [msgspec.msgpack.decode(found, type=result) for part in done for found in part.results]
 
@@ -105,7 +107,7 @@ def group_keys(group_ids: pa.ChunkedArray) -> np.ndarray:
 
 
 def _spread_groups(
-    executor: Executor, table: Table, partitions: Sequence[Sequence[DataFile]]
+    executor: Executor, table: Table, partitions: Sequence[Sequence[DataFile]], key: str
 ) -> tuple[np.ndarray, int]:
     """Return the groups that lie in several partitions, sorted, and how many annotations they have."""
     if len(partitions) == 1:
@@ -113,7 +115,7 @@ def _spread_groups(
 
     def work(index: int) -> Iterator[_Index]:
         # Unverified: whoever reads the file next, to work on it, finds any damage.
-        ids = pa.concat_tables([table.read_unverified(file, ["group_id"]) for file in partitions[index]])["group_id"]
+        ids = pa.concat_tables([table.read_unverified(file, [key]) for file in partitions[index]])[key]
         groups, counts = np.unique(group_keys(ids), return_counts=True)
         yield _Index(index, groups.tobytes(), counts.astype(np.int64).tobytes())
 
@@ -130,6 +132,7 @@ def _on_partitions(
     executor: Executor,
     table: Table,
     partitions: Sequence[Sequence[DataFile]],
+    key: str,
     work: Callable[[pa.Table], list[ResultT]],
     shuffle: Shuffle | None,
     spread: np.ndarray,
@@ -143,7 +146,7 @@ def _on_partitions(
         rows = pa.concat_tables([table.read_file(file) for file in partitions[index]])
         shuffled: list[int] = []
         if shuffle is not None:  # a filter copies all that it keeps
-            keys = group_keys(rows["group_id"])
+            keys = group_keys(rows[key])
             is_spread = _contains(shared.get(), keys)
             if is_spread.any():
                 buckets = _buckets(keys[is_spread], shuffle.num_buckets)

@@ -10,20 +10,19 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from pairwright.data.executor import Executor
+from pairwright.data.identity import CONTENT, content_hashes
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import reason_key, rejection
 from pairwright.data.ingest.shards import NUM_SHOWN, Part, hash_ids, num_completions
 from pairwright.data.ingest.sources.splits import LineRange, pick_lines
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import SourceError
-from pairwright.records import ANNOTATIONS_SCHEMA
 
 DUPLICATE_ID = "duplicate id"
 """Beginning of the reason for which another record under a taken id is refused."""
@@ -34,8 +33,6 @@ MIN_DUPLICATE_IDS = 20
 _PLACE = np.dtype(
     [("row", "<u4"), ("hash", "<u8"), ("name", "<u8", 2), ("content", "<u8", 2), ("source", "<u4"), ("line", "<i8")]
 )
-_CONTENT = [name for name in ANNOTATIONS_SCHEMA.names if name not in ("source", "line", "group_id", "prompt_id")]
-"""What makes two records the same annotation: all that a record says, so that leaving the second out loses nothing."""
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -157,13 +154,13 @@ def places_of(table: Table, file: DataFile, hashes: np.ndarray) -> Places:
     found = np.flatnonzero(_is_in(hashes, hash_of))
     if not len(found):
         return Places([], b"")
-    rows = table.read_file(file, [*_CONTENT, "source", "line"]).take(pa.array(found)).combine_chunks()
+    rows = table.read_file(file, [*CONTENT, "source", "line"]).take(pa.array(found)).combine_chunks()
     sources = rows.column("source").combine_chunks().dictionary_encode()
     places = np.zeros(len(found), dtype=_PLACE)
     places["row"] = found
     places["hash"] = hash_of[found]
     places["name"] = _hashed([name.encode() for name in rows.column("id").to_pylist()])
-    places["content"] = _hashed(_contents(rows))
+    places["content"] = content_hashes(rows)
     places["source"] = sources.indices.to_numpy()
     places["line"] = rows.column("line").to_numpy()
     return Places(sources.dictionary.to_pylist(), places.tobytes())
@@ -252,27 +249,6 @@ def _repeat_error(name: str, repeats: Repeats, place: int) -> RecordError:
 def name_something_else(num_duplicates: int, num_records: int) -> bool:
     """Return whether so many of the records were refused as duplicate ids that the ids do not name records."""
     return num_duplicates >= MIN_DUPLICATE_IDS and num_duplicates >= DUPLICATE_IDS_SHARE * num_records
-
-
-def _contents(rows: pa.Table) -> list[bytes]:
-    """Return what each record says, as bytes: equal content, equal bytes.
-
-    From flat columns: rows as Python objects cost five times as much.
-    """
-    columns: list[Sequence[Any]] = []
-    for name in _CONTENT:
-        column = rows.column(name).combine_chunks()
-        if name in ("prompt", "completions"):
-            ends = np.cumsum(column.value_lengths().to_numpy()).tolist()
-            bounds = list(zip([0, *ends], ends, strict=False))
-            for field in column.flatten().flatten():
-                values = field.to_pylist()
-                columns.append([values[start:end] for start, end in bounds])
-        elif name == "metadata":
-            columns.append([value and sorted(value) for value in column.to_pylist()])
-        else:
-            columns.append(column.to_pylist())
-    return [msgspec.json.encode(values) for values in zip(*columns, strict=True)]
 
 
 def _hashed(texts: Sequence[bytes]) -> np.ndarray:

@@ -6,14 +6,15 @@ result, at the price of one sort of the texts.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pairwright.config import ExpandConfig
 from pairwright.data.grades import MARGINS
+from pairwright.data.identity import drop_duplicates
 from pairwright.data.pairs.comparisons import Ballots, Floats, Ints, PairRows, pairs_of
+from pairwright.data.table.arrow_io import list_lengths, one_array
 from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA, PAIR, PAIRS_SCHEMA
 
@@ -36,7 +37,7 @@ def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table
         DataError: if annotations of one group list different texts, or more completions than int16 can count.
     """
     rows = annotations.select(ANNOTATIONS_SCHEMA.names).combine_chunks()
-    rows, num_repeated = _without_repeats(rows.sort_by(_SORT))
+    rows, num_repeated = drop_duplicates(rows.sort_by(_SORT))
     ballots = _ballots(rows, MARGINS[config.margin_table])
     pairs, vote_totals = pairs_of(ballots, config)
     first_G = np.flatnonzero(np.diff(ballots.group_A, prepend=-1))
@@ -61,32 +62,10 @@ def split_of(prompt_id: str, validation_fraction: float) -> str:
     return "validation" if int(prompt_id[:13], 16) / 16**13 < validation_fraction else "train"
 
 
-def _without_repeats(rows: pa.Table) -> tuple[pa.Table, int]:
-    """Return sorted rows without annotations that stand there twice, and how many went.
-
-    Two ingestions of one file at once can both bring it. The same id with another judgement is another annotation.
-    """
-    group, name = _codes(rows["group_id"]), _codes(rows["id"])
-    alike = np.flatnonzero((np.diff(group, prepend=-1) == 0) & (np.diff(name, prepend=-1) == 0))
-    if not len(alike):
-        return rows, 0
-    kept = np.ones(rows.num_rows, dtype=bool)
-    content = rows.select(["annotator", "completions", "ranks", "scores", "grade"])
-    seen: list[dict] = []
-    follows = set(alike.tolist())
-    for row in sorted(follows):
-        if row - 1 not in follows:
-            seen = content.slice(row - 1, 1).to_pylist()
-        this = content.slice(row, 1).to_pylist()[0]
-        kept[row] = this not in seen
-        seen.append(this)
-    return rows.filter(pa.array(kept)), int((~kept).sum())
-
-
 def _ballots(rows: pa.Table, margins: Mapping[str, float]) -> Ballots:
     """Return sorted rows as arrays, each annotation in the completion order of its group's first one."""
-    completions = _array(rows["completions"])
-    size_A = _lengths(completions)
+    completions = one_array(rows["completions"])
+    size_A = list_lengths(completions)
     if len(size_A) and size_A.max() > MAX_COMPLETIONS:
         found = rows["id"][int(size_A.argmax())].as_py()
         raise DataError(
@@ -97,8 +76,8 @@ def _ballots(rows: pa.Table, margins: Mapping[str, float]) -> Ballots:
     group_A = np.cumsum(np.diff(_codes(rows["group_id"]), prepend=-1) != 0) - 1
     place_N = _places(rows, texts_N, size_A, starts_A, group_A)
     ranks_N, scores_N, ordered_N = np.empty_like(texts_N), np.empty(len(texts_N)), np.empty_like(texts_N)
-    ranks_N[place_N] = _numpy(_array(rows["ranks"]).flatten())
-    scores_N[place_N] = _scores(rows, size_A)
+    ranks_N[place_N] = _numpy(one_array(rows["ranks"]).flatten())
+    scores_N[place_N] = flat_scores(rows, size_A)
     ordered_N[place_N] = texts_N
     margin_A = np.array([margins.get(grade, np.nan) for grade in rows["grade"].to_pylist()], dtype=np.float64)
     return Ballots(group_A, starts_A, ranks_N, scores_N, margin_A, ordered_N)
@@ -129,8 +108,9 @@ def _places(rows: pa.Table, texts_N: Ints, size_A: Ints, starts_A: Ints, group_A
     return place_N
 
 
-def _scores(rows: pa.Table, size_A: Ints) -> Floats:
-    scores = _array(rows["scores"])
+def flat_scores(rows: pa.Table, size_A: Ints) -> Floats:
+    """Return the scores of all completions one after the other, NaN for an annotation without scores."""
+    scores = one_array(rows["scores"])
     scores_N = np.full(int(size_A.sum()), np.nan)
     scores_N[np.repeat(scores.is_valid().to_numpy(zero_copy_only=False), size_A)] = scores.flatten().to_numpy()
     return scores_N
@@ -152,7 +132,7 @@ def _group_rows(rows: pa.Table, group_A: Ints, first_G: Ints, pairs: PairRows, c
         "more_subsets": more_subsets,
         "metadata": _metadata(rows, first, first_G, num_G, several),
     }
-    arrays = [columns[field.name] if field.name in columns else _array(first[field.name]) for field in PAIRS_SCHEMA]
+    arrays = [columns[field.name] if field.name in columns else one_array(first[field.name]) for field in PAIRS_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=PAIRS_SCHEMA)
 
 
@@ -165,7 +145,7 @@ def _pairs_column(pairs: PairRows, num_groups: int) -> pa.ListArray:
 
 
 def _annotators(rows: pa.Table, group_A: Ints, num_groups: int) -> pa.ListArray:
-    named = pa.table({"group": pa.array(group_A), "annotator": _array(rows["annotator"])}).drop_null()
+    named = pa.table({"group": pa.array(group_A), "annotator": one_array(rows["annotator"])}).drop_null()
     distinct = (
         named.group_by(["group", "annotator"])
         .aggregate([])
@@ -173,7 +153,7 @@ def _annotators(rows: pa.Table, group_A: Ints, num_groups: int) -> pa.ListArray:
     )
     counts = np.bincount(distinct["group"].to_numpy(), minlength=num_groups)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), _array(distinct["annotator"]))
+    return pa.ListArray.from_arrays(pa.array(offsets), one_array(distinct["annotator"]))
 
 
 def _subsets(rows: pa.Table, first: pa.Table, first_G: Ints, num_G: Ints, several: Ints) -> tuple[pa.Array, pa.Array]:
@@ -190,7 +170,7 @@ def _subsets(rows: pa.Table, first: pa.Table, first_G: Ints, num_G: Ints, severa
 def _metadata(rows: pa.Table, first: pa.Table, first_G: Ints, num_G: Ints, several: Ints) -> pa.Array:
     """Return each group's metadata: every key of its annotations, with the value of the first (by id) that has it."""
     if first["metadata"].null_count == len(first) and rows["metadata"].null_count == len(rows):
-        return _array(first["metadata"])
+        return one_array(first["metadata"])
     metadata = first["metadata"].to_pylist()
     for group in several.tolist():
         merged: dict[str, str] = {}
@@ -201,7 +181,7 @@ def _metadata(rows: pa.Table, first: pa.Table, first_G: Ints, num_G: Ints, sever
 
 
 def _group_totals(table: pa.Table) -> dict[str, int]:
-    num_pairs = _lengths(_array(table["pairs"]))
+    num_pairs = list_lengths(one_array(table["pairs"]))
     validation = np.array([split == "validation" for split in table["split"].to_pylist()], dtype=bool)
     return {
         "groups": table.num_rows,
@@ -226,16 +206,7 @@ def _margin_totals(rows: pa.Table, pairs: PairRows, config: ExpandConfig) -> dic
 
 def _num_rejudged(rows: pa.Table, table: pa.Table) -> int:
     """Return how many annotations come from an annotator who had judged the same group already."""
-    return rows.num_rows - rows["annotator"].null_count - int(_lengths(_array(table["annotators"])).sum())
-
-
-def _array(column: pa.ChunkedArray) -> Any:
-    """Return the column in one piece, without a copy where it is in one already."""
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-
-
-def _lengths(lists: pa.ListArray) -> Ints:
-    return np.diff(_numpy(lists.offsets))
+    return rows.num_rows - rows["annotator"].null_count - int(list_lengths(one_array(table["annotators"])).sum())
 
 
 def _numpy(array: pa.Array | pa.ChunkedArray) -> Ints:
@@ -253,5 +224,5 @@ def _text_codes(completions: pa.StructArray) -> Ints:
 
 def _codes(strings: pa.Array | pa.ChunkedArray) -> Ints:
     """Return an integer for each string: equal strings, equal integers."""
-    array = _array(strings) if isinstance(strings, pa.ChunkedArray) else strings
+    array = one_array(strings) if isinstance(strings, pa.ChunkedArray) else strings
     return _numpy(array.dictionary_encode().indices)

@@ -1,4 +1,4 @@
-"""Rankings of many groups as flat arrays -> their weighted pairs as flat arrays. Pure numpy.
+"""Pairwise comparisons of the completions of many groups, and the weighted pairs that their votes make. Pure numpy.
 
 Groups of one size K go through together as (groups, K, K) matrices, entry [chosen, rejected]: 26 times a Python
 loop over pairs, at the cost of computing both triangles.
@@ -109,11 +109,20 @@ def pairs_of(ballots: Ballots, config: ExpandConfig) -> tuple[PairRows, dict[str
     return rows, {**totals, "pairs": len(rows.weight_P), "weight": float(rows.weight_P.sum(dtype=np.float64))}
 
 
-def _blocks(ballots: Ballots) -> Iterator[_Block]:
-    """Yield all groups, as many of one K at a time as make about a million matrix entries."""
-    num_G = np.bincount(ballots.group_A)
+def group_blocks(group_A: Ints, starts_A: Ints) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """Yield all groups in blocks: of one size K each, and as many as make about a million matrix entries.
+
+    Args:
+        group_A: index of each annotation's group, from 0 without gaps, not decreasing.
+        starts_A: where each annotation's completions start in N, and N at the end, shape (A + 1,).
+
+    Yields:
+        The groups of the block, shape (G,); the annotations of these, in order, shape (A,); where each of their
+        completions is in N, shape (A, K).
+    """
+    num_G = np.bincount(group_A)
     first_G = np.cumsum(num_G) - num_G
-    sizes_G = np.diff(ballots.starts_A)[first_G]
+    sizes_G = np.diff(starts_A)[first_G]
     for size in np.unique(sizes_G).tolist():
         groups_of_size = np.flatnonzero(sizes_G == size)
         block_G = np.cumsum(num_G[groups_of_size]) * size * size // ENTRIES_PER_BLOCK
@@ -121,17 +130,22 @@ def _blocks(ballots: Ballots) -> Iterator[_Block]:
             num_annotations_G = num_G[groups]
             starts_G = np.cumsum(num_annotations_G) - num_annotations_G
             annotations = np.repeat(first_G[groups] - starts_G, num_annotations_G) + np.arange(num_annotations_G.sum())
-            index_AK = ballots.starts_A[annotations][:, None] + np.arange(size)
-            texts_GK = ballots.texts_N[index_AK[starts_G]]
-            yield _Block(
-                groups=groups,
-                num_annotations_G=num_annotations_G,
-                starts_G=starts_G,
-                ranks_AK=ballots.ranks_N[index_AK],
-                scores_AK=ballots.scores_N[index_AK],
-                margin_A=ballots.margin_A[annotations],
-                equal_GKK=texts_GK[:, :, None] == texts_GK[:, None, :],
-            )
+            yield groups, annotations, starts_A[annotations][:, None] + np.arange(size)
+
+
+def _blocks(ballots: Ballots) -> Iterator[_Block]:
+    for groups, annotations, index_AK in group_blocks(ballots.group_A, ballots.starts_A):
+        starts_G = np.flatnonzero(np.diff(ballots.group_A[annotations], prepend=-1))
+        texts_GK = ballots.texts_N[index_AK[starts_G]]
+        yield _Block(
+            groups=groups,
+            num_annotations_G=np.diff(starts_G, append=len(annotations)),
+            starts_G=starts_G,
+            ranks_AK=ballots.ranks_N[index_AK],
+            scores_AK=ballots.scores_N[index_AK],
+            margin_A=ballots.margin_A[annotations],
+            equal_GKK=texts_GK[:, :, None] == texts_GK[:, None, :],
+        )
 
 
 def _votes(block: _Block, config: ExpandConfig) -> _Votes:

@@ -17,6 +17,7 @@ from pairwright.config import ExpandConfig
 from pairwright.data.ingest.shards import hash_ids
 from pairwright.data.ingest.sources.listing import list_sources
 from pairwright.data.ingest.sources.splits import LineRange, read_chunks
+from pairwright.data.table.arrow_io import list_lengths, one_array
 from pairwright.errors import DataError
 from pairwright.records import UNREADABLE_JSON
 
@@ -114,10 +115,10 @@ def texts_and_prompts(rows: pa.Table) -> NDArray[np.void]:
     Args:
         rows: the columns ``prompt_id`` and ``completions`` of annotations.
     """
-    completions = _array(rows["completions"])
+    completions = one_array(rows["completions"])
     found = np.empty(len(completions.flatten()), TEXT_AND_PROMPT)
     found["text"] = _hashes(completions)
-    found["prompt"] = np.repeat(_prompt_keys(rows["prompt_id"].to_pylist()), _lengths(completions))
+    found["prompt"] = np.repeat(_prompt_keys(rows["prompt_id"].to_pylist()), list_lengths(completions))
     return np.unique(found)
 
 
@@ -153,8 +154,8 @@ def leave_out(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[st
 
 
 def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
-    completions = _array(rows["completions"])
-    items, size_A = completions.flatten(), _lengths(completions)
+    completions = one_array(rows["completions"])
+    items, size_A = completions.flatten(), list_lengths(completions)
     model_N = items.field("model")
     by_text = _is_in(items.field("text"), exclusions.texts)
     by_prompts = np.isin(_hashes(completions), exclusions.repeated) & ~by_text
@@ -173,7 +174,7 @@ def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Tab
     row_N = np.repeat(np.arange(len(size_A)), size_A)
     left_A = np.bincount(row_N[kept_N], minlength=len(size_A))
     for name in ("completions", "ranks", "scores"):
-        column = _filtered(_array(rows[name]), kept_N, size_A, left_A)
+        column = _filtered(one_array(rows[name]), kept_N, size_A, left_A)
         rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), column)
     return rows.filter(pa.array(left_A >= 2)), totals
 
@@ -184,7 +185,7 @@ def _copies_to_leave_out(rows: pa.Table, items: pa.StructArray, size_A: Ints, by
     Annotations of one group may name other models for a text, or none. Of the copies of a text as many go in each as
     in the one where most go; those without a model first.
     """
-    group_A = _array(rows["group_id"]).dictionary_encode().indices.to_numpy()
+    group_A = one_array(rows["group_id"]).dictionary_encode().indices.to_numpy()
     row_N = np.repeat(np.arange(len(size_A)), size_A)
     text_N = items.field("text").dictionary_encode().indices.to_numpy()
     _, key_N = np.unique(np.stack([group_A[row_N], text_N]), axis=1, return_inverse=True)
@@ -229,11 +230,3 @@ def _hashes(completions: pa.ListArray) -> NDArray[np.uint64]:
 
 def _prompt_keys(prompt_ids: Sequence[str]) -> NDArray[np.uint64]:
     return np.frombuffer(bytes.fromhex("".join(prompt_ids)), dtype=">u8")[::2].astype(np.uint64)
-
-
-def _array(column: pa.ChunkedArray) -> Any:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-
-
-def _lengths(lists: pa.ListArray) -> Ints:
-    return np.diff(lists.offsets.to_numpy()).astype(np.int64)

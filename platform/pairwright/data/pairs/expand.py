@@ -36,6 +36,8 @@ from pairwright.data.table.table import DataFile, Input, Manifest, Table
 from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA
 
+ROWS_PER_BUCKET = 4096
+"""Annotations of spread groups that are expanded together."""
 GROUPS_PER_FILE = 2048
 """A pairs file is what one task tokenises."""
 
@@ -96,9 +98,11 @@ def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, 
             work,
             _Expanded,
             executor=executor,
+            key="group_id",
             staging=target,
             partition_bytes=config.stretch_bytes,
             what="expanded",
+            rows_per_bucket=ROWS_PER_BUCKET,
         )
     return _commit(target, expanded, made_from, config)
 

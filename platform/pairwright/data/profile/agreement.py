@@ -1,11 +1,11 @@
-"""Judgements of one group by several annotators -> how far they agree: counts that add, and Krippendorff's alpha.
+"""Agreement of annotators: counts of equal and opposite outcomes, and Krippendorff's alpha.
 
-Agreement is between people: of an annotator's several annotations of one group the first (by id) counts. Everything is
-linear in annotations, since each is held against the votes of its group, never against each other one.
+Agreement is between people: of an annotator's several annotations of one group only the first (by id) counts. The cost
+is linear in annotations, since each is compared with the votes of its group and never with every other annotation.
 
-Alpha, as Krippendorff (Content Analysis, 2004, chapter 11) defines it: the unit is one completion of one group; the
-value is its place there, the mean of the places that its tie covers (1, 2.5, 2.5, 4); the metric is the ordinal one. It
-is computed for each number of completions K by itself, since place 4 of 4 is not place 4 of 9.
+Alpha follows Krippendorff (Content Analysis, 2004, chapter 11). The unit is one completion of one group. The value is
+its place in the ranking, the mean of the places that its tie covers (1, 2.5, 2.5, 4). The metric is the ordinal one.
+Alpha is computed for each number of completions K by itself, since place 4 of 4 is not place 4 of 9.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pairwright.data.profile.comparison_blocks import Block, Ints
 
 AGREEMENT = ("shared", "same", "untied_by_both", "opposite", "with_consensus", "against_consensus")
-"""Counted for each annotation, over its comparisons (of different texts) that others judged too:
+"""Counted for each annotation, over its comparisons (of different texts) that others judged too.
 
-shared: times that another annotator judged it; same: with the same outcome (a tie being one); untied_by_both: both
-preferred a side; opposite: not the same one; with_consensus: this annotator preferred a side, and of the others more
-preferred one side than the other; against_consensus: the other side than this annotator.
+shared: how often another annotator judged the same two completions; same: with the same outcome (a tie being one);
+untied_by_both: both have a preference; opposite: these differ; with_consensus: this annotator has a preference, and the
+others have a majority; against_consensus: that majority is for the other completion.
 """
 
 
@@ -49,8 +49,8 @@ def agreement_counts(block: Block) -> dict[str, Ints]:
 def coincidences(block: Block) -> pa.Table:
     """Count the ordered pairs of values that two annotators of a group gave one completion, by K and annotators.
 
-    Values are twice the place, so that they are whole. Dividing by ``num_raters - 1`` is left to ``alpha``, so that
-    sums stay exact.
+    Values are twice the place, so that they are integers. ``alpha`` divides by ``num_raters - 1``, so that sums stay
+    exact.
     """
     size = block.num_completions
     places_AK = _doubled_places(block)[block.is_rater_A]
@@ -95,13 +95,13 @@ def _pairs_of_values(values_GMK: Ints, num_values: int) -> Ints:
 
 
 def alpha(table: pa.Table) -> tuple[float | None, dict[int, float | None]]:
-    """Return Krippendorff's alpha over all K, and of each K; None where all values are equal or nothing is shared.
+    """Return Krippendorff's alpha over all K, and of each K; None if all values are equal or no group is shared.
 
-    Over all K: 1 - observed / expected disagreement, each the mean over the values of all K, with differences in units
-    of their own K's number of values, so that a long ranking counts by its completions and not by their square.
+    Over all K: 1 - observed / expected disagreement, each the mean over the values of all K. Differences are shares of
+    the number of values of their own K, so that a long ranking counts by its completions and not by their square.
 
     Args:
-        table: the sum ``coincidences``.
+        table: the aggregate ``coincidences``.
     """
     sizes = table["num_completions"].to_numpy()
     by_size: dict[int, float | None] = {}

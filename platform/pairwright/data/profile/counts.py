@@ -1,20 +1,28 @@
-"""Judgements of whole groups -> the sums of a report: sizes, ties, lengths, scores, growth, who compared with whom.
+"""Counts the annotations of whole prompts for a report: sizes, ties, lengths, scores, growth, matchups of models.
 
-One pass over blocks of matrices; what each block counts is added up by key at once, so a partition of any size ends as
-a few small tables.
+One loop over blocks of matrices. What each block counts is added up by key at once, so that a task returns a few small
+tables however many annotations it counts.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pairwright.data.profile.aggregates import Sums, counted
+from pairwright.data.identity import drop_duplicates
+from pairwright.data.profile.aggregates import Aggregates, add_up
 from pairwright.data.profile.agreement import AGREEMENT, agreement_counts, coincidences
-from pairwright.data.profile.comparison_blocks import Block, Ints, Judgements, blocks, judgements
-from pairwright.data.profile.suspicious import score_counts, suspicious_sums, wins_and_losses
+from pairwright.data.profile.compact_rows import compact_rows
+from pairwright.data.profile.comparison_blocks import (
+    AnnotationArrays,
+    Block,
+    Ints,
+    annotation_arrays,
+    comparison_blocks,
+)
+from pairwright.data.profile.suspicious import score_counts, suspicion_counts, wins_and_losses
 
 STEPS_PER_OCTAVE = 8
 """Lengths are counted in steps of a factor 2^(1/8): quantiles within 5 %."""
@@ -38,56 +46,46 @@ COUNTS = (
 _Tables = dict[str, list[pa.Table]]
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """What a report counts of some groups.
+def count(annotations: pa.Table, versions: Mapping[str, int]) -> Aggregates:
+    """Return the aggregates of annotations.
 
-    Attributes:
-        sums: additive.
-        games: comparisons between models, one row for each prompt and two models; see ``games_of``.
-    """
-
-    sums: Sums
-    games: pa.Table
-
-
-def count(rows: pa.Table) -> Counted:
-    """Return the sums of REPORT_ROWS that hold every annotation of each of their prompts.
+    Args:
+        annotations: rows in ANNOTATIONS_SCHEMA, in any order; every prompt has all of its annotations here.
+        versions: URI of a source -> first version of the table that had it; 0 for one that is not there.
 
     Raises:
         DataError: if annotations of one group list different texts.
     """
-    found = judgements(rows)
+    annotations, num_repeated = drop_duplicates(annotations)
+    arrays = annotation_arrays(compact_rows(annotations, versions))
     tables: _Tables = defaultdict(list)
     names = (*COUNTS, *AGREEMENT, "scored", "against_scores")
-    per_annotation = {name: np.zeros(found.rows.num_rows, np.int64) for name in names}
-    wins_N, losses_N = np.zeros_like(found.ranks_N), np.zeros_like(found.ranks_N)
+    per_annotation = {name: np.zeros(arrays.rows.num_rows, np.int64) for name in names}
+    wins_N, losses_N = np.zeros_like(arrays.ranks_N), np.zeros_like(arrays.ranks_N)
     contradicted = 0
-    for block in blocks(found):
+    for block in comparison_blocks(arrays):
         for name, values_A in (_block_counts(block) | agreement_counts(block) | score_counts(block)).items():
             per_annotation[name][block.rows_A] = values_A
         wins_N[block.index_AK], losses_N[block.index_AK] = wins_and_losses(block)
         contradicted += _contradicted(block)
         tables["lengths"].append(_lengths(block))
         tables["ratios"].append(_ratios(block))
-        tables["games"].append(_games(block, found))
+        tables["matchups"].append(_matchups(block, arrays.model_names))
         tables["coincidences"].append(coincidences(block))
-    facts = _facts(found, per_annotation)
+    facts = _facts(arrays, per_annotation)
     tables |= {
-        "totals": [_totals(found, per_annotation, contradicted)],
-        "sizes": [_sizes(facts)],
+        "totals": [_totals(arrays, per_annotation, contradicted, num_repeated)],
+        "sizes": [facts.select(["subset", "num_completions", "annotations", "groups", "groups_of_subset", *COUNTS])],
         "tied_shares": [_tied_shares(per_annotation)],
-        "depth": [_depth(found)],
-        "annotators": [_annotators(facts)],
-        "models": [_models(found)],
-        "scores": [_scores(found)],
-        "growth": [_growth(found)],
-        "prompts": [_prompts(found)],
-        **{name: [table] for name, table in suspicious_sums(found, per_annotation, wins_N, losses_N).items()},
+        "depth": [_depth(arrays)],
+        "annotators": [facts.select(["annotator", "annotations", *COUNTS, *AGREEMENT])],
+        "models": [_models(arrays)],
+        "scores": [_scores(arrays)],
+        "growth": [_growth(arrays)],
+        "prompts": [_prompts(arrays)],
+        **{name: [table] for name, table in suspicion_counts(arrays, per_annotation, wins_N, losses_N).items()},
     }
-    games = tables.pop("games", [])
-    sums = {name: counted(name, pa.concat_tables(held)) for name, held in tables.items() if held}
-    return Counted(sums=sums, games=pa.concat_tables(games) if games else _no_games())
+    return {name: add_up(name, pa.concat_tables(held)) for name, held in tables.items() if held}
 
 
 # --------------------------------------------------------------------------------------------- one block
@@ -107,7 +105,7 @@ def _block_counts(block: Block) -> dict[str, Ints]:
 
 
 def _contradicted(block: Block) -> int:
-    """Return how many pairs of completions were put both ways round, the same number that `expand` reports."""
+    """Return how many pairs of completions were ranked both ways round, the number that `expand` reports too."""
     first_GP = block.sum_by_group(block.outcome_AP > 0)
     second_GP = block.sum_by_group(block.outcome_AP < 0)
     return int(((first_GP > 0) & (second_GP > 0) & ~block.identical_AP[block.starts_G]).sum())
@@ -138,46 +136,28 @@ def _ratios(block: Block) -> pa.Table:
     return pa.table({"step": step, "untied": np.ones_like(step), "longer": won.astype(np.int64)})
 
 
-def _games(block: Block, found: Judgements) -> pa.Table:
-    """Return the comparisons between two models, the one that comes first by name first, added up by prompt.
+def _matchups(block: Block, model_names: pa.Array) -> pa.Table:
+    """Return the comparisons between two models, of which ``one`` is the first by name.
 
-    ``points`` are those of the first: 2 for a win and 1 for a tie, so that they stay whole; it wins ``points / 2`` of
-    ``games``.
+    ``points`` are those of ``one``: 2 for a win and 1 for a tie, so that they are integers.
     """
     first_AP, second_AP = block.models_AK[:, block.first_P], block.models_AK[:, block.second_P]
     rows, columns = np.nonzero((first_AP >= 0) & (second_AP >= 0) & (first_AP != second_AP) & ~block.identical_AP)
     one, other = first_AP[rows, columns], second_AP[rows, columns]
     points = 1 + block.outcome_AP[rows, columns].astype(np.int64)
-    by_name = np.argsort(np.array(found.model_names.to_pylist(), dtype=object), kind="stable").argsort()
-    swapped = by_name[one] > by_name[other]
-    prompt = found.prompt_A[block.rows_A[rows]]
+    by_name = np.argsort(np.array(model_names.to_pylist(), dtype=object), kind="stable").argsort()
+    is_swapped = by_name[one] > by_name[other]
     table = pa.table(
         {
-            "prompt": prompt,
-            "one": np.where(swapped, other, one),
-            "other": np.where(swapped, one, other),
-            "games": np.ones_like(points),
-            "points": np.where(swapped, 2 - points, points),
+            "one": np.where(is_swapped, other, one),
+            "other": np.where(is_swapped, one, other),
+            "comparisons": np.ones_like(points),
+            "points": np.where(is_swapped, 2 - points, points),
         }
     )
-    added = table.group_by(["prompt", "one", "other"], use_threads=False).aggregate(
-        [("games", "sum"), ("points", "sum")]
-    )
-    names = found.model_names
-    return pa.table(
-        {
-            "prompt": added["prompt"].cast(pa.int64()),
-            "one": names.take(added["one"].combine_chunks()),
-            "other": names.take(added["other"].combine_chunks()),
-            "games": added["games_sum"],
-            "points": added["points_sum"],
-        }
-    )
-
-
-def _no_games() -> pa.Table:
-    fields = [("prompt", pa.int64()), ("one", pa.string()), ("other", pa.string())]
-    return pa.schema([*fields, ("games", pa.int64()), ("points", pa.int64())]).empty_table()
+    added = add_up("matchups", table)
+    names = [model_names.take(added[side].combine_chunks()).cast(pa.string()) for side in ("one", "other")]
+    return pa.table([*names, added["comparisons"], added["points"]], names=added.column_names)
 
 
 def _steps(values: NDArray, per_octave: int) -> Ints:
@@ -194,18 +174,18 @@ def _codes(column: pa.ChunkedArray) -> Ints:
 # -------------------------------------------------------------------------------------- all annotations
 
 
-def _facts(found: Judgements, per_annotation: dict[str, Ints]) -> pa.Table:
+def _facts(arrays: AnnotationArrays, per_annotation: dict[str, Ints]) -> pa.Table:
     """Return one row an annotation: who, where, and what was counted; a group counts once in each of its subsets."""
-    ones = np.ones(found.rows.num_rows, np.int64)
-    is_first_A = np.diff(found.group_A, prepend=-1) != 0
-    subset_A = _codes(found.rows["subset"])
+    ones = np.ones(arrays.rows.num_rows, np.int64)
+    is_first_A = np.diff(arrays.group_A, prepend=-1) != 0
+    subset_A = _codes(arrays.rows["subset"])
     is_first_of_subset_A = np.zeros(len(ones), dtype=bool)
-    is_first_of_subset_A[np.unique(np.stack([found.group_A, subset_A]), axis=1, return_index=True)[1]] = True
+    is_first_of_subset_A[np.unique(np.stack([arrays.group_A, subset_A]), axis=1, return_index=True)[1]] = True
     return pa.table(
         {
-            "annotator": found.rows["annotator"],
-            "subset": found.rows["subset"],
-            "num_completions": np.diff(found.starts_A),
+            "annotator": arrays.rows["annotator"],
+            "subset": arrays.rows["subset"],
+            "num_completions": np.diff(arrays.starts_A),
             "annotations": ones,
             "groups": is_first_A.astype(np.int64),
             "groups_of_subset": is_first_of_subset_A.astype(np.int64),
@@ -214,27 +194,21 @@ def _facts(found: Judgements, per_annotation: dict[str, Ints]) -> pa.Table:
     )
 
 
-def _totals(found: Judgements, per_annotation: dict[str, Ints], contradicted: int) -> pa.Table:
+def _totals(
+    arrays: AnnotationArrays, per_annotation: dict[str, Ints], contradicted: int, num_repeated: int
+) -> pa.Table:
     totals = {
-        "annotations": found.rows.num_rows,
-        "annotations_repeated": found.num_repeated,
-        "groups": len(np.unique(found.group_A)),
-        "prompts": len(np.unique(found.prompt_A)),
-        "completions": len(found.ranks_N),
-        "characters": int(found.lengths_N.sum()),
+        "annotations": arrays.rows.num_rows,
+        "annotations_repeated": num_repeated,
+        "groups": len(np.unique(arrays.group_A)),
+        "prompts": len(np.unique(arrays.prompt_A)),
+        "completions": len(arrays.ranks_N),
+        "characters": int(arrays.lengths_N.sum()),
         "contradicted": contradicted,
-        "annotations_of_one_again": int((~found.is_rater_A).sum()),
+        "annotations_of_one_again": int((~arrays.is_rater_A).sum()),
         **{name: int(values.sum()) for name, values in per_annotation.items()},
     }
     return pa.table({"name": list(totals), "count": pa.array(totals.values(), pa.int64())})
-
-
-def _sizes(facts: pa.Table) -> pa.Table:
-    return facts.select(["subset", "num_completions", "annotations", "groups", "groups_of_subset", *COUNTS])
-
-
-def _annotators(facts: pa.Table) -> pa.Table:
-    return facts.select(["annotator", "annotations", *COUNTS, *AGREEMENT])
 
 
 def _tied_shares(per_annotation: dict[str, Ints]) -> pa.Table:
@@ -244,48 +218,37 @@ def _tied_shares(per_annotation: dict[str, Ints]) -> pa.Table:
     return pa.table({"tenth": tenth, "annotations": np.ones_like(tenth)})
 
 
-def _depth(found: Judgements) -> pa.Table:
+def _depth(arrays: AnnotationArrays) -> pa.Table:
     """Count groups by how many annotations they have."""
-    num_G = np.bincount(found.group_A).astype(np.int64)
+    num_G = np.bincount(arrays.group_A).astype(np.int64)
     return pa.table({"num_annotations": num_G, "groups": np.ones_like(num_G)})
 
 
-def _models(found: Judgements) -> pa.Table:
-    named = found.models_N >= 0
-    codes, lengths = found.models_N[named], found.lengths_N[named]
+def _models(arrays: AnnotationArrays) -> pa.Table:
+    named = arrays.models_N >= 0
+    codes, lengths = arrays.models_N[named], arrays.lengths_N[named]
     table = pa.table({"model": codes, "completions": np.ones_like(codes), "characters": lengths})
     added = table.group_by("model", use_threads=False).aggregate([("completions", "sum"), ("characters", "sum")])
     return pa.table(
         {
-            "model": found.model_names.take(added["model"].combine_chunks()),
+            "model": arrays.model_names.take(added["model"].combine_chunks()),
             "completions": added["completions_sum"],
             "characters": added["characters_sum"],
         }
     )
 
 
-def _scores(found: Judgements) -> pa.Table:
-    """Count scores by value (three significant digits): of all, of each annotator, of each model, of each source."""
-    scored = np.flatnonzero(np.isfinite(found.scores_N))
-    row_N = np.repeat(np.arange(found.rows.num_rows), np.diff(found.starts_A))[scored]
-    values = pa.array(_rounded(found.scores_N[scored]))
-    in_rows = pa.array(row_N)
-    codes = found.models_N[scored]
-    parties = {
-        "all": pa.nulls(len(scored), pa.string()),
-        "annotator": found.rows["annotator"].take(in_rows),
-        "model": found.model_names.take(pa.array(codes, mask=codes < 0)),
-        "source": found.rows["source"].take(in_rows),
-    }
-    ones = np.ones(len(scored), np.int64)
-    tables = []
-    for party, names in parties.items():
-        table = pa.table({"name": names, "value": values, "completions": ones})
-        added = table.group_by(["name", "value"], use_threads=False).aggregate([("completions", "sum")])
-        party_column = pa.array([party] * added.num_rows, pa.string())
-        columns = [party_column, added["name"].cast(pa.string()), added["value"], added["completions_sum"]]
-        tables.append(pa.table(columns, names=["party", "name", "value", "completions"]))
-    return pa.concat_tables(tables)
+def _scores(arrays: AnnotationArrays) -> pa.Table:
+    """Count scores by model and value (three significant digits)."""
+    scored = np.flatnonzero(np.isfinite(arrays.scores_N))
+    codes = arrays.models_N[scored]
+    return pa.table(
+        {
+            "model": arrays.model_names.take(pa.array(codes, mask=codes < 0)).cast(pa.string()),
+            "value": _rounded(arrays.scores_N[scored]),
+            "completions": np.ones(len(scored), np.int64),
+        }
+    )
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -294,14 +257,14 @@ def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array(rounded, np.float64)[index]
 
 
-def _growth(found: Judgements) -> pa.Table:
+def _growth(arrays: AnnotationArrays) -> pa.Table:
     """Count annotations by the version that brought them, and groups and prompts by the first that had one of them."""
-    version_A = found.rows["version"].to_numpy()
-    num_prompts = found.prompt_A[-1] + 1 if len(found.prompt_A) else 0
-    num_groups = found.group_A[-1] + 1 if len(found.group_A) else 0
+    version_A = arrays.rows["version"].to_numpy()
+    num_prompts = arrays.prompt_A[-1] + 1 if len(arrays.prompt_A) else 0
+    num_groups = arrays.group_A[-1] + 1 if len(arrays.group_A) else 0
     first_G, first_R = np.full(num_groups, np.iinfo(np.int64).max), np.full(num_prompts, np.iinfo(np.int64).max)
-    np.minimum.at(first_G, found.group_A, version_A)
-    np.minimum.at(first_R, found.prompt_A, version_A)
+    np.minimum.at(first_G, arrays.group_A, version_A)
+    np.minimum.at(first_R, arrays.prompt_A, version_A)
     versions = np.unique(version_A)
     return pa.table(
         {
@@ -317,13 +280,13 @@ def _matches(values: Ints, versions: Ints) -> Ints:
     return np.bincount(np.searchsorted(versions, values), minlength=len(versions)).astype(np.int64)
 
 
-def _prompts(found: Judgements) -> pa.Table:
+def _prompts(arrays: AnnotationArrays) -> pa.Table:
     """Return the prompts with the most annotations; a prompt is whole here, so the tops of all parts hold the top."""
-    num_R = np.bincount(found.prompt_A).astype(np.int64)
-    first_R = np.flatnonzero(np.diff(found.prompt_A, prepend=-1))
-    groups_R = np.bincount(found.prompt_A[np.flatnonzero(np.diff(found.group_A, prepend=-1))], minlength=len(num_R))
+    num_R = np.bincount(arrays.prompt_A).astype(np.int64)
+    first_R = np.flatnonzero(np.diff(arrays.prompt_A, prepend=-1))
+    groups_R = np.bincount(arrays.prompt_A[np.flatnonzero(np.diff(arrays.group_A, prepend=-1))], minlength=len(num_R))
     top = np.argsort(-num_R, kind="stable")[:NUM_TOP_PROMPTS]
-    heads = found.rows.select(["prompt_id", "prompt"]).take(pa.array(first_R[top], pa.int64()))
+    heads = arrays.rows.select(["prompt_id", "prompt"]).take(pa.array(first_R[top], pa.int64()))
     return heads.append_column("annotations", pa.array(num_R[top])).append_column(
         "groups", pa.array(groups_R[top].astype(np.int64))
     )

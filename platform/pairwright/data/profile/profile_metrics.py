@@ -1,7 +1,7 @@
-"""Sums of a report -> its figures: shares, quantiles, rankings, in the shape of contract.py. Pure.
+"""Computes the metrics of a report from its aggregates: shares, quantiles and rankings. Pure.
 
-Lists are cut at MAX_LISTED rows, the largest first, and beside each stands how many there are: the report of a table
-with a million annotators is as long as that of one with a thousand.
+Lists are cut at MAX_LISTED rows, the largest first, and a number beside each says how many there are. So the report on
+a million annotators is as long as that on a thousand.
 """
 
 from collections import Counter
@@ -11,14 +11,12 @@ from datetime import UTC, datetime
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pairwright import __version__
-from pairwright.data.profile.aggregates import Sums
+from pairwright.data.profile.aggregates import Aggregates, History, QuarantineCounts
 from pairwright.data.profile.annotators_and_models import (
     Row,
-    Strengths,
     agreement,
     annotator,
     largest,
@@ -26,88 +24,88 @@ from pairwright.data.profile.annotators_and_models import (
     share,
 )
 from pairwright.data.profile.counts import COUNTS, NUM_TOP_PROMPTS, RATIO_STEPS_PER_OCTAVE, STEPS_PER_OCTAVE
-from pairwright.data.profile.growth import History
-from pairwright.data.profile.highlights import findings
+from pairwright.data.profile.highlights import highlights
 from pairwright.data.profile.profile_schema import (
     MAX_LISTED,
     Comparisons,
     Depth,
-    Figures,
     Growth,
     Prompt,
     RankLengths,
-    RatioFigures,
+    RatioMetrics,
     Reason,
     ScoreCount,
     Scores,
-    SourceFigures,
+    SourceMetrics,
     TableFacts,
+    TableMetrics,
     TiedShare,
 )
-from pairwright.data.profile.quarantine_counts import RefusedSums
-from pairwright.data.profile.score_outliers import bulges
-from pairwright.data.profile.suspects import all_alike, marks, num_marked, repeated_texts
+from pairwright.data.profile.suspicious import (
+    marks,
+    num_marked,
+    repeated_texts,
+    score_outliers,
+    uniform_judgements,
+)
 from pairwright.data.table.table import Manifest, Source
 
-__all__ = ["Figures", "Strengths", "TableFacts", "build_figures"]
-
 MAX_SCORE_VALUES = 41
-"""More distinct scores than that are shown in as many steps of equal width."""
+"""More distinct scores than that are put into as many bins of equal width."""
 
 
-def build_figures(
+def build_metrics(
     table: TableFacts,
     manifest: Manifest,
     history: History,
-    refused: RefusedSums,
-    sums: Sums,
-    strengths: Strengths | None,
-) -> Figures:
-    """Return the figures of a version."""
-    totals = {row["name"]: row["count"] for row in sums["totals"].to_pylist()}
-    totals |= _accounts(manifest.sources)
-    totals |= {"annotations_marked": num_marked(sums["marks"])}
-    sizes = sums["sizes"]
-    repeated, alike = repeated_texts(sums, totals["prompts"]), all_alike(sums)
-    figures = Figures(
+    quarantined: QuarantineCounts,
+    aggregates: Aggregates,
+) -> TableMetrics:
+    """Return the metrics of a version."""
+    totals = {row["name"]: row["count"] for row in aggregates["totals"].to_pylist()}
+    totals |= _source_totals(manifest.sources)
+    totals |= {"annotations_marked": num_marked(aggregates["marks"])}
+    sizes = aggregates["sizes"]
+    repeated, uniform = repeated_texts(aggregates, totals["prompts"]), uniform_judgements(aggregates)
+    metrics = TableMetrics(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=__version__,
         table=table,
-        findings=[],
+        highlights=[],
         totals=totals,
-        num_reasons=len({reason for _, reason, _ in refused.counts}),
-        reasons=_reasons(refused),
+        num_reasons=len({reason for _, reason, _ in quarantined.counts}),
+        reasons=_reasons(quarantined),
         num_sources=len(manifest.sources),
-        sources=_sources(manifest, refused, sums["by_source"]),
+        sources=_sources(manifest, quarantined, aggregates["by_source"]),
         num_sizes=len(sizes["num_completions"].unique()),
         by_num_completions=_comparisons(sizes, "num_completions"),
         num_subsets=len(sizes["subset"].unique()),
         by_subset=_comparisons(sizes, "subset"),
-        tied_shares=_tied_shares(sums["tied_shares"]),
-        lengths_by_rank=_lengths_by_rank(sums),
-        longer_by_ratio=_longer_by_ratio(sums),
-        agreement=agreement(sums, totals),
-        num_annotators=sums["annotators"].num_rows,
-        annotators=[annotator(row) for row in largest(sums["annotators"], "annotations")],
-        models=models_by_strength(sums["models"], strengths),
-        scores=_scores(sums["scores"]),
+        tied_shares=_tied_shares(aggregates["tied_shares"]),
+        lengths_by_rank=_lengths_by_rank(aggregates),
+        longer_by_ratio=_longer_by_ratio(aggregates),
+        agreement=agreement(aggregates, totals),
+        num_annotators=aggregates["annotators"].num_rows,
+        annotators=[annotator(row) for row in largest(aggregates["annotators"], "annotations")],
+        models=models_by_strength(aggregates["models"], aggregates.get("matchups")),
+        scores=_scores(aggregates["scores"]),
         num_versions=history.num_versions,
-        growth=_growth(sums["growth"], history),
+        growth=_growth(aggregates["growth"], history),
         annotations_per_group=[
             Depth(annotations=row["num_annotations"], groups=row["groups"])
-            for row in sums["depth"].sort_by("num_annotations").slice(0, MAX_LISTED).to_pylist()
+            for row in aggregates["depth"].sort_by("num_annotations").slice(0, MAX_LISTED).to_pylist()
         ],
-        prompts=[_prompt(row) for row in largest(sums["prompts"], "annotations")[:NUM_TOP_PROMPTS]],
+        prompts=[_prompt(row) for row in largest(aggregates["prompts"], "annotations")[:NUM_TOP_PROMPTS]],
         num_repeated_texts=len(repeated),
         repeated_texts=repeated[:MAX_LISTED],
-        num_alike=len(alike),
-        alike=alike[:MAX_LISTED],
-        marks=marks(sums["marks"]),
+        num_uniform_judgements=len(uniform),
+        uniform_judgements=uniform[:MAX_LISTED],
+        marks=marks(aggregates["marks"]),
     )
-    return msgspec.structs.replace(figures, findings=findings(figures))
+    return msgspec.structs.replace(metrics, highlights=highlights(metrics))
 
 
-def _accounts(sources: Sequence[Source]) -> dict[str, int]:
+def _source_totals(sources: Sequence[Source]) -> dict[str, int]:
     return {
         "lines": sum(source.lines for source in sources),
         "accepted": sum(source.accepted for source in sources),
@@ -117,30 +115,30 @@ def _accounts(sources: Sequence[Source]) -> dict[str, int]:
     }
 
 
-# ----------------------------------------------------------------------------------- refused and sources
+# ------------------------------------------------------------------------------- quarantine and sources
 
 
-def _reasons(refused: RefusedSums) -> list[Reason]:
+def _reasons(quarantined: QuarantineCounts) -> list[Reason]:
     records: Counter[str] = Counter()
     sources: Counter[str] = Counter()
-    for _, reason, number in refused.counts:
+    for _, reason, number in quarantined.counts:
         records[reason] += number
         sources[reason] += 1
     return [
-        Reason(reason=reason, records=number, sources=sources[reason], examples=refused.examples.get(reason, []))
+        Reason(reason=reason, records=number, sources=sources[reason], examples=quarantined.examples.get(reason, []))
         for reason, number in records.most_common(MAX_LISTED)
     ]
 
 
-def _sources(manifest: Manifest, refused: RefusedSums, by_source: pa.Table) -> list[SourceFigures]:
+def _sources(manifest: Manifest, quarantined: QuarantineCounts, by_source: pa.Table) -> list[SourceMetrics]:
     main: dict[str, tuple[int, str]] = {}
-    for uri, reason, number in refused.counts:
+    for uri, reason, number in quarantined.counts:
         main[uri] = max(main.get(uri, (0, "")), (number, reason))
     judged = {row["source"]: row for row in by_source.to_pylist()}
     nothing = dict.fromkeys(by_source.column_names, 0)
     largest = sorted(manifest.sources, key=lambda source: (-source.refused, -source.lines, source.uri))
     return [
-        SourceFigures(
+        SourceMetrics(
             uri=source.uri,
             format=source.format,
             lines=source.lines,
@@ -187,16 +185,16 @@ def _comparisons(sizes: pa.Table, key: str) -> list[Comparisons]:
 
 
 def _tied_shares(table: pa.Table) -> list[TiedShare]:
-    """Return none, above 0 to 0.1, ... up to below 1, and all."""
+    """Return the annotations without ties, those with up to each tenth of ties, and those with ties alone."""
     counts = dict(zip(table["tenth"].to_pylist(), table["annotations"].to_pylist(), strict=True))
     bounds = [(-1, 0.0, 0.0), *((tenth, tenth / 10, (tenth + 1) / 10) for tenth in range(10)), (10, 1.0, 1.0)]
     return [TiedShare(at_least=low, below=high, annotations=counts.get(tenth, 0)) for tenth, low, high in bounds]
 
 
-def _lengths_by_rank(sums: Sums) -> list[RankLengths]:
-    if "lengths" not in sums:
+def _lengths_by_rank(aggregates: Aggregates) -> list[RankLengths]:
+    if "lengths" not in aggregates:
         return []
-    table = sums["lengths"].sort_by([("rank", "ascending"), ("step", "ascending")])
+    table = aggregates["lengths"].sort_by([("rank", "ascending"), ("step", "ascending")])
     ranks = table["rank"].to_numpy()
     found = []
     for rank in np.unique(ranks)[:MAX_LISTED].tolist():
@@ -217,19 +215,19 @@ def _lengths_by_rank(sums: Sums) -> list[RankLengths]:
 
 
 def _quantiles(steps: NDArray, numbers: NDArray, wanted: Sequence[float]) -> list[float]:
-    """Return quantiles of values counted in steps, each the middle of its step."""
+    """Return quantiles of lengths that are counted by steps, each the middle of its step."""
     below = np.cumsum(numbers) / numbers.sum()
-    places = np.searchsorted(below, np.array(wanted) - 1e-12)
-    return [float(2 ** ((steps[place] + 0.5) / STEPS_PER_OCTAVE)) for place in places]
+    indices = np.searchsorted(below, np.array(wanted) - 1e-12)
+    return [float(2 ** ((steps[index] + 0.5) / STEPS_PER_OCTAVE)) for index in indices]
 
 
-def _longer_by_ratio(sums: Sums) -> list[RatioFigures]:
-    if "ratios" not in sums:
+def _longer_by_ratio(aggregates: Aggregates) -> list[RatioMetrics]:
+    if "ratios" not in aggregates:
         return []
-    rows = sums["ratios"].sort_by("step").to_pylist()
+    rows = aggregates["ratios"].sort_by("step").to_pylist()
     last = rows[-1]["step"] if rows else 0
     return [
-        RatioFigures(
+        RatioMetrics(
             at_least=2 ** (row["step"] / RATIO_STEPS_PER_OCTAVE),
             below=None if row["step"] == last else 2 ** ((row["step"] + 1) / RATIO_STEPS_PER_OCTAVE),
             untied=row["untied"],
@@ -243,17 +241,17 @@ def _longer_by_ratio(sums: Sums) -> list[RatioFigures]:
 
 
 def _scores(table: pa.Table) -> Scores:
-    every = table.filter(pc.field("party") == "all").sort_by("value")
-    values, numbers = every["value"].to_numpy(), every["completions"].to_numpy()
-    found = bulges(table)
+    every = table.group_by("value", use_threads=False).aggregate([("completions", "sum")]).sort_by("value")
+    values, numbers = every["value"].to_numpy(), every["completions_sum"].to_numpy()
+    outliers = score_outliers(table)
     return Scores(
         completions=int(numbers.sum()),
         lowest=float(values[0]) if len(values) else None,
         highest=float(values[-1]) if len(values) else None,
         num_values=len(values),
         histogram=_histogram(values, numbers),
-        num_bulges=len(found),
-        bulges=found[:MAX_LISTED],
+        num_outliers=len(outliers),
+        outliers=outliers[:MAX_LISTED],
     )
 
 

@@ -1,9 +1,9 @@
-"""Figures of a report -> one HTML page that needs nothing else: no script, no font, no picture, no network. Pure.
+"""Renders the metrics of a report as one HTML page without scripts, fonts, images or network access. Pure.
 
-Pictures are CSS boxes beside the numbers that they show, in the rows of real tables; so the page is small, prints,
-follows light and dark, and says the same to a screen reader. Lists show their first rows, the next ones folded, and
-how many are left out, so that its size has a bound. Everything that came from the data is escaped, and a content
-security policy forbids whatever would slip through.
+Charts are CSS boxes beside the numbers that they show, in the rows of real tables. So the page is small, prints,
+follows light and dark mode, and says the same to a screen reader. Lists show their first rows, fold the next ones, and
+say how many are left out, so that the size of the page has a bound. All data is escaped, and a content security policy
+forbids whatever would slip through.
 """
 
 import math
@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from pairwright.data.profile.highlights import percent
-from pairwright.data.profile.profile_schema import Figures, RankLengths, Scores
+from pairwright.data.profile.profile_schema import RankLengths, Scores, TableMetrics
 from pairwright.terminal import escaped
 
 TEMPLATE = "page.html.j2"
@@ -21,10 +21,10 @@ SHOWN_ROWS = 12
 FOLDED_ROWS = 88
 CHART_COLUMNS = 60
 MARK = '<meta name="generator" content="pairwright report">'
-"""Stands in the head of every page."""
+"""In the head of every page."""
 
 
-def render(figures: Figures) -> str:
+def render(metrics: TableMetrics) -> str:
     """Return the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -36,23 +36,23 @@ def render(figures: Figures) -> str:
     )
     environment.filters |= {"count": _count, "percent": _percent, "size": _size, "time": _time, "number": _number}
     return environment.get_template(TEMPLATE).render(
-        report=figures,
-        totals=figures.totals,
+        report=metrics,
+        totals=metrics.totals,
         shown_rows=SHOWN_ROWS,
         folded_rows=FOLDED_ROWS,
-        growth_columns=_evenly(len(figures.growth)),
-        length_places=_length_places(figures.lengths_by_rank),
-        flagged=_flagged(figures.scores),
+        growth_columns=_evenly(len(metrics.growth)),
+        length_positions=_length_positions(metrics.lengths_by_rank),
+        flagged=_flagged(metrics.scores),
     )
 
 
 def is_page(content: bytes) -> bool:
-    """Return whether a file's content is such a page, so that a newer one may take its place."""
+    """Return whether a file is such a page, which a newer one may replace."""
     return MARK.encode() in content[:4096]
 
 
 def _shown(value: object) -> object:
-    """Return text of the data with its control characters and marks of direction escaped; newlines do no harm here."""
+    """Return a string with control characters and marks of direction escaped; newlines do no harm here."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return "\n".join(map(escaped, value.split("\n")))
     return value
@@ -81,27 +81,28 @@ def _time(stamp: str) -> str:
 
 
 def _evenly(number: int) -> list[int]:
-    """Return indices of at most CHART_COLUMNS things, evenly, the first and the last among them."""
+    """Return indices of at most CHART_COLUMNS items at even distances, the first and the last among them."""
     if number <= CHART_COLUMNS:
         return list(range(number))
-    return [place * (number - 1) // (CHART_COLUMNS - 1) for place in range(CHART_COLUMNS)]
+    return [column * (number - 1) // (CHART_COLUMNS - 1) for column in range(CHART_COLUMNS)]
 
 
-def _length_places(lengths: list[RankLengths]) -> list[tuple[float, float, float]]:
-    """Return (left end, width, median) of each rank's lengths in percent of a logarithmic axis over all of them."""
+def _length_positions(lengths: list[RankLengths]) -> list[tuple[float, float, float]]:
+    """Return (left end, width, median) of each rank's lengths in percent of a logarithmic axis over all ranks."""
     if not lengths:
         return []
     low, high = min(row.tenth for row in lengths), max(row.ninetieth for row in lengths)
     span = math.log(high / low) or 1.0
 
-    def place(characters: float) -> float:
+    def position(characters: float) -> float:
         return 100 * math.log(characters / low) / span
 
-    return [(place(row.tenth), place(row.ninetieth) - place(row.tenth), place(row.median)) for row in lengths]
+    return [
+        (position(row.tenth), position(row.ninetieth) - position(row.tenth), position(row.median)) for row in lengths
+    ]
 
 
 def _flagged(scores: Scores) -> set[int]:
-    """Return the columns of the histogram that hold a value which stands out among all scores."""
-    values = [bulge.value for bulge in scores.bulges if bulge.party == "all"]
+    """Return the columns of the histogram that hold an outlier."""
     columns = range(len(scores.histogram))
-    return {min(columns, key=lambda column: abs(scores.histogram[column].value - value)) for value in values}
+    return {min(columns, key=lambda column: abs(scores.histogram[column].value - one.value)) for one in scores.outliers}

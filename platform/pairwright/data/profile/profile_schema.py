@@ -1,16 +1,12 @@
-"""The figures of a report as ``pairwright report --json`` prints them (schemas/table_report.v1.json)."""
+"""The contract of ``pairwright report --json``: the metrics of an annotations table (schemas/table_report.v1.json)."""
 
 from typing import Annotated, Literal
 
 import msgspec
 
-from pairwright.data.profile.growth import VersionFacts
-from pairwright.data.profile.quarantine_counts import Example
-from pairwright.data.profile.score_outliers import Bulge
-
 FORMAT_VERSION = 1
 MAX_LISTED = 1000
-"""Rows of one list that the JSON holds; beside each list stands how many there are."""
+"""Most rows of one list in the JSON; a number beside each list says how many there are."""
 
 Kind = Literal["tied", "longer", "first", "last", "won", "lost"]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -28,7 +24,7 @@ class TableFacts(msgspec.Struct, frozen=True, kw_only=True):
     followed: Annotated[list[str], msgspec.Meta(description="tables made from it that led here, newest first")]
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class Highlight(msgspec.Struct, frozen=True, kw_only=True):
     """One of the things that matter most, in a sentence."""
 
     level: Literal["alarm", "note", "good"]
@@ -36,17 +32,27 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class QuarantinedRecord(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One quarantined record: an example of its reason."""
+
+    source: str
+    line: int
+    path: str
+    reason: str
+    record: str
+
+
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Records refused for one reason."""
+    """Records quarantined for one reason."""
 
     reason: str
     records: int
     sources: Annotated[int, msgspec.Meta(description="how many sources have such records")]
-    examples: list[Example]
+    examples: list[QuarantinedRecord]
 
 
-class SourceFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one source."""
+class SourceMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the records of one source."""
 
     uri: str
     format: str
@@ -55,8 +61,8 @@ class SourceFigures(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     blank: int
     forgotten: int
-    main_reason: Annotated[str | None, msgspec.Meta(description="what most of its refused records were refused for")]
-    main_reason_records: Annotated[int, msgspec.Meta(description="how many these are")] = 0
+    main_reason: Annotated[str | None, msgspec.Meta(description="most frequent reason of its quarantined records")]
+    main_reason_records: Annotated[int, msgspec.Meta(description="records quarantined for it")] = 0
     scored: Annotated[int, msgspec.Meta(description="untied comparisons of two different scores")] = 0
     against_scores: Annotated[Share | None, msgspec.Meta(description="of these: the lower score is preferred")] = None
     with_consensus: Annotated[int, msgspec.Meta(description="as of an annotator")] = 0
@@ -96,7 +102,7 @@ class RankLengths(msgspec.Struct, frozen=True, kw_only=True):
     ninetieth: Annotated[float, msgspec.Meta(description="10 % are longer")]
 
 
-class RatioFigures(msgspec.Struct, frozen=True, kw_only=True):
+class RatioMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Untied comparisons by how many times longer the longer completion is."""
 
     at_least: float
@@ -106,12 +112,12 @@ class RatioFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """How far annotators of one group agree."""
+    """How far the annotators of a group agree."""
 
     shared_groups: Annotated[int, msgspec.Meta(description="groups that several annotators judged")]
     alpha: Annotated[
         float | None,
-        msgspec.Meta(description="Krippendorff's, ordinal, of completions' places; 1 = alike, 0 = as by chance"),
+        msgspec.Meta(description="Krippendorff's, ordinal, of completions' places; 1 = full agreement, 0 = chance"),
     ]
     alpha_by_num_completions: dict[str, float | None]
     same: Annotated[Share | None, msgspec.Meta(description="of comparisons by two annotators: same outcome or tie")]
@@ -142,14 +148,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     completions: int
     mean_characters: float
     comparisons: Annotated[int, msgspec.Meta(description="with completions of other models")]
-    prompts: int
     points: Annotated[Share | None, msgspec.Meta(description="share of them won, a tie being half")]
-    part: Annotated[int | None, msgspec.Meta(description="connected part of the graph of comparisons; 0 the largest")]
-    strength: Annotated[float | None, msgspec.Meta(description="Bradley-Terry log-odds, mean 0 in its part")]
-    standard_error: float | None
-    beats_average: Annotated[Share | None, msgspec.Meta(description="probability against a model of strength 0")]
-    low: Annotated[Share | None, msgspec.Meta(description="lower end of its 95 % interval")]
-    high: Annotated[Share | None, msgspec.Meta(description="upper end")]
+    component: Annotated[
+        int | None, msgspec.Meta(description="connected component of the graph of comparisons; 0 the largest")
+    ]
+    strength: Annotated[float | None, msgspec.Meta(description="Bradley-Terry log-odds, mean 0 in its component")]
+    beats_average: Annotated[Share | None, msgspec.Meta(description="probability to win against a model of strength 0")]
 
 
 class ModelCompletions(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,10 +176,10 @@ class RepeatedText(msgspec.Struct, frozen=True, kw_only=True):
     models: Annotated[list[ModelCompletions], msgspec.Meta(description="the three that wrote most of them")]
 
 
-class Alike(msgspec.Struct, frozen=True, kw_only=True):
-    """An annotator or a model whose every judgement is of one kind, though others' are not."""
+class UniformJudgements(msgspec.Struct, frozen=True, kw_only=True):
+    """An annotator or a model all of whose judgements are of one kind, though others' are not."""
 
-    party: Literal["annotator", "model"]
+    entity: Literal["annotator", "model"]
     name: str
     kind: Annotated[
         Kind,
@@ -186,7 +190,7 @@ class Alike(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Marks(msgspec.Struct, frozen=True, kw_only=True):
-    """Annotations whose texts hold a template token or the mark of a transcript."""
+    """Annotations with one template token or transcript mark in their texts."""
 
     mark: str
     annotations: int
@@ -195,12 +199,12 @@ class Marks(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Models(msgspec.Struct, frozen=True, kw_only=True):
-    """Models, the strongest first, each connected part by itself."""
+    """Models, the strongest first, one connected component after the other."""
 
     number: int
-    parts: Annotated[list[int], msgspec.Meta(description="models in each connected part, largest first")]
+    components: Annotated[list[int], msgspec.Meta(description="models in each connected component, largest first")]
     not_fitted: Annotated[
-        int, msgspec.Meta(description="models that no comparison ties to another, or beyond the limit")
+        int, msgspec.Meta(description="models without a comparison with another one, or beyond the limit")
     ]
     listed: list[Model]
 
@@ -212,20 +216,42 @@ class ScoreCount(msgspec.Struct, frozen=True, kw_only=True):
     completions: int
 
 
+class ScoreOutlier(msgspec.Struct, frozen=True, kw_only=True):
+    """A score value whose completions come from models that the other scores do not fit."""
+
+    value: float
+    completions: int
+    share: Annotated[Share, msgspec.Meta(description="of the scores of named models")]
+    mean_elsewhere: Annotated[float, msgspec.Meta(description="mean of the other scores of its completions' models")]
+    expected: Annotated[float, msgspec.Meta(description="the same mean over all lower values, or all higher ones")]
+    is_high: Annotated[bool, msgspec.Meta(description="whether lower values are the expectation")]
+
+
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """Scores that were given, where annotations have any."""
+    """The scores of all annotations that have any."""
 
     completions: int
     lowest: float | None
     highest: float | None
     num_values: int
     histogram: Annotated[list[ScoreCount], msgspec.Meta(description="by value, or by equal steps if there are many")]
-    num_bulges: int
-    bulges: list[Bulge]
+    num_outliers: int
+    outliers: list[ScoreOutlier]
+
+
+class VersionFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one version holds."""
+
+    version: int
+    created_at: str
+    operation: str
+    annotations: int
+    refused: int
+    sources: int
 
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
-    """One version, and what it was the first to have of what the reported version holds."""
+    """One version, and how much of what the reported version holds came with it."""
 
     held: VersionFacts
     new_annotations: int
@@ -249,26 +275,26 @@ class Depth(msgspec.Struct, frozen=True, kw_only=True):
     groups: int
 
 
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What `pairwright report` found in an annotations table."""
+class TableMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What `pairwright report` measures of an annotations table."""
 
     format_version: Literal[1] = FORMAT_VERSION
     created_at: str
     code_version: str
     table: TableFacts
-    findings: list[Finding]
+    highlights: list[Highlight]
     totals: dict[str, int]
     num_reasons: int
     reasons: list[Reason]
     num_sources: int
-    sources: list[SourceFigures]
+    sources: list[SourceMetrics]
     num_sizes: int
     by_num_completions: list[Comparisons]
     num_subsets: int
     by_subset: list[Comparisons]
     tied_shares: list[TiedShare]
     lengths_by_rank: list[RankLengths]
-    longer_by_ratio: list[RatioFigures]
+    longer_by_ratio: list[RatioMetrics]
     agreement: Agreement
     num_annotators: int
     annotators: list[Annotator]
@@ -278,13 +304,15 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     growth: list[Growth]
     annotations_per_group: list[Depth]
     prompts: list[Prompt]
-    num_repeated_texts: Annotated[int, msgspec.Meta(description="texts under many prompts; see docs/report.md")] = 0
+    num_repeated_texts: Annotated[
+        int, msgspec.Meta(description="texts that complete many prompts; see docs/report.md")
+    ] = 0
     repeated_texts: list[RepeatedText] = []
-    num_alike: int = 0
-    alike: list[Alike] = []
+    num_uniform_judgements: int = 0
+    uniform_judgements: list[UniformJudgements] = []
     marks: list[Marks] = []
 
 
-def figures_json(figures: Figures) -> str:
-    """Return the figures as JSON, indented."""
-    return msgspec.json.format(msgspec.json.encode(figures), indent=2).decode()
+def metrics_json(metrics: TableMetrics) -> str:
+    """Return the metrics as JSON, indented."""
+    return msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode()

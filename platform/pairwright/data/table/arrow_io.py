@@ -8,8 +8,11 @@ ever; whichever version a file has, its rows are read in the newest.
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pairwright.data.table.manifest import DataFile
 from pairwright.errors import StoreError
@@ -114,3 +117,13 @@ def verify(buffer: pa.Buffer, file: DataFile, where: str) -> None:
     found = hashlib.sha256(memoryview(buffer)).hexdigest()
     if found != file.sha256:
         raise StoreError(f"{where}: damaged: sha256 {found[:12]}..., expected {file.sha256[:12]}...; {REPAIR}")
+
+
+def one_array(column: pa.ChunkedArray) -> Any:
+    """Return a column as one array, without a copy if it is one already."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def list_lengths(lists: pa.ListArray) -> NDArray[np.int64]:
+    """Return the length of each list."""
+    return np.diff(lists.offsets.to_numpy()).astype(np.int64)

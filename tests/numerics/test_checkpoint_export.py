@@ -162,4 +162,4 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
     shard.write_bytes(content)
     refused(CheckpointError, "content differs")
     shard.unlink()
-    refused(CheckpointError, "is damaged", checkpoint="1")
+    refused(CheckpointError, "is corrupt", checkpoint="1")

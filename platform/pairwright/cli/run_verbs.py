@@ -27,7 +27,7 @@ def checkpoints(
 
     found = kept_checkpoints(run, verify=verify)
     say_json(msgspec.to_builtins(found)) if as_json else say(format_checkpoints(found))
-    if any(kept.committed and kept.damage is not None for kept in found.checkpoints):
+    if any(kept.committed and kept.corruption is not None for kept in found.checkpoints):
         raise typer.Exit(1)
 
 

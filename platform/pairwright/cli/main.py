@@ -191,7 +191,7 @@ def train(
     summary = run(loaded)
     if summary.already_finished:
         say(escaped(f"run {loaded.output} is already finished; nothing to do"))
-    say(one_per_line([f"model   {summary.model}", f"summary {loaded.output.rstrip('/')}/training.json"]))
+    say(one_per_line([f"model   {summary.model}", f"summary {loaded.output.rstrip('/')}/summary.json"]))
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Workarounds for Ray 2.60, and all private names of Ray Train that the driver and the ranks use.
 
 Each says what is wrong and where it is known upstream. tests/contracts/test_workarounds.py has a test for each, which
-fails once the workaround is not needed any more. ``runs/ray_snapshot.py`` is one more that needs no Ray;
-``cluster/local_ray.py`` holds those that keep Ray on loopback.
+fails once the workaround is not needed any more. ``runs/ray_snapshot.py`` is one more, without Ray;
+``run_metrics.label_value`` another; ``cluster/local_ray.py`` holds those that keep Ray on loopback.
 """
 
 import os
@@ -63,4 +63,5 @@ class RayTrainer(TorchTrainer):
         try:
             return super()._initialize_and_run_controller(**controller_init_kwargs)
         finally:
+            ENV_VARS_TO_PROPAGATE.discard("RAY_ADDRESS")
             os.environ.pop("RAY_ADDRESS") if before is None else os.environ.update(RAY_ADDRESS=before)

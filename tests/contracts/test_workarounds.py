@@ -46,7 +46,8 @@ def run(tmp_path: Path) -> Path:
 
 
 def loaded_by_ray(run: Path) -> CheckpointManager:
-    return CheckpointManager(ray.train.CheckpointConfig(), StorageContext(str(run), "checkpoints"))
+    config: Any = ray.train.CheckpointConfig()  # annotated as the older class of that name
+    return CheckpointManager(config, StorageContext(str(run), "checkpoints"))
 
 
 def test_a_snapshot_that_we_write_has_the_keys_that_ray_writes_and_ray_resumes_from_its_newest_entry(run: Path) -> None:

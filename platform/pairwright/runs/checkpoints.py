@@ -1,6 +1,6 @@
 """Lists the checkpoints of a run: which are committed, which are corrupt, and which one the next start resumes from.
 
-Reads what the run wrote and what Ray's snapshot lists. Starts no Ray, so it can be used while the run is at work.
+Reads what the run wrote and what Ray's snapshot lists. Starts no Ray, so it can be used while the run is training.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def snapshot_is_unusable(self) -> bool:
-        """Whether the next start has to write Ray's snapshot anew (``repair.py``)."""
+        """Whether the next start has to rewrite Ray's snapshot (``repair.py``)."""
         return self.snapshot == "torn" or any(kept.written_at is None for kept in self.checkpoints)
 
     @property

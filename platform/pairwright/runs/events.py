@@ -247,7 +247,7 @@ class CorruptCheckpoint(Event, frozen=True, kw_only=True, tag="corrupt"):
 
 
 class SnapshotRepaired(Event, frozen=True, kw_only=True, tag="repaired"):
-    """Ray Train's list of committed checkpoints was written anew."""
+    """Ray Train's list of committed checkpoints was rewritten."""
 
     reason: str
 

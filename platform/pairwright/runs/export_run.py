@@ -48,14 +48,14 @@ class ExportedCheckpoint:
 def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str | None) -> ExportedCheckpoint:
     """Write the model of a checkpoint, of any ZeRO stage and number of ranks, as the run would have exported it.
 
-    Takes memory for one copy of the model, two under LoRA (docs/training.md has figures), and reads the checkpoint
+    Takes memory for one copy of the model, two under LoRA (measured in docs/training.md), and reads the checkpoint
     twice. A remote one is downloaded, to a temporary folder.
 
     Args:
         run: output folder of a run, a path or a URL.
         checkpoint: name, step or "best"; None for the one that the next start would resume from.
         into: directory or URL; made, and must not hold anything yet.
-        model: where the run's starting model lies now; None where it still lies where the run found it.
+        model: where the run's starting model is now; None where it has not moved.
 
     Raises:
         StoreError: if there is no run.
@@ -74,7 +74,7 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
     if manifest.run_digest != identity.digest:
         raise CheckpointError(f"{folder.url}: checkpoint {kept.name} belongs to another run than run.json says")
     config = _config_of(identity, folder, model)
-    _refuse_what_is_there(into)
+    _refuse_existing(into)
     with _local_copy(folder, f"{below}/{kept.name}") as directory:
         _export(config, directory, manifest, into)
     return ExportedCheckpoint(checkpoint=kept.name, step=manifest.step, into=into)
@@ -126,13 +126,13 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
     path = Path(config.model.path)
     # Whoever wrote run.json chose this path: only a model's directory is read, and hashed.
     if identity.model_digest != f"hub:{path}" and not (path / "config.json").is_file():
-        raise ModelError(f"{path}: the run's starting model is not here; say where it lies now with --model")
+        raise ModelError(f"{path}: the run's starting model is not here; say where it is now with --model")
     if path.is_dir() and not identity.model_digest.startswith("hub:") and model_digest(path) != identity.model_digest:
         raise ModelError(f"{path}: not the model that the run started from (its digest is another); name that one")
     return config
 
 
-def _refuse_what_is_there(into: str) -> None:
+def _refuse_existing(into: str) -> None:
     if not is_free(into):
         raise ConfigError(f"{into}: something is here already; name a directory that is not there yet")
 

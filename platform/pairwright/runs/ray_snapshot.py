@@ -43,7 +43,7 @@ class _Content(msgspec.Struct, frozen=True):
 
 
 def read_snapshot(store: ObjectStore) -> Snapshot:
-    """Return the snapshot of the run whose folder the store is.
+    """Return the snapshot of a run, read from a store of the run's folder.
 
     A list with other names than a run gives its checkpoints, such as ``../model``, is not used either: Ray deletes what
     its list names.
@@ -60,7 +60,7 @@ def read_snapshot(store: ObjectStore) -> Snapshot:
 
 
 def write_snapshot(folder: RunFolder, committed: Sequence[tuple[str, int]]) -> None:
-    """Write the snapshot anew, in one put.
+    """Rewrite the snapshot, in one put.
 
     Args:
         folder: of the run.

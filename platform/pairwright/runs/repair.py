@@ -1,6 +1,6 @@
 """Repairs Ray Train's checkpoint snapshot after a crash: it then lists only checkpoints that exist and are valid.
 
-The driver does it while no worker is at work. ``plan_repair`` decides, from what was found and without touching a file;
+The driver repairs while no worker is running. ``plan_repair`` decides, from what was found and without touching a file;
 ``repair_snapshot`` finds, applies the plan and reports. A corrupt checkpoint leaves the list, since Ray always resumes
 from the newest entry, and goes to ``checkpoints-corrupt/``, where a person can look at it.
 """
@@ -52,7 +52,7 @@ def repair_snapshot(folder: RunFolder, *, corrupt: Mapping[str, str] | None = No
     """Leave only valid checkpoints in Ray's snapshot, and move those that it lists and that are corrupt.
 
     Names and sizes are compared here. Hashes are verified by the workers, each its own files, and here only where the
-    snapshot has to be written anew or the best checkpoint restored. To be called while no worker is at work.
+    snapshot has to be rewritten or the best checkpoint restored. To be called while no worker is running.
 
     Args:
         folder: of a run that may not have started yet.
@@ -139,7 +139,7 @@ def _apply(folder: RunFolder, repair: Repair) -> None:
 def remove_uncommitted(folder: RunFolder, *, older_than_seconds: float) -> UncommittedRemoved:
     """Remove what interrupted uploads left in Ray's folder: every checkpoint that its snapshot does not list.
 
-    To be called while no worker of this run is at work.
+    To be called while no worker of this run is running.
 
     Args:
         folder: of a run.

@@ -1,4 +1,4 @@
-"""The output folder of a run: its identity, its summary once it has finished, and the names of what lies in it.
+"""The output folder of a run: its identity, its summary once it has finished, and the names of its files and folders.
 
 ``run.json`` is written before the first step and holds what decides the result; the same command, started again, finds
 it and resumes the run. ``summary.json`` is written last: a run has finished if and only if it is there.
@@ -197,7 +197,7 @@ class RunFolder:
 
 
 def check_model_place(run_url: str) -> None:
-    """Refuse a run whose ``model`` folder holds what no run of ours wrote: it would be in the way at the end.
+    """Refuse a run whose ``model`` folder holds files that no run wrote: the export at the end would fail.
 
     Raises:
         StoreError: naming it.

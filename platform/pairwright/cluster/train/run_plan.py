@@ -113,5 +113,5 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def _starting_weights(path: str) -> str:
-    """Return the digest of a local model directory; a hub name stands for itself."""
+    """Return the digest of a local model directory; of a hub name, the name itself."""
     return model_digest(Path(path)) if Path(path).is_dir() else f"hub:{path}"

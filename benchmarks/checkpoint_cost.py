@@ -86,7 +86,7 @@ def report(run: Path, arguments: argparse.Namespace) -> str:
         for start in starts
     ]
     plain = [(ended[start + 2 * STRETCH] - ended[start + STRETCH]) / STRETCH for start in starts]
-    saved = [record for record in records if record["kind"] == "saved" and record["step"] in starts]
+    saved = [record for record in records if record["kind"] == "checkpoint_written" and record["step"] in starts]
     stood = [record["waited_seconds"] + record["written_seconds"] for record in saved]
     folders = [path for path in (run / "checkpoints").glob("step-*") if path.is_dir()]
     num_bytes = sum(file.stat().st_size for file in folders[0].rglob("*") if file.is_file())

@@ -46,7 +46,7 @@ def main() -> None:
         f"  {DEMO}/annotations.html      the report: ties, lengths, agreement, models; open it in a browser\n"
         f"  {DEMO}/report.json           the metrics above\n"
         f"  {DEMO}/run/model             a Hugging Face model: AutoModelForSequenceClassification loads it\n"
-        f"  {DEMO}/run/training.json     what the run was trained on\n"
+        f"  {DEMO}/run/summary.json      what the run was made from\n"
         f"  {DEMO}/rewards               the reward of every completion, Parquet\n"
         f"  .venv/bin/tensorboard --logdir {DEMO}/run/tensorboard\n"
         f"  .venv/bin/pairwright inspect {DEMO}/pairs"

@@ -32,7 +32,7 @@ from pairwright.model.model_config import read_config
 from pairwright.model.model_export import choose_pad_token
 from pairwright.runs.checkpoints import format_checkpoints, kept_checkpoints
 from pairwright.runs.export_run import export_checkpoint
-from pairwright.runs.repair import mend
+from pairwright.runs.repair import repair_snapshot
 from pairwright.runs.run_dir import RunFolder, RunIdentity, identity_config
 from pairwright.training.checkpoint import TAG, CheckpointManifest, read_manifest, verify_all, write_manifests
 from pairwright.training.starting_model import starting_model
@@ -222,7 +222,7 @@ def repair_run(run: Path) -> None:
     copy = run.parent / "repaired"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
-    mend(RunFolder(str(copy)))
+    repair_snapshot(RunFolder(str(copy)))
 
 
 # ------------------------------------------------------------------------------------------------- what is whole

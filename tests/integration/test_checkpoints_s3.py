@@ -1,4 +1,4 @@
-"""A run's checkpoints on a real S3 server: the best kept apart, damaged ones set aside, leftovers removed."""
+"""A run's checkpoints on a real S3 server: the best copied, corrupt ones moved away, uncommitted ones removed."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,8 @@ from pairwright.data.storage.object_store import open_store
 from pairwright.runs import folder_transfer as folders
 from pairwright.runs.best_checkpoint import keep_best
 from pairwright.runs.checkpoints import SNAPSHOT_NAME, kept_checkpoints
-from pairwright.runs.repair import Swept, mend, sweep
+from pairwright.runs.events import UncommittedRemoved
+from pairwright.runs.repair import remove_uncommitted, repair_snapshot
 from pairwright.runs.run_dir import RunFolder
 from pairwright.training.checkpoint import TAG
 from run_folders import add, claim, commit, name
@@ -45,33 +46,33 @@ def folders_below(run: RunFolder, below: str) -> list[str]:
     return sorted({entry["path"].split("/")[1] for entry in entries if entry["size"]} - {SNAPSHOT_NAME})
 
 
-@pytest.mark.parametrize("most_bytes", [folders.MOST_BYTES_COPIED_BY_THE_STORE, 100], ids=["copied", "streamed"])
-def test_the_best_is_copied_whole_and_brought_back_where_no_other_is_whole(
+@pytest.mark.parametrize("most_bytes", [folders.MAX_BYTES_COPIED_BY_STORE, 100], ids=["copied", "streamed"])
+def test_the_best_is_copied_and_restored_where_no_other_is_valid(
     run: RunFolder, most_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "MOST_BYTES_COPIED_BY_THE_STORE", most_bytes)
+    monkeypatch.setattr(folders, "MAX_BYTES_COPIED_BY_STORE", most_bytes)
     best = keep_best(run, "accuracy")
     assert best is not None
     assert best.name == name(20)
     found = kept_checkpoints(run.url, verify=True).best
     assert found is not None
-    assert (found.name, found.damage) == (name(20), None)
+    assert (found.name, found.corruption) == (name(20), None)
     spoil(run, *(f"checkpoints/{name(step)}" for step in (10, 20, 30)))
-    mended = mend(run)
-    assert mended.list_written_anew == "no other is whole: back to the best one, step 20"
-    assert folders_below(run, "checkpoints-damaged") == [name(10), name(20), name(30)]
+    report = repair_snapshot(run)
+    assert report.snapshot_rewritten == "no other checkpoint is valid: restored the best one, of step 20"
+    assert folders_below(run, "checkpoints-corrupt") == [name(10), name(20), name(30)]
     assert folders_below(run, "checkpoints") == [name(20), name(40)]
     next_start = kept_checkpoints(run.url, verify=True).next_start
     assert next_start is not None
     assert next_start.name == name(20)
 
 
-def test_a_damaged_one_is_set_aside_and_what_was_never_committed_removed(run: RunFolder) -> None:
+def test_a_corrupt_one_is_moved_away_and_what_was_never_committed_removed(run: RunFolder) -> None:
     spoil(run, f"checkpoints/{name(30)}")
-    assert list(mend(run).set_aside) == [name(30)]
-    assert folders_below(run, "checkpoints-damaged") == [name(30)]
-    swept = sweep(run, older_than_seconds=0)
-    assert swept.num_folders == 1
-    assert swept.bytes > 2000
+    assert list(repair_snapshot(run).corrupt) == [name(30)]
+    assert folders_below(run, "checkpoints-corrupt") == [name(30)]
+    removed = remove_uncommitted(run, older_than_seconds=0)
+    assert removed.num_checkpoints == 1
+    assert removed.bytes > 2000
     assert folders_below(run, "checkpoints") == [name(10), name(20)]
-    assert sweep(run, older_than_seconds=0) == Swept(num_folders=0, bytes=0)
+    assert remove_uncommitted(run, older_than_seconds=0) == UncommittedRemoved(num_checkpoints=0, bytes=0)

@@ -163,7 +163,7 @@ def test_a_run_of_any_name_trains_and_its_log_shows_hostile_text_as_text(tmp_pat
     assert "step 2/2" in check_once("train", str(config)).out
     check_once("train", str(config))
     check_once("checkpoints", str(root / "run"))
-    for file in [*(root / "run").glob("*.jsonl"), root / "run" / "training.json", root / "run" / "run.json"]:
+    for file in [*(root / "run").glob("*.jsonl"), root / "run" / "summary.json", root / "run" / "run.json"]:
         check_shown(file.read_text(encoding="utf-8"))
 
 

@@ -55,7 +55,7 @@ def test_submitted_jobs_walk_the_road_from_real_rankings_to_a_report(head: RayHe
     assert "18,099" in log
     log = check(head.submit_packaged(ROOT, "jobs/run.py", "train", RECIPE, *settings(tmp_path)))
     assert "step 4/4" in log
-    assert json.loads((tmp_path / "run" / "training.json").read_text())["steps"] == 4
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
     log = check(head.submit_packaged(ROOT, "jobs/run.py", "evaluate", f"{tmp_path}/run/model", "--pairs", pairs))
     assert "accuracy" in log
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -112,7 +112,7 @@ def test_a_submitted_run_brings_two_nodes_up_trains_on_them_and_they_go_again(
         assert "step 4/4" in log
         # For a moment Ray may start one more than it is allowed to, and end it at once.
         assert max(watch.counts) >= 3, "two nodes come for two workers"
-        assert json.loads((folder / "run" / "training.json").read_text())["steps"] == 4
+        assert json.loads((folder / "run" / "summary.json").read_text())["steps"] == 4
         deadline = time.monotonic() + 120
         while len(head.living_nodes()) > 1:
             assert time.monotonic() < deadline, "idle nodes did not go"

@@ -85,7 +85,7 @@ def test_a_signalled_driver_ends_with_its_status_and_a_line_that_holds(
     log, _ = driver.communicate(timeout=120)
     assert driver.returncode == status, log
     assert "Traceback" not in log, log
-    said = re.search(r"the same command goes on from step (\d+), whose checkpoint is committed", log)
+    said = re.search(r"the same command resumes from step (\d+), whose checkpoint is committed", log)
     assert said, log
     assert committed_steps(Path(config.output)) == [int(said[1])]
     log = finishes_as(undisturbed, config, file)
@@ -117,9 +117,9 @@ def test_sigterm_to_a_worker_is_a_checkpoint_and_no_restart(folder: Path, undist
     training_workers(psutil.Process(driver.pid))[-1].terminate()
     log, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, log
-    assert re.search(r"after step \d+: SIGTERM to rank \d: a checkpoint now", log), log
+    assert re.search(r"after step \d+: SIGTERM to rank \d: writing a checkpoint now", log), log
     assert len(committed_steps(Path(config.output))) == 2
-    assert json.loads((Path(config.output) / "training.json").read_text())["restarts"] == 0
+    assert json.loads((Path(config.output) / "summary.json").read_text())["restarts"] == 0
     assert same_bits(weights(Path(config.output)), weights(undisturbed))
 
 
@@ -144,7 +144,7 @@ def test_ray_job_stop_with_time_to_wait_leaves_a_checkpoint(folder: Path, undist
         logs = ["ray", "job", "logs", "--address", head.address, "stopped"]
         log = subprocess.run(logs, env=head.environment, check=True, capture_output=True, text=True).stdout
     (step,) = committed_steps(output)
-    assert f"the same command goes on from step {step}, whose checkpoint is committed" in log
+    assert f"the same command resumes from step {step}, whose checkpoint is committed" in log
     finishes_as(undisturbed, config, file)
 
 
@@ -191,7 +191,7 @@ def test_a_drained_node_leads_to_a_checkpoint_before_the_deadline_and_the_run_go
         summary = train(config).training
         drain.join()
     said = capfd.readouterr().out
-    notice = re.search(r"after step (\d+): node \w+ \(rank .*\) will be taken away at .* UTC, in \d+ s: a checkp", said)
+    notice = re.search(r"after step (\d+): node \w+ \(rank .*\) will be preempted at .* UTC, in \d+ s: writing", said)
     assert notice, said
     assert f"resumed from the checkpoint of step {notice[1]} of 300" in said
     assert summary.resumes == 1

@@ -64,7 +64,7 @@ def undisturbed(folder: Path, ray_cluster: None, listeners: Listeners) -> TrainC
 
 def test_a_run_leaves_a_model_a_summary_checkpoints_and_event_files(undisturbed: TrainConfig) -> None:
     output = Path(undisturbed.output)
-    summary = json.loads((output / "training.json").read_text())
+    summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == NUM_STEPS
     assert summary["config"] == undisturbed.model_dump(mode="json")
     assert (summary["data"]["version"], summary["restarts"], summary["resumes"]) == (1, 0, 0)
@@ -113,14 +113,14 @@ def test_plain_transformers_loads_the_model_with_the_rewards_of_the_final_evalua
                 difference = float(together[pair["chosen"]] - together[pair["rejected"]])
                 right += pair["weight"] * (0.5 if difference == 0 else float(difference > 0))
                 total += pair["weight"]
-    reported = json.loads((output / "training.json").read_text())["validation"]["overall"]
+    reported = json.loads((output / "summary.json").read_text())["validation"]["overall"]
     assert right / total == pytest.approx(reported["accuracy"], abs=1e-6)
 
 
 def test_the_same_command_again_finds_the_run_finished(undisturbed: TrainConfig) -> None:
-    before = (Path(undisturbed.output) / "training.json").read_bytes()
+    before = (Path(undisturbed.output) / "summary.json").read_bytes()
     assert train(undisturbed).already_finished
-    assert (Path(undisturbed.output) / "training.json").read_bytes() == before
+    assert (Path(undisturbed.output) / "summary.json").read_bytes() == before
 
 
 def test_another_run_into_the_same_output_is_refused_and_the_difference_named(undisturbed: TrainConfig) -> None:
@@ -129,9 +129,9 @@ def test_another_run_into_the_same_output_is_refused_and_the_difference_named(un
         train(other)
 
 
-def test_its_checkpoints_are_listed_whole_and_the_last_is_where_a_start_goes_on(undisturbed: TrainConfig) -> None:
+def test_its_checkpoints_are_listed_valid_and_the_next_start_resumes_from_the_last(undisturbed: TrainConfig) -> None:
     found = kept_checkpoints(undisturbed.output, verify=True)
-    listed = [(kept.manifest and kept.manifest.step, kept.committed, kept.damage) for kept in found.checkpoints]
+    listed = [(kept.manifest and kept.manifest.step, kept.committed, kept.corruption) for kept in found.checkpoints]
     assert listed == [(32, True, None), (24, True, None)]
     assert found.next_start == found.checkpoints[0]
 
@@ -146,7 +146,7 @@ def test_the_best_checkpoint_by_its_evaluation_is_kept_and_can_be_exported(
     best = kept_checkpoints(undisturbed.output, verify=True).best
     assert best is not None
     assert best.manifest is not None
-    assert best.damage is None
+    assert best.corruption is None
     assert (best.manifest.step, best.manifest.validation["log_loss"]) == (lowest, log_loss[lowest])
     assert [record["step"] for record in records if record["kind"] == "best"][-1] == lowest
     exported = export_checkpoint(undisturbed.output, checkpoint="best", into=str(tmp_path / "best"), model=None)
@@ -156,22 +156,22 @@ def test_the_best_checkpoint_by_its_evaluation_is_kept_and_can_be_exported(
 def unfinished_copy(of: TrainConfig, folder: Path, name: str) -> TrainConfig:
     """Return the configuration of a copy of a run that looks as if its driver had died after the last checkpoint."""
     shutil.copytree(of.output, folder / name)
-    (folder / name / "training.json").unlink()
+    (folder / name / "summary.json").unlink()
     return of.model_copy(update={"output": str(folder / name)})
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(
     undisturbed: TrainConfig, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = unfinished_copy(undisturbed, folder, "damaged")
+    config = unfinished_copy(undisturbed, folder, "corrupt")
     shard = next((Path(config.output) / "checkpoints").glob("step-00000032-*/state/*optim_states.pt"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     summary = train(config).training
-    assert (summary.damaged_checkpoints, summary.resumes, summary.restarts) == (1, 1, 0)
+    assert (summary.corrupt_checkpoints, summary.resumes, summary.restarts) == (1, 1, 0)
     said = capfd.readouterr().out
-    assert re.search(r"a checkpoint is damaged.*step-00000032-.*content differs", said)
+    assert re.search(r"checkpoint step-00000032-\w+ is corrupt.*content differs", said)
     assert "resumed from the checkpoint of step 24" in said
     assert same_bits(weights(Path(config.output)), weights(Path(undisturbed.output)))
 
@@ -220,7 +220,7 @@ def test_a_killed_driver_started_again_ends_in_the_same_weights(undisturbed: Tra
     # Ray's agents look for their raylet once in a while; all that matters here is gone in a moment.
     for agent in psutil.wait_procs(cluster, timeout=10)[1]:
         agent.kill()
-    assert not (output / "training.json").exists(), "the run was over before it could be killed"
+    assert not (output / "summary.json").exists(), "the run was over before it could be killed"
     again = start_command(config, folder / "killed-driver.toml")
     log, _ = again.communicate(timeout=400)
     assert again.returncode == 0, log
@@ -240,7 +240,7 @@ def test_sigterm_leads_to_a_checkpoint_at_once_and_the_same_command_to_the_same_
     config = run_config(folder, "stopped", training={**TRAINING, "checkpoint_every_steps": NUM_STEPS})
     output = Path(config.output)
     threading.Thread(target=signal_after, args=(5, output, signal.SIGTERM), daemon=True).start()
-    with pytest.raises(StoppedError, match=r"goes on from step \d+, whose checkpoint is committed") as stopped:
+    with pytest.raises(StoppedError, match=r"resumes from step \d+, whose checkpoint is committed") as stopped:
         train(config)
     (step,) = committed_steps(output)
     assert f"step {step}," in str(stopped.value)
@@ -284,7 +284,7 @@ def test_a_diverging_run_stops_every_rank_names_groups_and_does_not_retry(folder
     config = run_config(folder, "diverging", optimizer={"learning_rate": 1e30, "warmup_fraction": 0.0})
     with pytest.raises(TrainingError, match=r"step \d+: .*not finite|gradient's norm is"):
         train(config)
-    assert not (Path(config.output) / "training.json").exists()
+    assert not (Path(config.output) / "summary.json").exists()
     assert len(steps_logged(Path(config.output))) < NUM_STEPS
 
 

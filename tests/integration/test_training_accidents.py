@@ -115,9 +115,9 @@ def refuse_rays_list(ordeal: Ordeal, rng: random.Random) -> None:
 
 
 def refuse(ordeal: Ordeal, name: str, rng: random.Random) -> None:
-    before = len(ordeal.records("refused"))
+    before = len(ordeal.records("retrying"))
     with ordeal.refused(name):
-        ordeal.wait(lambda: len(ordeal.records("refused")) > before, f"{name} to be refused")
+        ordeal.wait(lambda: len(ordeal.records("retrying")) > before, f"{name} to be refused")
         time.sleep(rng.uniform(0, REFUSED_SECONDS))
 
 

@@ -101,9 +101,9 @@ def test_a_run_shrinks_with_a_lost_node_grows_with_a_new_one_and_ends_in_the_sam
     print(f"ZeRO-{stage}: {time.monotonic() - at:.0f} s from the new node to a group that uses it")
     log, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0, log
-    assert "1 workers now; there were 2" in log
-    assert "2 workers now; there were 1" in log
-    assert re.search(r"after step \d+: room for 1 more worker: a checkpoint now", log)
+    assert "the run has 1 workers now, 2 before" in log
+    assert "the run has 2 workers now, 1 before" in log
+    assert re.search(r"after step \d+: room for 1 more worker: writing a checkpoint now", log)
     summary = RunFolder(str(output)).summary()
     assert summary is not None
     assert summary.world_sizes[0] == 2
@@ -196,7 +196,7 @@ def end_with_workers(driver: subprocess.Popen[str]) -> None:
 def undisturbed(folder: Path, stage: int, address: str | None = None) -> Path:
     """Return the output of a run of two workers, made by the first test that asks."""
     config = elastic_config(folder, f"undisturbed-{stage}", stage)
-    if not (Path(config.output) / "training.json").exists():
+    if not (Path(config.output) / "summary.json").exists():
         driver = start_command(config, folder / f"undisturbed-{stage}.toml", address=address)
         log, _ = driver.communicate(timeout=600)
         assert driver.returncode == 0, log

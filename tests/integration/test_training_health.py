@@ -70,7 +70,7 @@ def test_a_rank_that_stands_still_is_named_and_replaced_and_changes_nothing_in_t
     summary = train(config).training
     stopper.join()
     log = capsys.readouterr().out
-    assert re.search(rf"the run hangs: nothing has gone on .*rank \d \(process {stopped[0]} on .*silent", log), log
+    assert re.search(rf"the run hangs: no progress .*rank \d \(process {stopped[0]} on .*silent", log), log
     assert summary.restarts == 1
     (recovery,) = summary.recoveries
     assert f"process {stopped[0]}" in recovery.causes[0]
@@ -164,7 +164,7 @@ def test_a_disk_that_is_full_for_a_while_holds_the_run_up_and_changes_nothing_in
     ballast.unlink()
     log = driver.end()
     print(log)
-    assert re.search(r"step-000000\d\d-\w+ cannot be stored: .*No space left on device.*; trying again in 1 s", log)
+    assert re.search(r"step-000000\d\d-\w+ cannot be stored: .*No space left on device.*; retrying in 1 s", log)
     assert "Traceback" not in log
     assert steps_logged(output) == list(range(1, NUM_STEPS + 1)), "nothing was lost, no step taken again"
     assert same_bits(weights(output), weights(Path(undisturbed.output)))

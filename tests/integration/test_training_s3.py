@@ -69,7 +69,7 @@ def test_an_outage_of_the_storage_holds_the_run_up_and_changes_nothing_in_the_we
     assert summary is not None
     assert summary.steps == NUM_STEPS
     found = kept_checkpoints(url, verify=True)
-    assert [kept.damage for kept in found.checkpoints if kept.committed] == [None, None]
+    assert [kept.corruption for kept in found.checkpoints if kept.committed] == [None, None]
     export_checkpoint(url, checkpoint=str(NUM_STEPS), into=str(tmp_path / "exported"), model=None)
     assert same_bits(load_file(tmp_path / "exported" / "model.safetensors"), weights(Path(undisturbed.output)))
     stored = {entry["path"] for chunk in obstore.list(open_store(url)) for entry in chunk}

@@ -155,11 +155,11 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
     with pytest.raises(ConfigError, match="something is here already"):
         export_checkpoint(str(run), checkpoint=None, into=str(tmp_path), model=None)
     refused(ModelError, "not the model that the run started from", model=str(world["gpt2"]))
-    refused(ModelError, "say where it lies now with --model", model=str(tmp_path / "moved"))
+    refused(ModelError, "say where it is now with --model", model=str(tmp_path / "moved"))
     shard = next(run.rglob("zero_pp_rank_1_*optim_states.pt"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     refused(CheckpointError, "content differs")
     shard.unlink()
-    refused(CheckpointError, "is damaged", checkpoint="1")
+    refused(CheckpointError, "is corrupt", checkpoint="1")

@@ -18,7 +18,7 @@ from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ModelError
 from pairwright.evaluation.load_exported import open_exported
 from pairwright.model.reward_model import RewardModel, find_head, load_reward_model
-from pairwright.runs.run_log_lines import event_line
+from pairwright.runs.events import HeadInitialized
 
 Load = Callable[..., RewardModel]
 SmallModel = Callable[[str], Path]
@@ -192,8 +192,7 @@ def test_a_language_model_with_a_head_under_another_name_is_said_to_leave_it_out
     model = _edit_weights(small_model("llama"), tmp_path / "a", lambda weights: weights | {name: row})
     loaded = _load(model)
     assert loaded.left_out == (name,)
-    record = {"kind": "new_head", "left_out": [*loaded.left_out]}
-    assert f"under another name ({name}), which is left out" in str(event_line(record))
+    assert f"under another name ({name}), which is left out" in HeadInitialized(left_out=loaded.left_out).log_line
     with pytest.raises(ModelError, match=rf"no reward head .*the weights hold {re.escape(name)}"):
         open_exported(str(model))
 

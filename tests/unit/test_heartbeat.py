@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from pairwright.cluster.train.heartbeat import Beat, Hang, Watchdog
+from pairwright.cluster.train.coordinator import Heartbeat
+from pairwright.cluster.train.heartbeat import Hang, Watchdog
 from pairwright.training.rank_status import Moment
 
 HANG_SECONDS = 10.0
@@ -16,23 +17,23 @@ class Ranks:
     def __init__(self) -> None:
         self.watchdog = Watchdog(HANG_SECONDS)
         self.now = 100.0
-        self.beats: dict[int, Beat] = {}
+        self.heartbeats: dict[int, Heartbeat] = {}
 
     def rank(self, number: int, *, count: int, doing: str = "training", attempt: str = "first") -> None:
         is_watched = doing in ("training", "evaluating")
         moment = Moment(doing=doing, step=3, micro_batch=2, count=count, is_watched=is_watched)
-        before = self.beats.get(number)
+        before = self.heartbeats.get(number)
         beat_number = 0 if before is None else before.number
-        self.beats[number] = Beat(number, 2, attempt, beat_number, 4000 + number, "host", moment)
+        self.heartbeats[number] = Heartbeat(number, 2, attempt, beat_number, 4000 + number, "host", moment)
 
     def pass_seconds(self, seconds: int, *, stopped: tuple[int, ...] = ()) -> list[Hang]:
         found = []
         for _ in range(seconds):
             self.now += 1.0
-            for number, beat in self.beats.items():
+            for number, beat in self.heartbeats.items():
                 if number not in stopped:
-                    self.beats[number] = dataclasses.replace(beat, number=beat.number + 1)
-            found += [hang for hang in [self.watchdog.look(list(self.beats.values()), self.now)] if hang]
+                    self.heartbeats[number] = dataclasses.replace(beat, number=beat.number + 1)
+            found += [hang for hang in [self.watchdog.check(list(self.heartbeats.values()), self.now)] if hang]
         return found
 
 
@@ -89,15 +90,15 @@ def test_slow_steps_are_waited_for_five_times_as_long_as_the_longest(ranks: Rank
 
 
 def test_a_group_that_ended_or_is_being_replaced_is_not_looked_after_and_the_next_one_is(ranks: Ranks) -> None:
-    ranks.watchdog.group_is_gone()
+    ranks.watchdog.worker_group_ended()
     assert not ranks.pass_seconds(1000, stopped=(0, 1))
     ranks.rank(0, count=1, attempt="second")
     assert not ranks.pass_seconds(9, stopped=(1,))
     (hang,) = ranks.pass_seconds(9, stopped=(1,))
     assert hang.attempt == "second"
-    assert "rank 1 has never been heard of" in hang.reason
+    assert "rank 1 has never sent a heartbeat" in hang.reason
 
 
 def test_a_rank_that_has_done_its_part_is_not_silent(ranks: Ranks) -> None:
-    ranks.beats[1] = dataclasses.replace(ranks.beats[1], is_last=True)
+    ranks.heartbeats[1] = dataclasses.replace(ranks.heartbeats[1], is_last=True)
     assert not ranks.pass_seconds(1000, stopped=(1,))

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from pairwright.cluster.train.checkpoint_dir import Staging
+from pairwright.cluster.train.checkpoint_upload import LocalCheckpointDir
 from pairwright.data.storage.local_cache import cache_folder
 from pairwright.data.storage.object_store import own_folder
 from pairwright.errors import StoreError
 from pairwright.training.universal_checkpoint import _place
 
-USERS: list[Callable[[], object]] = [Staging, _place, lambda: cache_folder("models"), lambda: cache_folder("tokens")]
+USERS: list[Callable[[], object]] = [
+    LocalCheckpointDir,
+    _place,
+    lambda: cache_folder("models"),
+    lambda: cache_folder("tokens"),
+]
 
 
 @pytest.fixture(params=range(len(USERS)), ids=["staging", "conversion", "models", "tokens"])

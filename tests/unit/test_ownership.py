@@ -15,7 +15,7 @@ from pairwright.data.table.table import REMOVED, Table
 from pairwright.data.table.vacuum import vacuum
 from pairwright.errors import StoreError
 from pairwright.runs.folder_transfer import copy_folder, remove_folder
-from pairwright.runs.repair import mend, sweep
+from pairwright.runs.repair import remove_uncommitted, repair_snapshot
 from pairwright.runs.run_dir import RunFolder, check_model_place, store_model
 from run_folders import add, claim, commit, name
 
@@ -181,9 +181,7 @@ def test_a_removed_version_leaves_a_mark_that_is_no_damage(tmp_path: Path) -> No
 # -------------------------------------------------------------------------------------------------- runs
 
 
-@pytest.mark.parametrize(
-    "path", ["model/weights.bin", "checkpoints/checkpoint-500/x.bin", "notes.txt", "training.json"]
-)
+@pytest.mark.parametrize("path", ["model/weights.bin", "checkpoints/checkpoint-500/x.bin", "notes.txt", "summary.json"])
 def test_a_folder_with_anything_foreign_becomes_no_run(tmp_path: Path, path: str) -> None:
     before = write(tmp_path, path)
     with pytest.raises(StoreError, match="holds no run but"):
@@ -204,8 +202,8 @@ def test_foreign_folders_among_checkpoints_are_named_and_stay(tmp_path: Path) ->
         "checkpoints-best/mine/x.bin",
     )
     os.utime(tmp_path / "checkpoints" / name(10) / "checkpoint.json", (0, 0))
-    swept = sweep(RunFolder(str(tmp_path)), older_than_seconds=0)
-    assert swept.num_folders == 1
+    removed = remove_uncommitted(RunFolder(str(tmp_path)), older_than_seconds=0)
+    assert removed.num_checkpoints == 1
     assert contents(tmp_path).items() >= foreign.items()
     assert set(contents(tmp_path / "checkpoints" / name(10))) == {"notes.txt"}
 
@@ -218,7 +216,7 @@ def test_a_list_of_checkpoints_that_names_other_folders_is_written_anew_before_r
     before = write(tmp_path, "model/weights.bin")
     snapshot = tmp_path / "checkpoints/checkpoint_manager_snapshot.json"
     snapshot.write_text(json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "../model"}]}))
-    mend(RunFolder(str(tmp_path)))
+    repair_snapshot(RunFolder(str(tmp_path)))
     named = [kept["checkpoint_dir_name"] for kept in json.loads(snapshot.read_text())["checkpoint_results"]]
     assert named == [name(10)]
     assert contents(tmp_path).items() >= before.items()

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pairwright.data.storage.backoff import with_patience
 from pairwright.errors import StoreError
-from pairwright.runs.event_log import RunLog
+from pairwright.runs.event_log import EventLog
+from pairwright.runs.events import StepTaken
 
 
 def scalars(directory: Path) -> list[tuple[int, float]]:
@@ -31,33 +32,33 @@ def no_file_over(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def records(directory: Path) -> list[dict[str, int]]:
+def steps(directory: Path) -> list[int]:
     (file,) = directory.glob("metrics-*.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line)["step"] for line in file.read_text().splitlines()]
+
+
+def step_taken(step: int) -> StepTaken:
+    others = ("epoch", "learning_rate", "seconds", "tokens_per_second", "accuracy", "reward_margin", "grad_norm")
+    return StepTaken(step=step, num_steps=4, loss=1 / step, num_tokens=1.0, **dict.fromkeys(others, 1.0))
 
 
 def test_what_a_full_disk_refuses_is_said_once_and_written_whole_once_there_is_room(tmp_path: Path) -> None:
-    log = RunLog(tmp_path)
-
-    def take(step: int) -> None:
-        log.add({"step": step})
-        log.add_scalars("train", {"loss": 1 / step}, step)
-
-    take(1)
+    log = EventLog(tmp_path)
+    log.add(step_taken(1))
     assert log.flush() is None
-    before = records(tmp_path), scalars(tmp_path)
-    assert before == ([{"step": 1}], [(1, 1.0)])
+    before = steps(tmp_path), scalars(tmp_path)
+    assert before == ([1], [(1, 1.0)])
     with no_file_over(20):
-        take(2)
+        log.add(step_taken(2))
         refusal = log.flush()
         assert refusal is not None
         assert refusal.endswith(".jsonl: File too large")
-        take(3)
+        log.add(step_taken(3))
         assert log.flush() is None, "it was said"
-        assert (records(tmp_path), scalars(tmp_path)) == before, "nothing is cut short"
-    take(4)
+        assert (steps(tmp_path), scalars(tmp_path)) == before, "nothing is cut short"
+    log.add(step_taken(4))
     assert log.flush() is None
-    assert records(tmp_path) == [{"step": step} for step in (1, 2, 3, 4)]
+    assert steps(tmp_path) == [1, 2, 3, 4]
     assert scalars(tmp_path) == [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4)]
 
 

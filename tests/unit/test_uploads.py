@@ -10,8 +10,8 @@ import pytest
 import ray.train
 from ray.train.v2._internal.execution.storage import StorageContext
 
-from pairwright.cluster.train.checkpoint_dir import Staging
-from pairwright.cluster.train.checkpoint_upload import GivenUp, Uploads
+from pairwright.cluster.train.checkpoint_upload import CheckpointUploader, LocalCheckpointDir
+from pairwright.cluster.train.ray_workarounds import UploadAborted
 from pairwright.data.storage.backoff import pauses
 
 
@@ -29,16 +29,16 @@ def local(tmp_path: Path) -> Path:
     return folder
 
 
-def uploads(tmp_path: Path, told: list[str], *, patience_seconds: float, repair: Path | None = None) -> Uploads:
+def uploads(tmp_path: Path, told: list[str], *, retry_seconds: float, repair: Path | None = None) -> CheckpointUploader:
     """Return uploads into ``tmp_path/run/checkpoints``; when one is refused the second time, ``repair`` is removed."""
 
-    def refused(reason: str, pause: float) -> None:
+    def on_retry(reason: str, pause: float) -> None:
         told.append(reason)
         if repair is not None and len(told) == 2:
             repair.unlink()
 
     storage = StorageContext(str(tmp_path / "run"), "checkpoints")
-    return Uploads(storage, patience_seconds=patience_seconds, refused=refused)
+    return CheckpointUploader(storage, retry_seconds=retry_seconds, on_retry=on_retry)
 
 
 def full_disk(tmp_path: Path) -> Path:
@@ -51,10 +51,10 @@ def full_disk(tmp_path: Path) -> Path:
 
 def test_a_full_disk_is_tried_again_until_it_has_room_and_then_all_of_it_is_there(tmp_path: Path, local: Path) -> None:
     told: list[str] = []
-    upload = uploads(tmp_path, told, patience_seconds=60, repair=full_disk(tmp_path))
-    upload.expect()
+    upload = uploads(tmp_path, told, retry_seconds=60, repair=full_disk(tmp_path))
+    upload.begin()
     assert not upload.wait(0)
-    stored = upload.store(ray.train.Checkpoint.from_directory(local), "name")
+    stored = upload.upload(ray.train.Checkpoint.from_directory(local), "name")
     assert upload.wait(0)
     assert [Path(stored.path, "state", "rank-0.pt").read_bytes(), local.exists()] == [b"x" * 100_000, False]
     assert len(told) == 2
@@ -64,11 +64,11 @@ def test_a_full_disk_is_tried_again_until_it_has_room_and_then_all_of_it_is_ther
 
 def test_when_the_patience_is_over_nothing_is_reported_and_the_reason_is_there(tmp_path: Path, local: Path) -> None:
     full_disk(tmp_path)
-    upload = uploads(tmp_path, [], patience_seconds=0)
-    upload.expect()
-    with pytest.raises(GivenUp):
-        upload.store(ray.train.Checkpoint.from_directory(local), "name")
-    assert not issubclass(GivenUp, Exception), "Ray replaces the workers for any Exception"
+    upload = uploads(tmp_path, [], retry_seconds=0)
+    upload.begin()
+    with pytest.raises(UploadAborted):
+        upload.upload(ray.train.Checkpoint.from_directory(local), "name")
+    assert not issubclass(UploadAborted, Exception), "Ray replaces the workers for any Exception"
     assert upload.wait(0)
     assert "No space left on device" in (upload.failure or "")
     assert local.exists(), "what could not be stored is not lost"
@@ -78,18 +78,18 @@ def test_what_arrived_short_is_no_upload(tmp_path: Path, local: Path) -> None:
     """A file that swallows what is written, as a disk that tells of its failure too late."""
     full_disk(tmp_path).unlink()
     (tmp_path / "run" / "checkpoints" / "name" / "state" / "rank-0.pt").symlink_to("/dev/null")
-    upload = uploads(tmp_path, [], patience_seconds=0)
-    with pytest.raises(GivenUp):
-        upload.store(ray.train.Checkpoint.from_directory(local), "name")
+    upload = uploads(tmp_path, [], retry_seconds=0)
+    with pytest.raises(UploadAborted):
+        upload.upload(ray.train.Checkpoint.from_directory(local), "name")
     assert "0 bytes arrived of 100,000" in (upload.failure or "")
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from pairwright.cluster.train.checkpoint_dir import Staging
-staging = Staging()
-(staging.new_folder("step") / "shard").write_bytes(b"x")
+from pairwright.cluster.train.checkpoint_upload import LocalCheckpointDir
+local_dir = LocalCheckpointDir()
+(local_dir.new_folder("step") / "shard").write_bytes(b"x")
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -112,10 +112,10 @@ def test_what_a_killed_process_staged_goes_and_what_a_living_one_stages_stays(
         assert len(list(tmp_path.rglob("shard"))) == 2
         holders[0].kill()
         holders[0].wait()
-        staging = Staging()
-        own = staging.new_folder("mine")
+        local_dir = LocalCheckpointDir()
+        own = local_dir.new_folder("mine")
         assert len(list(tmp_path.rglob("shard"))) == 1
-        staging.remove()
+        local_dir.remove()
         assert not own.exists()
         assert len(list(tmp_path.rglob("shard"))) == 1
     finally:

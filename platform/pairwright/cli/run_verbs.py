@@ -44,7 +44,7 @@ def train(
     summary = run(loaded)
     if summary.already_finished:
         say(escaped(f"run {loaded.output} is already finished; nothing to do"))
-    say(one_per_line([f"model   {summary.model}", f"summary {loaded.output.rstrip('/')}/training.json"]))
+    say(one_per_line([f"model   {summary.model}", f"summary {loaded.output.rstrip('/')}/summary.json"]))
 
 
 @app.command()
@@ -130,7 +130,7 @@ def checkpoints(
 
     found = kept_checkpoints(run, verify=verify)
     say_json(msgspec.to_builtins(found)) if as_json else say(format_checkpoints(found))
-    if any(kept.committed and kept.damage is not None for kept in found.checkpoints):
+    if any(kept.committed and kept.corruption is not None for kept in found.checkpoints):
         raise typer.Exit(1)
 
 

@@ -48,7 +48,7 @@ def all_contracts() -> dict[str, dict[str, Any]]:
     return table_contracts() | {
         "run": json_contract(RunIdentity, "run", "run.json in a run's folder: what decides its result."),
         "training": json_contract(
-            TrainingSummary, "training", "training.json in a run's folder: written when it has finished."
+            TrainingSummary, "training", "summary.json in a run's folder: written when it has finished."
         ),
         "checkpoint": json_contract(CheckpointManifest, "checkpoint", "checkpoint.json in a checkpoint: its identity."),
         "checkpoint_file": json_contract(

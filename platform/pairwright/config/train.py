@@ -226,7 +226,7 @@ class TrainConfig(Section):
     """A whole training run; one file under jobs/recipes/ is one of these."""
 
     output: str
-    """URL of the run: checkpoints, TensorBoard events, training.json and the model directory go below it."""
+    """URL of the run: checkpoints, TensorBoard events, summary.json and the model directory go below it."""
     model: ModelConfig
     data: DataConfig
     tokens: TokensConfig = TokensConfig()

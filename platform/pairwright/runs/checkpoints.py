@@ -1,6 +1,6 @@
-"""A run's output folder -> its checkpoints: what a restart would find, whether it is whole, what is left over.
+"""Lists the checkpoints of a run: which are committed, which are corrupt, and which one the next start resumes from.
 
-Reads what the run wrote and what Ray's snapshot names; starts no Ray, so it can be asked while the run goes on.
+Reads what the run wrote and what Ray's snapshot lists. Starts no Ray, so it can be used while the run is training.
 """
 
 import hashlib
@@ -18,16 +18,15 @@ from pairwright.data.storage.ownership import CHECKPOINT_NAME
 from pairwright.data.table.table import open_store
 from pairwright.errors import StoreError
 from pairwright.records import UNREADABLE_JSON
+from pairwright.runs.events import format_metrics
 from pairwright.runs.folder_transfer import objects_below
-from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_NAME, RUN_NAME, RunFolder, read_object
-from pairwright.runs.run_log_lines import format_figures
+from pairwright.runs.ray_snapshot import SNAPSHOT_NAME, read_snapshot
+from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, CORRUPT_NAME, RUN_NAME, RunFolder, read_object
 from pairwright.terminal import escaped, one_per_line
 from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
-
-SNAPSHOT_NAME = "checkpoint_manager_snapshot.json"
 
 
 class KeptCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,15 +34,15 @@ class KeptCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     committed: bool
-    """Whether Ray's snapshot names it, so that a restart may use it; else it is being written, or a leftover."""
+    """Whether Ray's snapshot lists it, so that a restart may use it; else its upload has not ended, or never did."""
     manifest: CheckpointManifest | None
     """Its ``checkpoint.json``, if that can be read."""
     bytes: int
     """Of all its files."""
     written_at: datetime | None
-    """When its newest file was written; None where Ray's snapshot names a folder that is gone."""
-    damage: str | None
-    """What is wrong with it; None if nothing was found, by names and sizes or, verified, by every hash."""
+    """When its newest file was written; None where Ray's snapshot lists a folder that is gone."""
+    corruption: str | None
+    """What is wrong with it; None if names and sizes of its files are right and, where verified, every hash."""
 
 
 class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,38 +55,28 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
     """Ray's list of what is committed."""
     checkpoints: list[KeptCheckpoint]
     """The newest step first."""
-    kept_apart: list[KeptCheckpoint] = []
-    """What ``training.keep_best`` keeps below ``checkpoints-best/``: one, unless a driver was killed on the way."""
-    set_aside: list[str] = []
-    """Damaged ones, below ``checkpoints-damaged/``."""
+    best_copies: list[KeptCheckpoint] = []
+    """What ``training.keep_best`` keeps in ``checkpoints-best/``: one, unless a driver was killed while it copied."""
+    corrupt: list[str] = []
+    """Checkpoints that were moved to ``checkpoints-corrupt/``."""
     foreign: list[str] = []
-    """Folders below ``checkpoints/`` that no run names so: they are never touched."""
+    """Folders in ``checkpoints/`` with other names than a run gives: they are never touched."""
 
     @property
     def best(self) -> KeptCheckpoint | None:
-        """The best one: the newest whole one of those that are kept apart."""
-        return max(self.kept_apart, key=lambda kept: (kept.damage is None, step_of(kept)), default=None)
+        """The newest valid copy of a best checkpoint."""
+        return max(self.best_copies, key=lambda kept: (kept.corruption is None, step_of(kept)), default=None)
 
     @property
-    def list_is_broken(self) -> bool:
-        """Whether the next start has to write Ray's list anew (``mending.mend``)."""
+    def snapshot_is_unusable(self) -> bool:
+        """Whether the next start has to rewrite Ray's snapshot (``repair.py``)."""
         return self.snapshot == "torn" or any(kept.written_at is None for kept in self.checkpoints)
 
     @property
     def next_start(self) -> KeptCheckpoint | None:
-        """The newest whole one of those that the next start looks at: the committed, or all if the list is broken."""
-        looked_at = [kept for kept in self.checkpoints if kept.committed or self.list_is_broken]
-        return next((kept for kept in looked_at if kept.damage is None), None)
-
-
-class _Named(msgspec.Struct, frozen=True):
-    checkpoint_dir_name: str
-
-
-class _Snapshot(msgspec.Struct, frozen=True):
-    """The part of Ray Train's snapshot that says what is committed."""
-
-    checkpoint_results: list[_Named]
+        """The newest valid one of those that the next start considers: the committed, or all if it has to repair."""
+        considered = [kept for kept in self.checkpoints if kept.committed or self.snapshot_is_unusable]
+        return next((kept for kept in considered if kept.corruption is None), None)
 
 
 def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
@@ -106,28 +95,28 @@ def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
         raise StoreError(f"{run}: no run here ({RUN_NAME} is missing); expected the output of `pairwright train`")
     store = open_store(folder.url)
     with store_errors(folder.url):
-        snapshot, committed = _committed(store)
+        snapshot = read_snapshot(store)
         folders = _folders(store, CHECKPOINTS_NAME)
         found = [
-            _looked_at(store, f"{CHECKPOINTS_NAME}/{name}", entries, committed=name in committed, verify=verify)
+            _inspected(store, f"{CHECKPOINTS_NAME}/{name}", entries, committed=name in snapshot.names, verify=verify)
             for name, entries in sorted(folders.items())
             if CHECKPOINT_NAME.fullmatch(name)
         ]
-        found += [_gone(name) for name in committed if name not in folders]
-        kept_apart = [
-            _looked_at(store, f"{BEST_NAME}/{name}", entries, committed=True, verify=verify)
+        found += [_missing(name) for name in snapshot.names if name not in folders]
+        best_copies = [
+            _inspected(store, f"{BEST_NAME}/{name}", entries, committed=True, verify=verify)
             for name, entries in sorted(_folders(store, BEST_NAME).items())
             if CHECKPOINT_NAME.fullmatch(name)
         ]
-        set_aside = sorted(_folders(store, DAMAGED_NAME))
+        corrupt = sorted(_folders(store, CORRUPT_NAME))
     found.sort(key=lambda kept: (step_of(kept), kept.committed), reverse=True)
     return KeptCheckpoints(
         run=folder.url,
         verified=verify,
-        snapshot=snapshot,
+        snapshot=snapshot.state,
         checkpoints=found,
-        kept_apart=kept_apart,
-        set_aside=set_aside,
+        best_copies=best_copies,
+        corrupt=corrupt,
         foreign=sorted(name for name in folders if not CHECKPOINT_NAME.fullmatch(name)),
     )
 
@@ -142,45 +131,31 @@ def _folders(store: ObjectStore, below: str) -> dict[str, list["ObjectMeta"]]:
     return folders
 
 
-def _committed(store: ObjectStore) -> tuple[Literal["read", "missing", "torn"], list[str]]:
-    """Return the state of Ray Train's list of committed checkpoints, and the names in it, the newest last."""
-    content = read_object(store, f"{CHECKPOINTS_NAME}/{SNAPSHOT_NAME}")
-    if content is None:
-        return "missing", []
-    try:
-        results = msgspec.json.decode(content, type=_Snapshot).checkpoint_results
-    except UNREADABLE_JSON:
-        return "torn", []
-    names = [named.checkpoint_dir_name for named in results]
-    # Ray deletes what its list names, so a list with other names than a run's, such as ../model, is not one to use.
-    return ("read", names) if all(map(CHECKPOINT_NAME.fullmatch, names)) else ("torn", [])
-
-
-def _looked_at(
+def _inspected(
     store: ObjectStore, path: str, entries: Sequence["ObjectMeta"], *, committed: bool, verify: bool
 ) -> KeptCheckpoint:
-    manifest, damage = _manifest(store, path)
+    manifest, corruption = _manifest(store, path)
     if manifest is not None:
         sizes = {entry["path"]: entry["size"] for entry in entries}
-        damage = _damage(store, path, manifest, sizes, verify=verify)
+        corruption = _corruption(store, path, manifest, sizes, verify=verify)
     return KeptCheckpoint(
         name=path.rpartition("/")[2],
         committed=committed,
         manifest=manifest,
         bytes=sum(entry["size"] for entry in entries),
         written_at=max(entry["last_modified"] for entry in entries),
-        damage=damage,
+        corruption=corruption,
     )
 
 
-def _gone(name: str) -> KeptCheckpoint:
+def _missing(name: str) -> KeptCheckpoint:
     return KeptCheckpoint(
         name=name,
         committed=True,
         manifest=None,
         bytes=0,
         written_at=None,
-        damage="the folder is gone",
+        corruption="the folder is gone",
     )
 
 
@@ -194,7 +169,7 @@ def _manifest(store: ObjectStore, path: str) -> tuple[CheckpointManifest | None,
         return None, f"{MANIFEST_NAME} cannot be read ({error})"
 
 
-def _damage(
+def _corruption(
     store: ObjectStore, path: str, manifest: CheckpointManifest, sizes: dict[str, int], *, verify: bool
 ) -> str | None:
     """Return the first thing that is wrong with a checkpoint's files, or None."""
@@ -243,7 +218,7 @@ def format_checkpoints(found: KeptCheckpoints) -> str:
         lines += _lines(kept, _standing(kept, found), kept.name)
     if found.best is not None:
         lines += _lines(found.best, "best", f"{BEST_NAME}/{found.best.name}")
-    lines += [f"set aside, damaged: {DAMAGED_NAME}/{name}" for name in found.set_aside]
+    lines += [f"corrupt, not used: {CORRUPT_NAME}/{name}" for name in found.corrupt]
     lines += [f"not of this run, left alone: {CHECKPOINTS_NAME}/{name}" for name in found.foreign]
     return one_per_line([*lines, _next_start(found)])
 
@@ -251,20 +226,20 @@ def format_checkpoints(found: KeptCheckpoints) -> str:
 def _lines(kept: KeptCheckpoint, standing: str, name: str) -> list[str]:
     lines = [f"{_name(kept):>10}  {kept.bytes / 1e6:10,.1f} MB  {standing:<22}  {name}"]
     if kept.manifest is not None and kept.manifest.validation:
-        lines[0] += f"  ({format_figures(kept.manifest.validation)})"
-    return lines if kept.damage is None else [*lines, f"{'':>10}  {kept.damage}"]
+        lines[0] += f"  ({format_metrics(kept.manifest.validation)})"
+    return lines if kept.corruption is None else [*lines, f"{'':>10}  {kept.corruption}"]
 
 
 def _next_start(found: KeptCheckpoints) -> str:
     if found.next_start is not None:
-        return f"the next start goes on from step {step_of(found.next_start):,}"
-    if found.checkpoints and found.best is not None and found.best.damage is None:
+        return f"the next start resumes from step {step_of(found.next_start):,}"
+    if found.checkpoints and found.best is not None and found.best.corruption is None:
         return (
-            f"no committed checkpoint is whole: the next start goes on from the best one, step {step_of(found.best):,}"
+            f"no committed checkpoint is valid: the next start resumes from the best one, step {step_of(found.best):,}"
         )
     if any(kept.committed and kept.written_at is not None for kept in found.checkpoints):
-        return "no committed checkpoint is whole: the next start refuses, until the checkpoints folder is removed"
-    return "the next start goes on from its first step"
+        return "no committed checkpoint is valid: the next start fails until the checkpoints folder is removed"
+    return "the next start begins at the first step"
 
 
 def _name(kept: KeptCheckpoint) -> str:
@@ -274,6 +249,6 @@ def _name(kept: KeptCheckpoint) -> str:
 def _standing(kept: KeptCheckpoint, found: KeptCheckpoints) -> str:
     if not kept.committed:
         return "not committed"
-    if kept.damage is not None:
-        return "DAMAGED"
+    if kept.corruption is not None:
+        return "CORRUPT"
     return "verified" if found.verified else "committed"

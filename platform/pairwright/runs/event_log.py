@@ -1,7 +1,7 @@
-"""Records and figures of a run -> ``metrics-*.jsonl`` and TensorBoard's event files, through a disk that is full.
+"""The event log of a run: ``metrics-*.jsonl`` and TensorBoard's event files, which survive a full disk.
 
-Nothing that is shown may end the run that it is about. So what a disk refuses waits in memory, and is written once it
-has room. TensorBoard's own writer would die of it, in a thread of its own; only its format is used.
+A log must not end the run that it describes. So what cannot be written is buffered in memory and written once the disk
+has room. TensorBoard's own writer would fail for good, in a thread of its own; only its format is used.
 """
 
 import io
@@ -12,15 +12,16 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] - generated
+from tensorboard.compat.proto.event_pb2 import Event as ScalarEvent  # pyright: ignore[reportAttributeAccessIssue] - generated
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import scalar
 
+from pairwright.runs.events import Event
 
-class RunLog:
-    """The files that one command writes about its run.
+
+class EventLog:
+    """The log files that one command writes about its run.
 
     Args:
         directory: of the run, on this machine; made if need be.
@@ -29,45 +30,47 @@ class RunLog:
     def __init__(self, directory: Path) -> None:
         now = time.time()
         started = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%S")
-        self._metrics = _GrowingFile(directory / f"metrics-{started}.jsonl")
+        self._metrics = _AppendedFile(directory / f"metrics-{started}.jsonl")
         name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._events = _GrowingFile(directory / "tensorboard" / name)
-        self._add_event(Event(wall_time=now, file_version="brain.Event:2"))
+        self._events = _AppendedFile(directory / "tensorboard" / name)
+        self._add_event(ScalarEvent(wall_time=now, file_version="brain.Event:2"))
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Take a record; written by the next ``flush``."""
-        self._metrics.add(json.dumps(record).encode() + b"\n")
+    def add(self, event: Event) -> None:
+        """Add an event, and its numbers for TensorBoard; written by the next ``flush``."""
+        self._metrics.add(json.dumps(event.record).encode() + b"\n")
+        if event.scalar_prefix is not None:
+            self.add_scalars(event.scalar_prefix, event.scalars, event.step)
 
     def add_scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
-        """Take figures for TensorBoard, as ``prefix/name``; written by the next ``flush``."""
+        """Add numbers for TensorBoard, as ``prefix/name``; written by the next ``flush``."""
         for name, value in values.items():
-            self._add_event(Event(wall_time=time.time(), step=step, summary=scalar(f"{prefix}/{name}", value)))
+            self._add_event(ScalarEvent(wall_time=time.time(), step=step, summary=scalar(f"{prefix}/{name}", value)))
 
-    def _add_event(self, event: Event) -> None:
+    def _add_event(self, event: ScalarEvent) -> None:
         framed = io.BytesIO()
         RecordWriter(framed).write(event.SerializeToString())
         self._events.add(framed.getvalue())
 
     def flush(self) -> str | None:
-        """Write what was taken; return why that is refused, if it was not before."""
-        refusals = [self._metrics.flush(), self._events.flush()]
-        return next((refusal for refusal in refusals if refusal is not None), None)
+        """Write what was added; return why that failed, once until a write succeeds again."""
+        failures = [self._metrics.flush(), self._events.flush()]
+        return next((failure for failure in failures if failure is not None), None)
 
 
-class _GrowingFile:
-    """A file that parts are added to, each whole or not at all."""
+class _AppendedFile:
+    """A file to which parts are appended, each as a whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._pending: list[bytes] = []
-        self._refused = False
+        self._failed = False
 
     def add(self, part: bytes) -> None:
         self._pending.append(part)
 
     def flush(self) -> str | None:
-        """Write all parts; return why not, if that was not said before."""
+        """Write all parts; return why that failed, unless the write before failed too."""
         if not self._pending:
             return None
         try:
@@ -75,9 +78,9 @@ class _GrowingFile:
                 end = file.seek(0, os.SEEK_END)
                 self._write(file, end)
         except OSError as error:
-            said, self._refused = self._refused, True
-            return None if said else f"{self._path}: {error.strerror}"
-        self._refused = False
+            failed_before, self._failed = self._failed, True
+            return None if failed_before else f"{self._path}: {error.strerror}"
+        self._failed = False
         return None
 
     def _write(self, file: io.FileIO, end: int) -> None:
@@ -85,7 +88,7 @@ class _GrowingFile:
         try:
             written = file.write(content)
             if written < len(content):
-                file.write(content[written:])  # says why
+                file.write(content[written:])  # raises the reason
         except OSError:
             file.truncate(end)
             raise

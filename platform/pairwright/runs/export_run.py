@@ -1,7 +1,7 @@
-"""A run's folder and one of its checkpoints -> the plain Hugging Face directory that the run would have exported then.
+"""Exports a checkpoint of a run as the plain Hugging Face directory that the run would have exported at that step.
 
 One process, no cluster and no GPU. What decides the model (architecture, template, precision, adapters) comes from
-``run.json`` and the starting model, never from a flag; the weights come from the checkpoint, each file hashed first.
+``run.json`` and the starting model, never from a flag. The weights come from the checkpoint, each file hashed first.
 """
 
 import tempfile
@@ -48,23 +48,23 @@ class ExportedCheckpoint:
 def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str | None) -> ExportedCheckpoint:
     """Write the model of a checkpoint, of any ZeRO stage and number of ranks, as the run would have exported it.
 
-    Takes memory for one copy of the model, two under LoRA (docs/training.md has figures), and reads the checkpoint
+    Takes memory for one copy of the model, two under LoRA (measured in docs/training.md), and reads the checkpoint
     twice. A remote one is downloaded, to a temporary folder.
 
     Args:
         run: output folder of a run, a path or a URL.
-        checkpoint: name, step or "best"; None for the one from which the run would go on.
+        checkpoint: name, step or "best"; None for the one that the next start would resume from.
         into: directory or URL; made, and must not hold anything yet.
-        model: where the run's starting model lies now; None where it still lies where the run found it.
+        model: where the run's starting model is now; None where it has not moved.
 
     Raises:
         StoreError: if there is no run.
         ConfigError: if something is in ``into`` already.
-        CheckpointError: if there is no such checkpoint, or if it is damaged.
-        ModelError: if the starting model is not there, or is another than the run's.
+        CheckpointError: if there is no such checkpoint, or if it is corrupt.
+        ModelError: if the starting model is missing, or is not the one that the run started from.
     """
     disable_progress_bar()
-    # It would report what the starting model lacks, and all of that is in the checkpoint.
+    # It would report weights that the starting model lacks, and all of them are in the checkpoint.
     set_verbosity_error()
     found = kept_checkpoints(run, verify=False)
     kept, manifest, below = _chosen(found, checkpoint)
@@ -74,16 +74,16 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
     if manifest.run_digest != identity.digest:
         raise CheckpointError(f"{folder.url}: checkpoint {kept.name} belongs to another run than run.json says")
     config = _config_of(identity, folder, model)
-    _refuse_what_is_there(into)
+    _refuse_existing(into)
     with _local_copy(folder, f"{below}/{kept.name}") as directory:
         _export(config, directory, manifest, into)
     return ExportedCheckpoint(checkpoint=kept.name, step=manifest.step, into=into)
 
 
 def _chosen(found: KeptCheckpoints, wanted: str | None) -> tuple[KeptCheckpoint, CheckpointManifest, str]:
-    """Return the checkpoint of a name or a step, a committed and whole one first, and the folder that it lies in."""
+    """Return the checkpoint of a name or a step, committed and valid ones first, and the folder that it is in."""
     best = [] if found.best is None else [found.best]
-    listed = sorted([*found.checkpoints, *best], key=lambda kept: (kept.damage is not None, not kept.committed))
+    listed = sorted([*found.checkpoints, *best], key=lambda kept: (kept.corruption is not None, not kept.committed))
     if wanted is None:
         fitting = [kept for kept in [found.next_start, *listed] if kept is not None]
     elif wanted == "best":
@@ -94,10 +94,10 @@ def _chosen(found: KeptCheckpoints, wanted: str | None) -> tuple[KeptCheckpoint,
         there = ", ".join(f"{kept.name} (step {_step(kept)})" for kept in listed) or "none"
         raise CheckpointError(f"{found.run}: no checkpoint {wanted or 'yet'}; there are: {there}")
     kept = fitting[0]
-    if kept.damage is not None or kept.manifest is None:
+    if kept.corruption is not None or kept.manifest is None:
         raise CheckpointError(
-            f"{found.run}: checkpoint {kept.name} is damaged ({kept.damage}); `pairwright checkpoints` "
-            "lists those that are whole"
+            f"{found.run}: checkpoint {kept.name} is corrupt ({kept.corruption}); `pairwright checkpoints` "
+            "lists the valid ones"
         )
     return kept, kept.manifest, BEST_NAME if kept is found.best else CHECKPOINTS_NAME
 
@@ -109,7 +109,7 @@ def _step(kept: KeptCheckpoint) -> str:
 def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> TrainConfig:
     """Return the run's configuration, as far as it decides the model."""
     values = identity.config | {"output": folder.url, "data": {"pairs": identity.pairs_url}}
-    # Runs from before there was a choice were trained so.
+    # Runs of versions without this key were trained so.
     defaults = {"tokens": {"special_in_text": "keep"}}
     chosen = {} if model is None else {"model": {"path": model}}
     for name in ("tokens", "model"):
@@ -126,13 +126,13 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
     path = Path(config.model.path)
     # Whoever wrote run.json chose this path: only a model's directory is read, and hashed.
     if identity.model_digest != f"hub:{path}" and not (path / "config.json").is_file():
-        raise ModelError(f"{path}: the run's starting model is not here; say where it lies now with --model")
+        raise ModelError(f"{path}: the run's starting model is not here; say where it is now with --model")
     if path.is_dir() and not identity.model_digest.startswith("hub:") and model_digest(path) != identity.model_digest:
         raise ModelError(f"{path}: not the model that the run started from (its digest is another); name that one")
     return config
 
 
-def _refuse_what_is_there(into: str) -> None:
+def _refuse_existing(into: str) -> None:
     if not is_free(into):
         raise ConfigError(f"{into}: something is here already; name a directory that is not there yet")
 

@@ -1,8 +1,8 @@
-"""Folders below a run's output, local or on object storage: copied, moved, removed.
+"""Copies, moves and removes folders of a run, on a local disk or on object storage.
 
-A local folder appears whole or not at all, and a copy of it takes no room where the disk can link files. On object
-storage each object is put alone, those at its top last: a ``checkpoint.json`` says that the rest is there. Of a folder
-that is removed or replaced only what checkpoints consist of goes (data/storage/ownership.py).
+A local folder appears as a whole or not at all, and a copy takes no space where the disk can link files. On object
+storage each object is put alone, those at the top last, so that a ``checkpoint.json`` shows that the rest is there.
+Where a folder is removed or replaced, only files of checkpoints are deleted (data/storage/ownership.py).
 """
 
 import asyncio
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial")
-MOST_BYTES_COPIED_BY_THE_STORE = 5 * 1000**3
+MAX_BYTES_COPIED_BY_STORE = 5 * 1000**3
 """S3 copies objects up to 5 GB by itself; larger ones go through this machine."""
 
 
@@ -53,10 +53,10 @@ def copy_folder(run: RunFolder, source: str, target: str) -> None:
         for entry in sorted(objects_below(store, source), key=lambda entry: -entry["path"].count("/")):
             path = entry["path"]
             copied = f"{target}/{path.removeprefix(f'{source}/')}"
-            if entry["size"] < MOST_BYTES_COPIED_BY_THE_STORE:
+            if entry["size"] < MAX_BYTES_COPIED_BY_STORE:
                 obstore.copy(store, path, copied)
             else:
-                asyncio.run(_through_here(store, path, copied))
+                asyncio.run(_copy_through_client(store, path, copied))
 
 
 def move_folder(run: RunFolder, source: str, target: str) -> None:
@@ -84,7 +84,7 @@ def remove_folder(run: RunFolder, name: str) -> None:
     delete_folder(run.url, name, RUN)
 
 
-async def _through_here(store: ObjectStore, source: str, target: str) -> None:
+async def _copy_through_client(store: ObjectStore, source: str, target: str) -> None:
     found = await obstore.get_async(store, source)
     await obstore.put_async(store, target, found.stream())
 

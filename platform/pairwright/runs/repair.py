@@ -1,147 +1,145 @@
-"""Checkpoints that an accident left in disorder -> Ray's list, which names what is there and, as far as known, whole.
+"""Repairs Ray Train's checkpoint snapshot after a crash: it then lists only checkpoints that exist and are valid.
 
-The driver's work, before and between the times that workers are at work: Ray refuses a list that names what is gone,
-always starts from its newest entry, and counts a damaged one among those it keeps. So a damaged checkpoint leaves the
-list, and goes to a folder of its own, where a person can look at it.
+The driver repairs while no worker is running. ``plan_repair`` decides, from what was found and without touching a file;
+``repair_snapshot`` finds, applies the plan and reports. A corrupt checkpoint leaves the list, since Ray always resumes
+from the newest entry, and goes to ``checkpoints-corrupt/``, where a person can look at it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 
 import msgspec
-import obstore
 
-from pairwright.data.storage.object_store import open_store, store_errors
 from pairwright.errors import CheckpointError
-from pairwright.runs.checkpoints import (
-    SNAPSHOT_NAME,
-    KeptCheckpoint,
-    KeptCheckpoints,
-    kept_checkpoints,
-    step_of,
-)
+from pairwright.runs.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints, step_of
+from pairwright.runs.events import CorruptCheckpoint, RunEvent, SnapshotRepaired, UncommittedRemoved
 from pairwright.runs.folder_transfer import copy_folder, move_folder, remove_folder
-from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, DAMAGED_NAME, RunFolder
+from pairwright.runs.ray_snapshot import write_snapshot
+from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, CORRUPT_NAME, RunFolder
 
 
 @dataclass(frozen=True)
-class Mended:
-    """What was out of order and what was done."""
+class Repair:
+    """What is to be done, in this order."""
 
-    set_aside: dict[str, str]
-    """Damaged checkpoint -> what is wrong with it; each now lies below ``checkpoints-damaged/``."""
-    list_written_anew: str | None
-    """Why Ray's list could not be used as it was, and what the new one names; None if it could, less what was set
-    aside."""
+    move_corrupt: Mapping[str, str] = field(default_factory=dict)
+    """Committed checkpoint -> what is wrong with it; each moves to ``checkpoints-corrupt/``."""
+    restore_best: str | None = None
+    """Checkpoint that is copied back from ``checkpoints-best/``, since no other is valid."""
+    commit: tuple[tuple[str, int], ...] | None = None
+    """Name and step of each checkpoint that the new snapshot lists, the newest last; None where the snapshot stays."""
+    reason: str | None = None
+    """Why the snapshot cannot stay, and what the new one lists; None where only corrupt checkpoints leave it."""
 
 
 @dataclass(frozen=True)
-class Swept:
-    """What uploads that never ended had left, and was removed."""
+class RepairReport:
+    """What was repaired."""
 
-    num_folders: int
-    bytes: int
+    corrupt: Mapping[str, str] = field(default_factory=dict)
+    """Checkpoint -> what is wrong with it; each is in ``checkpoints-corrupt/`` now."""
+    snapshot_rewritten: str | None = None
+    """Why the snapshot could not stay, and what the new one lists; None if it lost corrupt checkpoints at most."""
+
+    def events(self) -> list[RunEvent]:
+        """Return the report as events of the run."""
+        repaired = [] if self.snapshot_rewritten is None else [SnapshotRepaired(reason=self.snapshot_rewritten)]
+        return [*repaired, *(CorruptCheckpoint(name=name, reason=reason) for name, reason in self.corrupt.items())]
 
 
-def mend(folder: RunFolder, *, damaged: Mapping[str, str] | None = None) -> Mended:
-    """Leave in Ray's list what is whole, and set aside what it names and is damaged.
+def repair_snapshot(folder: RunFolder, *, corrupt: Mapping[str, str] | None = None) -> RepairReport:
+    """Leave only valid checkpoints in Ray's snapshot, and move those that it lists and that are corrupt.
 
-    Names and sizes are compared here; hashes by the workers, each its own files, who say what they find. Only a list
-    that is torn, or names what is gone, is written anew from every checkpoint whose hashes are right, whether or not
-    the old one had come to name it: each is an exact state of this run. To be called while no worker is at work.
+    Names and sizes are compared here. Hashes are verified by the workers, each its own files, and here only where the
+    snapshot has to be rewritten or the best checkpoint restored. To be called while no worker is running.
 
     Args:
         folder: of a run that may not have started yet.
-        damaged: checkpoint -> what workers found wrong with it, beyond names and sizes.
+        corrupt: checkpoint -> what workers found wrong with it, beyond names and sizes.
 
     Raises:
-        CheckpointError: if the list names checkpoints and neither of them nor the best one is whole; nothing is
+        CheckpointError: if the snapshot lists checkpoints and neither of them nor the best one is valid; nothing is
             changed then.
         StoreError: if the folder cannot be read or written.
     """
     if folder.identity() is None:
-        return Mended(set_aside={}, list_written_anew=None)
+        return RepairReport()
     found = kept_checkpoints(folder.url, verify=False)
-    broken = found.list_is_broken
-    if broken:
+    if found.snapshot_is_unusable:
         found = kept_checkpoints(folder.url, verify=True)
-    wrong = _wrong(found, damaged or {})
-    whole = [kept for kept in found.checkpoints if (kept.committed or broken) and _wrong_with(kept, damaged) is None]
-    best = None if whole or not (broken or wrong) else _whole_best(found, damaged)
-    if wrong and not whole and best is None:
+    repair = plan_repair(found, corrupt or {})
+    if repair.restore_best is not None and not found.verified:
+        best = kept_checkpoints(folder.url, verify=True).best_copies
+        repair = plan_repair(msgspec.structs.replace(found, best_copies=best), corrupt or {})
+    _apply(folder, repair)
+    return RepairReport(corrupt=repair.move_corrupt, snapshot_rewritten=repair.reason)
+
+
+def plan_repair(found: KeptCheckpoints, corrupt: Mapping[str, str]) -> Repair:
+    """Return what is to be done about what was found; reads and writes nothing.
+
+    A snapshot that is torn, or lists what is gone, is replaced by one with every checkpoint that passes verification,
+    whether or not the old one listed it: each is an exact state of this run. Any other loses what is corrupt.
+
+    Args:
+        found: the run's checkpoints; verified, where the snapshot is unusable.
+        corrupt: checkpoint -> what workers found wrong with it.
+
+    Raises:
+        CheckpointError: if a committed checkpoint is corrupt and no valid one is left.
+    """
+    unusable = found.snapshot_is_unusable
+    listed = [kept for kept in found.checkpoints if kept.committed and kept.written_at is not None]
+    wrong = {kept.name: reason for kept in listed if (reason := _corruption(kept, corrupt)) is not None}
+    if not unusable and not wrong:
+        return Repair()
+    candidates = found.checkpoints if unusable else listed
+    valid = [kept for kept in candidates if _corruption(kept, corrupt) is None]
+    if valid:
+        reason = _why_rewritten(found, valid) if unusable else None
+        return Repair(move_corrupt=wrong, commit=_entries(valid), reason=reason)
+    if found.best is not None and _corruption(found.best, corrupt) is None:
+        reason = f"no other checkpoint is valid: restored the best one, of step {step_of(found.best)}"
+        return Repair(move_corrupt=wrong, restore_best=found.best.name, commit=_entries([found.best]), reason=reason)
+    if wrong:
         raise CheckpointError(
-            f"no checkpoint of this run is whole: {'; '.join(f'{name}: {reason}' for name, reason in wrong.items())}. "
-            f"To start it again from its first step, remove {folder.path(CHECKPOINTS_NAME)}"
+            f"no checkpoint of this run is valid: {'; '.join(f'{name}: {reason}' for name, reason in wrong.items())}. "
+            f"To start the run again from its first step, remove {found.run}/{CHECKPOINTS_NAME}"
         )
-    for name in wrong:
-        move_folder(folder, f"{CHECKPOINTS_NAME}/{name}", f"{DAMAGED_NAME}/{name}")
-    if best is not None:
-        copy_folder(folder, f"{BEST_NAME}/{best.name}", f"{CHECKPOINTS_NAME}/{best.name}")
-        whole = [best]
-    if broken or wrong:
-        _write_list(folder, whole)
-    if best is not None:
-        return Mended(
-            set_aside=wrong, list_written_anew=f"no other is whole: back to the best one, step {step_of(best)}"
-        )
-    return Mended(set_aside=wrong, list_written_anew=_why_anew(found, whole) if broken else None)
+    return Repair(commit=(), reason=_why_rewritten(found, []))
 
 
-def _whole_best(found: KeptCheckpoints, damaged: Mapping[str, str] | None) -> KeptCheckpoint | None:
-    """Return the best checkpoint, which is kept apart, if there is one and every hash in it is right."""
-    best = (found if found.verified else kept_checkpoints(found.run, verify=True)).best
-    return best if best is not None and _wrong_with(best, damaged) is None else None
+def _corruption(kept: KeptCheckpoint, corrupt: Mapping[str, str]) -> str | None:
+    return corrupt.get(kept.name, kept.corruption)
 
 
-def _wrong_with(kept: KeptCheckpoint, damaged: Mapping[str, str] | None) -> str | None:
-    return (damaged or {}).get(kept.name, kept.damage)
+def _entries(newest_first: list[KeptCheckpoint]) -> tuple[tuple[str, int], ...]:
+    return tuple((kept.name, step_of(kept)) for kept in reversed(newest_first))
 
 
-def _wrong(found: KeptCheckpoints, damaged: Mapping[str, str]) -> dict[str, str]:
-    """Return what is wrong with each committed checkpoint that is there and damaged."""
-    reasons = {
-        kept.name: _wrong_with(kept, damaged)
-        for kept in found.checkpoints
-        if kept.committed and kept.written_at is not None
-    }
-    return {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def _why_anew(found: KeptCheckpoints, whole: list[KeptCheckpoint]) -> str:
+def _why_rewritten(found: KeptCheckpoints, valid: list[KeptCheckpoint]) -> str:
     gone = ", ".join(kept.name for kept in found.checkpoints if kept.written_at is None)
-    wrong = f"named what is gone ({gone})" if gone else "was cut short"
-    steps = ", ".join(f"{step_of(kept)}" for kept in whole)
-    return f"the list of committed checkpoints {wrong}; written anew with those that are whole: {steps or 'none'}"
+    wrong = f"listed missing checkpoints ({gone})" if gone else "was cut short"
+    steps = ", ".join(f"{step_of(kept)}" for kept in valid)
+    return (
+        f"Ray's list of committed checkpoints {wrong}; rewritten with the valid checkpoints of steps: {steps or 'none'}"
+    )
 
 
-def _write_list(folder: RunFolder, whole: list[KeptCheckpoint]) -> None:
-    """Write Ray Train's list of committed checkpoints, in one put: the given ones, which come newest first."""
-    results = [
-        {"version": 0, "checkpoint_dir_name": kept.name, "metrics": {"step": step_of(kept)}} for kept in reversed(whole)
-    ]
-    state = {
-        "ray_version": version("ray"),
-        "checkpoint_results": results,
-        "checkpoint_report_indices": list(range(len(results))),
-        "latest_checkpoint_result": results[-1] if results else None,
-        "pending_training_results": [],
-        "pending_validation_specs": [],
-        "current_report_index": len(results),
-        "validated_checkpoint_dir_names": [],
-        "timed_out_validation_checkpoint_dir_names": [],
-        "failed_validation_checkpoint_dir_names": [],
-    }
-    url = folder.path(CHECKPOINTS_NAME)
-    with store_errors(url):
-        obstore.put(open_store(url), SNAPSHOT_NAME, msgspec.json.encode(state))
+def _apply(folder: RunFolder, repair: Repair) -> None:
+    for name in repair.move_corrupt:
+        move_folder(folder, f"{CHECKPOINTS_NAME}/{name}", f"{CORRUPT_NAME}/{name}")
+    if repair.restore_best is not None:
+        copy_folder(folder, f"{BEST_NAME}/{repair.restore_best}", f"{CHECKPOINTS_NAME}/{repair.restore_best}")
+    if repair.commit is not None:
+        write_snapshot(folder, repair.commit)
 
 
-def sweep(folder: RunFolder, *, older_than_seconds: float) -> Swept:
-    """Remove what uploads that never ended left in Ray's folder: whatever its list does not name.
+def remove_uncommitted(folder: RunFolder, *, older_than_seconds: float) -> UncommittedRemoved:
+    """Remove what interrupted uploads left in Ray's folder: every checkpoint that its snapshot does not list.
 
-    To be called while no worker of this run is at work.
+    To be called while no worker of this run is running.
 
     Args:
         folder: of a run.
@@ -151,8 +149,8 @@ def sweep(folder: RunFolder, *, older_than_seconds: float) -> Swept:
         StoreError: if the folder cannot be read or written.
     """
     found = kept_checkpoints(folder.url, verify=False)
-    if found.snapshot != "read" or found.list_is_broken:
-        return Swept(num_folders=0, bytes=0)
+    if found.snapshot != "read" or found.snapshot_is_unusable:
+        return UncommittedRemoved(num_checkpoints=0, bytes=0)
     before = datetime.now(UTC) - timedelta(seconds=older_than_seconds)
     left = [
         kept
@@ -161,4 +159,4 @@ def sweep(folder: RunFolder, *, older_than_seconds: float) -> Swept:
     ]
     for kept in left:
         remove_folder(folder, f"{CHECKPOINTS_NAME}/{kept.name}")
-    return Swept(num_folders=len(left), bytes=sum(kept.bytes for kept in left))
+    return UncommittedRemoved(num_checkpoints=len(left), bytes=sum(kept.bytes for kept in left))

@@ -1,7 +1,7 @@
-"""A run's output folder: what it is a run of, what it left, and whether it is already finished.
+"""The output folder of a run: its identity, its summary once it has finished, and the names of its files and folders.
 
-``run.json`` is written before the first step and says what decides the result; starting the same command again finds
-it and goes on. ``training.json`` is written last: a run has ended well if and only if it is there.
+``run.json`` is written before the first step and holds what decides the result; the same command, started again, finds
+it and resumes the run. ``summary.json`` is written last: a run has finished if and only if it is there.
 """
 
 import tempfile
@@ -26,10 +26,12 @@ from pairwright.runs.recovery import Recovery
 from pairwright.terminal import safe_json
 
 RUN_NAME = "run.json"
-SUMMARY_NAME = "training.json"
+SUMMARY_NAME = "summary.json"
+_OLD_SUMMARY_NAME = "training.json"
+"""Its name in earlier versions, when its fields had other names too."""
 MODEL_NAME = "model"
 CHECKPOINTS_NAME = "checkpoints"
-DAMAGED_NAME = "checkpoints-damaged"
+CORRUPT_NAME = "checkpoints-corrupt"
 BEST_NAME = "checkpoints-best"
 
 
@@ -58,7 +60,7 @@ class TrainedOn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run ended and what it was made from; ``training.json``."""
+    """How a run ended and what it was made from; ``summary.json``."""
 
     format_version: Literal[1] = 1
     config: dict[str, Any]
@@ -71,16 +73,16 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     recoveries: list[Recovery] = []
     """The losses of workers behind ``restarts``, in order."""
-    damaged_checkpoints: int
-    """How many checkpoints were found damaged and set aside."""
+    corrupt_checkpoints: int
+    """How many checkpoints failed verification and were moved to ``checkpoints-corrupt/``."""
     world_sizes: tuple[int, ...] = ()
-    """Numbers of workers that the command which finished it started, one after the other."""
+    """Numbers of workers that the command which finished the run started, in order."""
     skipped_steps: tuple[int, ...] = ()
     """Steps whose loss or gradient was not finite, and which changed nothing (``training.on_non_finite``)."""
     seconds: float
-    """Of the command that finished it, tokenising included; not of those that died before."""
+    """Of the command that finished the run, tokenising included; not of those that died before."""
     validation: dict[str, Any]
-    """Figures on the validation split, empty where it holds no pair."""
+    """Metrics on the validation split, empty where it holds no pair."""
     versions: dict[str, str]
 
 
@@ -130,7 +132,7 @@ class RunFolder:
             check_free(self.url, RUN, advice="choose another output, or an empty folder")
 
     def claim(self, identity: RunIdentity) -> None:
-        """Make this the folder of a run, or go on with the run that it already holds.
+        """Make this the folder of a run, or resume the run that it already holds.
 
         Raises:
             ConfigError: if another run is here, naming what differs.
@@ -148,13 +150,20 @@ class RunFolder:
                 ) from None
 
     def summary(self) -> TrainingSummary | None:
-        """Return ``training.json`` of a finished run, or None.
+        """Return ``summary.json`` of a finished run, or None.
 
         Raises:
-            ConfigError: if it cannot be read.
+            ConfigError: if it cannot be read, or an older version of Pairwright finished the run.
         """
         with store_errors(self.path(SUMMARY_NAME)):
             content = read_object(self._store, SUMMARY_NAME)
+            is_old = content is None and read_object(self._store, _OLD_SUMMARY_NAME) is not None
+        if is_old:
+            raise ConfigError(
+                f"{self.path(_OLD_SUMMARY_NAME)}: an older version of Pairwright finished this run. Its model and "
+                f"checkpoints can be used as they are. To write {SUMMARY_NAME}, remove {_OLD_SUMMARY_NAME} and start "
+                "the same command again: it resumes from the last checkpoint"
+            )
         try:
             return None if content is None else msgspec.json.decode(content, type=TrainingSummary)
         except UNREADABLE_JSON as error:
@@ -163,7 +172,7 @@ class RunFolder:
             ) from None
 
     def finish(self, summary: TrainingSummary) -> None:
-        """Declare the run ended well.
+        """Write ``summary.json``, which declares the run finished.
 
         Raises:
             StoreError: if it cannot be written.
@@ -188,7 +197,7 @@ class RunFolder:
 
 
 def check_model_place(run_url: str) -> None:
-    """Refuse a run whose ``model`` folder holds what no run of ours wrote: it would be in the way at the end.
+    """Refuse a run whose ``model`` folder holds files that no run wrote: the export at the end would fail.
 
     Raises:
         StoreError: naming it.

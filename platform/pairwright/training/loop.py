@@ -232,7 +232,7 @@ def _save(
     host.save_checkpoint({"step": taken.step, **taken.figures}, directory, f"step-{taken.step:08d}-{host.attempt}")
     if host.rank == 0:
         seconds = {"waited_seconds": waited - began, "written_seconds": time.perf_counter() - waited}
-        host.progress({"kind": "saved", "step": taken.step, **seconds})
+        host.progress({"kind": "checkpoint_written", "step": taken.step, **seconds})
 
 
 def _restore(engine: Engine, run: Run, host: Host) -> tuple[int, tuple[int, ...]]:

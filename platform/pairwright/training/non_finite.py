@@ -1,7 +1,7 @@
 """A step that could not be taken -> the run stops, or goes on without it: as configured, and up to a cap.
 
 The cap is over the whole run, so the steps skipped so far travel in its checkpoints. Their numbers, not a count: so
-one who reads ``training.json`` can look at what the groups of these steps have in common.
+one who reads ``summary.json`` can look at what the groups of these steps have in common.
 """
 
 from pairwright.config import TrainingConfig

@@ -42,7 +42,7 @@ def staged(engine: Engine, manifest: CheckpointManifest, host: "Host", *, patien
         if pause is None:
             raise first
         if error is not None:
-            host.progress({"kind": "refused", "step": manifest.step, "reason": str(error), "seconds": pause})
+            host.progress({"kind": "retrying", "step": manifest.step, "reason": str(error), "seconds": pause})
         time.sleep(pause)
     raise AssertionError  # the last pause is None
 

@@ -1,79 +1,158 @@
-"""The one small actor between ranks and driver: records go up through it, what the driver asks for comes down.
+"""The actor between ranks and driver, and what they exchange: tasks, events, heartbeats, requests, results.
 
-Apart from progress.py, so that a rank need not import what draws bars and writes event files.
+Ranks push events to the coordinator, and each answer holds what the driver requests; the driver drains them. Apart from
+monitor.py, so that no rank imports what draws bars and writes event files, and from worker.py, so that the driver does
+not import DeepSpeed (5 s).
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
+import msgspec
 import ray
+from ray.actor import ActorProxy
 
-from pairwright.cluster.train.heartbeat import Beat
+from pairwright.config import TrainConfig
+from pairwright.data.table.table import Manifest
+from pairwright.runs.events import RunEvent
+from pairwright.training.rank_status import Moment
+
+# ------------------------------------------------------------------------------------ a rank's task and result
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What the driver gives every rank."""
+
+    config: TrainConfig
+    run_digest: str
+    run_url: str
+    tokens_url: str
+    tokens_manifest: Manifest
+    coordinator: "ActorProxy[RunCoordinator]"
+
+
+class RunFinished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The ranks took the last step, and the model is exported."""
+
+    validation: Mapping[str, Any]
+    """Metrics on the validation split, empty where it holds no pair."""
+    skipped_steps: tuple[int, ...]
+
+
+class RunStopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The ranks stopped as the driver requested; the checkpoint of this step is committed."""
+
+    step: int
+
+
+class RunFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The ranks met an error that a new start would meet again."""
+
+    message: str
+
+
+class CheckpointRejected(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The ranks found the checkpoint corrupt that they were to resume from."""
+
+    name: str
+    reason: str
+
+
+WorkerResult: TypeAlias = RunFinished | RunStopped | RunFailed | CheckpointRejected
+
+
+def start_worker(loop_config: dict[str, Any]) -> WorkerResult:
+    """Run one rank; Ray Train calls it on every worker."""
+    from pairwright.cluster.train.worker import train_worker
+
+    return train_worker(loop_config["task"])
+
+
+# -------------------------------------------------------------------------------------------------- the actor
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What one rank reports of itself."""
+
+    rank: int
+    world_size: int
+    attempt: str
+    """Names the group of workers, as in the name of a checkpoint's folder."""
+    number: int
+    pid: int
+    node: str
+    now: Moment
+    is_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the driver asks of the ranks."""
+class ControlRequest:
+    """What the driver requests from the ranks."""
 
-    stop: str | None = None
+    stop_signal: str | None = None
     """The signal for which the run is to stop."""
-    num_saves: int = 0
-    """How many checkpoints were asked for so far."""
-    save: str = ""
-    """Why the last one."""
+    num_checkpoints: int = 0
+    """How many checkpoints were requested so far."""
+    checkpoint_reason: str = ""
+    """Of the last one."""
 
 
-class Board:
-    """Holds the records that the driver has not taken yet."""
+class RunCoordinator:
+    """Holds the events that the driver has not drained yet, the newest heartbeats, and the driver's requests."""
 
     def __init__(self) -> None:
-        self._records: list[dict[str, Any]] = []
-        self._asked = Asked()
-        self._beats: dict[int, Beat] = {}
-        self._ended: set[str] = set()
-        self._refusal: str | None = None
+        self._events: list[RunEvent] = []
+        self._request = ControlRequest()
+        self._heartbeats: dict[int, Heartbeat] = {}
+        self._ended_groups: set[str] = set()
+        self._abort_reason: str | None = None
 
     @ray.method
-    def refuse(self, reason: str) -> None:
-        """Keep why no further start of the ranks can help."""
-        self._refusal = self._refusal or reason
+    def push(self, event: RunEvent) -> ControlRequest:
+        """Keep an event, with the time of its arrival; return what the driver requests."""
+        self._events.append(msgspec.structs.replace(event, time=round(time.time(), 3)))
+        return self._request
 
     @ray.method
-    def refusal(self) -> str | None:
-        return self._refusal
+    def drain(self) -> list[RunEvent]:
+        """Return the events since the last call."""
+        events, self._events = self._events, []
+        return events
 
     @ray.method
-    def beat(self, beat: Beat) -> bool:
-        """Take a rank's beat and return whether its group is to end."""
-        self._beats[beat.rank] = beat
-        return beat.attempt in self._ended
+    def request_stop(self, signal_name: str) -> None:
+        self._request = replace(self._request, stop_signal=signal_name)
 
     @ray.method
-    def beats(self) -> list[Beat]:
-        """Return the newest beat of each rank."""
-        return list(self._beats.values())
+    def request_checkpoint(self, reason: str) -> None:
+        number = self._request.num_checkpoints + 1
+        self._request = replace(self._request, num_checkpoints=number, checkpoint_reason=reason)
 
     @ray.method
-    def end(self, attempt: str) -> None:
-        """Have the ranks of a group end themselves."""
-        self._ended.add(attempt)
+    def beat(self, heartbeat: Heartbeat) -> bool:
+        """Take a rank's heartbeat; return whether its group is to end."""
+        self._heartbeats[heartbeat.rank] = heartbeat
+        return heartbeat.attempt in self._ended_groups
 
     @ray.method
-    def put(self, record: dict[str, Any]) -> Asked:
-        """Keep a record; the answer is what the driver asks for."""
-        self._records.append(record | {"time": round(time.time(), 3)})
-        return self._asked
+    def heartbeats(self) -> list[Heartbeat]:
+        """Return the newest heartbeat of each rank."""
+        return list(self._heartbeats.values())
 
     @ray.method
-    def ask_to_stop(self, signal_name: str) -> None:
-        self._asked = replace(self._asked, stop=signal_name)
+    def end_group(self, attempt: str) -> None:
+        """Make the ranks of a group end themselves with their next heartbeat."""
+        self._ended_groups.add(attempt)
 
     @ray.method
-    def ask_to_save(self, reason: str) -> None:
-        self._asked = replace(self._asked, num_saves=self._asked.num_saves + 1, save=reason)
+    def abort(self, reason: str) -> None:
+        """Keep the first reason for which no further start of the ranks can succeed."""
+        self._abort_reason = self._abort_reason or reason
 
     @ray.method
-    def take(self) -> list[dict[str, Any]]:
-        taken, self._records = self._records, []
-        return taken
+    def abort_reason(self) -> str | None:
+        return self._abort_reason

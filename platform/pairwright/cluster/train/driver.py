@@ -1,7 +1,7 @@
-"""A configuration -> a run folder with a model: Ray Train starts the ranks, replaces lost ones, keeps checkpoints.
+"""The driver of ``pairwright train``: plans a run, has it trained on Ray, and writes its summary.
 
-The driver prepares (data version, tokens, identity), waits, and writes ``training.json`` last. Starting the same
-command again after any death of the driver finds the run's own records and goes on from its newest checkpoint.
+The driver plans (data version, tokens, identity), waits, and writes ``summary.json`` last. However a driver ended, the
+same command finds the run in its folder and resumes from the newest checkpoint.
 """
 
 import os
@@ -19,10 +19,18 @@ import ray.train
 
 from pairwright import __version__
 from pairwright.cluster.session import ray_session
-from pairwright.cluster.train.monitor import Watcher
-from pairwright.cluster.train.preemption import StopSignals
-from pairwright.cluster.train.run_plan import Prepared, cache_of, check_model, check_places, prepare, version_of
-from pairwright.cluster.train.trainer import fit
+from pairwright.cluster.train.coordinator import RunFinished, RunStopped
+from pairwright.cluster.train.monitor import RunMonitor
+from pairwright.cluster.train.preemption import ShutdownSignals
+from pairwright.cluster.train.run_plan import (
+    RunPlan,
+    check_model,
+    check_output,
+    data_version,
+    plan_run,
+    token_cache_url,
+)
+from pairwright.cluster.train.trainer import run_trainer
 from pairwright.config import TrainConfig, config_digest
 from pairwright.data.storage.backoff import with_patience
 from pairwright.data.storage.lease import Lease
@@ -33,9 +41,10 @@ from pairwright.data.tokens.tokenize import totals_beforehand
 from pairwright.data.tokens.tokenize_groups import EQUAL_IN_TEMPLATE, REFUSED_PREFIX, counts_behind, special_line
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ConfigError, StoppedError
-from pairwright.runs.best_checkpoint import BestKeeper, Figure
+from pairwright.runs.best_checkpoint import BestCheckpoint, BestMetric
 from pairwright.runs.run_dir import (
     MODEL_NAME,
+    SUMMARY_NAME,
     RunFolder,
     TrainedOn,
     TrainingSummary,
@@ -52,7 +61,7 @@ class TrainSummary:
     """How a training command ended."""
 
     training: TrainingSummary
-    """Content of ``training.json``."""
+    """Content of ``summary.json``."""
     model: str
     """Path or URL of the model directory."""
     already_finished: bool
@@ -60,19 +69,19 @@ class TrainSummary:
 
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
-    """Return the resolved configuration and the size of the run, having checked what can be checked without a cluster.
+    """Return the resolved configuration and the size of the run; checks what can be checked without a cluster.
 
     Raises:
         ConfigError, DataError, StoreError, ModelError: as ``train`` would, for what it finds wrong.
     """
-    check_places(config)
+    check_output(config)
     if _is_there(config.output):
         RunFolder(config.output).check_free()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(config.data.version)
     tokenizer = load_tokenizer(config.model.path)
     check_model(config)
-    tokens = totals_beforehand(pairs, manifest, tokenizer, config.tokens, cache_of(config))
+    tokens = totals_beforehand(pairs, manifest, tokenizer, config.tokens, token_cache_url(config))
     num_groups = int(manifest.totals["groups"] - manifest.totals["groups_validation"])
     schedule = schedule_of(num_groups, config)
     return {
@@ -86,33 +95,33 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
 
 
 def train(config: TrainConfig) -> TrainSummary:
-    """Run a training to its end, or go on with the one that ``config.output`` already holds.
+    """Run a training to its end, or resume the one that ``config.output`` already holds.
 
     Raises:
         ConfigError: if the output holds another run, lies in the starting model or around it, or the batch cannot be
             planned.
         StoreError, ModelError: if the pairs table, the model or the output cannot be used.
         LeaseError: if another command trains in this output.
-        TrainingError: if the run stopped for good; what it left is still there to go on from.
-        StoppedError: if SIGTERM asked it to stop; KeyboardInterrupt, if Ctrl-C did.
+        TrainingError: if the run failed for good; what it left is still there to resume from.
+        StoppedError: if SIGTERM stopped it; KeyboardInterrupt, if Ctrl-C did.
     """
-    signals = StopSignals()
+    signals = ShutdownSignals()
     try:
         return _train(config, signals)
     except KeyboardInterrupt:
         if signals.received != signal.SIGTERM:
             raise
         raise StoppedError(
-            f"run {config.output}: ended at once by SIGTERM; the same command goes on from the newest checkpoint"
+            f"run {config.output}: ended at once by SIGTERM; the same command resumes from the newest checkpoint"
         ) from None
 
 
-def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
-    check_places(config)
+def _train(config: TrainConfig, signals: ShutdownSignals) -> TrainSummary:
+    check_output(config)
     folder = RunFolder(config.output)
     folder.check_free()
     pairs = Table.open(config.data.pairs, "pairs")
-    manifest = pairs.manifest(version_of(config, folder))
+    manifest = pairs.manifest(data_version(config, folder))
     started = time.time()
     with (
         Lease(folder.url, RUN, what="`pairwright train`", lost=signals.end_now) as lease,
@@ -120,22 +129,22 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
         signals,  # after Ray, which takes SIGTERM for itself when it starts
     ):
         _check_resources(config)
-        prepared = prepare(config, folder, pairs, manifest)
-        folder.claim(prepared.identity)
+        plan = plan_run(config, pairs, manifest)
+        folder.claim(plan.identity)
         if (summary := folder.summary()) is not None:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
         check_model_place(folder.url)
-        _announce(config, prepared, folder)
+        _announce(config, plan, folder)
         with ExitStack() as stack:
-            watcher = stack.enter_context(_watcher(config, folder))
+            monitor = stack.enter_context(_run_monitor(config, folder))
             if config.training.keep_best is not None:
-                stack.enter_context(_best_kept(config.training.keep_best, folder, watcher))
-            signals.ask_through(watcher.board)
-            outcome = fit(config, prepared, folder, watcher, lease)
-            if "stopped" in outcome:
-                _say_stopped(folder, outcome["stopped"], signals)
-    summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
-    with_patience(lambda: folder.finish(summary), config.training.storage_patience_seconds, _say_refused)
+                stack.enter_context(_best_checkpoint(config.training.keep_best, folder, monitor))
+            signals.connect(monitor.coordinator)
+            result = run_trainer(config, plan, folder, monitor, lease)
+            if isinstance(result, RunStopped):
+                _raise_stopped(folder, result.step, signals)
+    summary = _summary(config, plan, manifest, result, monitor, time.time() - started)
+    with_patience(lambda: folder.finish(summary), config.training.storage_patience_seconds, _print_retry)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
 
 
@@ -144,8 +153,8 @@ def _is_there(url: str) -> bool:
     return root is None or root.is_dir()
 
 
-def _watcher(config: TrainConfig, folder: RunFolder) -> Watcher:
-    return Watcher(
+def _run_monitor(config: TrainConfig, folder: RunFolder) -> RunMonitor:
+    return RunMonitor(
         folder.local_directory,
         run=folder.url,
         log_every_steps=config.training.log_every_steps,
@@ -154,14 +163,14 @@ def _watcher(config: TrainConfig, folder: RunFolder) -> Watcher:
     )
 
 
-def _best_kept(by: Figure, folder: RunFolder, watcher: Watcher) -> BestKeeper:
-    keeper = BestKeeper(folder, by, watcher.say)
-    watcher.on_commit = keeper.committed
-    return keeper
+def _best_checkpoint(metric: BestMetric, folder: RunFolder, monitor: RunMonitor) -> BestCheckpoint:
+    best = BestCheckpoint(folder, metric, monitor.log_event)
+    monitor.on_commit = best.on_commit
+    return best
 
 
 def _check_resources(config: TrainConfig) -> None:
-    """Refuse at once what a cluster started for this command can never give; a real cluster may still grow."""
+    """Refuse at once what a cluster that this command starts can never provide; any other cluster may still grow."""
     if "RAY_ADDRESS" in os.environ:
         return
     workers, resources = config.workers, ray.cluster_resources()
@@ -179,19 +188,19 @@ def _check_resources(config: TrainConfig) -> None:
         )
 
 
-def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> None:
-    totals, workers, data = prepared.tokens_manifest.totals, config.workers, config.data
+def _announce(config: TrainConfig, plan: RunPlan, folder: RunFolder) -> None:
+    totals, workers, data = plan.tokens_manifest.totals, config.workers, config.data
     num_workers = f"{workers.least}" if workers.least == workers.most else f"{workers.least} to {workers.most}"
     lines = [
         f"run {folder.url}",
-        f"  data    {data.pairs} version {prepared.identity.pairs_version}: {prepared.schedule.num_groups:,} groups to "
+        f"  data    {data.pairs} version {plan.identity.pairs_version}: {plan.schedule.num_groups:,} groups to "
         f"train on, {totals['tokens']:,.0f} tokens with the held-out ones",
         f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
         f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups unpaired",
         *_equal_lines(totals),
         *_refused_lines(totals),
         *_special_lines(totals, config),
-        f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups",
+        f"  steps   {plan.schedule.num_steps} of {config.batches.groups_per_step} groups",
         f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
         f"{config.engine.precision}",
     ]
@@ -215,51 +224,52 @@ def _special_lines(totals: Mapping[str, int | float], config: TrainConfig) -> li
     return [f"  special {num_groups:,.0f} groups {special_line(totals, rule)}"] if num_groups else []
 
 
-def _say_refused(reason: str, pause: float) -> None:
-    say(escaped(f"training.json cannot be written: {reason}; trying again in {pause:.0f} s"))
+def _print_retry(reason: str, delay: float) -> None:
+    say(escaped(f"{SUMMARY_NAME} cannot be written: {reason}; retrying in {delay:.0f} s"))
 
 
-def _say_stopped(folder: RunFolder, step: int, signals: StopSignals) -> NoReturn:
-    """Raise what ends a command whose run was asked to stop and did."""
+def _raise_stopped(folder: RunFolder, step: int, signals: ShutdownSignals) -> NoReturn:
+    """Raise what ends a command whose run stopped as requested."""
     where = f"from step {step}, whose checkpoint is committed" if step else "from its first step"
-    said = f"run {folder.url}: stopped; the same command goes on {where}"
+    message = f"run {folder.url}: stopped; the same command resumes {where}"
     if signals.received == signal.SIGINT:
-        say(escaped(said))
+        say(escaped(message))
         raise KeyboardInterrupt
-    raise StoppedError(said)
+    raise StoppedError(message)
 
 
 def _summary(
     config: TrainConfig,
-    prepared: Prepared,
+    plan: RunPlan,
     manifest: Manifest,
-    outcome: dict[str, Any],
-    watcher: Watcher,
+    result: RunFinished,
+    monitor: RunMonitor,
     seconds: float,
 ) -> TrainingSummary:
+    history = monitor.history
     return TrainingSummary(
         config=config.model_dump(mode="json"),
         config_digest=config_digest(config),
-        run_digest=prepared.identity.digest,
+        run_digest=plan.identity.digest,
         data=TrainedOn(
             pairs=config.data.pairs,
             version=manifest.version,
             digest=manifest.digest,
             inputs=manifest.inputs,
-            tokens=prepared.tokens_url,
-            tokens_digest=prepared.tokens_manifest.digest,
-            tokens_totals=prepared.tokens_manifest.totals,
+            tokens=plan.tokens_url,
+            tokens_digest=plan.tokens_manifest.digest,
+            tokens_totals=plan.tokens_manifest.totals,
         ),
-        model_digest=prepared.identity.model_digest,
-        steps=prepared.schedule.num_steps,
-        resumes=watcher.num_resumes,
-        restarts=watcher.num_restarts,
-        recoveries=watcher.recoveries.all,
-        damaged_checkpoints=watcher.num_damaged,
-        world_sizes=tuple(watcher.world_sizes),
-        skipped_steps=tuple(outcome["skipped_steps"]),
+        model_digest=plan.identity.model_digest,
+        steps=plan.schedule.num_steps,
+        resumes=history.num_resumes,
+        restarts=history.num_restarts,
+        recoveries=history.recoveries,
+        corrupt_checkpoints=history.num_corrupt_checkpoints,
+        world_sizes=tuple(history.world_sizes),
+        skipped_steps=result.skipped_steps,
         seconds=round(seconds, 1),
-        validation=outcome["validation"],
+        validation=dict(result.validation),
         versions={"pairwright": __version__, "python": platform.python_version()}
         | {name: package_version(name) for name in PACKAGES},
     )

@@ -1,9 +1,9 @@
-"""Every rank's beats -> the ranks that a run hangs on, and its end, after which Ray starts the group again.
+"""Heartbeats of the ranks, and the watchdog that finds a hanging run and has Ray replace its workers.
 
-A collective waits for its last rank, for half an hour by default, and Ray asks only whether processes answer. So a
-thread of each rank tells the board what the rank is doing, and the driver looks whether anything still goes on. If not,
-it names the ranks that are silent or behind, and every rank that still beats ends itself with the answer to its next
-beat: Ray then kills the rest and replaces all. Only the driver's clock is read.
+A collective waits for its last rank, for half an hour by default, and Ray checks only whether processes answer. So a
+thread of each rank sends the coordinator what the rank is doing, and the driver checks whether any rank makes progress.
+If none does, it names the ranks that are silent or behind. Every rank that still sends heartbeats ends itself with the
+answer to the next one; Ray then kills the rest and replaces the group. Only the driver's clock is read.
 """
 
 import faulthandler
@@ -13,67 +13,56 @@ import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import ray
 from ray.actor import ActorProxy
 from ray.exceptions import GetTimeoutError, RayError
 
+from pairwright.cluster.train.coordinator import Heartbeat, RunCoordinator
 from pairwright.training.rank_status import Moment, Pulse
 
-if TYPE_CHECKING:
-    from pairwright.cluster.train.coordinator import Board
-
-MOST_BEAT_SECONDS = 5.0
-BEATS_IN_TIME = 10
-"""How often a rank beats in the time after which it is taken to hang."""
-SLOWEST_GAPS = 5.0
-"""As many times the longest pause that a run has had are waited for in any case."""
-
-
-@dataclass(frozen=True)
-class Beat:
-    """What one rank says of itself."""
-
-    rank: int
-    world_size: int
-    attempt: str
-    """Names the group of ranks, as in a checkpoint's folder."""
-    number: int
-    pid: int
-    node: str
-    now: Moment
-    is_last: bool = False
+MAX_HEARTBEAT_SECONDS = 5.0
+HEARTBEATS_PER_HANG_TIMEOUT = 10
+MIN_LONGEST_PAUSES = 5.0
+"""The timeout is at least this many times the longest pause between two signs of progress that the run has had."""
 
 
 @dataclass(frozen=True)
 class Hang:
-    """A group of ranks in which nothing goes on."""
+    """A group of workers without progress."""
 
     attempt: str
     reason: str
 
 
-def beat_seconds(hang_seconds: float) -> float:
-    """Return the pause between two beats."""
-    return min(MOST_BEAT_SECONDS, hang_seconds / BEATS_IN_TIME)
+def heartbeat_interval(hang_seconds: float) -> float:
+    """Return the seconds between two heartbeats."""
+    return min(MAX_HEARTBEAT_SECONDS, hang_seconds / HEARTBEATS_PER_HANG_TIMEOUT)
 
 
 # ------------------------------------------------------------------------------------------------ a rank
 
 
-class Heart:
-    """Tells the board what this rank is doing, from a thread of its own; a context manager around the training."""
+class HeartbeatSender:
+    """Sends this rank's status to the coordinator, in a thread of its own; a context manager around the training."""
 
     def __init__(
-        self, board: "ActorProxy[Board]", pulse: Pulse, *, rank: int, world_size: int, attempt: str, hang_seconds: float
+        self,
+        coordinator: ActorProxy[RunCoordinator],
+        pulse: Pulse,
+        *,
+        rank: int,
+        world_size: int,
+        attempt: str,
+        hang_seconds: float,
     ) -> None:
-        self._board, self._pulse = board, pulse
+        self._coordinator, self._pulse = coordinator, pulse
         self._rank, self._world_size, self._attempt = rank, world_size, attempt
-        self._pause = beat_seconds(hang_seconds)
+        self._interval = heartbeat_interval(hang_seconds)
         self._number = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="pairwright-heart", daemon=True)
+        self._thread = threading.Thread(target=self._send, name="pairwright-heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -81,11 +70,11 @@ class Heart:
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
-        self._board.beat.remote(replace(self._next(), is_last=True))
+        self._coordinator.beat.remote(replace(self._next(), is_last=True))
 
-    def _next(self) -> Beat:
+    def _next(self) -> Heartbeat:
         self._number += 1
-        return Beat(
+        return Heartbeat(
             rank=self._rank,
             world_size=self._world_size,
             attempt=self._attempt,
@@ -95,14 +84,14 @@ class Heart:
             now=self._pulse.now,
         )
 
-    def _beat(self) -> None:
-        while not self._stop.wait(self._pause):
+    def _send(self) -> None:
+        while not self._stop.wait(self._interval):
             try:
-                is_over = ray.get(self._board.beat.remote(self._next()), timeout=self._pause)
+                is_over = ray.get(self._coordinator.beat.remote(self._next()), timeout=self._interval)
             except (RayError, GetTimeoutError):
                 continue
             if is_over and not self._stop.is_set():
-                # Into this rank's log: where each thread stands. Nothing gentler ends one that waits in a collective.
+                # The stack of each thread goes to this rank's log. Only SIGKILL ends a rank that waits in a collective.
                 faulthandler.dump_traceback()
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -111,84 +100,87 @@ class Heart:
 
 
 class Watchdog:
-    """Finds the group of ranks in which nothing goes on; times are seconds of one clock, the caller's."""
+    """Finds a group of workers without progress; times are seconds of one clock, the caller's."""
 
     def __init__(self, hang_seconds: float) -> None:
         self._hang_seconds = hang_seconds
         self._longest_pause = 0.0
         self._attempt = ""
-        self._beats: dict[int, Beat] = {}
-        self._heard: dict[int, float] = {}
-        self._advanced = 0.0
-        self._ended: set[str] = set()
+        self._heartbeats: dict[int, Heartbeat] = {}
+        self._received_at: dict[int, float] = {}
+        self._progress_at = 0.0
+        self._ended_groups: set[str] = set()
 
     @property
     def limit_seconds(self) -> float:
-        """Time without any progress after which the ranks are taken to hang."""
-        return max(self._hang_seconds, SLOWEST_GAPS * self._longest_pause)
+        """Time without any progress after which the group is reported to hang."""
+        return max(self._hang_seconds, MIN_LONGEST_PAUSES * self._longest_pause)
 
-    def look(self, beats: Sequence[Beat], now: float) -> Hang | None:
-        """Take the newest beat of each rank and say whether the group hangs; each group is found to hang once."""
-        for beat in beats:
-            self._take(beat, now)
-        if not self._beats or self._attempt in self._ended or now - self._advanced <= self.limit_seconds:
+    def check(self, heartbeats: Sequence[Heartbeat], now: float) -> Hang | None:
+        """Take the newest heartbeat of each rank; return a hang of the group, once for each group."""
+        for heartbeat in heartbeats:
+            self._add(heartbeat, now)
+        if not self._heartbeats or self._attempt in self._ended_groups:
+            return None
+        if now - self._progress_at <= self.limit_seconds:
             return None
         silent = self._silent(now, self.limit_seconds)
-        if not silent and not all(beat.now.is_watched for beat in self._beats.values()):
+        if not silent and not all(heartbeat.now.is_watched for heartbeat in self._heartbeats.values()):
             return None
-        self._ended.add(self._attempt)
+        self._ended_groups.add(self._attempt)
         return Hang(self._attempt, self._describe(now))
 
-    def group_is_gone(self) -> None:
-        """Look no more after the group of which the newest beats are: it has ended, or Ray is replacing it."""
-        self._ended.add(self._attempt)
+    def worker_group_ended(self) -> None:
+        """Ignore the group that sent the newest heartbeats from now on: it has ended, or Ray is replacing it."""
+        self._ended_groups.add(self._attempt)
 
-    def doing(self) -> str:
-        """Return what the ranks said last, for the log."""
-        return "; ".join(f"rank {rank} {_where(beat.now)}" for rank, beat in sorted(self._beats.items()))
+    def describe_ranks(self) -> str:
+        """Return what each rank reported last, for the log."""
+        return "; ".join(f"rank {rank} {_where(beat.now)}" for rank, beat in sorted(self._heartbeats.items()))
 
-    def _take(self, beat: Beat, now: float) -> None:
+    def _add(self, beat: Heartbeat, now: float) -> None:
         if beat.is_last:
-            self._ended.add(beat.attempt)
-        if beat.attempt in self._ended:
+            self._ended_groups.add(beat.attempt)
+        if beat.attempt in self._ended_groups:
             return
         if beat.attempt != self._attempt:
-            self._ended.add(self._attempt)
-            self._attempt, self._beats, self._heard, self._advanced = beat.attempt, {}, {}, now
-        before = self._beats.get(beat.rank)
+            self._ended_groups.add(self._attempt)
+            self._attempt, self._heartbeats, self._received_at, self._progress_at = beat.attempt, {}, {}, now
+        before = self._heartbeats.get(beat.rank)
         if before is not None and before.number == beat.number:
             return
-        self._heard[beat.rank] = now
-        self._beats[beat.rank] = beat
+        self._received_at[beat.rank] = now
+        self._heartbeats[beat.rank] = beat
         if before is None or before.now.count != beat.now.count:
             if before is not None and before.now.is_watched:
-                self._longest_pause = max(self._longest_pause, now - self._advanced)
-            self._advanced = now
+                self._longest_pause = max(self._longest_pause, now - self._progress_at)
+            self._progress_at = now
 
     def _silent(self, now: float, seconds: float) -> list[int]:
-        world_size = next(iter(self._beats.values())).world_size
-        return [rank for rank in range(world_size) if now - self._heard.get(rank, -seconds) >= seconds]
+        world_size = next(iter(self._heartbeats.values())).world_size
+        return [rank for rank in range(world_size) if now - self._received_at.get(rank, -seconds) >= seconds]
 
     def _describe(self, now: float) -> str:
-        stood = f"nothing has gone on for {now - self._advanced:.0f} s"
+        stood = f"no progress for {now - self._progress_at:.0f} s"
         if silent := self._silent(now, self.limit_seconds / 2):
-            return f"{stood}: {'; '.join(self._last_word(rank, now) for rank in silent)}"
-        counts = {rank: beat.now.count for rank, beat in self._beats.items()}
+            return f"{stood}: {'; '.join(self._describe_silent(rank, now) for rank in silent)}"
+        counts = {rank: beat.now.count for rank, beat in self._heartbeats.items()}
         behind = sorted(rank for rank, count in counts.items() if count == min(counts.values()))
         if len(behind) == len(counts):
-            return f"{stood}: all ranks are {_where(self._beats[0].now)}"
+            return f"{stood}: all ranks are {_where(self._heartbeats[0].now)}"
         return f"{stood}: " + "; ".join(
-            f"{_who(self._beats[rank])} is behind the others, {_where(self._beats[rank].now)}" for rank in behind
+            f"{_who(self._heartbeats[rank])} is behind the others, {_where(self._heartbeats[rank].now)}"
+            for rank in behind
         )
 
-    def _last_word(self, rank: int, now: float) -> str:
-        if rank not in self._beats:
-            return f"rank {rank} has never been heard of"
-        beat = self._beats[rank]
-        return f"{_who(beat)} has been silent for {now - self._heard[rank]:.0f} s, last {_where(beat.now)}"
+    def _describe_silent(self, rank: int, now: float) -> str:
+        if rank not in self._heartbeats:
+            return f"rank {rank} has never sent a heartbeat"
+        beat = self._heartbeats[rank]
+        return f"{_who(beat)} has been silent for {now - self._received_at[rank]:.0f} s, last seen {_where(beat.now)}"
 
 
-def _who(beat: Beat) -> str:
+def _who(beat: Heartbeat) -> str:
     return f"rank {beat.rank} (process {beat.pid} on {beat.node})"
 
 

@@ -1,7 +1,7 @@
-"""What the workers do -> what a person sees: records travel from rank 0 to the driver through one small actor.
+"""The driver's monitor of a run: drains the events, shows and logs them, detects hangs, and watches for scale-up.
 
-The driver writes them to TensorBoard and to ``metrics-*.jsonl``, draws a bar in a terminal and prints lines
-elsewhere, so that a job's log reads well and no worker's prefix stands before every line.
+Events go to ``metrics-*.jsonl``, TensorBoard and Prometheus; a person sees a progress bar in a terminal, and lines
+elsewhere, without a worker's prefix before each of them.
 """
 
 import sys
@@ -20,75 +20,76 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pairwright.cluster.train.coordinator import Board
-from pairwright.cluster.train.heartbeat import Watchdog, beat_seconds
-from pairwright.cluster.train.run_metrics import Health
-from pairwright.cluster.train.scale_up import Growth
+from pairwright.cluster.session import ray_resources
+from pairwright.cluster.train.coordinator import RunCoordinator
+from pairwright.cluster.train.heartbeat import Watchdog, heartbeat_interval
+from pairwright.cluster.train.run_metrics import RunMetrics
 from pairwright.config import WorkersConfig
 from pairwright.errors import StoreError
-from pairwright.runs.event_log import RunLog
-from pairwright.runs.recovery import Recoveries
-from pairwright.runs.repair import Mended, Swept
-from pairwright.runs.run_log_lines import event_line, format_figures, last_line
+from pairwright.runs.event_log import EventLog
+from pairwright.runs.events import (
+    CheckpointCommitted,
+    HangDetected,
+    RunEvent,
+    StepTaken,
+    WorkersLost,
+    WorkersStarted,
+    cause_of,
+)
+from pairwright.runs.recovery import RunHistory
 from pairwright.terminal import encodable, escaped, say
 
-POLL_SECONDS = 0.5
+DRAIN_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 SILENCE_SECONDS = 60.0
-HEALTH_FIGURES = ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkpoint_stall_seconds")
-NOT_FIGURES = frozenset({"kind", "step", "num_steps", "epoch", "time"})
+LOGGED_METRICS = ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkpoint_stall_seconds")
 
 
-class RestartNotice(UserCallback):
-    """Tells the driver of lost workers and of committed checkpoints; Ray Train calls it on its controller."""
+class RunEventCallback(UserCallback):
+    """Sends lost workers and committed checkpoints to the coordinator; Ray Train calls it on its controller."""
 
-    def __init__(self, board: ActorProxy[Board]) -> None:
-        self._board = board
+    def __init__(self, coordinator: ActorProxy[RunCoordinator]) -> None:
+        self._coordinator = coordinator
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if checkpoint is not None:
-            self._board.put.remote({"kind": "committed", "step": metrics[0]["step"]})
+            self._coordinator.push.remote(CheckpointCommitted(step=metrics[0]["step"]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = [f"rank {rank}: {last_line(error)}" for rank, error in sorted(worker_exceptions.items())]
-        self._board.put.remote({"kind": "restart", "step": 0, "causes": causes})
+        causes = tuple(f"rank {rank}: {cause_of(error)}" for rank, error in sorted(worker_exceptions.items()))
+        self._coordinator.push.remote(WorkersLost(causes=causes))
 
 
-class Watcher:
-    """Shows a run's records while the driver waits for it; a context manager around ``trainer.fit()``.
+class RunMonitor:
+    """Shows and logs a run's events while the driver waits for it; a context manager around the training.
 
     Args:
-        directory: local folder for the event files; the run's own where that is local.
-        run: the run's output, by which its metrics are told apart.
+        directory: local folder for the log files; the run's own where that is local.
+        run: the run's output, which labels its metrics.
         log_every_steps: steps between two printed lines.
         workers: of the run.
-        publish: called every minute and at the end, to copy the folder to where the run's output lives.
+        publish: called every minute and at the end, to copy the log files to where the run's output lives.
     """
 
     def __init__(
         self, directory: Path, *, run: str, log_every_steps: int, workers: WorkersConfig, publish: Callable[[], None]
     ) -> None:
-        # Beside the driver, which it is of no use without: anywhere else, a lost node would take it along.
+        # On the driver's node, since it is useless without the driver: a lost node elsewhere would take it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
-        self.num_restarts = 0
-        self.num_resumes = 0
-        self.num_damaged = 0
-        self.world_sizes: list[int] = []
-        self.last_step = 0
-        self.recoveries = Recoveries()
-        self.health = Health(run)
+        self.coordinator = ray.remote(num_cpus=0)(RunCoordinator).options(scheduling_strategy=here).remote()
+        self.history = RunHistory()
         self.on_commit: Callable[[], None] | None = None
         """Called, soon, once a checkpoint is committed."""
+        self._metrics = RunMetrics(run)
         self._watchdog = Watchdog(workers.hang_seconds)
-        self._growth = Growth(workers)
-        # Several times between two of Ray's looks for room: whoever sees it first decides what is saved.
-        self._look_seconds = min(beat_seconds(workers.hang_seconds), workers.resize_seconds / 4)
+        self._scale_up = ScaleUpWatcher(workers)
+        # Several times between two of Ray's checks for room: whoever sees it first decides what is saved.
+        self._check_seconds = min(heartbeat_interval(workers.hang_seconds), workers.resize_seconds / 4)
         self._log_every_steps = log_every_steps
         self._publish = publish
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="pairwright-progress", daemon=True)
-        self._log = RunLog(directory)
+        self._thread = threading.Thread(target=self._monitor, name="pairwright-monitor", daemon=True)
+        self._event_log = EventLog(directory)
         self._console = Console()
         self._bar = Progress(
             TextColumn("training"),
@@ -100,7 +101,7 @@ class Watcher:
         )
         self._task = self._bar.add_task("training", total=None, note="starting workers")
 
-    def __enter__(self) -> "Watcher":
+    def __enter__(self) -> "RunMonitor":
         if self._console.is_terminal:
             self._bar.start()
         self._thread.start()
@@ -111,138 +112,102 @@ class Watcher:
         self._thread.join(timeout=60)
         if self._console.is_terminal:
             self._bar.stop()
-        self._say_refused(self._log.flush())
-        self._publish_all()
+        self._print_write_error(self._event_log.flush())
+        self._publish_files()
 
-    def say(self, record: dict[str, Any]) -> None:
-        """Show a record of the driver's own, in its turn."""
-        self.board.put.remote(record)
+    def log_event(self, event: RunEvent) -> None:
+        """Log an event of the driver's own, in order with the others."""
+        self.coordinator.push.remote(event)
 
-    def mended(self, mended: Mended) -> None:
-        """Show, and count, what the driver put in order before it starts workers."""
-        if mended.list_written_anew is not None:
-            self.say({"kind": "mended", "step": 0, "what": mended.list_written_anew})
-        for name, reason in mended.set_aside.items():
-            self.say({"kind": "damaged", "step": 0, "name": name, "reason": reason})
-
-    def swept(self, swept: Swept) -> None:
-        """Show what was removed of uploads that never ended."""
-        if swept.num_folders:
-            what = f"removed {swept.num_folders} checkpoints that were never committed ({swept.bytes / 1e6:,.1f} MB)"
-            self.say({"kind": "mended", "step": 0, "what": what})
-
-    def _watch(self) -> None:
-        published = heard = looked = time.monotonic()
+    def _monitor(self) -> None:
+        published = heard = checked = time.monotonic()
         while True:
-            stopping = self._stop.wait(POLL_SECONDS)
-            records = self._taken()
-            for record in records:
-                self._show(record)
-            self._say_refused(self._log.flush())
-            if records:
+            # Drained once more after the stop, so that no event is lost.
+            stopping = self._stop.wait(DRAIN_SECONDS)
+            events = self._drain()
+            for event in events:
+                self._handle(event)
+            self._print_write_error(self._event_log.flush())
+            if events:
                 heard = time.monotonic()
             elif time.monotonic() - heard > SILENCE_SECONDS:
-                self._print(
-                    f"no step for {SILENCE_SECONDS:.0f} s ({self._watchdog.doing() or 'no rank has started'}); the "
-                    f"cluster has {_free_resources()}"
-                )
+                self._print_silence()
                 heard = time.monotonic()
-            if time.monotonic() - looked > self._look_seconds:
-                self._look_for_hang()
-                self._look_for_growth()
-                self.health.tell()
-                looked = time.monotonic()
+            if time.monotonic() - checked > self._check_seconds:
+                self._check_for_hang()
+                self._check_for_scale_up()
+                self._metrics.publish()
+                checked = time.monotonic()
             if stopping:
-                self.health.tell()  # the last step too
+                self._metrics.publish()  # of the last step too
                 return
             if time.monotonic() - published > PUBLISH_SECONDS:
-                self._publish_all()
+                self._publish_files()
                 published = time.monotonic()
 
-    def _look_for_hang(self) -> None:
+    def _drain(self) -> list[RunEvent]:
         try:
-            beats = ray.get(self.board.beats.remote(), timeout=30)
+            return ray.get(self.coordinator.drain.remote(), timeout=30)
         except (RayActorError, GetTimeoutError):
-            return
-        hang = self._watchdog.look(beats, time.monotonic())
-        if hang is not None:
-            self.say({"kind": "hang", "step": self.last_step, "reason": hang.reason})
-            self.board.end.remote(hang.attempt)
-
-    def _look_for_growth(self) -> None:
-        if (reason := self._growth.expected()) is not None:
-            self.board.ask_to_save.remote(reason)
-
-    def _taken(self) -> list[dict[str, Any]]:
-        try:
-            return ray.get(self.board.take.remote(), timeout=30)
-        except (RayActorError, GetTimeoutError):
-            # The cluster is going down; training says why, and the figures shown so far are already written.
+            # The cluster is going down. The trainer reports why, and the events so far are written already.
             return []
 
-    def _show(self, record: dict[str, Any]) -> None:
-        self._log.add(record)
-        self.health.take(record)
-        if record["kind"] in ("step", "evaluation"):
-            self._show_figures(record)
+    def _check_for_hang(self) -> None:
+        try:
+            heartbeats = ray.get(self.coordinator.heartbeats.remote(), timeout=30)
+        except (RayActorError, GetTimeoutError):
             return
-        self._count(record)
-        if (line := event_line(record)) is not None:
-            self._print(line)
+        hang = self._watchdog.check(heartbeats, time.monotonic())
+        if hang is not None:
+            self.log_event(HangDetected(step=self.history.last_step, reason=hang.reason))
+            self.coordinator.end_group.remote(hang.attempt)
 
-    def _count(self, record: dict[str, Any]) -> None:
-        match record["kind"]:
-            case "resumed":
-                self.num_resumes += 1
-                self.recoveries.resumed(record["step"], now=record["time"])
-            case "hang":
-                self.recoveries.hangs(record["reason"])
-            case "restart":
-                self.num_restarts += 1
-                self._watchdog.group_is_gone()
-                self.recoveries.lost(record["causes"], last_step=self.last_step, now=record["time"])
-            case "damaged":
-                self.num_damaged += 1
-            case "committed" if self.on_commit is not None:
+    def _check_for_scale_up(self) -> None:
+        if (reason := self._scale_up.expected()) is not None:
+            self.coordinator.request_checkpoint.remote(reason)
+
+    def _handle(self, event: RunEvent) -> None:
+        self._event_log.add(event)
+        self._metrics.add(event)
+        line = self.history.add(event)
+        if line is not None:
+            self._print(line)
+        match event:
+            case WorkersStarted():
+                self._scale_up.workers_started(event.world_size)
+            case WorkersLost():
+                self._watchdog.worker_group_ended()
+            case CheckpointCommitted() if self.on_commit is not None:
                 self.on_commit()
-            case "workers":
-                self.recoveries.started(record["time"])
-                self._count_workers(record["world_size"])
+            case _:
+                pass
+        if isinstance(event, StepTaken):
+            self._show_step(event)
+        elif event.log_line is not None:
+            self._print(event.log_line)
 
-    def _count_workers(self, world_size: int) -> None:
-        self._growth.started(world_size)
-        if self.world_sizes and self.world_sizes[-1] != world_size:
-            self._print(f"{world_size} workers now; there were {self.world_sizes[-1]}")
-        self.world_sizes.append(world_size)
-
-    def _show_figures(self, record: dict[str, Any]) -> None:
-        kind, step = record["kind"], record["step"]
-        prefix = "train" if kind == "step" else "validation"
-        figures = {name: value for name, value in record.items() if name not in NOT_FIGURES and value is not None}
-        self._log.add_scalars(prefix, figures, step)
-        if kind == "evaluation":
-            self._print(f"validation after step {step}: {format_figures(record)}")
-            return
-        self._log.add_scalars("health", {name: self.health.figures[name] for name in HEALTH_FIGURES}, step)
-        if (line := self.recoveries.stepped(record["time"])) is not None:
-            self._print(line)
-        self.last_step = step
+    def _show_step(self, event: StepTaken) -> None:
+        metrics = {name: self._metrics.values[name] for name in LOGGED_METRICS}
+        self._event_log.add_scalars("health", metrics, event.step)
         if self._console.is_terminal:
-            self._bar.update(
-                self._task, completed=step, total=record["num_steps"], note=f"loss {record['loss']:.4f}", refresh=True
-            )
-        if step == 1 or step % self._log_every_steps == 0 or step == record["num_steps"]:
-            self._print(f"step {step}/{record['num_steps']}: {format_figures(record)}")
+            note = f"loss {event.loss:.4f}"
+            self._bar.update(self._task, completed=event.step, total=event.num_steps, note=note, refresh=True)
+        if event.step == 1 or event.step % self._log_every_steps == 0 or event.step == event.num_steps:
+            self._print(event.log_line)
 
-    def _publish_all(self) -> None:
+    def _publish_files(self) -> None:
         try:
             self._publish()
         except StoreError as error:
-            self._print(f"metrics are not where the run's output lives yet: {error}")
+            self._print(f"the metrics are not in the run's output yet: {error}")
 
-    def _say_refused(self, reason: str | None) -> None:
+    def _print_write_error(self, reason: str | None) -> None:
         if reason is not None:
-            self._print(f"metrics cannot be written, and wait in memory: {reason}")
+            self._print(f"metrics cannot be written and are buffered in memory: {reason}")
+
+    def _print_silence(self) -> None:
+        ranks = self._watchdog.describe_ranks() or "no rank has started"
+        self._print(f"no step for {SILENCE_SECONDS:.0f} s ({ranks}); the cluster has {ray_resources()}")
 
     def _print(self, line: str) -> None:
         text = escaped(f"{datetime.now(UTC):%H:%M:%S} {line}")
@@ -252,7 +217,31 @@ class Watcher:
             say(text)
 
 
-def _free_resources() -> str:
-    total, free = ray.cluster_resources(), ray.available_resources()
-    parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
-    return f"{', '.join(parts)} on {len(ray.nodes())} nodes"
+class ScaleUpWatcher:
+    """Predicts when Ray Train scales the worker group up, so that a checkpoint is written before.
+
+    Every ``workers.resize_seconds`` Ray checks whether there is room for more workers, and then restarts all of them
+    from the newest checkpoint, without warning. With a checkpoint right before, the steps to recompute are bounded by
+    that time, and not by the steps between two checkpoints.
+    """
+
+    def __init__(self, workers: WorkersConfig) -> None:
+        self._workers = workers
+        self._world_size: int | None = None
+
+    def workers_started(self, world_size: int) -> None:
+        self._world_size = world_size
+
+    def expected(self) -> str | None:
+        """Return why Ray will scale up; once for each start of workers."""
+        if self._world_size is None or self._world_size >= self._workers.most:
+            return None
+        free = ray.available_resources()
+        room = free.get("CPU", 0.0) // self._workers.cpus_per_worker
+        if self._workers.use_gpu:
+            room = min(room, free.get("GPU", 0.0))
+        if room < 1:
+            return None
+        more = min(int(room), self._workers.most - self._world_size)
+        self._world_size = None
+        return f"room for {more} more worker{'s' if more > 1 else ''}"

@@ -1,8 +1,8 @@
-"""Signals and Ray's notices of preemption -> what every rank is asked to do, at one step.
+"""Preemption: turns signals and Ray's drain notices into one request to all ranks, for a checkpoint or for the end.
 
-Three ways in: a signal to the driver, which its ``Board`` hands to rank 0 with the next answer; a SIGTERM to a worker;
-a node that Ray drains, which its watcher tells the workers. Ranks agree in one reduction of two numbers a step, and ask
-Ray only now and then: ``get_preemption_info`` is a barrier over an actor, too slow for every step.
+There are three sources: a signal to the driver, which the coordinator passes to rank 0 with its next answer; a SIGTERM
+to a worker; a node that Ray drains, of which Ray informs the workers. The ranks agree in one reduction of two numbers a
+step. They query Ray once a second at most: ``get_preemption_info`` is a barrier over an actor, too slow for each step.
 """
 
 import os
@@ -22,142 +22,149 @@ import torch.distributed as dist
 from ray import ObjectRef
 from ray.actor import ActorProxy
 from ray.train import PreemptionInfo
-from ray.train.v2._internal.execution.callback import WorkerCallback
 
-from pairwright.cluster.train.coordinator import Asked, Board
+from pairwright.cluster.train.coordinator import ControlRequest, RunCoordinator
+from pairwright.cluster.train.ray_workarounds import WorkerCallback
+from pairwright.runs.events import Preemption, RunEvent
 
-PREEMPTION_LOOK_SECONDS = 1.0
-STOP_SECONDS = 600.0
-"""Most that a driver waits, after a signal, for the checkpoint; who sent the signal rarely waits so long."""
+PREEMPTION_POLL_SECONDS = 1.0
+STOP_TIMEOUT_SECONDS = 600.0
+"""How long a driver waits at most for the checkpoint after a signal; the sender of the signal rarely waits so long."""
 
 _NOTHING, _SAVE, _STOP = 0, 1, 2
-_terminated = threading.Event()
+_sigterm_received = threading.Event()
 
 
 # ------------------------------------------------------------------------------------------------ a rank
 
 
-class TerminationNotice(WorkerCallback):
-    """Takes a worker's first SIGTERM as a notice; Ray Train calls it in every worker's main thread."""
+class SigtermHandler(WorkerCallback):
+    """Makes a worker's first SIGTERM request a checkpoint; Ray Train calls it in every worker's main thread."""
 
     def after_init_train_context(self) -> None:
         before = signal.getsignal(signal.SIGTERM)
 
-        def take(signum: int, frame: FrameType | None) -> None:
-            if _terminated.is_set() and callable(before):
+        def handle(signum: int, frame: FrameType | None) -> None:
+            if _sigterm_received.is_set() and callable(before):
                 before(signum, frame)
-            _terminated.set()
+            _sigterm_received.set()
 
-        signal.signal(signal.SIGTERM, take)
+        signal.signal(signal.SIGTERM, handle)
 
 
-class RankNotices:
-    """What was asked of the run since the last step, as this rank takes part in it."""
+class PreemptionMonitor:
+    """Collects the requests for a checkpoint or for the end on one rank, and agrees on them with the other ranks.
 
-    def __init__(self, board: ActorProxy[Board], rank: int) -> None:
-        self._board = board
+    Args:
+        coordinator: of the run.
+        rank: of this process.
+    """
+
+    def __init__(self, coordinator: ActorProxy[RunCoordinator], rank: int) -> None:
+        self._coordinator = coordinator
         self._rank = rank
         self._answer: ObjectRef[Any] | None = None
-        self._asked = Asked()
-        self._num_saves: int | None = None
-        self._looked = time.monotonic()
+        self._request = ControlRequest()
+        self._num_checkpoints: int | None = None
+        self._polled_at = time.monotonic()
         self._preemption: PreemptionInfo | None = None
-        self._told_terminated = False
+        self._sigterm_reported = False
 
-    def put(self, record: dict[str, Any]) -> None:
-        """Show a record, and keep the board's answer: what the driver asks for."""
-        answer = self._board.put.remote(record)
-        # Where steps are faster than answers, the one that is waited for must not be replaced by the next.
+    def push(self, event: RunEvent) -> None:
+        """Send an event to the coordinator, whose answer holds what the driver requests."""
+        answer = self._coordinator.push.remote(event)
+        # Where steps are faster than answers, the pending answer must not be replaced by the next one.
         if self._answer is None:
             self._answer = answer
 
-    def agreed(self, steps_taken: int) -> Literal["save", "stop"] | None:
-        """Return what all ranks are to do after this step; rank 0 says why. A collective."""
-        asks = [self._ask(steps_taken), int(self._rank == 0 and self._looks_again())]
-        agreed = torch.tensor(asks, device=ray.train.torch.get_device())
+    def poll(self, steps_taken: int) -> Literal["save", "stop"] | None:
+        """Return what all ranks are to do after this step; one rank logs the reason. A collective."""
+        local = [self._local_request(steps_taken), int(self._rank == 0 and self._is_poll_due())]
+        agreed = torch.tensor(local, device=ray.train.torch.get_device())
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
-        ask, look = agreed.tolist()
-        if look and self._is_preempted(steps_taken):
-            ask = max(ask, _SAVE)
-        return {_NOTHING: None, _SAVE: "save", _STOP: "stop"}[ask]
+        request, poll_ray = agreed.tolist()
+        if poll_ray and self._is_preempted(steps_taken):
+            request = max(request, _SAVE)
+        return {_NOTHING: None, _SAVE: "save", _STOP: "stop"}[request]
 
-    def _ask(self, steps_taken: int) -> int:
-        self._take_answer()
-        if self._asked.stop is not None:
-            self._show(steps_taken, f"{self._asked.stop} to the driver: a checkpoint, then the end")
+    def _local_request(self, steps_taken: int) -> int:
+        self._receive_answer()
+        request = self._request
+        if request.stop_signal is not None:
+            self._log(steps_taken, f"{request.stop_signal} to the driver: writing a checkpoint, then stopping")
             return _STOP
-        if self._num_saves is not None and self._asked.num_saves > self._num_saves:
-            self._num_saves = self._asked.num_saves
-            self._show(steps_taken, f"{self._asked.save}: a checkpoint now")
+        if self._num_checkpoints is not None and request.num_checkpoints > self._num_checkpoints:
+            self._num_checkpoints = request.num_checkpoints
+            self._log(steps_taken, f"{request.checkpoint_reason}: writing a checkpoint now")
             return _SAVE
-        if _terminated.is_set() and not self._told_terminated:
-            self._told_terminated = True
-            self._show(steps_taken, f"SIGTERM to rank {self._rank}: a checkpoint now")
+        if _sigterm_received.is_set() and not self._sigterm_reported:
+            self._sigterm_reported = True
+            self._log(steps_taken, f"SIGTERM to rank {self._rank}: writing a checkpoint now")
             return _SAVE
         return _NOTHING
 
-    def _take_answer(self) -> None:
+    def _receive_answer(self) -> None:
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._asked = ray.get(self._answer)
+            self._request = ray.get(self._answer)
             self._answer = None
-            if self._num_saves is None:
-                # What was asked for before this rank's first look was asked of the workers before it.
-                self._num_saves = self._asked.num_saves
+            if self._num_checkpoints is None:
+                # Earlier requests went to the workers before these.
+                self._num_checkpoints = self._request.num_checkpoints
 
-    def _looks_again(self) -> bool:
-        if time.monotonic() - self._looked < PREEMPTION_LOOK_SECONDS:
+    def _is_poll_due(self) -> bool:
+        if time.monotonic() - self._polled_at < PREEMPTION_POLL_SECONDS:
             return False
-        self._looked = time.monotonic()
+        self._polled_at = time.monotonic()
         return True
 
     def _is_preempted(self, steps_taken: int) -> bool:
-        """Whether Ray gives notice of a node that it had not told of before; the same on every rank."""
+        """Whether Ray reports a preemption that it had not reported before; the same on every rank."""
         found = ray.train.get_preemption_info()
         if found is None or found == self._preemption:
             return False
         self._preemption = found
         if self._rank == 0:
-            self._show(steps_taken, f"{describe_preemption(found, now=time.time())}: a checkpoint now")
+            self._log(steps_taken, f"{describe_preemption(found, now=time.time())}: writing a checkpoint now")
         return True
 
-    def _show(self, steps_taken: int, reason: str) -> None:
-        self.put({"kind": "notice", "step": steps_taken, "reason": reason})
+    def _log(self, steps_taken: int, reason: str) -> None:
+        self.push(Preemption(step=steps_taken, reason=reason))
 
 
 def describe_preemption(info: PreemptionInfo, *, now: float) -> str:
-    """Return which nodes are to be taken, with the ranks on them, and when; ``now`` in seconds since 1970."""
+    """Return which nodes are preempted, with the ranks on them, and when; ``now`` in seconds since 1970."""
     nodes = ", ".join(
         f"node {node[:12]} (rank {', '.join(map(str, ranks))})"
         for node, ranks in sorted(info.preempted_node_to_ranks.items())
     )
     if info.deadline_ms is None:
-        return f"{nodes} will be taken away, no deadline known"
+        return f"{nodes} will be preempted, no deadline known"
     at = datetime.fromtimestamp(info.deadline_ms / 1000, UTC)
-    return f"{nodes} will be taken away at {at:%H:%M:%S} UTC, in {info.deadline_ms / 1000 - now:.0f} s"
+    return f"{nodes} will be preempted at {at:%H:%M:%S} UTC, in {info.deadline_ms / 1000 - now:.0f} s"
 
 
 # ---------------------------------------------------------------------------------------------- the driver
 
 
-class StopSignals(AbstractContextManager["StopSignals"]):
-    """Takes SIGTERM and Ctrl-C on the driver: the first asks the ranks for a checkpoint, the second ends at once.
+class ShutdownSignals(AbstractContextManager["ShutdownSignals"]):
+    """Handles SIGTERM and Ctrl-C on the driver: the first requests a checkpoint, the second ends the run at once.
 
-    Before there is a board to ask through, the first ends at once too. Ending at once is a KeyboardInterrupt in the
-    main thread, the one exception besides SystemExit that Ray lets through while it waits.
+    Before there is a coordinator, the first one ends the run at once too. That is a KeyboardInterrupt in the main
+    thread, the one exception besides SystemExit that Ray lets through while it waits.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._board: ActorProxy[Board] | None = None
+        self._coordinator: ActorProxy[RunCoordinator] | None = None
         self._ended = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        # Python takes handlers in the main thread alone; elsewhere signals stay what they were.
+        # Python sets handlers in the main thread only; elsewhere signals keep theirs.
         if threading.current_thread() is threading.main_thread():
             for which in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(which) != signal.SIG_IGN:  # as a shell sets it for what runs in the background
-                    self._before[which] = signal.signal(which, self._take)
+                if signal.getsignal(which) != signal.SIG_IGN:  # as a shell sets it for background jobs
+                    self._before[which] = signal.signal(which, self._handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -165,26 +172,26 @@ class StopSignals(AbstractContextManager["StopSignals"]):
         for which, handler in self._before.items():
             signal.signal(which, handler)
 
-    def ask_through(self, board: ActorProxy[Board]) -> None:
-        """From now on ask the ranks behind this board."""
-        self._board = board
+    def connect(self, coordinator: ActorProxy[RunCoordinator]) -> None:
+        """From now on request checkpoints through this coordinator."""
+        self._coordinator = coordinator
 
     def end_now(self) -> None:
         """End the run at once, from another thread, without a checkpoint."""
         self.received = self.received or signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _take(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None or self._board is None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None or self._coordinator is None:
             self.received = self.received or signal.Signals(signum)
             raise KeyboardInterrupt
         self.received = signal.Signals(signum)
-        # Ray must not be called from here: the main thread is in the middle of a call to it.
-        threading.Thread(target=self._ask, args=(self._board, self.received.name), daemon=True).start()
+        # Ray must not be called from here: the main thread may be inside a call to it.
+        threading.Thread(target=self._request_stop, args=(self._coordinator, self.received.name), daemon=True).start()
 
-    def _ask(self, board: ActorProxy[Board], name: str) -> None:
-        print(f"{name}: asking the workers for a checkpoint; a second signal ends the run at once", flush=True)
-        board.ask_to_stop.remote(name)
-        if not self._ended.wait(STOP_SECONDS):
-            print(f"the workers have not stopped within {STOP_SECONDS:.0f} s: ending the run", flush=True)
+    def _request_stop(self, coordinator: ActorProxy[RunCoordinator], name: str) -> None:
+        print(f"{name}: requesting a checkpoint; a second signal ends the run at once", flush=True)
+        coordinator.request_stop.remote(name)
+        if not self._ended.wait(STOP_TIMEOUT_SECONDS):
+            print(f"the workers have not stopped within {STOP_TIMEOUT_SECONDS:.0f} s: ending the run", flush=True)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""What the loop needs on one rank -> Ray Train: its place, the newest checkpoint, a disk to write to, a way to storage.
+"""Implements the training loop's ``Host`` on Ray Train: rank, newest checkpoint, local scratch directory, upload.
 
-Where all ranks have to do the same, as in giving up, they agree here, so that none waits for one that is gone.
+Where all ranks must act alike, as when they give up, they agree here, so that none waits for one that has left.
 """
 
 import secrets
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import ray
 import ray.train
@@ -18,48 +18,45 @@ import torch.distributed as dist
 from ray.actor import ActorProxy
 from ray.train import CheckpointUploadMode
 
-from pairwright.cluster.train.checkpoint_dir import Staging
-from pairwright.cluster.train.checkpoint_upload import Uploads
-from pairwright.cluster.train.coordinator import Board
-from pairwright.cluster.train.preemption import RankNotices
+from pairwright.cluster.train.checkpoint_upload import CheckpointUploader, LocalCheckpointDir
+from pairwright.cluster.train.coordinator import RunCoordinator
+from pairwright.cluster.train.preemption import PreemptionMonitor
+from pairwright.cluster.train.ray_workarounds import StorageContext
 from pairwright.data.storage.backoff import pauses
 from pairwright.errors import CheckpointError, PairwrightError
-from pairwright.runs.run_log_lines import last_line
+from pairwright.runs.events import Retrying, RunEvent, cause_of, event_of
 from pairwright.training.collectives import first_error, gathered, raise_together
 from pairwright.training.rank_status import Pulse
 
-if TYPE_CHECKING:
-    from ray.train.v2._internal.execution.storage import StorageContext
-
 AGREE_SECONDS = 5.0
-"""Between two times that ranks tell each other whether their uploads are done, where one of them waits."""
+"""How often ranks that wait for an upload exchange whether theirs are done."""
 
 
-class RayTrainHost:
-    """This rank's place in the run, as Ray Train sees it; the loop's ``Host``."""
+class RayRunContext:
+    """This rank of the run, as Ray Train sees it; the loop's ``Host``."""
 
-    def __init__(self, board: ActorProxy[Board], *, patience_seconds: float) -> None:
+    def __init__(self, coordinator: ActorProxy[RunCoordinator], *, retry_seconds: float) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.attempt = _agreed_token()
         self.pulse = Pulse()
-        self._notices = RankNotices(board, self.rank)
-        self._staging = _staging_of_every_rank()
-        self._patience_seconds = patience_seconds
+        self._preemption = PreemptionMonitor(coordinator, self.rank)
+        self._local_dir = _local_dir_on_all_ranks()
+        self._retry_seconds = retry_seconds
         storage = cast("StorageContext", context.get_storage())
-        self._uploads = Uploads(storage, patience_seconds=patience_seconds, refused=self.refused)
+        self._uploader = CheckpointUploader(storage, retry_seconds=retry_seconds, on_retry=self.log_retry)
 
-    def __enter__(self) -> "RayTrainHost":
+    def __enter__(self) -> "RayRunContext":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What no message explains has to reach Ray at once; the next process here removes what this one leaves.
+        # Any other exception must reach Ray at once; the next process on this node removes what this one leaves.
         if error is None or isinstance(error, PairwrightError):
-            self._uploads.wait()
-            self._staging.remove()
+            self._uploader.wait()
+            self._local_dir.remove()
 
     def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
         # Ray gave every rank the same when it started the group.
@@ -68,19 +65,19 @@ class RayTrainHost:
 
     @contextmanager
     def _fetched(self, checkpoint: ray.train.Checkpoint) -> Iterator[Path]:
-        """Give a checkpoint as a local folder; a storage that does not answer is asked again by all ranks together.
+        """Yield a checkpoint as a local folder; where the storage fails on a rank, all ranks retry together.
 
         Raises:
-            CheckpointError: if the patience is over, which says nothing of what is stored there.
+            CheckpointError: if all retries failed, which says nothing of what is stored there.
         """
-        for pause in [*pauses(self._patience_seconds), None]:
+        for pause in [*pauses(self._retry_seconds), None]:
             with ExitStack() as stack:
                 directory: str | None = None
                 error: CheckpointError | None = None
                 try:
                     directory = stack.enter_context(checkpoint.as_directory())
                 except OSError as found:
-                    error = CheckpointError(f"rank {self.rank} cannot read {checkpoint.path}: {last_line(found)}")
+                    error = CheckpointError(f"rank {self.rank} cannot read {checkpoint.path}: {cause_of(found)}")
                 if (first := first_error(error)) is None:
                     assert directory is not None
                     yield Path(directory)
@@ -88,58 +85,62 @@ class RayTrainHost:
             if pause is None:
                 raise first
             if error is not None:
-                self.refused(str(error).removeprefix(f"rank {self.rank} "), pause)
+                self.log_retry(str(error).removeprefix(f"rank {self.rank} "), pause)
             time.sleep(pause)
 
     def staging_folder(self, name: str) -> Path:
-        return self._staging.new_folder(name)
+        return self._local_dir.new_folder(name)
 
     def wait_for_upload(self) -> None:
         while True:
-            idle = self._uploads.wait(AGREE_SECONDS)
-            ranks = gathered((idle, self._uploads.failure))
+            idle = self._uploader.wait(AGREE_SECONDS)
+            ranks = gathered((idle, self._uploader.failure))
             failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(ranks) if failure is not None]
             if failures:
-                self._uploads.abandon()
+                self._uploader.cancel()
                 raise CheckpointError(
-                    f"{'; '.join(failures)}; tried for training.storage_patience_seconds = {self._patience_seconds:g}. "
-                    "When the storage takes it again, the same command goes on from the newest committed checkpoint"
+                    f"{'; '.join(failures)}; tried for training.storage_patience_seconds = {self._retry_seconds:g}. "
+                    "When the storage works again, the same command resumes from the newest committed checkpoint"
                 )
             if all(idle for idle, _ in ranks):
                 return
 
     def save_checkpoint(self, metrics: dict[str, Any], directory: Path, name: str) -> None:
-        self._uploads.expect()
+        self._uploader.begin()
         ray.train.report(
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(directory),
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=self._uploads.store,
+            checkpoint_upload_fn=self._uploader.upload,
         )
 
     def progress(self, record: dict[str, Any]) -> None:
-        self._notices.put(record)
+        self.log_event(event_of(record))
+
+    def log_event(self, event: RunEvent) -> None:
+        """Send an event to the driver."""
+        self._preemption.push(event)
 
     def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
-        return self._notices.agreed(steps_taken)
+        return self._preemption.poll(steps_taken)
 
-    def refused(self, reason: str, pause: float) -> None:
-        """Show that a disk or a storage refused something, and when it is tried again, in seconds."""
-        self.progress({"kind": "refused", "step": 0, "reason": f"rank {self.rank}: {reason}", "seconds": pause})
+    def log_retry(self, reason: str, delay: float) -> None:
+        """Log the error of a disk or a storage, and in how many seconds the next try follows."""
+        self.log_event(Retrying(reason=f"rank {self.rank}: {reason}", seconds=delay))
 
 
-def _staging_of_every_rank() -> Staging:
-    """Return this rank's staging folder once every rank has its own, or raise on all what one of them found."""
-    staging: Staging | None = None
+def _local_dir_on_all_ranks() -> LocalCheckpointDir:
+    """Return this rank's local directory once every rank has its own, or raise the first rank's error on all."""
+    local_dir: LocalCheckpointDir | None = None
     error: PairwrightError | None = None
     try:
-        staging = Staging()
+        local_dir = LocalCheckpointDir()
     except PairwrightError as found:
         error = found
     raise_together(error)
-    assert staging is not None
-    return staging
+    assert local_dir is not None
+    return local_dir
 
 
 def _agreed_token() -> str:

@@ -1,13 +1,14 @@
-"""A run's records -> figures of its health, as Ray metrics: each node's agent serves them to Prometheus.
+"""Metrics of a run as Ray gauges, which each node's agent serves to Prometheus.
 
-Gauges throughout, the counts too: a counter shows only once it has counted, and no alert can wait for that.
+Counts are gauges too: a counter shows only once it has counted, and no alert can wait for that.
 """
 
 import time
-from typing import Any
 from urllib.parse import quote
 
 from ray.util.metrics import Gauge
+
+from pairwright.runs.events import CheckpointCommitted, Event
 
 _MARKS = "/:.-_~+=,@()!*$&;|[]{}<>^ "
 
@@ -30,11 +31,11 @@ def label_value(text: str) -> str:
     return quote(text, safe=_MARKS, errors="surrogatepass")
 
 
-class Health:
-    """The health of one run, by its output; Prometheus sees ``ray_pairwright_training_*{run="..."}``."""
+class RunMetrics:
+    """The metrics of one run, labelled with its output: ``ray_pairwright_training_*{run="..."}`` in Prometheus."""
 
     def __init__(self, run: str) -> None:
-        self.figures: dict[str, float] = {"restarts": 0, "skipped_steps": 0, "checkpoint_stall_seconds": 0.0}
+        self.values: dict[str, float] = {"restarts": 0, "skipped_steps": 0, "checkpoint_stall_seconds": 0.0}
         self._committed_at = time.monotonic()
         self._gauges = {
             name: Gauge(f"pairwright_training_{name}", description=text, tag_keys=("run",))
@@ -42,24 +43,17 @@ class Health:
         }
         for gauge in self._gauges.values():
             gauge.set_default_tags({"run": label_value(run)})
-        self.tell()
+        self.publish()
 
-    def take(self, record: dict[str, Any]) -> None:
-        """Take what a record says of the run's health."""
-        match record["kind"]:
-            case "step":
-                self.figures |= {name: record[name] for name in ("step", "loss", "tokens_per_second")}
-            case "skipped":
-                self.figures |= {"step": record["step"], "skipped_steps": record["num_skipped"]}
-            case "restart":
-                self.figures["restarts"] += 1
-            case "saved":
-                self.figures["checkpoint_stall_seconds"] = record["waited_seconds"] + record["written_seconds"]
-            case "committed":
-                self._committed_at = time.monotonic()
+    def add(self, event: Event) -> None:
+        """Take the metrics of an event."""
+        self.values |= event.metrics
+        self.values["restarts"] += event.counts_as_restart
+        if isinstance(event, CheckpointCommitted):
+            self._committed_at = time.monotonic()
 
-    def tell(self) -> None:
+    def publish(self) -> None:
         """Set the gauges."""
-        self.figures["checkpoint_age_seconds"] = time.monotonic() - self._committed_at
-        for name, value in self.figures.items():
+        self.values["checkpoint_age_seconds"] = time.monotonic() - self._committed_at
+        for name, value in self.values.items():
             self._gauges[name].set(value)

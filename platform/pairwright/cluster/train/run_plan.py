@@ -1,6 +1,6 @@
-"""A configuration -> what decides a run: the data's version, its tokens, the number of steps, the run's identity.
+"""Plans a run before any worker starts: the data's version, its tokens, the number of steps, the run's identity.
 
-The driver's work before any worker starts, so that what cannot work is said at once.
+The driver does it, so that a configuration that cannot work fails at once.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from pairwright.training.schedule import Schedule, schedule_of
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What the driver worked out before it starts workers."""
+class RunPlan:
+    """What the driver decides before it starts workers."""
 
     tokens_url: str
     tokens_manifest: Manifest
@@ -30,16 +30,16 @@ class Prepared:
     identity: RunIdentity
 
 
-def version_of(config: TrainConfig, folder: RunFolder) -> int | None:
-    """Return the data version of a run: as configured, else as the run in this folder recorded, else the newest."""
+def data_version(config: TrainConfig, folder: RunFolder) -> int | None:
+    """Return the data version of a run: as configured, else as recorded in this folder; None for the newest."""
     if config.data.version is not None:
         return config.data.version
     identity = folder.identity()
     return None if identity is None or identity.pairs_url != config.data.pairs else identity.pairs_version
 
 
-def check_places(config: TrainConfig) -> None:
-    """Refuse an output that lies in the starting model's directory, or holds it: one would destroy the other.
+def check_output(config: TrainConfig) -> None:
+    """Refuse an output in the starting model's directory or above it: one would overwrite the other.
 
     Raises:
         ConfigError: if so.
@@ -55,7 +55,7 @@ def check_places(config: TrainConfig) -> None:
         )
 
 
-def cache_of(config: TrainConfig) -> str:
+def token_cache_url(config: TrainConfig) -> str:
     """Return the URL of the token cache: as configured, else beside the run."""
     root = local_root(config.output)
     run = config.output.rstrip("/") if root is None else str(root.resolve())
@@ -63,14 +63,14 @@ def cache_of(config: TrainConfig) -> str:
 
 
 def check_model(config: TrainConfig) -> None:
-    """Refuse what only the architecture decides, before anything is written."""
+    """Refuse what the model's architecture does not support, before anything is written."""
     read_config(config.model.path)
     if config.lora is not None:
         check_targets(config.model.path, config.lora)
 
 
-def prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Manifest) -> Prepared:
-    """Return what the driver works out before it starts workers; makes the token table where there is none yet.
+def plan_run(config: TrainConfig, pairs: Table, manifest: Manifest) -> RunPlan:
+    """Return the plan of a run; makes the token table where there is none yet.
 
     Raises:
         ConfigError: if the batch cannot be planned.
@@ -82,7 +82,7 @@ def prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Mani
         version=manifest.version,
         tokenizer_path=config.model.path,
         config=config.tokens,
-        into=cache_of(config),
+        into=token_cache_url(config),
         executor=EXECUTOR,
     )
     table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
@@ -101,11 +101,11 @@ def prepare(config: TrainConfig, folder: RunFolder, pairs: Table, manifest: Mani
         "model_digest": _starting_weights(config.model.path),
     }
     identity = RunIdentity(digest=digest_of({k: v for k, v in parts.items() if k != "pairs_url"}), **parts)
-    return Prepared(tokens_url=tokens_url, tokens_manifest=tokens_manifest, schedule=schedule, identity=identity)
+    return RunPlan(tokens_url=tokens_url, tokens_manifest=tokens_manifest, schedule=schedule, identity=identity)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Return the configuration for workers, which Ray Train starts in a folder of their own."""
+    """Return the configuration for workers, which Ray Train starts in another folder."""
     path, template = Path(config.model.path), config.tokens.chat_template
     model = config.model.model_copy(update={"path": str(path.resolve()) if path.is_dir() else config.model.path})
     is_file = template is not None and template.endswith(".jinja")
@@ -115,5 +115,5 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def _starting_weights(path: str) -> str:
-    """Return the digest of a local model directory; a hub name stands for itself."""
+    """Return the digest of a local model directory; of a hub name, the name itself."""
     return model_digest(Path(path)) if Path(path).is_dir() else f"hub:{path}"

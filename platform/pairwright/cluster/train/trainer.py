@@ -1,7 +1,7 @@
-"""A prepared run -> its outcome: Ray Train starts the ranks and replaces lost ones.
+"""Runs a planned training on Ray Train, which starts the ranks and replaces lost ones.
 
-Ray gives up where the newest checkpoint is damaged and where its list of them cannot be written. Both are put in order
-here, and Ray starts again.
+Ray Train fails where the newest checkpoint is corrupt and where its list of them cannot be written. Both are repaired
+here, and Ray Train is started again.
 """
 
 import os
@@ -10,110 +10,144 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.torch import TorchConfig
 
 from pairwright.cluster.local_ray import LoopbackRanks
-from pairwright.cluster.train.monitor import RestartNotice, Watcher
-from pairwright.cluster.train.preemption import TerminationNotice
-from pairwright.cluster.train.run_plan import Prepared, with_absolute_paths
-from pairwright.cluster.train.worker_args import WorkerTask, start_worker
+from pairwright.cluster.train.coordinator import (
+    CheckpointRejected,
+    RunFailed,
+    RunFinished,
+    RunStopped,
+    WorkerResult,
+    WorkerTask,
+    start_worker,
+)
+from pairwright.cluster.train.monitor import RunEventCallback, RunMonitor
+from pairwright.cluster.train.preemption import SigtermHandler
+from pairwright.cluster.train.ray_workarounds import RayTrainer
+from pairwright.cluster.train.run_plan import RunPlan, with_absolute_paths
 from pairwright.config import TrainConfig
 from pairwright.data.storage.backoff import pauses
 from pairwright.data.storage.lease import Lease
 from pairwright.errors import PairwrightError, StoreError, TrainingError
-from pairwright.runs.repair import mend, sweep
+from pairwright.runs.events import Retrying, cause_of
+from pairwright.runs.repair import remove_uncommitted, repair_snapshot
 from pairwright.runs.run_dir import CHECKPOINTS_NAME, RunFolder
-from pairwright.runs.run_log_lines import last_line
 
-LEFTOVER_SECONDS = 600.0
-"""Far longer than the workers of a killed driver live; what they left and is younger goes when the run is over."""
+UNCOMMITTED_SECONDS = 600.0
+"""Far longer than the workers of a killed driver live; younger uncommitted checkpoints are removed at the run's end."""
 
 
-def fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher, lease: Lease) -> dict[str, Any]:
-    """Train to the end and return what the ranks returned (``worker.train_worker``), but for errors and damage.
+def run_trainer(
+    config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor: RunMonitor, lease: Lease
+) -> RunFinished | RunStopped:
+    """Train until the run is finished, or stops as requested.
 
-    Where the workers find the newest checkpoint damaged, it is set aside; where Ray cannot write its list of them, that
-    is tried again with growing pauses.
+    Where the workers find the newest checkpoint corrupt, it is moved away and they start again. Where Ray cannot write
+    its list of checkpoints, that is retried with growing delays.
 
     Raises:
-        TrainingError: if the run stopped for good; what it left is still there to go on from.
-        CheckpointError: if no checkpoint is whole.
+        TrainingError: if the run failed for good; what it left is still there to resume from.
+        CheckpointError: if no checkpoint is valid.
         LeaseError: if another command has taken the run over.
         StoreError: if the run's folder cannot be read or written to begin with.
     """
-    damaged: dict[str, str] = {}
-    patience = _Patience(config.training.storage_patience_seconds)
-    watcher.swept(sweep(folder, older_than_seconds=LEFTOVER_SECONDS))
+    corrupt: dict[str, str] = {}
+    budget = RetryBudget(config.training.storage_patience_seconds)
+    monitor.log_event(remove_uncommitted(folder, older_than_seconds=UNCOMMITTED_SECONDS))
     while True:
         lease.check()
         try:
-            with patience.errors_of_the_folder():
-                watcher.mended(mend(folder, damaged=damaged))
-            outcome = _fit_once(config, prepared, folder, watcher)
-        except _RefusedError as error:
-            pause = patience.pause_after(watcher.last_step)
-            if pause is None:
+            with budget.storage_errors():
+                for event in repair_snapshot(folder, corrupt=corrupt).events():
+                    monitor.log_event(event)
+            result = _run_once(config, plan, folder, monitor)
+        except _StorageError as error:
+            step = monitor.history.last_step
+            delay = budget.next_delay(step)
+            if delay is None:
                 raise TrainingError(
-                    f"run {folder.url}: {error}; tried for training.storage_patience_seconds = {patience.seconds:g}. "
-                    "When the storage takes it again, the same command goes on from the newest committed checkpoint"
+                    f"run {folder.url}: {error}; tried for training.storage_patience_seconds = {budget.seconds:g}. "
+                    "When the storage works again, the same command resumes from the newest committed checkpoint"
                 ) from None
-            watcher.say({"kind": "refused", "step": watcher.last_step, "reason": str(error), "seconds": pause})
-            time.sleep(pause)
+            monitor.log_event(Retrying(step=step, reason=str(error), seconds=delay))
+            time.sleep(delay)
             continue
-        if "damaged" not in outcome:
+        if not isinstance(result, CheckpointRejected):
             lease.check()
-            watcher.swept(sweep(folder, older_than_seconds=0))
-            return outcome
-        damaged = {outcome["damaged"]: outcome["reason"]}
+            monitor.log_event(remove_uncommitted(folder, older_than_seconds=0))
+            return result
+        corrupt = {result.name: result.reason}
 
 
-class _RefusedError(PairwrightError):
+class _StorageError(PairwrightError):
     """The run's folder could not be written where Ray keeps its list of checkpoints."""
 
 
-class _Patience:
-    """Pauses for a run's folder that refuses; counted anew once the run has gone on."""
+class RetryBudget:
+    """Delays between retries of a run's storage, for a limited time; renewed once the run has made progress."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._pauses: Iterator[float] | None = None
+        self._delays: Iterator[float] | None = None
         self._step = 0
 
-    def pause_after(self, step: int) -> float | None:
-        """Return how many seconds to wait, None where the patience is over."""
-        if self._pauses is None or step > self._step:
-            self._pauses, self._step = iter(pauses(self.seconds)), step
-        return next(self._pauses, None)
+    def next_delay(self, step: int) -> float | None:
+        """Return how many seconds to wait before the next try, None where the budget is spent."""
+        if self._delays is None or step > self._step:
+            self._delays, self._step = iter(pauses(self.seconds)), step
+        return next(self._delays, None)
 
     @contextmanager
-    def errors_of_the_folder(self) -> Iterator[None]:
-        """Take an error for a refusal that may pass, if there was one before: the first start's is a mistake."""
+    def storage_errors(self) -> Iterator[None]:
+        """Retry an error of the run's folder if there was one before; the first start's is the user's to correct."""
         try:
             yield
         except StoreError as error:
-            if self._pauses is None:
+            if self._delays is None:
                 raise
-            raise _RefusedError(str(error)) from None
+            raise _StorageError(str(error)) from None
 
 
-def _fit_once(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+def _run_once(
+    config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor: RunMonitor
+) -> RunFinished | RunStopped | CheckpointRejected:
+    try:
+        result: WorkerResult | None = _ray_trainer(config, plan, folder, monitor).fit().return_value
+    except ray.train.ControllerError as error:
+        cause = error.controller_failure
+        if isinstance(cause, OSError):
+            raise _StorageError(f"Ray's list of checkpoints cannot be written: {cause_of(cause)}") from None
+        raise TrainingError(
+            f"run {folder.url}: Ray Train's controller failed: {cause_of(cause)}. Checkpoints are kept: the same "
+            "command resumes from the newest one"
+        ) from None
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(_explain(error, folder, config.workers.max_failures)) from None
+    if result is None:
+        raise TrainingError(f"run {folder.url}: the workers ended without a result; see the Ray logs of this session")
+    if isinstance(result, RunFailed):
+        raise TrainingError(f"run {folder.url}: {result.message}")
+    return result
+
+
+def _ray_trainer(config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor: RunMonitor) -> RayTrainer:
     task = WorkerTask(
         config=with_absolute_paths(config),
-        run_digest=prepared.identity.digest,
+        run_digest=plan.identity.digest,
         run_url=folder.url,
-        tokens_url=prepared.tokens_url,
-        tokens_manifest=prepared.tokens_manifest,
-        board=watcher.board,
+        tokens_url=plan.tokens_url,
+        tokens_manifest=plan.tokens_manifest,
+        coordinator=monitor.coordinator,
     )
     workers = config.workers
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_seconds)
+    # What the run has left: workers that start again after a corrupt checkpoint get no new count.
+    max_failures = max(0, workers.max_failures - monitor.history.num_restarts)
     # Typed for UserCallback, and checked for what both are.
-    callbacks: list[Any] = [RestartNotice(watcher.board), TerminationNotice(), LoopbackRanks()]
-    trainer = _Trainer(
+    callbacks: list[Any] = [RunEventCallback(monitor.coordinator), SigtermHandler(), LoopbackRanks()]
+    return RayTrainer(
         start_worker,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
@@ -126,62 +160,18 @@ def _fit_once(config: TrainConfig, prepared: Prepared, folder: RunFolder, watche
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS_NAME,
             storage_path=folder.url,
-            # What the run has left: a checkpoint set aside starts the workers anew, but no new count.
-            failure_config=ray.train.FailureConfig(max_failures=max(0, workers.max_failures - watcher.num_restarts)),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
             callbacks=callbacks,
         ),
     )
-    try:
-        outcome = trainer.fit().return_value
-    except ray.train.ControllerError as error:
-        cause = error.controller_failure
-        if isinstance(cause, OSError):
-            raise _RefusedError(f"Ray's list of checkpoints cannot be written: {last_line(cause)}") from None
-        raise TrainingError(
-            f"run {folder.url}: Ray Train's controller failed: {last_line(cause)}. Checkpoints are kept: the same "
-            "command goes on from the newest one"
-        ) from None
-    except ray.train.TrainingFailedError as error:
-        raise TrainingError(_explain(error, folder, workers.max_failures)) from None
-    if outcome is None:
-        raise TrainingError(f"run {folder.url}: the workers ended without a result; see the Ray logs of this session")
-    if "error" in outcome:
-        raise TrainingError(f"run {folder.url}: {outcome['error']}")
-    return outcome
 
 
 def _explain(error: Exception, folder: RunFolder, max_failures: int) -> list[str]:
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
-    causes = [f"rank {rank}: {last_line(failure)}" for rank, failure in sorted(failures.items())] or [last_line(error)]
+    causes = [f"rank {rank}: {cause_of(failure)}" for rank, failure in sorted(failures.items())] or [cause_of(error)]
     return [
         f"run {folder.url}: gave up after {max_failures} restarts (workers.max_failures). Last causes:",
         *(f"  {cause}" for cause in causes),
-        "Checkpoints are kept: the same command goes on from the newest one",
+        "Checkpoints are kept: the same command resumes from the newest one",
     ]
-
-
-class _Trainer(TorchTrainer):
-    """Ray's trainer, but for its answer to Ctrl-C, where its controller looks for the cluster, and a needless actor."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """Leave out what hands datasets to the ranks: there are none, and its actor delays each start."""
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Do nothing, where Ray would abort: our signals ask for a checkpoint first."""
-
-    def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> ray.train.Result:
-        """Tell the controller which cluster it is on: Ray 2.60's asks the last one that was started on the machine.
-
-        It asks there whether it is alive itself, and gives the run's nodes back if the answer is no; where that other
-        cluster has ended, every run waits for an answer, 12 s, before it ends.
-        """
-        ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-        before = os.environ.get("RAY_ADDRESS")
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-        try:
-            return super()._initialize_and_run_controller(**controller_init_kwargs)
-        finally:
-            os.environ.pop("RAY_ADDRESS") if before is None else os.environ.update(RAY_ADDRESS=before)

@@ -1,7 +1,7 @@
 """One rank of a training run, as Ray Train starts it: joins the process group, trains, and exports on rank 0.
 
-A mistake that the message explains stops every rank alike and comes back as a value: raised, Ray would take it for a
-lost worker and make the same mistake again. Any other exception is raised, so that the whole group is replaced.
+An error of our own stops every rank alike and is returned as a value: if it were raised, Ray would replace the workers,
+which would meet the same error again. Any other exception is raised, so that Ray replaces the whole group.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import ray
 import ray.train
@@ -19,9 +19,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from pairwright.cluster.train.heartbeat import Heart
-from pairwright.cluster.train.ray_context import RayTrainHost
-from pairwright.cluster.train.worker_args import WorkerTask
+from pairwright.cluster.train.coordinator import (
+    CheckpointRejected,
+    RunFailed,
+    RunFinished,
+    RunStopped,
+    WorkerResult,
+    WorkerTask,
+)
+from pairwright.cluster.train.heartbeat import HeartbeatSender
+from pairwright.cluster.train.ray_context import RayRunContext
 from pairwright.config import TrainConfig
 from pairwright.data.storage.backoff import with_patience
 from pairwright.data.tokens.chat_template import chosen_template
@@ -32,6 +39,7 @@ from pairwright.model.collate import Layout
 from pairwright.model.layout_check import LayoutChoice, choose_layout
 from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
+from pairwright.runs.events import HeadInitialized, LayoutChosen, WorkersStarted
 from pairwright.runs.run_dir import store_model
 from pairwright.training.collectives import raise_together
 from pairwright.training.engine import DTYPES, Engine, join_process_group
@@ -41,8 +49,8 @@ from pairwright.training.starting_model import starting_model
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """What a rank has in hand before it meets the others."""
+class _Setup:
+    """What a rank has in memory before it joins the others."""
 
     run: Run
     model: RewardModel
@@ -51,56 +59,50 @@ class _Prepared:
     layout_choice: LayoutChoice
 
 
-def train_worker(task: WorkerTask) -> dict[str, Any]:
-    """Train on this rank.
-
-    Returns:
-        The final evaluation; ``{"stopped": step}`` if the run was asked to stop; or what all ranks found wrong:
-        ``{"error": message}``, or ``{"damaged": name, "reason": message}`` for the checkpoint that they were to start
-        from, which the driver then sets aside.
-    """
+def train_worker(task: WorkerTask) -> WorkerResult:
+    """Train on this rank; the result is the same on every rank."""
     disable_progress_bar()
-    if (refusal := ray.get(task.board.refusal.remote())) is not None:
-        return {"error": refusal}
+    if (reason := ray.get(task.coordinator.abort_reason.remote())) is not None:
+        return RunFailed(message=reason)
     join_process_group()
     try:
-        return _train(task, _prepare_together(task))
+        return _train(task, _set_up_on_all_ranks(task))
     except DamagedCheckpointError as error:
-        damaged = ray.train.get_checkpoint()
-        assert damaged is not None
-        return {"damaged": Path(damaged.path).name, "reason": str(error)}
+        corrupt = ray.train.get_checkpoint()
+        assert corrupt is not None
+        return CheckpointRejected(name=Path(corrupt.path).name, reason=str(error))
     except OutOfMemoryError as error:
-        # The other ranks wait for this one in a collective: Ray has to replace them, and the new ones end with this.
-        ray.get(task.board.refuse.remote(str(error)))
+        # The other ranks wait for this one in a collective, so Ray has to replace them; the new ones end with this.
+        ray.get(task.coordinator.abort.remote(str(error)))
         raise
     except PairwrightError as error:
-        return {"error": str(error)}
+        return RunFailed(message=str(error))
 
 
-def _prepare_together(task: WorkerTask) -> _Prepared:
-    """Return what every rank has ready; what one cannot read, such as a model that is not on its node, stops all."""
-    prepared: _Prepared | None = None
+def _set_up_on_all_ranks(task: WorkerTask) -> _Setup:
+    """Return this rank's setup; an error of one rank, such as a model that is missing on its node, stops all."""
+    setup: _Setup | None = None
     error: PairwrightError | None = None
     try:
-        prepared = _prepare(task)
+        setup = _set_up(task)
     except PairwrightError as found:
         error = found
     raise_together(error)
-    assert prepared is not None
-    return _with_agreed_layout(prepared)
+    assert setup is not None
+    return _with_agreed_layout(setup)
 
 
-def _with_agreed_layout(prepared: _Prepared) -> _Prepared:
-    """Return it with the layout that asks least of the model, of those that the ranks found; the same on every rank."""
-    choices = [prepared.layout_choice] * dist.get_world_size()
-    dist.all_gather_object(choices, prepared.layout_choice)
+def _with_agreed_layout(setup: _Setup) -> _Setup:
+    """Return the setup with the most conservative layout that a rank chose, so that all ranks use the same one."""
+    choices = [setup.layout_choice] * dist.get_world_size()
+    dist.all_gather_object(choices, setup.layout_choice)
     choice = max(choices, key=lambda choice: get_args(Layout).index(choice.layout))
-    prepared.model.take_flat_rows(enabled=choice.layout != "padded")
-    run = dataclasses.replace(prepared.run, layout=choice.layout)
-    return dataclasses.replace(prepared, run=run, layout_choice=choice)
+    setup.model.take_flat_rows(enabled=choice.layout != "padded")
+    run = dataclasses.replace(setup.run, layout=choice.layout)
+    return dataclasses.replace(setup, run=run, layout_choice=choice)
 
 
-def _prepare(task: WorkerTask) -> _Prepared:
+def _set_up(task: WorkerTask) -> _Setup:
     config = task.config
     tokenizer = load_tokenizer(config.model.path)
     template = chosen_template(tokenizer, config.tokens)
@@ -123,38 +125,42 @@ def _prepare(task: WorkerTask) -> _Prepared:
         layout=choice.layout,
         shape=shape_of(model),
     )
-    return _Prepared(run=run, model=model, tokenizer=tokenizer, template=template, layout_choice=choice)
+    return _Setup(run=run, model=model, tokenizer=tokenizer, template=template, layout_choice=choice)
 
 
-def _heart(task: WorkerTask, host: RayTrainHost) -> Heart:
-    return Heart(
-        task.board,
-        host.pulse,
-        rank=host.rank,
-        world_size=host.world_size,
-        attempt=host.attempt,
+def _heartbeat_sender(task: WorkerTask, context: RayRunContext) -> HeartbeatSender:
+    return HeartbeatSender(
+        task.coordinator,
+        context.pulse,
+        rank=context.rank,
+        world_size=context.world_size,
+        attempt=context.attempt,
         hang_seconds=task.config.workers.hang_seconds,
     )
 
 
-def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
+def _train(task: WorkerTask, setup: _Setup) -> RunFinished | RunStopped:
     with ExitStack() as stack:
-        patience_seconds = task.config.training.storage_patience_seconds
-        host = stack.enter_context(RayTrainHost(task.board, patience_seconds=patience_seconds))
-        stack.enter_context(_heart(task, host))
-        if host.rank == 0:
-            choice = prepared.layout_choice
-            host.progress({"kind": "workers", "step": 0, "world_size": host.world_size})
-            if left_out := prepared.model.left_out:
-                host.progress({"kind": "new_head", "step": 0, "left_out": [*left_out]})
-            host.progress({"kind": "layout", "step": 0, "layout": choice.layout, "reason": choice.reason})
-        trained = train(prepared.run, prepared.model, host)
+        retry_seconds = task.config.training.storage_patience_seconds
+        context = stack.enter_context(RayRunContext(task.coordinator, retry_seconds=retry_seconds))
+        stack.enter_context(_heartbeat_sender(task, context))
+        if context.rank == 0:
+            _log_setup(setup, context)
+        trained = train(setup.run, setup.model, context)
         if isinstance(trained, Stopped):
-            host.wait_for_upload()
-            return {"stopped": trained.step}
-        _export(trained.engine, prepared, task, host)
-        host.wait_for_upload()
-    return {"validation": trained.validation, "skipped_steps": trained.skipped_steps}
+            context.wait_for_upload()
+            return RunStopped(step=trained.step)
+        _export(trained.engine, setup, task, context)
+        context.wait_for_upload()
+    return RunFinished(validation=trained.validation, skipped_steps=trained.skipped_steps)
+
+
+def _log_setup(setup: _Setup, context: RayRunContext) -> None:
+    context.log_event(WorkersStarted(world_size=context.world_size))
+    if left_out := setup.model.left_out:
+        context.log_event(HeadInitialized(left_out=tuple(left_out)))
+    choice = setup.layout_choice
+    context.log_event(LayoutChosen(layout=choice.layout, reason=choice.reason))
 
 
 def _check_positions(model: RewardModel, tokens: TokenTable, config: TrainConfig) -> None:
@@ -166,31 +172,31 @@ def _check_positions(model: RewardModel, tokens: TokenTable, config: TrainConfig
         )
 
 
-def _export(engine: Engine, prepared: _Prepared, task: WorkerTask, host: RayTrainHost) -> None:
+def _export(engine: Engine, setup: _Setup, task: WorkerTask, context: RayRunContext) -> None:
     """Write the plain Hugging Face model directory from rank 0; gathering the weights takes every rank."""
     state = engine.full_state_dict()
     error: PairwrightError | None = None
     if state is not None:
         try:
-            _write_model(state, prepared, task, host)
+            _write_model(state, setup, task, context)
         except PairwrightError as found:
             error = found
     raise_together(error)
 
 
-def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask, host: RayTrainHost) -> None:
+def _write_model(state: dict[str, Tensor], setup: _Setup, task: WorkerTask, context: RayRunContext) -> None:
     with tempfile.TemporaryDirectory(prefix="pairwright-export-") as directory:
         save_reward_model(
             state,
-            prepared.model,
-            prepared.tokenizer,
+            setup.model,
+            setup.tokenizer,
             directory,
-            chat_template=prepared.template,
+            chat_template=setup.template,
             dtype=DTYPES[task.config.engine.precision],
             tokens=task.config.tokens,
         )
         with_patience(
             lambda: store_model(Path(directory), task.run_url),
             task.config.training.storage_patience_seconds,
-            lambda reason, pause: host.refused(f"the model cannot be stored: {reason}", pause),
+            lambda reason, delay: context.log_retry(f"the model cannot be stored: {reason}", delay),
         )

@@ -1,0 +1,67 @@
+"""Workarounds for Ray 2.60, and all private names of Ray Train that the driver and the ranks use.
+
+Each says what is wrong and where it is known upstream. tests/contracts/test_workarounds.py has a test for each, which
+fails once the workaround is not needed any more. ``runs/ray_snapshot.py`` is one more, without Ray;
+``run_metrics.label_value`` another; ``cluster/local_ray.py`` holds those that keep Ray on loopback.
+"""
+
+import os
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.storage import StorageContext
+
+__all__ = ["RayTrainer", "StorageContext", "UploadAborted", "WorkerCallback"]
+
+# WorkerCallback: Ray calls one in every worker's main thread, the only one that may set a signal handler. There is no
+# public class for it; an object of it is passed as a callback all the same. No upstream issue is known.
+
+# StorageContext: what ``ray.train.get_context().get_storage()`` returns, a public method with a private type. Its
+# ``persist_current_checkpoint`` is what Ray calls itself where a run brings no upload function. No upstream issue.
+
+
+class UploadAborted(BaseException):
+    """Ends a checkpoint's upload without a report.
+
+    Not an Exception: Ray handles any Exception of an upload as a lost worker, and would replace the whole group, which
+    would meet the same storage again, ``max_failures`` times. Upstream: ray-project/ray#47939 and #55350, both open.
+    """
+
+
+class RayTrainer(TorchTrainer):
+    """Ray's trainer with three private methods overridden."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leave out the callback that shards datasets: there are none, and its actor delays each start.
+
+        No upstream issue is known.
+        """
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Do nothing: Ray would abort the run at Ctrl-C, where ``ShutdownSignals`` first requests a checkpoint.
+
+        Upstream: ray-project/ray#53600 brought the handler, which no setting turns off.
+        """
+
+    def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> ray.train.Result:
+        """Set RAY_ADDRESS for the controller, whose placement group cleaner needs it.
+
+        The cleaner asks Ray's state API whether the controller is alive, without an address: that is the cluster which
+        was started last on the machine. If that one does not know the controller, the run loses its nodes; if it has
+        ended, every run waits 12 s for an answer at its end. No upstream issue is known.
+        """
+        ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+        before = os.environ.get("RAY_ADDRESS")
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        try:
+            return super()._initialize_and_run_controller(**controller_init_kwargs)
+        finally:
+            ENV_VARS_TO_PROPAGATE.discard("RAY_ADDRESS")
+            os.environ.pop("RAY_ADDRESS") if before is None else os.environ.update(RAY_ADDRESS=before)

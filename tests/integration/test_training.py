@@ -55,7 +55,9 @@ def listeners() -> Listeners:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, ray_cluster: None, listeners: Listeners) -> TrainConfig:
-    config = run_config(folder, "undisturbed", training=TRAINING | {"evaluate_every_steps": 8, "keep_best": "log_loss"})
+    config = run_config(
+        folder, "undisturbed", training=TRAINING | {"evaluate_every_steps": 8, "best_metric": "log_loss"}
+    )
     with listeners:
         summary = train(config)
     assert not summary.already_finished
@@ -281,7 +283,7 @@ def test_a_model_directory_without_a_tokenizer_is_refused(folder: Path, ray_clus
 
 
 def test_a_diverging_run_stops_every_rank_names_groups_and_does_not_retry(folder: Path, ray_cluster: None) -> None:
-    config = run_config(folder, "diverging", optimizer={"learning_rate": 1e30, "warmup_fraction": 0.0})
+    config = run_config(folder, "diverging", optimizer={"learning_rate": 1e30, "warmup_ratio": 0.0})
     with pytest.raises(TrainingError, match=r"step \d+: .*not finite|gradient's norm is"):
         train(config)
     assert not (Path(config.output) / "training.json").exists()

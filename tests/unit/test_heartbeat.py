@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from pairwright.cluster.train.heartbeat import Beat, Hang, Watchdog
-from pairwright.training.rank_status import Moment
+from pairwright.training.context import RankStatus
 
 HANG_SECONDS = 10.0
 
@@ -19,8 +19,8 @@ class Ranks:
         self.beats: dict[int, Beat] = {}
 
     def rank(self, number: int, *, count: int, doing: str = "training", attempt: str = "first") -> None:
-        is_watched = doing in ("training", "evaluating")
-        moment = Moment(doing=doing, step=3, micro_batch=2, count=count, is_watched=is_watched)
+        is_monitored = doing in ("training", "evaluating")
+        moment = RankStatus(phase=doing, step=3, micro_batch=2, count=count, is_monitored=is_monitored)
         before = self.beats.get(number)
         beat_number = 0 if before is None else before.number
         self.beats[number] = Beat(number, 2, attempt, beat_number, 4000 + number, "host", moment)

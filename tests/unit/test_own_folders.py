@@ -11,9 +11,14 @@ from pairwright.cluster.train.checkpoint_dir import Staging
 from pairwright.data.storage.local_cache import cache_folder
 from pairwright.data.storage.object_store import own_folder
 from pairwright.errors import StoreError
-from pairwright.training.universal_checkpoint import _place
+from pairwright.training.universal_checkpoint import _cache_folder
 
-USERS: list[Callable[[], object]] = [Staging, _place, lambda: cache_folder("models"), lambda: cache_folder("tokens")]
+USERS: list[Callable[[], object]] = [
+    Staging,
+    _cache_folder,
+    lambda: cache_folder("models"),
+    lambda: cache_folder("tokens"),
+]
 
 
 @pytest.fixture(params=range(len(USERS)), ids=["staging", "conversion", "models", "tokens"])

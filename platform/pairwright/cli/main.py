@@ -286,9 +286,9 @@ def new_model(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make a small untrained model with a tokenizer of its own, to try everything without a download."""
-    from pairwright.model.tiny_models import publish_small_model
+    from pairwright.model.tiny_models import publish_tiny_model
 
-    publish_small_model(
+    publish_tiny_model(
         Path(directory),
         architecture=architecture,
         texts=_texts_in(Path(texts)),

@@ -57,7 +57,7 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: list[KeptCheckpoint]
     """The newest step first."""
     kept_apart: list[KeptCheckpoint] = []
-    """What ``training.keep_best`` keeps below ``checkpoints-best/``: one, unless a driver was killed on the way."""
+    """What ``training.best_metric`` keeps below ``checkpoints-best/``: one, unless a driver was killed on the way."""
     set_aside: list[str] = []
     """Damaged ones, below ``checkpoints-damaged/``."""
     foreign: list[str] = []

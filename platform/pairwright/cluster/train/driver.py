@@ -128,14 +128,14 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
         _announce(config, prepared, folder)
         with ExitStack() as stack:
             watcher = stack.enter_context(_watcher(config, folder))
-            if config.training.keep_best is not None:
-                stack.enter_context(_best_kept(config.training.keep_best, folder, watcher))
+            if config.training.best_metric is not None:
+                stack.enter_context(_best_kept(config.training.best_metric, folder, watcher))
             signals.ask_through(watcher.board)
             outcome = fit(config, prepared, folder, watcher, lease)
             if "stopped" in outcome:
                 _say_stopped(folder, outcome["stopped"], signals)
     summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
-    with_patience(lambda: folder.finish(summary), config.training.storage_patience_seconds, _say_refused)
+    with_patience(lambda: folder.finish(summary), config.training.storage_retry_seconds, _say_refused)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
 
 
@@ -192,8 +192,8 @@ def _announce(config: TrainConfig, prepared: Prepared, folder: RunFolder) -> Non
         *_refused_lines(totals),
         *_special_lines(totals, config),
         f"  steps   {prepared.schedule.num_steps} of {config.batches.groups_per_step} groups",
-        f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
-        f"{config.engine.precision}",
+        f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.deepspeed.zero_stage}, "
+        f"{config.deepspeed.precision}",
     ]
     say(one_per_line(lines))
 

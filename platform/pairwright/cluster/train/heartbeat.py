@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorProxy
 from ray.exceptions import GetTimeoutError, RayError
 
-from pairwright.training.rank_status import Moment, Pulse
+from pairwright.training.context import RankStatus, StatusTracker
 
 if TYPE_CHECKING:
     from pairwright.cluster.train.coordinator import Board
@@ -42,7 +42,7 @@ class Beat:
     number: int
     pid: int
     node: str
-    now: Moment
+    now: RankStatus
     is_last: bool = False
 
 
@@ -66,7 +66,14 @@ class Heart:
     """Tells the board what this rank is doing, from a thread of its own; a context manager around the training."""
 
     def __init__(
-        self, board: "ActorProxy[Board]", pulse: Pulse, *, rank: int, world_size: int, attempt: str, hang_seconds: float
+        self,
+        board: "ActorProxy[Board]",
+        pulse: StatusTracker,
+        *,
+        rank: int,
+        world_size: int,
+        attempt: str,
+        hang_seconds: float,
     ) -> None:
         self._board, self._pulse = board, pulse
         self._rank, self._world_size, self._attempt = rank, world_size, attempt
@@ -134,7 +141,7 @@ class Watchdog:
         if not self._beats or self._attempt in self._ended or now - self._advanced <= self.limit_seconds:
             return None
         silent = self._silent(now, self.limit_seconds)
-        if not silent and not all(beat.now.is_watched for beat in self._beats.values()):
+        if not silent and not all(beat.now.is_monitored for beat in self._beats.values()):
             return None
         self._ended.add(self._attempt)
         return Hang(self._attempt, self._describe(now))
@@ -161,7 +168,7 @@ class Watchdog:
         self._heard[beat.rank] = now
         self._beats[beat.rank] = beat
         if before is None or before.now.count != beat.now.count:
-            if before is not None and before.now.is_watched:
+            if before is not None and before.now.is_monitored:
                 self._longest_pause = max(self._longest_pause, now - self._advanced)
             self._advanced = now
 
@@ -192,5 +199,5 @@ def _who(beat: Beat) -> str:
     return f"rank {beat.rank} (process {beat.pid} on {beat.node})"
 
 
-def _where(moment: Moment) -> str:
-    return f"{moment.doing} at step {moment.step}, micro-batch {moment.micro_batch}"
+def _where(moment: RankStatus) -> str:
+    return f"{moment.phase} at step {moment.step}, micro-batch {moment.micro_batch}"

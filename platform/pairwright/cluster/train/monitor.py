@@ -80,10 +80,10 @@ class Watcher:
         self.health = Health(run)
         self.on_commit: Callable[[], None] | None = None
         """Called, soon, once a checkpoint is committed."""
-        self._watchdog = Watchdog(workers.hang_seconds)
+        self._watchdog = Watchdog(workers.hang_timeout_seconds)
         self._growth = Growth(workers)
         # Several times between two of Ray's looks for room: whoever sees it first decides what is saved.
-        self._look_seconds = min(beat_seconds(workers.hang_seconds), workers.resize_seconds / 4)
+        self._look_seconds = min(beat_seconds(workers.hang_timeout_seconds), workers.resize_interval_seconds / 4)
         self._log_every_steps = log_every_steps
         self._publish = publish
         self._stop = threading.Event()

@@ -25,8 +25,8 @@ from pairwright.cluster.train.preemption import RankNotices
 from pairwright.data.storage.backoff import pauses
 from pairwright.errors import CheckpointError, PairwrightError
 from pairwright.runs.run_log_lines import last_line
-from pairwright.training.collectives import first_error, gathered, raise_together
-from pairwright.training.rank_status import Pulse
+from pairwright.training.collectives import all_gather_object, first_error, raise_on_all_ranks
+from pairwright.training.context import StatusTracker
 
 if TYPE_CHECKING:
     from ray.train.v2._internal.execution.storage import StorageContext
@@ -36,14 +36,14 @@ AGREE_SECONDS = 5.0
 
 
 class RayTrainHost:
-    """This rank's place in the run, as Ray Train sees it; the loop's ``Host``."""
+    """This rank's place in the run, as Ray Train sees it; the loop's ``RunContext``."""
 
     def __init__(self, board: ActorProxy[Board], *, patience_seconds: float) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.attempt = _agreed_token()
-        self.pulse = Pulse()
+        self.status = StatusTracker()
         self._notices = RankNotices(board, self.rank)
         self._staging = _staging_of_every_rank()
         self._patience_seconds = patience_seconds
@@ -61,7 +61,7 @@ class RayTrainHost:
             self._uploads.wait()
             self._staging.remove()
 
-    def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
+    def latest_checkpoint(self) -> AbstractContextManager[Path] | None:
         # Ray gave every rank the same when it started the group.
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else self._fetched(checkpoint)
@@ -97,12 +97,12 @@ class RayTrainHost:
     def wait_for_upload(self) -> None:
         while True:
             idle = self._uploads.wait(AGREE_SECONDS)
-            ranks = gathered((idle, self._uploads.failure))
+            ranks = all_gather_object((idle, self._uploads.failure))
             failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(ranks) if failure is not None]
             if failures:
                 self._uploads.abandon()
                 raise CheckpointError(
-                    f"{'; '.join(failures)}; tried for training.storage_patience_seconds = {self._patience_seconds:g}. "
+                    f"{'; '.join(failures)}; tried for training.storage_retry_seconds = {self._patience_seconds:g}. "
                     "When the storage takes it again, the same command goes on from the newest committed checkpoint"
                 )
             if all(idle for idle, _ in ranks):
@@ -121,7 +121,7 @@ class RayTrainHost:
     def progress(self, record: dict[str, Any]) -> None:
         self._notices.put(record)
 
-    def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
+    def poll_control(self, steps_taken: int) -> Literal["save", "stop"] | None:
         return self._notices.agreed(steps_taken)
 
     def refused(self, reason: str, pause: float) -> None:
@@ -137,7 +137,7 @@ def _staging_of_every_rank() -> Staging:
         staging = Staging()
     except PairwrightError as found:
         error = found
-    raise_together(error)
+    raise_on_all_ranks(error)
     assert staging is not None
     return staging
 

@@ -1,8 +1,8 @@
 """Free resources of the cluster -> word that a run is about to grow, so that it saves before Ray starts it anew.
 
-Ray looks every ``workers.resize_seconds`` whether there is room for more workers, and then starts all of them anew from
-the newest checkpoint, without a word before. What would be taken again is so bounded by that time, not by the steps
-between two checkpoints.
+Ray looks every ``workers.resize_interval_seconds`` whether there is room for more workers, and then starts all of them
+anew from the newest checkpoint, without a word before. What would be taken again is so bounded by that time, not by the
+steps between two checkpoints.
 """
 
 import ray

@@ -46,7 +46,7 @@ def fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wat
         StoreError: if the run's folder cannot be read or written to begin with.
     """
     damaged: dict[str, str] = {}
-    patience = _Patience(config.training.storage_patience_seconds)
+    patience = _Patience(config.training.storage_retry_seconds)
     watcher.swept(sweep(folder, older_than_seconds=LEFTOVER_SECONDS))
     while True:
         lease.check()
@@ -58,7 +58,7 @@ def fit(config: TrainConfig, prepared: Prepared, folder: RunFolder, watcher: Wat
             pause = patience.pause_after(watcher.last_step)
             if pause is None:
                 raise TrainingError(
-                    f"run {folder.url}: {error}; tried for training.storage_patience_seconds = {patience.seconds:g}. "
+                    f"run {folder.url}: {error}; tried for training.storage_retry_seconds = {patience.seconds:g}. "
                     "When the storage takes it again, the same command goes on from the newest committed checkpoint"
                 ) from None
             watcher.say({"kind": "refused", "step": watcher.last_step, "reason": str(error), "seconds": pause})
@@ -119,7 +119,7 @@ def _fit_once(config: TrainConfig, prepared: Prepared, folder: RunFolder, watche
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
-            elastic_resize_monitor_interval_s=workers.resize_seconds,
+            elastic_resize_monitor_interval_s=workers.resize_interval_seconds,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
         ),

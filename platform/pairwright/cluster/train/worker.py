@@ -30,14 +30,14 @@ from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import DamagedCheckpointError, ModelError, OutOfMemoryError, PairwrightError
 from pairwright.model.collate import Layout
 from pairwright.model.layout_check import LayoutChoice, choose_layout
+from pairwright.model.load_model import DTYPES, starting_model
 from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
 from pairwright.runs.run_dir import store_model
-from pairwright.training.collectives import raise_together
-from pairwright.training.engine import DTYPES, Engine, join_process_group
+from pairwright.training.collectives import raise_on_all_ranks
+from pairwright.training.engine import Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import Stopped, train
-from pairwright.training.starting_model import starting_model
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _prepare_together(task: WorkerTask) -> _Prepared:
         prepared = _prepare(task)
     except PairwrightError as found:
         error = found
-    raise_together(error)
+    raise_on_all_ranks(error)
     assert prepared is not None
     return _with_agreed_layout(prepared)
 
@@ -95,7 +95,7 @@ def _with_agreed_layout(prepared: _Prepared) -> _Prepared:
     choices = [prepared.layout_choice] * dist.get_world_size()
     dist.all_gather_object(choices, prepared.layout_choice)
     choice = max(choices, key=lambda choice: get_args(Layout).index(choice.layout))
-    prepared.model.take_flat_rows(enabled=choice.layout != "padded")
+    prepared.model.accept_packed_sequences(enabled=choice.layout != "padded")
     run = dataclasses.replace(prepared.run, layout=choice.layout)
     return dataclasses.replace(prepared, run=run, layout_choice=choice)
 
@@ -129,17 +129,17 @@ def _prepare(task: WorkerTask) -> _Prepared:
 def _heart(task: WorkerTask, host: RayTrainHost) -> Heart:
     return Heart(
         task.board,
-        host.pulse,
+        host.status,
         rank=host.rank,
         world_size=host.world_size,
         attempt=host.attempt,
-        hang_seconds=task.config.workers.hang_seconds,
+        hang_seconds=task.config.workers.hang_timeout_seconds,
     )
 
 
 def _train(task: WorkerTask, prepared: _Prepared) -> dict[str, Any]:
     with ExitStack() as stack:
-        patience_seconds = task.config.training.storage_patience_seconds
+        patience_seconds = task.config.training.storage_retry_seconds
         host = stack.enter_context(RayTrainHost(task.board, patience_seconds=patience_seconds))
         stack.enter_context(_heart(task, host))
         if host.rank == 0:
@@ -175,7 +175,7 @@ def _export(engine: Engine, prepared: _Prepared, task: WorkerTask, host: RayTrai
             _write_model(state, prepared, task, host)
         except PairwrightError as found:
             error = found
-    raise_together(error)
+    raise_on_all_ranks(error)
 
 
 def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask, host: RayTrainHost) -> None:
@@ -186,11 +186,11 @@ def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask
             prepared.tokenizer,
             directory,
             chat_template=prepared.template,
-            dtype=DTYPES[task.config.engine.precision],
+            dtype=DTYPES[task.config.deepspeed.precision],
             tokens=task.config.tokens,
         )
         with_patience(
             lambda: store_model(Path(directory), task.run_url),
-            task.config.training.storage_patience_seconds,
+            task.config.training.storage_retry_seconds,
             lambda reason, pause: host.refused(f"the model cannot be stored: {reason}", pause),
         )

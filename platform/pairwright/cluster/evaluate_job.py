@@ -118,14 +118,7 @@ def evaluate(
         evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)
     if evaluation is None:
         raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
-    data = DataIdentity(
-        url=pairs,
-        version=manifest.version,
-        digest=manifest.digest,
-        split=split,
-        pairs=_pairs_of_split(manifest, split),
-        tokens=tokens_manifest.totals,
-    )
+    data = _data_identity(pairs, manifest, split, tokens_manifest)
     report = build_report(evaluation, model=exported.identity(), pairs=data)
     if show is not None:
         show(report)
@@ -167,9 +160,16 @@ def _parent(url: str) -> str:
     return absolute_url(url).rpartition("/")[0]
 
 
-def _pairs_of_split(manifest: Manifest, split: str) -> int:
+def _data_identity(pairs: str, manifest: Manifest, split: str, tokens: Manifest) -> DataIdentity:
     held_out = int(manifest.totals["pairs_validation"])
-    return held_out if split == "validation" else int(manifest.totals["pairs"]) - held_out
+    return DataIdentity(
+        url=pairs,
+        version=manifest.version,
+        digest=manifest.digest,
+        split=split,
+        pairs=held_out if split == "validation" else int(manifest.totals["pairs"]) - held_out,
+        tokens=tokens.totals,
+    )
 
 
 def _nothing_left(pairs: str, manifest: Manifest, split: str, tokens: Manifest, exported: ExportedModel) -> str:

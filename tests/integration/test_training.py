@@ -260,7 +260,7 @@ def test_sigterm_leads_to_a_checkpoint_at_once_and_the_same_command_to_the_same_
         ({"data": {"version": 7}}, StoreError, "7"),
         ({"model": {"path": "nowhere"}}, ModelError, "nowhere"),
         ({"batches": {"groups_per_step": 5000}}, ConfigError, "groups_per_step is 5000.*has only .* groups"),
-        ({"lora": {"target_modules": ["q_porj"]}}, ModelError, "'q_porj' fits no linear layer.*q_proj"),
+        ({"lora": {"target_modules": ["q_porj"]}}, ModelError, "'q_porj' matches no linear layer.*q_proj"),
         ({"workers": {"num_workers": 99}}, ConfigError, "needs 99 CPUs"),
         ({"workers": {"use_gpu": True}}, ConfigError, "workers.use_gpu=false"),
     ],

@@ -140,18 +140,18 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
     import torch
     import torch.distributed as dist
 
-    from pairwright.config import EngineConfig, OptimizerConfig
+    from pairwright.config import DeepSpeedConfig, OptimizerConfig
     from pairwright.model.collate import collate
-    from pairwright.model.reward_model import load_reward_model
-    from pairwright.model.tiny_models import new_small_model
-    from pairwright.training.engine import DTYPES, Engine, join_process_group
-    from pairwright.training.rank_status import Pulse
+    from pairwright.model.load_model import DTYPES, load_reward_model
+    from pairwright.model.tiny_models import new_tiny_model
+    from pairwright.training.context import StatusTracker
+    from pairwright.training.engine import Engine, join_process_group
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(world_size), "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     torch.set_num_threads(1)
     hidden_size, num_layers = SIZES[int(millions)]
-    base = new_small_model(
+    base = new_tiny_model(
         Path(folder) / f"model-{rank}-{world_size}",
         architecture="llama",
         texts=["some words to learn from"],
@@ -173,13 +173,14 @@ def make_engine(folder: str, millions: str, stage: str, precision: str, port: st
         gradient_checkpointing=False,
         pad_token_id=0,
         vocab_size=None,
+        cpu_kernels=True,
     )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = Engine(
         model,
-        engine=EngineConfig.model_validate({"zero_stage": int(stage), "precision": precision}),
+        config=DeepSpeedConfig.model_validate({"zero_stage": int(stage), "precision": precision}),
         optimizer=OptimizerConfig(),
-        pulse=Pulse(),
+        status=StatusTracker(),
     )
     engine.accumulate(engine.rewards(collate([some_group()], 0, "padded")).sum(), is_last=True)
     engine.step(1e-4)

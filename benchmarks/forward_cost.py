@@ -24,8 +24,9 @@ import torch
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.model.batching.cost_model import ATTENTION_FLOP_COST, ModelShape, PartSizes
 from pairwright.model.collate import Layout, collate
-from pairwright.model.reward_model import RewardModel, load_reward_model
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.load_model import load_reward_model
+from pairwright.model.reward_model import RewardModel
+from pairwright.model.tiny_models import new_tiny_model
 from pairwright.training.global_batch import shape_of
 
 LAYOUTS = get_args(Layout)
@@ -48,7 +49,7 @@ def main() -> None:
     for (layers, hidden), dtype in itertools.product(SHAPES[options.device], (torch.float32, torch.bfloat16)):
         model = _model(layers, hidden, dtype).to(options.device).train()
         for layout in LAYOUTS:
-            model.take_flat_rows(enabled=layout != "padded")
+            model.accept_packed_sequences(enabled=layout != "padded")
             lines.append(_fit(model, layout, options.device, options.repeats, f"{layers} x {hidden} {dtype}"))
             print(lines[-1], flush=True)
     hardware = torch.cuda.get_device_name().replace(" ", "-") if options.device == "cuda" else f"{os.cpu_count()}cpu"
@@ -59,7 +60,7 @@ def main() -> None:
 
 def _model(layers: int, hidden: int, dtype: torch.dtype) -> RewardModel:
     with tempfile.TemporaryDirectory() as folder:
-        directory = new_small_model(
+        directory = new_tiny_model(
             Path(folder) / "model",
             architecture="llama",
             texts=["some words to learn from"],
@@ -78,6 +79,7 @@ def _model(layers: int, hidden: int, dtype: torch.dtype) -> RewardModel:
             gradient_checkpointing=False,
             pad_token_id=None,
             vocab_size=None,
+            cpu_kernels=True,
         )
 
 

@@ -92,7 +92,7 @@ def build(shape: Shape, device: torch.device) -> RewardModel:
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     if shape.recomputes:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return RewardModel(model, config).train()
+    return RewardModel(model, config, cpu_kernels=True).train()
 
 
 def step_flops(shape: Shape, groups: list[TokenGroup], layout: Layout) -> float:
@@ -116,7 +116,7 @@ def measure(shape: Shape, groups: list[TokenGroup], layout: Layout, options: arg
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = build(shape, device)
-    model.take_flat_rows(enabled=layout != "padded")
+    model.accept_packed_sequences(enabled=layout != "padded")
     optimizer = _optimizer(model, device)
     batches = [collate(part, PAD_ID, layout).to(device) for part in _parts(groups, layout, options.micro_batch_tokens)]
     global_weight = torch.tensor(float(len(groups)), device=device)
@@ -160,7 +160,7 @@ def _step(
         rewards = model(
             batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N
         )
-        preference_loss(rewards, batch.judgements, LossConfig(), global_weight=global_weight).backward()
+        preference_loss(rewards, batch.targets, LossConfig(), global_weight=global_weight).backward()
     if optimizer is not None:
         optimizer.step()
     model.zero_grad()

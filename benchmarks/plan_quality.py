@@ -1,4 +1,4 @@
-"""How long ranks wait for each other under the plans of model/batching/plan.py, and how long planning takes; no GPU.
+"""Measures how long ranks wait for each other under the plans of model/batching/plan.py, and the time of planning.
 
     python benchmarks/plan_quality.py
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from pairwright.data.tokens.group_sizes import GroupColumns, GroupSizes
 from pairwright.model.batching.cost_model import ATTENTION_FLOP_COST, MICRO_BATCH_OVERHEAD_TOKENS, ModelShape, overhead
-from pairwright.model.batching.plan import PASSES_WHOLE, PlanQuality, Rules, plan_forward, plan_step, quality_of
+from pairwright.model.batching.plan import PASSES_UNSPLIT, PlanQuality, Rules, plan_micro_batches, quality_of
 from pairwright.model.collate import Layout
 from pairwright.training.order import group_indices
 
@@ -28,13 +28,13 @@ BUDGET = 16384
 SEEDS = 20
 LAYOUTS = get_args(Layout)
 COLUMNS = (
-    "| groups | layout | ranks | rounds | idle | padding | step / perfect deal | bound for whole groups "
-    "| groups divided: idle, step | planning, ms |"
+    "| groups | layout | ranks | rounds | idle | padding | step / perfect balance | bound for unsplit groups "
+    "| planning, ms |"
 )
 
 
 def main() -> None:
-    lines = [COLUMNS, "|" + "---|" * 10]
+    lines = [COLUMNS, "|" + "---|" * 9]
     for num_groups in (64, 512):
         for layout in LAYOUTS:
             for world_size in (2, 8, 64, 512):
@@ -67,26 +67,21 @@ def _groups(num_groups: int, seed: int) -> tuple[GroupSizes, Callable[[int], lis
 
 def _line(num_groups: int, layout: Layout, world_size: int) -> str:
     rules = Rules(layout=layout, shape=LLAMA_1B, world_size=world_size, micro_batch_tokens=BUDGET)
-    whole, chosen, perfect, bound, seconds = [], [], [], [], []
+    qualities, perfect, bound, seconds = [], [], [], []
     for seed in range(SEEDS):
         groups = _groups(num_groups, seed)
         started = time.process_time()
-        chosen.append(quality_of(plan_step(*groups, rules), rules))
+        plan = plan_micro_batches(*groups, rules)
         seconds.append(time.process_time() - started)
-        plan = plan_forward(*groups, rules)
-        whole.append(quality_of(plan, rules))
+        qualities.append(quality_of(plan, rules))
         alone = [_alone(groups[0], g, rules) for g in range(num_groups)]
-        perfect.append(PASSES_WHOLE * sum(alone) / world_size)
-        bound.append(max(perfect[-1], PASSES_WHOLE * max(alone)) + PASSES_WHOLE * overhead(rules.shape))
-    divided = [quality.num_divided for quality in chosen]
-    in_parts = "-"
-    if any(divided):
-        in_parts = f"{statistics.mean(divided):.0f}: {_spread(_idle(chosen))}, {_spread(_ratio(chosen, perfect), 2)}"
+        perfect.append(PASSES_UNSPLIT * sum(alone) / world_size)
+        bound.append(max(perfect[-1], PASSES_UNSPLIT * max(alone)) + PASSES_UNSPLIT * overhead(rules.shape))
     return (
-        f"| {num_groups} | {layout} | {world_size} | {statistics.mean(q.rounds for q in whole):.1f} "
-        f"| {_spread(_idle(whole))} | {statistics.mean(q.padding_share for q in whole):.0%} "
-        f"| {_spread(_ratio(whole, perfect), 2)} | {np.mean(np.divide(bound, perfect)):.2f} "
-        f"| {in_parts} | {1e3 * statistics.median(seconds):.1f} |"
+        f"| {num_groups} | {layout} | {world_size} | {statistics.mean(q.num_forwards for q in qualities):.1f} "
+        f"| {_spread(_idle(qualities))} | {statistics.mean(q.padding_share for q in qualities):.0%} "
+        f"| {_spread(_ratio(qualities, perfect), 2)} | {np.mean(np.divide(bound, perfect)):.2f} "
+        f"| {1e3 * statistics.median(seconds):.1f} |"
     )
 
 
@@ -99,7 +94,7 @@ def _alone(sizes: GroupSizes, g: int, rules: Rules) -> float:
         longest_row_tokens_G=sizes.longest_row_tokens_G[g : g + 1],
     )
     alone = Rules(layout=rules.layout, shape=rules.shape, world_size=1, micro_batch_tokens=10**9)
-    return plan_forward(one, lambda _: [], alone).whole[0][0].cost
+    return plan_micro_batches(one, lambda _: [], alone).unsplit[0][0].cost
 
 
 def _idle(qualities: list[PlanQuality]) -> list[float]:
@@ -135,7 +130,7 @@ def _growth(num_groups: int) -> str:
         mine = rows[group_indices(num_groups, seed=0, epoch=0, step=step, groups_per_step=groups_per_step)]
         float(columns.weight_G[mine].sum())
         sizes = columns.sizes_of(mine)
-        plan_step(sizes, lambda g, sizes=sizes: [170] * int(sizes.num_completions_G[g]), rules)
+        plan_micro_batches(sizes, lambda g, sizes=sizes: [170] * int(sizes.num_completions_G[g]), rules)
         seconds.append(time.process_time() - started)
     num_bytes = sum(column.itemsize for column in columns) + rows.itemsize
     return f"| {num_groups:,} | {num_bytes} | {1e3 * statistics.median(seconds):.1f} |"
@@ -148,17 +143,14 @@ def _report(lines: list[str], growth: list[str]) -> str:
             "",
             f"`python benchmarks/plan_quality.py`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs, Python "
             f"{platform.python_version()}, numpy {np.__version__}. {SEEDS} steps each, mean ± standard deviation. "
-            "Costs by the model of cost: a shape of a billion parameters, a FLOP of attention "
-            f"{ATTENTION_FLOP_COST:g} of a linear layer, {MICRO_BATCH_OVERHEAD_TOKENS} tokens' overhead a forward; at "
-            f"most {BUDGET} tokens a forward. Planning in CPU time.",
+            "Costs by the cost model: a shape of a billion parameters, a FLOP of attention "
+            f"{ATTENTION_FLOP_COST:g} of a linear layer, a fixed cost of {MICRO_BATCH_OVERHEAD_TOKENS} tokens a pass; "
+            f"at most {BUDGET} tokens a forward pass. Planning in CPU time.",
             "",
-            "- rounds, idle, padding, step: of the plan that keeps groups whole; idle is the share of all ranks' time "
-            "that they wait for the costliest micro-batch of a round.",
-            "- step / perfect deal: time of the step over what the same groups, unpadded against each other, would "
-            "take if work could be cut at will, overhead included.",
-            "- bound for whole groups: the same of the best that any plan can do that divides no group.",
-            "- groups divided: what the planner takes instead where dividing some wins a tenth of the step or more: "
-            "how many, idle share in %, step / perfect deal. Idle in %.",
+            "- idle: share of all ranks' time that they wait for the costliest micro-batch of a round, in %.",
+            "- step / perfect balance: time of the step over that of the same groups, unpadded against each other, if "
+            "work could be split at will, fixed costs included.",
+            "- bound for unsplit groups: the same ratio of the best possible plan that splits no group.",
             "",
             *lines,
             "",

@@ -63,7 +63,7 @@ def of_layout(make: Callable[[], PreTrainedModel], group: TokenGroup, layout: La
             rewards = ours.model(
                 batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N
             )
-        return preference_loss(rewards, batch.judgements, LossConfig(), global_weight=torch.tensor(1.0))
+        return preference_loss(rewards, batch.targets, LossConfig(), global_weight=torch.tensor(1.0))
 
     return stored_bytes(ours.model, forward)
 

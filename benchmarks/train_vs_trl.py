@@ -102,8 +102,8 @@ class Ours:
     """
 
     def __init__(self, model: PreTrainedModel, layout: Layout, precision: str) -> None:
-        self.model = RewardModel(model, model.config).train()
-        self.model.take_flat_rows(enabled=layout != "padded")
+        self.model = RewardModel(model, model.config, cpu_kernels=True).train()
+        self.model.accept_packed_sequences(enabled=layout != "padded")
         self.layout: Layout = layout
         self.autocast = precision == "bf16"
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -125,7 +125,7 @@ class Ours:
                 rewards = self.model(
                     batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N
                 )
-            loss = preference_loss(rewards, batch.judgements, LossConfig(), global_weight=global_weight)
+            loss = preference_loss(rewards, batch.targets, LossConfig(), global_weight=global_weight)
             loss.backward()
             total += loss.item()
         return total

@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pairwright.config import TokensConfig
 from pairwright.data.tokens.chat_template import resolve_template
 from pairwright.data.tokens.tokenizer import load_tokenizer
+from pairwright.model.load_model import load_reward_model
 from pairwright.model.model_export import choose_pad_token, save_reward_model
-from pairwright.model.reward_model import load_reward_model
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.tiny_models import new_tiny_model
 
 TEXTS = ["Why is the sky blue?", "Because of scattering.", "It is not; it is green, at least in my town."] * 4
 
@@ -27,7 +27,7 @@ def export_small_model(
     chat_template: str | None = None,
 ) -> Path:
     """Write a random reward model as a training run would export it, and return its directory."""
-    base = new_small_model(
+    base = new_tiny_model(
         directory / "base",
         architecture=architecture,
         texts=TEXTS,
@@ -55,6 +55,7 @@ def export_of(base: Path, model: Path, tokens: TokensConfig, *, dtype: torch.dty
         gradient_checkpointing=False,
         pad_token_id=choose_pad_token(tokenizer),
         vocab_size=len(tokenizer),
+        cpu_kernels=True,
     )
     save_reward_model(
         reward_model.state_dict(),

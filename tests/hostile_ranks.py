@@ -12,13 +12,13 @@ import numpy as np
 
 import zero_ranks
 from hostile_files import change_shard, marking, shards
-from loop_ranks import FolderHost
+from loop_ranks import FolderContext
 from pairwright.data.tokens.tokenize_groups import TokenTable
 from pairwright.errors import PairwrightError
 from pairwright.training.checkpoint import TAG
+from pairwright.training.context import StatusTracker
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import train
-from pairwright.training.rank_status import Pulse
 from pairwright.training.step import train_step
 
 
@@ -31,7 +31,9 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
 
     def new_engine() -> zero_ranks.RecordingEngine:
         model = zero_ranks.make_model(config, case)
-        return zero_ranks.RecordingEngine(model, engine=config.engine, optimizer=config.optimizer, pulse=Pulse())
+        return zero_ranks.RecordingEngine(
+            model, config=config.deepspeed, optimizer=config.optimizer, status=StatusTracker()
+        )
 
     engine = new_engine()
     train_step(engine, run, np.arange(len(tokens)), 0.01, step=0)
@@ -50,7 +52,7 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:
             kind = type(error).__name__
         try:
-            train(run, zero_ranks.make_model(config, case), FolderHost(kept, stops_after=None))
+            train(run, zero_ranks.make_model(config, case), FolderContext(kept, stops_after=None))
             said = "trained"
         except PairwrightError as error:
             said = f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """One rank of a whole run through training/loop.py on real DeepSpeed, without Ray: started by zero_runs.run_ranks.
 
-Its host keeps checkpoints in a folder, as Ray Train does on storage, and may end the run right after one of them. A
+Its context keeps checkpoints in a folder, as Ray Train does on storage, and may end the run right after one of them. A
 case is a dictionary as of ``zero_runs.case`` with {checkpoints: folder, every: steps, stops_after: step or None} and
 perhaps {training: more of that section}.
 """
@@ -16,32 +16,33 @@ import torch.distributed as dist
 import zero_ranks
 from pairwright.data.tokens.tokenize_groups import TokenTable
 from pairwright.errors import PairwrightError
+from pairwright.events import RunEvent
 from pairwright.training.checkpoint import MANIFEST_NAME
+from pairwright.training.context import StatusTracker
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import Trained, train
-from pairwright.training.rank_status import Pulse
 
 
 class StoppedError(Exception):
     """The run was to end here."""
 
 
-class FolderHost:
-    """The loop's ``Host`` on a folder that all ranks see."""
+class FolderContext:
+    """The loop's ``RunContext`` on a folder that all ranks see."""
 
     def __init__(self, folder: Path, stops_after: int | None) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.attempt = f"{self.world_size}ranks"
-        self.pulse = Pulse()
+        self.status = StatusTracker()
         self.records: list[dict[str, Any]] = []
         self._folder, self._stops_after = folder, stops_after
 
-    def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
+    def latest_checkpoint(self) -> AbstractContextManager[Path] | None:
         dist.barrier()
         found = sorted(path.parent for path in self._folder.glob(f"*/{MANIFEST_NAME}"))
         return nullcontext(found[-1]) if found else None
 
-    def asked(self, steps_taken: int) -> None:
+    def poll_control(self, steps_taken: int) -> None:
         pass
 
     def staging_folder(self, name: str) -> Path:
@@ -57,8 +58,8 @@ class FolderHost:
         if metrics["step"] == self._stops_after:
             raise StoppedError
 
-    def progress(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
+    def log_event(self, event: RunEvent) -> None:
+        self.records.append(event.record)
 
 
 def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -81,17 +82,17 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
         layout=case["layout"],
         shape=shape_of(model),
     )
-    host = FolderHost(Path(case["checkpoints"]), case["stops_after"])
+    context = FolderContext(Path(case["checkpoints"]), case["stops_after"])
     try:
-        trained = train(run, model, host)
+        trained = train(run, model, context)
     except StoppedError:
-        return {"records": host.records}
+        return {"records": context.records}
     except PairwrightError as error:
-        return {"records": host.records, "error": str(error)}
+        return {"records": context.records, "error": str(error)}
     assert isinstance(trained, Trained)
     state = trained.engine.full_state_dict() or {}
     change = {name: tensor.float().numpy() - start[name] for name, tensor in state.items()}
-    return {"records": host.records, "start": start, "change": change, "skipped": trained.skipped_steps}
+    return {"records": context.records, "start": start, "change": change, "skipped": trained.skipped_steps}
 
 
 if __name__ == "__main__":

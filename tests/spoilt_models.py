@@ -27,6 +27,7 @@ from pairwright.errors import PairwrightError
 from pairwright.evaluation.load_exported import load_exported, model_digest, open_exported
 from pairwright.evaluation.requests import parse_requests
 from pairwright.evaluation.score import score_requests
+from pairwright.model.load_model import starting_model
 from pairwright.model.lora import check_targets
 from pairwright.model.model_config import read_config
 from pairwright.model.model_export import choose_pad_token
@@ -35,8 +36,7 @@ from pairwright.runs.export_run import export_checkpoint
 from pairwright.runs.repair import repair_snapshot
 from pairwright.runs.run_dir import RunFolder, RunIdentity, identity_config
 from pairwright.training.checkpoint import TAG, CheckpointManifest, read_manifest, verify_all, write_manifests
-from pairwright.training.starting_model import starting_model
-from pairwright.training.universal_checkpoint import check_shards
+from pairwright.training.checkpoint_shards import check_shards
 from run_folders import commit, name
 
 SECONDS = 30.0
@@ -235,7 +235,7 @@ def config_of(model: Path, output: Path) -> TrainConfig:
             "model": {"path": str(model)},
             "data": {"pairs": "unused"},
             "tokens": {"max_length": 64},
-            "engine": {"zero_stage": 0, "precision": "fp32"},
+            "deepspeed": {"zero_stage": 0, "precision": "fp32"},
         }
     )
 

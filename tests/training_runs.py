@@ -22,7 +22,7 @@ from pairwright.data.ingest.parse import annotations_to_arrow, parse_lines
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.synthetic import make_rankings
 from pairwright.data.table.table import Input, Manifest, Table
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.tiny_models import new_tiny_model
 
 ROOT = Path(__file__).parents[1]
 NUM_STEPS = 32
@@ -62,7 +62,7 @@ def make_pairs(url: Path, *, num_groups: int, seed: int = 0, expansion: ExpandCo
 def make_model(directory: Path, *, hidden_size: int = 96, architecture: str = "llama") -> Path:
     """Write a small untrained model whose tokenizer knows the synthetic words."""
     texts = [c["text"] for record in make_rankings(50, seed=99) for c in record["completions"]]
-    return new_small_model(
+    return new_tiny_model(
         directory,
         architecture=architecture,
         texts=texts,

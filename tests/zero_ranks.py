@@ -22,12 +22,13 @@ from deepspeed.utils import safe_get_full_grad
 from pairwright.config import TrainConfig
 from pairwright.data.tokens.tokenize_groups import TokenTable
 from pairwright.errors import NotFiniteError, OutOfMemoryError
+from pairwright.model.load_model import DTYPES, load_reward_model
 from pairwright.model.lora import add_adapters
-from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.model.reward_model import RewardModel
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
-from pairwright.training.engine import DTYPES, Engine, join_process_group
+from pairwright.training.context import StatusTracker
+from pairwright.training.engine import Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
-from pairwright.training.rank_status import Pulse
 from pairwright.training.step import train_step
 
 
@@ -61,7 +62,7 @@ def config_of(case: dict[str, Any], arguments: dict[str, Any]) -> TrainConfig:
             "loss": {"label_smoothing": arguments["label_smoothing"]},
             "optimizer": arguments["optimizer"],
             "lora": case["lora"],
-            "engine": case["engine"],
+            "deepspeed": case["engine"],
         }
     )
 
@@ -69,14 +70,15 @@ def config_of(case: dict[str, Any], arguments: dict[str, Any]) -> TrainConfig:
 def make_model(config: TrainConfig, case: dict[str, Any]) -> RewardModel:
     model = load_reward_model(
         config.model.path,
-        dtype=DTYPES[config.engine.precision],
+        dtype=DTYPES[config.deepspeed.precision],
         seed=0,
         dropout=config.model.dropout,
         gradient_checkpointing=config.model.gradient_checkpointing,
         pad_token_id=None,
         vocab_size=None,
+        cpu_kernels=True,
     )
-    model.take_flat_rows(enabled=case["layout"] != "padded")
+    model.accept_packed_sequences(enabled=case["layout"] != "padded")
     if config.lora is not None:
         add_adapters(model, config.lora, seed=0)
         # Adapters as if trained: a new one's product is 0, and with it half of the gradient.
@@ -95,7 +97,7 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
 
     def new_engine() -> RecordingEngine:
         model = make_model(config, case)
-        return RecordingEngine(model, engine=config.engine, optimizer=config.optimizer, pulse=Pulse())
+        return RecordingEngine(model, config=config.deepspeed, optimizer=config.optimizer, status=StatusTracker())
 
     engine, figures, refused = new_engine(), [], []
     if case["memory_bytes"] is not None:
@@ -154,8 +156,8 @@ def save(engine: RecordingEngine, config: TrainConfig, directory: Path) -> None:
         step=1,
         num_steps=1,
         world_size=engine.world_size,
-        zero_stage=config.engine.zero_stage,
-        precision=config.engine.precision,
+        zero_stage=config.deepspeed.zero_stage,
+        precision=config.deepspeed.precision,
         run_digest="",
         code_version="",
     )

@@ -76,22 +76,22 @@ def all_cases(world: World, world_size: int) -> list[dict[str, Any]]:
         for shift, precision in enumerate(("fp32", "bf16"))
     ]
     if world_size in (1, 2):
-        cases += _divided_cases(world, world_size)
+        cases += _split_cases(world, world_size)
     if world_size == 2:
         cases += [*_lora_cases(world), *_checkpointing_cases(world), *_offload_cases(world), *_dropout_cases(world)]
     return cases
 
 
-def _divided_cases(world: World, world_size: int) -> Iterator[dict[str, Any]]:
+def _split_cases(world: World, world_size: int) -> Iterator[dict[str, Any]]:
     """A budget under most groups; on two ranks also with dropout, kept and recomputed."""
     for stage in range(4):
         layout = LAYOUTS[(stage + world_size) % 3]
-        yield case(world, f"divided zero{stage}", stage, layout=layout, micro_batch_tokens=50)
+        yield case(world, f"split zero{stage}", stage, layout=layout, micro_batch_tokens=50)
     if world_size == 2:
         for kind in ("on", "recomputed"):
             yield case(
                 world,
-                f"divided dropout {kind}",
+                f"split dropout {kind}",
                 3,
                 model=str(world["gpt2"]),
                 layout="shared",
@@ -187,7 +187,7 @@ def run_ranks(
             "learning_rate": LEARNING_RATE,
             "eps": ADAM_EPS,
             "weight_decay": WEIGHT_DECAY,
-            "max_gradient_norm": MAX_GRADIENT_NORM,
+            "max_grad_norm": MAX_GRADIENT_NORM,
         },
     }
     processes = []

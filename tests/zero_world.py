@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification
 
 from pairwright.data.table.table import Table
 from pairwright.data.tokens.tokenize_groups import TokenGroup, groups_to_table
-from pairwright.model.reward_model import load_reward_model
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.load_model import load_reward_model
+from pairwright.model.tiny_models import new_tiny_model
 
 NUM_STEPS = 3
 LEARNING_RATE = 1e-2
@@ -81,7 +81,7 @@ def make_world(folder: Path) -> World:
 
 
 def _sequence_classifier(folder: Path, architecture: str) -> Path:
-    base = new_small_model(
+    base = new_tiny_model(
         folder / f"base_{architecture}",
         architecture=architecture,
         texts=["some words to learn from"],
@@ -100,6 +100,7 @@ def _sequence_classifier(folder: Path, architecture: str) -> Path:
         gradient_checkpointing=False,
         pad_token_id=0,
         vocab_size=None,
+        cpu_kernels=True,
     )
     started.model.save_pretrained(folder / architecture)
     return folder / architecture

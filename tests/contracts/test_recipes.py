@@ -16,12 +16,12 @@ def test_recipe_loads(path: Path) -> None:
 
 def test_the_8b_recipe_has_the_papers_settings() -> None:
     config = load_config(TrainConfig, str(next(path for path in RECIPES if path.stem == "llama8b_zero3")))
-    assert (config.engine.zero_stage, config.engine.precision) == (3, "bf16")
+    assert (config.deepspeed.zero_stage, config.deepspeed.precision) == (3, "bf16")
     assert (config.workers.num_workers, config.workers.use_gpu) == (8, True)
     # InstructGPT: 64 prompts a batch, one epoch, 9e-6, cosine to 10 %; Llama 2: 3 % warm-up.
     assert (config.batches.groups_per_step, config.training.epochs) == (64, 1)
     optimizer = config.optimizer
-    assert (optimizer.learning_rate, optimizer.final_fraction, optimizer.warmup_fraction) == (9e-6, 0.1, 0.03)
+    assert (optimizer.learning_rate, optimizer.min_lr_ratio, optimizer.warmup_ratio) == (9e-6, 0.1, 0.03)
     # Nine completions of the longest length fit one micro-batch.
     assert config.batches.micro_batch_tokens >= 9 * config.tokens.max_length
 

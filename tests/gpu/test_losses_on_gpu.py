@@ -6,7 +6,7 @@ import torch
 
 from pairwright.config import LossConfig
 from pairwright.model.loss import preference_loss
-from pairwright.model.targets import Judgements
+from pairwright.model.targets import PreferenceTargets
 from ranked_groups import ranked_group
 
 pytestmark = [
@@ -18,7 +18,7 @@ pytestmark = [
 @pytest.mark.parametrize(
     "config",
     [
-        LossConfig(label_smoothing=0.1, centre=0.01),
+        LossConfig(label_smoothing=0.1, center_coefficient=0.01),
         LossConfig(kind="hinge"),
         LossConfig(kind="plackett_luce", use_margin=False),
     ],
@@ -27,13 +27,13 @@ pytestmark = [
 def test_loss_and_gradient_are_those_of_the_cpu_and_nothing_waits(config: LossConfig) -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(2, 10, 32).tolist()
-    judgements = Judgements.of([ranked_group([rng.integers(1, 6, k).tolist()], ties="half") for k in sizes])
+    targets = PreferenceTargets.of([ranked_group([rng.integers(1, 6, k).tolist()], ties="half") for k in sizes])
     rewards = torch.from_numpy(rng.normal(0, 3, sum(sizes))).float()
     cpu_N, gpu_N = rewards.clone().requires_grad_(), rewards.cuda().requires_grad_()
-    expected = preference_loss(cpu_N, judgements, config, global_weight=torch.tensor(32.0))
+    expected = preference_loss(cpu_N, targets, config, global_weight=torch.tensor(32.0))
     expected.backward()
 
-    moved, weight = judgements.to("cuda"), torch.tensor(32.0, device="cuda")
+    moved, weight = targets.to("cuda"), torch.tensor(32.0, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss = preference_loss(gpu_N, moved, config, global_weight=weight)

@@ -8,10 +8,10 @@ import pytest
 from pyarrow.fs import S3FileSystem
 
 from pairwright.data.storage.object_store import open_store
+from pairwright.events import UncommittedRemoved
 from pairwright.runs import folder_transfer as folders
 from pairwright.runs.best_checkpoint import keep_best
 from pairwright.runs.checkpoints import SNAPSHOT_NAME, kept_checkpoints
-from pairwright.runs.events import UncommittedRemoved
 from pairwright.runs.repair import remove_uncommitted, repair_snapshot
 from pairwright.runs.run_dir import RunFolder
 from pairwright.training.checkpoint import TAG

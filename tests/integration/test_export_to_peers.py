@@ -15,7 +15,7 @@ from pairwright.data.table.table import Table
 from pairwright.data.tokens.conversation_tokens import TokenSpec, tokenize_completions
 from pairwright.data.tokens.template_sandbox import Refusal
 from pairwright.data.tokens.tokenizer import load_tokenizer
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.tiny_models import new_tiny_model
 
 datasets = pytest.importorskip("datasets")
 trl = pytest.importorskip("trl")
@@ -38,7 +38,7 @@ PLAIN = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% end
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
-    return new_small_model(
+    return new_tiny_model(
         directory,
         architecture="llama",
         texts=TEXTS * 10,

@@ -14,7 +14,7 @@ import zstandard
 
 from annotation_tables import annotation_row, annotations_table, manifest
 from exported_models import export_small_model, plain_rewards
-from pairwright.cluster.score_input import cut_lines
+from pairwright.cluster.score_input import split_lines
 from pairwright.cluster.score_job import ScoreSummary, score
 from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data.table.table import Table
@@ -151,7 +151,7 @@ def test_a_length_limit_that_no_row_can_keep_is_refused(model: Path, tmp_path: P
 def test_stretches_hold_every_line_once_with_its_number() -> None:
     lines = [b"x" * (i % 50) for i in range(1000)]
     found: list[tuple[int, bytes]] = []
-    for first_line, text in cut_lines(b"\n".join(lines) + b"\n", 41):
+    for first_line, text in split_lines(b"\n".join(lines) + b"\n", 41):
         found += enumerate(text.split(b"\n"), start=first_line)
     assert found == list(enumerate(lines, start=41))
 

@@ -25,7 +25,7 @@ from pairwright.data.tokens.tokenize_groups import (
     tokenize_groups,
 )
 from pairwright.errors import DataError, ModelError, StoreError
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.tiny_models import new_tiny_model
 from pairwright.records import PAIRS_SCHEMA
 
 WORDS = "clear precise honest wordy vague biased helpful rude careful sloppy".split()  # noqa: SIM905
@@ -34,7 +34,7 @@ CONFIG = TokensConfig(max_length=64)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return new_small_model(
+    return new_tiny_model(
         tmp_path_factory.mktemp("model"),
         architecture="llama",
         texts=[" ".join(WORDS)] * 10,
@@ -136,7 +136,7 @@ def test_whatever_changes_the_tokens_gives_another_table(tmp_path: Path, model: 
     urls.append(tokens_of(pairs, moved, into)[0])
     for changes in (
         {"max_length": 63},
-        {"overlong": "truncate"},
+        {"overlong_policy": "truncate"},
         {"special_in_text": "keep"},
         {"chat_template": "{{ messages[-1]['content'] }}"},
     ):

@@ -55,7 +55,9 @@ def listeners() -> Listeners:
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, ray_cluster: None, listeners: Listeners) -> TrainConfig:
-    config = run_config(folder, "undisturbed", training=TRAINING | {"evaluate_every_steps": 8, "keep_best": "log_loss"})
+    config = run_config(
+        folder, "undisturbed", training=TRAINING | {"evaluate_every_steps": 8, "best_metric": "log_loss"}
+    )
     with listeners:
         summary = train(config)
     assert not summary.already_finished
@@ -258,7 +260,7 @@ def test_sigterm_leads_to_a_checkpoint_at_once_and_the_same_command_to_the_same_
         ({"data": {"version": 7}}, StoreError, "7"),
         ({"model": {"path": "nowhere"}}, ModelError, "nowhere"),
         ({"batches": {"groups_per_step": 5000}}, ConfigError, "groups_per_step is 5000.*has only .* groups"),
-        ({"lora": {"target_modules": ["q_porj"]}}, ModelError, "'q_porj' fits no linear layer.*q_proj"),
+        ({"lora": {"target_modules": ["q_porj"]}}, ModelError, "'q_porj' matches no linear layer.*q_proj"),
         ({"workers": {"num_workers": 99}}, ConfigError, "needs 99 CPUs"),
         ({"workers": {"use_gpu": True}}, ConfigError, "workers.use_gpu=false"),
     ],
@@ -281,7 +283,7 @@ def test_a_model_directory_without_a_tokenizer_is_refused(folder: Path, ray_clus
 
 
 def test_a_diverging_run_stops_every_rank_names_groups_and_does_not_retry(folder: Path, ray_cluster: None) -> None:
-    config = run_config(folder, "diverging", optimizer={"learning_rate": 1e30, "warmup_fraction": 0.0})
+    config = run_config(folder, "diverging", optimizer={"learning_rate": 1e30, "warmup_ratio": 0.0})
     with pytest.raises(TrainingError, match=r"step \d+: .*not finite|gradient's norm is"):
         train(config)
     assert not (Path(config.output) / "summary.json").exists()

@@ -206,8 +206,8 @@ def config_of(folder: Path, name: str, zero_stage: int, precision: str) -> Train
         name,
         training=training,
         batches={"groups_per_step": 48, "micro_batch_tokens": 1024},
-        engine={"zero_stage": zero_stage, "precision": precision},
-        workers={"num_workers": 2, "max_failures": 20, "hang_seconds": 8},
+        deepspeed={"zero_stage": zero_stage, "precision": precision},
+        workers={"num_workers": 2, "max_failures": 20, "hang_timeout_seconds": 8},
     )
 
 

@@ -60,8 +60,8 @@ def elastic_config(folder: Path, name: str, stage: int) -> TrainConfig:
         name,
         training=training,
         batches={"groups_per_step": 64, "micro_batch_tokens": 1024},
-        engine={"zero_stage": stage},
-        workers={"num_workers": [1, 2], "start_timeout_seconds": 10, "resize_seconds": 15},
+        deepspeed={"zero_stage": stage},
+        workers={"num_workers": [1, 2], "start_timeout_seconds": 10, "resize_interval_seconds": 15},
     )
 
 

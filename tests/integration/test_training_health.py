@@ -63,7 +63,7 @@ def test_a_rank_that_stands_still_is_named_and_replaced_and_changes_nothing_in_t
 ) -> None:
     # Ray commits when its controller next looks, every 2 s by default: in that time this run would be over.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    config = run_config(folder, "stopped", workers={"hang_seconds": 10})
+    config = run_config(folder, "stopped", workers={"hang_timeout_seconds": 10})
     stopped: list[int] = []
     stopper = threading.Thread(target=stop_a_worker_with_a_checkpoint, args=(Path(config.output), stopped))
     stopper.start()
@@ -174,7 +174,7 @@ def test_a_disk_that_stays_full_stops_the_run_with_the_reason_and_it_goes_on_whe
     folder: Path, undisturbed: TrainConfig, small_disk: Path, tmp_path: Path
 ) -> None:
     output = small_disk / "run"
-    training = undisturbed.training.model_copy(update={"storage_patience_seconds": 3})
+    training = undisturbed.training.model_copy(update={"storage_retry_seconds": 3})
     config = undisturbed.model_copy(update={"output": str(output), "training": training})
     driver = start_command(config, tmp_path / "full.toml")
     wait_until(lambda: bool(committed_steps(output)), timeout_seconds=200, what="a checkpoint")
@@ -182,7 +182,7 @@ def test_a_disk_that_stays_full_stops_the_run_with_the_reason_and_it_goes_on_whe
     log, _ = driver.communicate(timeout=300)
     print(log)
     assert driver.returncode == 1
-    assert re.search(r"error: run .*cannot be stored.*No space left.*storage_patience_seconds = 3", log)
+    assert re.search(r"error: run .*cannot be stored.*No space left.*storage_retry_seconds = 3", log)
     assert "Traceback" not in log
     ballast.unlink()
     log, _ = start_command(config, tmp_path / "full.toml").communicate(timeout=300)

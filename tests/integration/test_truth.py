@@ -15,7 +15,7 @@ from pairwright.cluster.train.driver import train
 from pairwright.config import TrainConfig, load_config
 from pairwright.data.synthetic import make_rankings, true_accuracy, write_rankings
 from pairwright.data.table.table import Table
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.tiny_models import new_tiny_model
 from training_runs import ROOT, make_pairs
 
 pytestmark = pytest.mark.ray
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """Return a folder with a model trained by the recipe of the demo: two workers, ZeRO-2, CPU."""
     folder = tmp_path_factory.mktemp("truth")
     make_pairs(folder / "pairs", num_groups=NUM_GROUPS)
-    new_small_model(
+    new_tiny_model(
         folder / "model",
         architecture="llama",
         texts=[c["text"] for record in make_rankings(500, seed=0) for c in record["completions"]],

@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import zero_runs
 import zero_world
-from pairwright.model.reward_model import RewardModel, load_reward_model
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.load_model import load_reward_model
+from pairwright.model.reward_model import RewardModel
+from pairwright.model.tiny_models import new_tiny_model
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "to be or not to be that is the question"] * 4
 
@@ -28,7 +29,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         if architecture == "modernbert":
             _modernbert(directory, make("bert"))
         else:
-            new_small_model(
+            new_tiny_model(
                 directory,
                 architecture=architecture,
                 texts=TEXTS,
@@ -87,6 +88,7 @@ def load(small_model: Callable[[str], Path]) -> Callable[..., RewardModel]:
             "gradient_checkpointing": False,
             "pad_token_id": None,
             "vocab_size": None,
+            "cpu_kernels": True,
         }
         return load_reward_model(str(small_model(architecture)), **(settings | keywords)).eval()
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.model.load_model import load_reward_model
+from pairwright.model.reward_model import RewardModel
 
 WINDOWS: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 7},
@@ -41,4 +42,5 @@ def load_small(
         gradient_checkpointing=gradient_checkpointing,
         pad_token_id=None,
         vocab_size=None,
+        cpu_kernels=True,
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pairwright.model.attention.gpu import Cut, cut_of, gathered
+from pairwright.model.attention.gpu import Sequences, gathered, sequences_of
 from pairwright.model.attention.sdpa import Rule, attend_by_segment
 from pairwright.model.collate import Segments
 
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 ROW = Segments((5, 0, 1, 7), ((3, 1, 9), (4, 2), (6,), (2, 2)))
 
 
-def _attend_sequence_by_sequence(query: Tensor, key: Tensor, value: Tensor, cut: Cut) -> Tensor:
+def _attend_sequence_by_sequence(query: Tensor, key: Tensor, value: Tensor, cut: Sequences) -> Tensor:
     """As varlen_attn promises: queries and keys of a sequence end together, and a query sees what is not behind it."""
     keys, values = (gathered(tensor[0].transpose(0, 1), cut.key_Tk) for tensor in (key, value))
     out = []
@@ -39,7 +39,7 @@ def test_each_segment_is_a_sequence_of_its_own_that_ends_with_its_own_keys(segme
     expected = attend_by_segment(
         query, key, value, segments, Rule(is_causal=True, window=None, scaling=None, dropout=0.0)
     )
-    found = _attend_sequence_by_sequence(query, key, value, cut_of(segments, CPU))
+    found = _attend_sequence_by_sequence(query, key, value, sequences_of(segments, CPU))
     torch.testing.assert_close(found, expected)
     weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     gradients = [torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in (found, expected)]

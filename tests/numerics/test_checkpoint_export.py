@@ -14,14 +14,13 @@ from pairwright.data.tokens.chat_template import resolve_template
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError, PairwrightError
 from pairwright.evaluation.load_exported import model_digest
+from pairwright.model.load_model import DTYPES, load_reward_model
 from pairwright.model.lora import add_adapters
 from pairwright.model.model_export import choose_pad_token, save_reward_model
-from pairwright.model.reward_model import load_reward_model
 from pairwright.runs.export_run import export_checkpoint
 from pairwright.runs.run_dir import RunFolder, RunIdentity, identity_config
 from pairwright.training.checkpoint import read_manifest
-from pairwright.training.consolidate import whole_weights
-from pairwright.training.engine import DTYPES
+from pairwright.training.checkpoint_shards import consolidated_state_dict
 from zero_runs import Results, all_cases, saved_in
 from zero_world import World
 
@@ -40,7 +39,7 @@ def test_weights_out_of_shards_are_those_of_the_run(
     expected = runs(world_size)[name]["state"]
     directory = Path(saved_in(world, world_size, name))
     manifest = read_manifest(directory)
-    found = whole_weights(directory, manifest, dtype=DTYPES[manifest.precision])
+    found = consolidated_state_dict(directory, manifest, dtype=DTYPES[manifest.precision])
     frozen = {key for key in expected if name.startswith("lora") and ".lora_" not in key and "score" not in key}
     assert found.keys() == expected.keys() - frozen
     assert all(np.array_equal(tensor.float().numpy(), expected[key]) for key, tensor in found.items())
@@ -57,7 +56,7 @@ def test_a_changed_byte_in_any_ranks_shard_is_refused(
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match=r"rank_2.*content differs"):
-        whole_weights(directory, read_manifest(directory), dtype=DTYPES["fp32"])
+        consolidated_state_dict(directory, read_manifest(directory), dtype=DTYPES["fp32"])
 
 
 # ---------------------------------------------------------------------------------------------- the directory
@@ -80,7 +79,7 @@ def make_run(folder: Path, world: World, case: dict[str, Any]) -> Path:
             "model": {"path": str(model)},
             "data": {"pairs": "unused"},
             "tokens": {"max_length": 64},
-            "engine": case["engine"],
+            "deepspeed": case["engine"],
             "lora": case["lora"],
         }
     )
@@ -110,6 +109,7 @@ def run_exports(path: Path, case: dict[str, Any], state: dict[str, np.ndarray], 
         gradient_checkpointing=False,
         pad_token_id=choose_pad_token(tokenizer),
         vocab_size=len(tokenizer),
+        cpu_kernels=True,
     )
     if case["lora"] is not None:
         add_adapters(model, LoraConfig.model_validate(case["lora"]), seed=0)

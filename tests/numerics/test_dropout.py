@@ -11,7 +11,8 @@ import torch
 
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.model.collate import Layout, collate
-from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.model.load_model import load_reward_model
+from pairwright.model.reward_model import RewardModel
 from zero_runs import LAYOUTS
 
 
@@ -24,8 +25,9 @@ def load(directory: Path, layout: Layout, *, dropout: bool) -> RewardModel:
         gradient_checkpointing=False,
         pad_token_id=None,
         vocab_size=None,
+        cpu_kernels=True,
     )
-    model.take_flat_rows(enabled=layout != "padded")
+    model.accept_packed_sequences(enabled=layout != "padded")
     return model.train()
 
 

@@ -20,8 +20,9 @@ from transformers import (
 
 from pairwright.config import TokensConfig
 from pairwright.errors import ModelError
+from pairwright.model.load_model import load_reward_model
 from pairwright.model.model_export import RULES_FILE, choose_pad_token, save_reward_model
-from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.model.reward_model import RewardModel
 
 DECODERS = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"]
 ENCODERS = ["bert", "roberta", "modernbert", "deberta-v2"]
@@ -44,6 +45,7 @@ def _export(
         gradient_checkpointing=False,
         pad_token_id=pad_token_id,
         vocab_size=len(tokenizer),
+        cpu_kernels=True,
     ).eval()
     _save(model, tokenizer, target, dtype=dtype)
     return model, tokenizer, target
@@ -51,7 +53,7 @@ def _export(
 
 def _save(model: RewardModel, tokenizer: Tokenizer, target: Path, *, dtype: torch.dtype = torch.float32) -> None:
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    tokens = TokensConfig(max_length=64, overlong="truncate", special_in_text="refuse")
+    tokens = TokensConfig(max_length=64, overlong_policy="truncate", special_in_text="refuse")
     save_reward_model(state, model, tokenizer, target, chat_template=TEMPLATE, dtype=dtype, tokens=tokens)
 
 
@@ -122,6 +124,7 @@ def test_the_exported_directory_loads_here_with_every_weight_and_keeps_its_head(
         gradient_checkpointing=False,
         pad_token_id=None,
         vocab_size=None,
+        cpu_kernels=True,
     )
     state = model.state_dict()
     assert again.state_dict().keys() == state.keys()
@@ -168,6 +171,7 @@ def test_a_bfloat16_model_loads_plainly_in_float32_with_equal_rewards(small_mode
         gradient_checkpointing=False,
         pad_token_id=None,
         vocab_size=None,
+        cpu_kernels=True,
     ).eval()
     found = _plain_rewards(directory, texts, dtype=torch.float32)
     torch.testing.assert_close(found, _ours(wide, texts), rtol=TOLERANCE, atol=TOLERANCE)

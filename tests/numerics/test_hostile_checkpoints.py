@@ -15,8 +15,13 @@ import torch
 from hostile_files import Runs, change_shard, marking, shards
 from pairwright.errors import CheckpointError
 from pairwright.training.checkpoint import read_manifest
-from pairwright.training.consolidate import whole_weights
-from pairwright.training.universal_checkpoint import KNOWN_TYPES, check_shards, converted, known_types_only
+from pairwright.training.checkpoint_shards import (
+    TRUSTED_TYPES,
+    check_shards,
+    consolidated_state_dict,
+    trusted_types_only,
+)
+from pairwright.training.universal_checkpoint import converted
 from zero_runs import Results, case, run_ranks, saved_in
 from zero_world import World
 
@@ -35,19 +40,14 @@ def checkpoint(
 
 
 @pytest.mark.parametrize("name", [*STAGES, *(f"lora zero{stage} packed" for stage in range(4))])
-def test_shards_name_no_type_but_the_known_ones(checkpoint: Callable[[str], Path], name: str) -> None:
+def test_shards_name_no_type_but_the_trusted_ones(checkpoint: Callable[[str], Path], name: str) -> None:
     """Torch's list, taken from the files themselves; the LoRA cases are offloaded."""
-    known = {f"{kind.__module__}.{kind.__qualname__}" for kind in KNOWN_TYPES}
-    torch.serialization.clear_safe_globals()
-    try:
-        found = {
-            kind
-            for shard in shards(checkpoint(name))
-            for kind in torch.serialization.get_unsafe_globals_in_checkpoint(shard)
-        }
-    finally:
-        torch.serialization.add_safe_globals(list(KNOWN_TYPES))
-    assert found <= known
+    found = {
+        kind
+        for shard in shards(checkpoint(name))
+        for kind in torch.serialization.get_unsafe_globals_in_checkpoint(shard)
+    }
+    assert found <= set(TRUSTED_TYPES)
 
 
 @pytest.mark.parametrize("name", ["zero0 fp32", "zero2 bf16", "zero3 fp32"])
@@ -66,7 +66,7 @@ def test_a_shard_that_would_run_something_is_refused_by_name_and_nothing_runs(
         # Up to ZeRO-2 an export reads the weights alone; under ZeRO-3 every rank's part, and names from rank 0.
         if "optim" not in shard if manifest.zero_stage < 3 else "optim" in shard or "rank_0_" in shard:
             with pytest.raises(CheckpointError, match=f"(?i){message}") as refused:
-                whole_weights(directory, manifest, dtype=torch.float32)
+                consolidated_state_dict(directory, manifest, dtype=torch.float32)
             assert refused.type is CheckpointError, "damage would send a run to an older one without a word"
         assert not marker.exists()
 
@@ -115,7 +115,7 @@ LOADS = "import sys, torch; torch.load(sys.argv[1], weights_only=False)"
 
 
 @pytest.mark.parametrize("others", [{}, {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}])
-def test_who_asks_for_everything_gets_known_types_only_in_threads_and_child_processes_too(
+def test_who_asks_for_everything_gets_trusted_types_only_in_threads_and_child_processes_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: dict[str, str]
 ) -> None:
     file, marker = tmp_path / "file.pt", tmp_path / "ran"
@@ -127,7 +127,7 @@ def test_who_asks_for_everything_gets_known_types_only_in_threads_and_child_proc
 
     def load() -> None:
         for _ in range(20):
-            with known_types_only():
+            with trusted_types_only([]):
                 try:
                     torch.load(file, weights_only=False)
                 except Exception as error:
@@ -138,7 +138,7 @@ def test_who_asks_for_everything_gets_known_types_only_in_threads_and_child_proc
         thread.start()
     for thread in threads:
         thread.join()
-    with known_types_only():
+    with trusted_types_only([]):
         child = subprocess.run([sys.executable, "-c", LOADS, str(file)], capture_output=True, text=True, check=False)
     assert "UnpicklingError" in child.stderr
     assert kinds == ["UnpicklingError"] * 80

@@ -50,7 +50,7 @@ def _rows_seen(model: RewardModel, batch: MicroBatch) -> set[int]:
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_only_tokens_that_are_read_pass_the_last_attention(load, architecture):
     model = load(architecture)
-    model.take_flat_rows(enabled=True)
+    model.accept_packed_sequences(enabled=True)
     assert _rows_seen(model, collate(_groups(0), 0, "shared")) == {5}
     assert _rows_seen(model, collate(_groups(0), 0, "packed")) == {5}
     padded = collate(_groups(0), 0, "padded")
@@ -62,7 +62,7 @@ def test_a_layer_that_is_computed_again_reads_where_it_did_the_first_time(load):
     gradients = []
     for recomputes in (False, True):
         model = load("llama", gradient_checkpointing=recomputes).train()
-        model.take_flat_rows(enabled=True)
+        model.accept_packed_sequences(enabled=True)
         reward_N = _rewards(model, collate(_groups(0), 0, "shared"))
         _rewards(model, collate(_groups(1)[:1], 0, "shared"))
         reward_N.square().sum().backward()

@@ -17,8 +17,9 @@ from pairwright.data.storage.model_files import heads_among, weight_names
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ModelError
 from pairwright.evaluation.load_exported import open_exported
-from pairwright.model.reward_model import RewardModel, find_head, load_reward_model
-from pairwright.runs.events import HeadInitialized
+from pairwright.events import HeadInitialized
+from pairwright.model.load_model import load_reward_model
+from pairwright.model.reward_model import RewardModel, find_head
 
 Load = Callable[..., RewardModel]
 SmallModel = Callable[[str], Path]
@@ -33,6 +34,7 @@ def _load(path: Path, **keywords: Any) -> RewardModel:
         "gradient_checkpointing": False,
         "pad_token_id": None,
         "vocab_size": None,
+        "cpu_kernels": True,
     }
     return load_reward_model(str(path), **(settings | keywords))
 

@@ -128,7 +128,7 @@ def test_target_modules_are_names_or_ends_of_names(load) -> None:
 
 @pytest.mark.parametrize("name", ["query", "proj", "score", "embed_tokens"])
 def test_a_target_that_no_layer_below_the_head_has_is_refused_with_the_names_that_there_are(load, name: str) -> None:
-    with pytest.raises(ModelError, match=rf"'{name}' fits no linear layer .*q_proj, k_proj, v_proj, o_proj"):
+    with pytest.raises(ModelError, match=rf"'{name}' matches no linear layer .*q_proj, k_proj, v_proj, o_proj"):
         add_adapters(load("llama"), LoraConfig(target_modules=("q_proj", name)), seed=0)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pairwright.config import LossConfig
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.model.loss import preference_loss
-from pairwright.model.targets import Judgements
+from pairwright.model.targets import PreferenceTargets
 from ranked_groups import group_of_pairs, ranked_group
 
 MakeGroup = Callable[..., TokenGroup]
@@ -20,12 +20,14 @@ Pair = tuple[int, int, float, float | None]
 
 EVERY_KIND = [
     LossConfig(),
-    LossConfig(label_smoothing=0.1, centre=0.02),
-    LossConfig(kind="hinge", hinge_margin=0.7, centre=0.02),
+    LossConfig(label_smoothing=0.1, center_coefficient=0.02),
+    LossConfig(kind="hinge", hinge_margin=0.7, center_coefficient=0.02),
     LossConfig(kind="plackett_luce", use_margin=False),
-    LossConfig(kind="plackett_luce", use_margin=False, centre=0.02),
+    LossConfig(kind="plackett_luce", use_margin=False, center_coefficient=0.02),
 ]
-every_kind = pytest.mark.parametrize("config", EVERY_KIND, ids=lambda config: f"{config.kind}-{config.centre}")
+every_kind = pytest.mark.parametrize(
+    "config", EVERY_KIND, ids=lambda config: f"{config.kind}-{config.center_coefficient}"
+)
 
 
 def _reference(rewards: list[float], pairs: list[Pair], config: LossConfig, total: float) -> tuple[float, list[float]]:
@@ -44,9 +46,9 @@ def _reference(rewards: list[float], pairs: list[Pair], config: LossConfig, tota
             right, wrong = 1 / (1 + math.exp(-z)), 1 / (1 + math.exp(z))
             slope = -(1 - s) * wrong + s * right
         both = rewards[chosen] + rewards[rejected]
-        loss += weight * (term + config.centre * both**2) / total
-        gradient[chosen] += weight * (slope + 2 * config.centre * both) / total
-        gradient[rejected] += weight * (-slope + 2 * config.centre * both) / total
+        loss += weight * (term + config.center_coefficient * both**2) / total
+        gradient[chosen] += weight * (slope + 2 * config.center_coefficient * both) / total
+        gradient[rejected] += weight * (-slope + 2 * config.center_coefficient * both) / total
     return loss, gradient
 
 
@@ -66,7 +68,7 @@ def _loss_and_gradient(
 ) -> tuple[float, list[float]]:
     reward_N = rewards.clone().requires_grad_()
     weight = torch.tensor(total, dtype=reward_N.dtype)
-    loss = preference_loss(reward_N, Judgements.of(groups), config, global_weight=weight)
+    loss = preference_loss(reward_N, PreferenceTargets.of(groups), config, global_weight=weight)
     loss.backward()
     assert reward_N.grad is not None
     assert loss.dtype == reward_N.dtype
@@ -91,7 +93,7 @@ def test_loss_and_gradient_equal_the_reference_pair_by_pair(
     groups = [random_group(rng, num_completions=k, num_annotators=num_annotators) for k in sizes]
     rewards = torch.from_numpy(rng.normal(0, 3, sum(sizes))).to(dtype)
     of_kind = {"hinge_margin": 0.7} if kind == "hinge" else {"label_smoothing": smoothing}
-    config = LossConfig(kind=kind, centre=centre, use_margin=use_margin, **of_kind)
+    config = LossConfig(kind=kind, center_coefficient=centre, use_margin=use_margin, **of_kind)
     total = 7.0  # of a global batch of which this is a part
 
     loss, gradient = _loss_and_gradient(rewards, groups, config, total)
@@ -107,10 +109,10 @@ def test_gradient_is_the_derivative_of_the_loss(config: LossConfig, ties):
     rng = np.random.default_rng(7)
     groups = [ranked_group([rng.integers(1, 5, k).tolist()], ties=ties) for k in range(2, 10)]
     groups += [ranked_group([rng.permutation(k).tolist() for _ in range(3)], ties=ties) for k in (2, 5)]
-    judgements, total = Judgements.of(groups), torch.tensor(10.0, dtype=torch.float64)
+    targets, total = PreferenceTargets.of(groups), torch.tensor(10.0, dtype=torch.float64)
     reward_N = torch.from_numpy(rng.normal(0, 1, 51)).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda reward_N: preference_loss(reward_N, judgements, config, global_weight=total), reward_N
+        lambda reward_N: preference_loss(reward_N, targets, config, global_weight=total), reward_N
     )
 
 
@@ -158,8 +160,8 @@ def _of_two(
         ([0.0, 1e4], LossConfig(label_smoothing=0.1), 9e3, [-0.9, 0.9]),
         ([0.0, 1e4], LossConfig(kind="hinge"), 10001.0, [-1.0, 1.0]),
         ([1e4, 0.0], LossConfig(kind="hinge"), 0.0, [0.0, 0.0]),
-        ([0.0, 1e4], LossConfig(centre=0.01), 1e4 + 1e6, [199.0, 201.0]),
-        ([1e4, 0.0], LossConfig(centre=0.01), 1e6, [200.0, 200.0]),
+        ([0.0, 1e4], LossConfig(center_coefficient=0.01), 1e4 + 1e6, [199.0, 201.0]),
+        ([1e4, 0.0], LossConfig(center_coefficient=0.01), 1e6, [200.0, 200.0]),
         ([1e4, 0.0], LossConfig(kind="plackett_luce", use_margin=False), 0.0, [0.0, 0.0]),
         ([0.0, 1e4], LossConfig(kind="plackett_luce", use_margin=False), 1e4, [-1.0, 1.0]),
     ],
@@ -179,7 +181,7 @@ def test_equal_rewards_cost_ln_2_and_are_pushed_apart():
 @every_kind
 def test_both_directions_at_half_weight_do_not_part_equal_rewards(config: LossConfig):
     _, gradient = _of_two([1.0, 1.0], config, [(0, 1, 0.5), (1, 0, 0.5)])
-    assert gradient == pytest.approx([4 * config.centre] * 2, abs=1e-7)
+    assert gradient == pytest.approx([4 * config.center_coefficient] * 2, abs=1e-7)
 
 
 def test_votes_of_annotators_are_the_cross_entropy_with_their_share():
@@ -204,9 +206,9 @@ def test_a_hinge_wants_the_pairs_own_margin_and_the_configured_one_where_there_i
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rewards_narrower_than_float32_are_refused(config: LossConfig, dtype):
-    judgements = Judgements.of([group_of_pairs(2, [(0, 1, 1.0)])])
+    targets = PreferenceTargets.of([group_of_pairs(2, [(0, 1, 1.0)])])
     with pytest.raises(ValueError, match="expected float32"):
-        preference_loss(torch.tensor([8.0, 8.03], dtype=dtype), judgements, config, global_weight=torch.tensor(1.0))
+        preference_loss(torch.tensor([8.0, 8.03], dtype=dtype), targets, config, global_weight=torch.tensor(1.0))
 
 
 def test_a_prompt_counts_alike_however_many_completions_were_ranked(random_group: MakeGroup):

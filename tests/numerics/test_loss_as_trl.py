@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pairwright.config import LossConfig
 from pairwright.model.loss import preference_loss
-from pairwright.model.targets import Judgements
+from pairwright.model.targets import PreferenceTargets
 from ranked_groups import group_of_pairs
 
 datasets = pytest.importorskip("datasets")
@@ -46,10 +46,10 @@ def test_loss_and_gradient_are_those_of_trl(small_model, tmp_path: Path, centre,
     (expected_gradient,) = torch.autograd.grad(expected, reward_2P1)
 
     pairs = [(p, num_pairs + p, 1.0, margin) for p, margin in enumerate(margin_P.tolist())]
-    config = LossConfig(use_margin=use_margin, centre=centre or 0.0)
-    judgements, weight = Judgements.of([group_of_pairs(2 * num_pairs, pairs)]), torch.tensor(float(num_pairs))
+    config = LossConfig(use_margin=use_margin, center_coefficient=centre or 0.0)
+    targets, weight = PreferenceTargets.of([group_of_pairs(2 * num_pairs, pairs)]), torch.tensor(float(num_pairs))
     reward_N = reward_2P1.detach()[:, 0].requires_grad_()
-    loss = preference_loss(reward_N, judgements, config, global_weight=weight)
+    loss = preference_loss(reward_N, targets, config, global_weight=weight)
     loss.backward()
     assert reward_N.grad is not None
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)

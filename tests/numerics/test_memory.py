@@ -8,7 +8,7 @@ import torch
 
 from pairwright.data.table.table import Table
 from pairwright.data.tokens.tokenize_groups import TokenGroup, groups_to_table
-from pairwright.training.oom import is_out_of_memory
+from pairwright.training.engine import is_out_of_memory
 from zero_runs import Results, case, run_ranks
 from zero_world import World
 

@@ -51,7 +51,7 @@ def load_layout(
 
     def load(architecture: str, **keywords: Any) -> RewardModel:
         model = load_small(directory(architecture), **keywords)
-        model.take_flat_rows(enabled=True)
+        model.accept_packed_sequences(enabled=True)
         return model.eval()
 
     return load

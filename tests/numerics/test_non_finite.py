@@ -69,7 +69,7 @@ def settings() -> Iterator[tuple[str, int, dict[str, Any]]]:
     for stage in (1, 2, 3):
         offload = {"offload_optimizer": True, "offload_parameters": stage == 3}
         yield f"offload zero{stage}", stage, {"micro_batch_tokens": 100_000, **offload}
-    yield "divided", 2, {"layout": "shared", "micro_batch_tokens": 50}
+    yield "split", 2, {"layout": "shared", "micro_batch_tokens": 50}
     yield "lora", 3, {"layout": "packed", "lora": LORA}
 
 

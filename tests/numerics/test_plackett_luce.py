@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pairwright.config import LossConfig
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.model.loss import preference_loss
-from pairwright.model.targets import Judgements
+from pairwright.model.targets import PreferenceTargets
 from ranked_groups import group_of_pairs, ranked_group
 
 PLACKETT_LUCE = LossConfig(kind="plackett_luce", use_margin=False)
@@ -25,7 +25,7 @@ def _loss(
 ) -> tuple[float, list[float]]:
     reward_N = torch.tensor(rewards, dtype=torch.float64, requires_grad=True)
     loss = preference_loss(
-        reward_N, Judgements.of(groups), config, global_weight=torch.tensor(total, dtype=reward_N.dtype)
+        reward_N, PreferenceTargets.of(groups), config, global_weight=torch.tensor(total, dtype=reward_N.dtype)
     )
     loss.backward()
     assert reward_N.grad is not None
@@ -148,7 +148,7 @@ def test_float32_rewards_have_the_loss_and_gradient_of_float64_ones():
     rng = np.random.default_rng(5)
     groups = [ranked_group([rng.permutation(9).tolist()]) for _ in range(8)]
     narrow = torch.from_numpy(rng.normal(1000, 3, 72)).float().requires_grad_()
-    loss = preference_loss(narrow, Judgements.of(groups), PLACKETT_LUCE, global_weight=torch.tensor(8.0))
+    loss = preference_loss(narrow, PreferenceTargets.of(groups), PLACKETT_LUCE, global_weight=torch.tensor(8.0))
     loss.backward()
     assert narrow.grad is not None
     assert loss.dtype == torch.float32
@@ -213,11 +213,11 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_completions_and_not_w
         sizes.append(tensor.numel())
         return tensor
 
-    judgements = Judgements.of([ranked_group([list(range(200))])])
+    targets = PreferenceTargets.of([ranked_group([list(range(200))])])
     reward_N = torch.randn(200, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        preference_loss(reward_N, judgements, PLACKETT_LUCE, global_weight=torch.tensor(1.0)).backward()
-    assert judgements.chosen_P.numel() == 200 * 199 / 2
+        preference_loss(reward_N, targets, PLACKETT_LUCE, global_weight=torch.tensor(1.0)).backward()
+    assert targets.chosen_P.numel() == 200 * 199 / 2
     assert max(sizes) <= 200
 
 

@@ -17,7 +17,7 @@ from pairwright.config import LossConfig
 from pairwright.data.tokens.group_sizes import GroupSizes
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.model.batching.cost_model import ModelShape
-from pairwright.model.batching.plan import Rules, plan_forward
+from pairwright.model.batching.plan import Rules, plan_micro_batches
 from pairwright.model.collate import MicroBatch, collate
 from pairwright.model.loss import preference_loss
 from pairwright.model.reward_model import RewardModel
@@ -81,15 +81,15 @@ def _sizes(groups: list[TokenGroup]) -> GroupSizes:
 def _split_gradient(model: RewardModel, groups: list[TokenGroup], *, world_size: int, budget: int) -> Gradient:
     model.zero_grad()
     rules = Rules(layout="padded", shape=SHAPE, world_size=world_size, micro_batch_tokens=budget)
-    plan = plan_forward(_sizes(groups), lambda position: [], rules)
-    assert not plan.divided_positions()
+    plan = plan_micro_batches(_sizes(groups), lambda position: [], rules)
+    assert not plan.split_positions()
     total = sum(float(group.weight_P.astype(np.float64).sum()) for group in groups)
-    for rank in plan.whole:
+    for rank in plan.unsplit:
         for planned in rank:
             batch = collate([groups[part.position] for part in planned.parts], 0, "padded")
             reward_N = _rewards(model, batch)
             weight = torch.tensor(total, dtype=reward_N.dtype)
-            preference_loss(reward_N, batch.judgements, LOSS, global_weight=weight).backward()
+            preference_loss(reward_N, batch.targets, LOSS, global_weight=weight).backward()
     return _gradient(model)
 
 
@@ -141,7 +141,7 @@ def test_the_empty_micro_batch_runs_forward_and_backward_and_adds_nothing(load, 
     model.zero_grad()
     batch = collate([], 0, "padded")
     reward_N = _rewards(model, batch)
-    preference_loss(reward_N, batch.judgements, LOSS, global_weight=torch.tensor(1.0)).backward()
+    preference_loss(reward_N, batch.targets, LOSS, global_weight=torch.tensor(1.0)).backward()
     gradient = _gradient(model)
     assert gradient.keys() == dict(model.named_parameters()).keys()
     assert all(not grad.any() for grad in gradient.values())

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from pairwright.config import EngineConfig
+from pairwright.config import DeepSpeedConfig
 from pairwright.model.collate import Layout
 from zero_runs import LAYOUTS, Results
 from zero_world import Reference, changes, relative_difference
@@ -123,7 +123,7 @@ def test_groups_over_the_budget_train_as_in_one_piece(
     runs: Callable[[int], Results], full_reference: Reference, world_size: int, stage: int
 ) -> None:
     """Their parts lie on both ranks, and the smaller groups, whole, beside them."""
-    found = runs(world_size)[f"divided zero{stage}"]
+    found = runs(world_size)[f"split zero{stage}"]
     losses = [figures["loss"] for figures in found["figures"]]
     assert losses == pytest.approx(full_reference["losses"], rel=LOSS_TOLERANCE)
     gradient = relative_difference(found["gradients"][0], full_reference["gradient"])
@@ -133,14 +133,14 @@ def test_groups_over_the_budget_train_as_in_one_piece(
     assert change < CHANGE_TOLERANCE
 
 
-def test_dropout_of_divided_groups_is_drawn_alike_where_activations_are_recomputed(
+def test_dropout_of_split_groups_is_drawn_alike_where_activations_are_recomputed(
     runs: Callable[[int], Results],
 ) -> None:
-    on, recomputed = (runs(2)[f"divided dropout {kind}"]["gradients"][0] for kind in ("on", "recomputed"))
+    on, recomputed = (runs(2)[f"split dropout {kind}"]["gradients"][0] for kind in ("on", "recomputed"))
     assert relative_difference(recomputed, on) < GRADIENT_TOLERANCE
 
 
 def test_the_stages_and_layouts_of_these_tests_are_all_there_are() -> None:
     """A new one has to be tried here too."""
     assert set(get_args(Layout)) == set(LAYOUTS)
-    assert set(get_args(EngineConfig.model_fields["zero_stage"].annotation)) == {0, 1, 2, 3}
+    assert set(get_args(DeepSpeedConfig.model_fields["zero_stage"].annotation)) == {0, 1, 2, 3}

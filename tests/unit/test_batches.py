@@ -69,14 +69,14 @@ def test_pairs_point_at_their_own_texts_and_keep_their_margins(random_group: Mak
     rng = np.random.default_rng(0)
     groups = [random_group(rng, num_completions=k) for k in (5, 2, 4)]
     groups[0].margin_P[:] = np.nan  # what a look at the first group alone would take for "no margins" (TRAPS.md 10)
-    judgements = collate(groups, 3, "shared").judgements
+    targets = collate(groups, 3, "shared").targets
     first = np.repeat([0, 5, 7], [g.chosen_P.size for g in groups])
-    assert judgements.chosen_P.tolist() == (np.concatenate([g.chosen_P for g in groups]) + first).tolist()
-    assert judgements.rejected_P.tolist() == (np.concatenate([g.rejected_P for g in groups]) + first).tolist()
-    assert judgements.weight_P.tolist() == [w for g in groups for w in g.weight_P.tolist()]
+    assert targets.chosen_P.tolist() == (np.concatenate([g.chosen_P for g in groups]) + first).tolist()
+    assert targets.rejected_P.tolist() == (np.concatenate([g.rejected_P for g in groups]) + first).tolist()
+    assert targets.weight_P.tolist() == [w for g in groups for w in g.weight_P.tolist()]
     expected = [0.0 if np.isnan(m) else m for g in groups for m in g.margin_P.tolist()]
     assert any(expected)
-    assert judgements.margin_P.tolist() == expected
+    assert targets.margin_P.tolist() == expected
 
 
 def test_padding_holds_the_pad_token_and_is_no_wider_than_the_longest_text(random_group: MakeGroup):
@@ -94,7 +94,7 @@ def test_the_empty_micro_batch_has_one_token_and_no_pairs(layout: Layout):
     batch = collate([], 3, layout)
     assert batch.input_ids_RT.tolist() == [[3]]
     assert batch.position_ids_RT.tolist() == batch.last_N[None].tolist() == [[0]]
-    assert batch.judgements.chosen_P.numel() == 0
+    assert batch.targets.chosen_P.numel() == 0
     assert (batch.group_ids, batch.num_tokens) == ((), 0)
 
 
@@ -103,8 +103,8 @@ def test_the_empty_micro_batch_has_one_token_and_no_pairs(layout: Layout):
 def test_dtypes_are_those_that_models_and_loss_expect(random_group: MakeGroup, num_groups: int, layout: Layout):
     rng = np.random.default_rng(0)
     batch = collate([random_group(rng, num_completions=3) for _ in range(num_groups)], 3, layout).to("cpu")
-    judgements = batch.judgements
-    integers = (batch.input_ids_RT, batch.position_ids_RT, batch.last_N, judgements.chosen_P, judgements.rejected_P)
+    targets = batch.targets
+    integers = (batch.input_ids_RT, batch.position_ids_RT, batch.last_N, targets.chosen_P, targets.rejected_P)
     assert {tensor.dtype for tensor in integers} == {torch.int64}
     assert batch.attention_mask_RT is None or batch.attention_mask_RT.dtype == torch.int64
-    assert {judgements.weight_P.dtype, judgements.margin_P.dtype} == {torch.float32}
+    assert {targets.weight_P.dtype, targets.margin_P.dtype} == {torch.float32}

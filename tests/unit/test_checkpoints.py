@@ -9,9 +9,9 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _Chec
 
 from pairwright.cli.main import app
 from pairwright.errors import CheckpointError, ConfigError, StoreError
+from pairwright.events import UncommittedRemoved
 from pairwright.runs.best_checkpoint import BestMetric, keep_best
 from pairwright.runs.checkpoints import format_checkpoints, kept_checkpoints
-from pairwright.runs.events import UncommittedRemoved
 from pairwright.runs.repair import RepairReport, remove_uncommitted, repair_snapshot
 from pairwright.runs.run_dir import RunFolder
 from pairwright.training.checkpoint import TAG

@@ -1,10 +1,12 @@
 """Configuration: what a person writes wrongly is refused in words that say where, what and what to do."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pairwright.config import IngestConfig, LossConfig, TrainConfig, config_digest, load_config
+from pairwright.config.loading import RENAMED_KEYS
 from pairwright.errors import ConfigError
 
 MINIMAL = 'output = "o"\n[model]\npath = "m"\n[data]\npairs = "p"\n'
@@ -25,8 +27,8 @@ def test_overrides_win_over_the_file_and_read_toml_values(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "overrides", "parts"),
     [
-        (MINIMAL + "[engine]\nzero = 2\n", [], ["run.toml", "engine.zero", "unknown key", "zero_stage"]),
-        (MINIMAL, ["engine.zero_stage=4"], ["engine.zero_stage", "4"]),
+        (MINIMAL + "[deepspeed]\nzero = 2\n", [], ["run.toml", "deepspeed.zero", "unknown key", "zero_stage"]),
+        (MINIMAL, ["deepspeed.zero_stage=4"], ["deepspeed.zero_stage", "4"]),
         (MINIMAL, ["training.epochs=many"], ["training.epochs", "many"]),
         (MINIMAL, ["training"], ["--set training", "section.key=value"]),
         ('output = "o"\n[model]\npath = "m"\n', [], ["data", "missing", "--set data"]),
@@ -59,10 +61,27 @@ def test_a_mistake_is_named_with_its_place_and_remedy(
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
+@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+def test_a_key_of_an_earlier_version_is_refused_with_the_name_that_it_has_now(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    override = "engine.zero_stage=3" if old == "engine" else f"{old}=1"
+    with pytest.raises(ConfigError, match=rf"{re.escape(old)}: was renamed; write {re.escape(new)} instead"):
+        load_config(TrainConfig, write(tmp_path, MINIMAL), [override])
+
+
+def test_every_new_name_of_a_renamed_key_exists() -> None:
+    for new in RENAMED_KEYS.values():
+        fields = TrainConfig.model_fields
+        for name in new.split("."):
+            annotation = fields[name].annotation
+            fields = getattr(annotation, "model_fields", {})
+
+
 @pytest.mark.parametrize(
     "loss",
     [
-        {"kind": "hinge", "hinge_margin": 2.0, "centre": 0.01},
+        {"kind": "hinge", "hinge_margin": 2.0, "center_coefficient": 0.01},
         {"kind": "plackett_luce", "use_margin": False},
         {"label_smoothing": 0.1, "use_margin": False},
     ],

@@ -18,19 +18,19 @@ def load(*overrides: str) -> TrainConfig:
 )
 def test_offload_needs_a_stage_that_partitions_what_is_offloaded(key: str, stage: int, least: int) -> None:
     with pytest.raises(ConfigError, match=rf"{key} needs engine\.zero_stage {least} or more, found {stage}"):
-        load(f"engine.{key}=true", f"engine.zero_stage={stage}")
+        load(f"engine.{key}=true", f"deepspeed.zero_stage={stage}")
 
 
 def test_parameters_are_not_offloaded_without_the_optimizer() -> None:
     with pytest.raises(ConfigError, match=r"needs engine\.offload_optimizer too"):
-        load("engine.offload_parameters=true", "engine.zero_stage=3")
+        load("deepspeed.offload_parameters=true", "deepspeed.zero_stage=3")
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_offload_reaches_deepspeed(stage: int) -> None:
-    overrides = ["engine.offload_optimizer=true", f"engine.zero_stage={stage}"]
-    config = load(*overrides, *(["engine.offload_parameters=true"] if stage == 3 else []))
-    zero = deepspeed_config(config.engine, config.optimizer)["zero_optimization"]
+    overrides = ["deepspeed.offload_optimizer=true", f"deepspeed.zero_stage={stage}"]
+    config = load(*overrides, *(["deepspeed.offload_parameters=true"] if stage == 3 else []))
+    zero = deepspeed_config(config.deepspeed, config.optimizer)["zero_optimization"]
     offloaded = {key for key in ("offload_optimizer", "offload_param") if zero.get(key) == {"device": "cpu"}}
     assert offloaded == ({"offload_optimizer", "offload_param"} if stage == 3 else {"offload_optimizer"})
 

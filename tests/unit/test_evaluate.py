@@ -149,7 +149,7 @@ def reference(cases: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def assert_equals(sums: PairSums, cases: list[tuple[float, float]]) -> None:
-    figures = sums.figures()
+    figures = sums.metrics()
     for name, value in reference(cases).items():
         assert figures[name] == pytest.approx(value, abs=1e-12), name
 
@@ -179,7 +179,7 @@ def test_figures_equal_a_loop_over_pairs_overall_by_subset_by_k_and_by_length(gr
     assert_equals(evaluation.chosen_longer, parts["sign", 1])
     assert_equals(evaluation.chosen_shorter, parts["sign", -1])
     assert_equals(evaluation.equal_length, parts["sign", 0])
-    baseline = evaluation.longer_wins.overall.figures()
+    baseline = evaluation.longer_wins.overall.metrics()
     assert baseline["accuracy"] == pytest.approx(reference(parts["longer"])["accuracy"], abs=1e-12)
 
 
@@ -268,7 +268,7 @@ def test_a_group_over_the_budget_gets_the_rewards_it_gets_in_one_forward(
 
 
 def test_figures_under_any_budget_agree_to_a_millionth(loaded: LoadedModel, groups: list[TokenGroup]) -> None:
-    wide, narrow = (evaluate_alike(loaded, groups, budget).model.overall.figures() for budget in (10_000, 64))
+    wide, narrow = (evaluate_alike(loaded, groups, budget).model.overall.metrics() for budget in (10_000, 64))
     assert narrow == pytest.approx(wide, abs=1e-6)
 
 
@@ -358,6 +358,6 @@ def test_longer_wins_on_the_real_rankings_is_what_their_readme_says() -> None:
             margin_P=np.full(len(row["pairs"]), np.nan, np.float32),
         )
         evaluation.add(np.zeros(len(lengths)), group)
-    figures = evaluation.longer_wins.overall.figures()
+    figures = evaluation.longer_wins.overall.metrics()
     assert figures["weight"] == pytest.approx(18_099, abs=30)
     assert figures["accuracy"] == pytest.approx(0.765, abs=0.001)

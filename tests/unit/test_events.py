@@ -7,7 +7,7 @@ from typing import get_args
 import msgspec
 import pytest
 
-from pairwright.runs.events import (
+from pairwright.events import (
     BestCheckpointFailed,
     BestCheckpointKept,
     CheckpointCommitted,
@@ -29,7 +29,6 @@ from pairwright.runs.events import (
     WorkersLost,
     WorkersStarted,
     cause_of,
-    event_of,
 )
 
 STEP = StepTaken(
@@ -142,7 +141,7 @@ def test_an_event_knows_its_kind_its_line_and_its_metrics(
 def test_an_event_survives_a_copy_as_between_processes_and_its_line_of_the_metrics(event: Event) -> None:
     timed = msgspec.structs.replace(event, time=1.5)
     assert copy.deepcopy(timed) == timed, "by the means of pickle"
-    assert event_of(json.loads(json.dumps(timed.record))) == timed
+    assert msgspec.convert(json.loads(json.dumps(timed.record)), type=RunEvent) == timed
 
 
 def test_the_numbers_of_steps_and_evaluations_go_to_tensorboard_and_those_of_no_other_event() -> None:
@@ -154,7 +153,7 @@ def test_the_numbers_of_steps_and_evaluations_go_to_tensorboard_and_those_of_no_
 
 
 def test_an_evaluation_without_weight_has_counts_alone() -> None:
-    event = event_of({"kind": "evaluation", "step": 3, "groups": 2, "pairs": 0, "weight": 0.0})
+    event = Evaluated(step=3, groups=2, pairs=0, weight=0.0)
     assert "accuracy" not in event.record
     assert sorted(event.scalars) == ["groups", "pairs", "weight"]
 
@@ -162,7 +161,7 @@ def test_an_evaluation_without_weight_has_counts_alone() -> None:
 @pytest.mark.parametrize("record", [{"kind": "mended", "step": 0}, {"kind": "resumed", "step": 1}, {"step": 1}])
 def test_a_record_that_is_no_event_is_an_error(record: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError):
-        event_of(record)
+        msgspec.convert(record, type=RunEvent)
 
 
 def test_nothing_is_said_where_nothing_was_removed() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from pairwright.cluster.train.coordinator import Heartbeat
 from pairwright.cluster.train.heartbeat import Hang, Watchdog
-from pairwright.training.rank_status import Moment
+from pairwright.training.context import RankStatus
 
 HANG_SECONDS = 10.0
 
@@ -20,8 +20,8 @@ class Ranks:
         self.heartbeats: dict[int, Heartbeat] = {}
 
     def rank(self, number: int, *, count: int, doing: str = "training", attempt: str = "first") -> None:
-        is_watched = doing in ("training", "evaluating")
-        moment = Moment(doing=doing, step=3, micro_batch=2, count=count, is_watched=is_watched)
+        is_monitored = doing in ("training", "evaluating")
+        moment = RankStatus(phase=doing, step=3, micro_batch=2, count=count, is_monitored=is_monitored)
         before = self.heartbeats.get(number)
         beat_number = 0 if before is None else before.number
         self.heartbeats[number] = Heartbeat(number, 2, attempt, beat_number, 4000 + number, "host", moment)

@@ -11,11 +11,11 @@ from pairwright.cluster.train.checkpoint_upload import LocalCheckpointDir
 from pairwright.data.storage.local_cache import cache_folder
 from pairwright.data.storage.object_store import own_folder
 from pairwright.errors import StoreError
-from pairwright.training.universal_checkpoint import _place
+from pairwright.training.universal_checkpoint import _cache_folder
 
 USERS: list[Callable[[], object]] = [
     LocalCheckpointDir,
-    _place,
+    _cache_folder,
     lambda: cache_folder("models"),
     lambda: cache_folder("tokens"),
 ]

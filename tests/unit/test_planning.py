@@ -1,7 +1,6 @@
 """A global batch becomes the same number of micro-batches on every rank, within the budget, and nothing is lost."""
 
 import itertools
-from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
@@ -13,13 +12,11 @@ from pairwright.data.tokens.group_sizes import GroupSizes
 from pairwright.errors import ConfigError
 from pairwright.model.batching.cost_model import MICRO_BATCH_OVERHEAD_TOKENS, ModelShape
 from pairwright.model.batching.plan import (
-    CompletionTokens,
-    Part,
+    GroupPart,
     Plan,
     PlannedMicroBatch,
     Rules,
-    plan_forward,
-    plan_step,
+    plan_micro_batches,
     quality_of,
 )
 from pairwright.model.collate import Layout
@@ -33,7 +30,6 @@ Group = tuple[int, list[int]]
 """Tokens of the prompt, and of each completion."""
 
 LAYOUTS = get_args(Layout)
-Planner = Callable[[GroupSizes, CompletionTokens, Rules], Plan]
 GROUP = st.tuples(st.integers(0, 300), st.lists(st.integers(1, 400), min_size=2, max_size=9))
 GROUPS = st.lists(GROUP, max_size=60)
 
@@ -51,11 +47,11 @@ def _rules(layout: Layout, world_size: int, budget: int = BUDGET, shape: ModelSh
     return Rules(layout=layout, shape=shape, world_size=world_size, micro_batch_tokens=budget)
 
 
-def _plan(groups: list[Group], rules: Rules, planner: Planner = plan_step) -> Plan:
-    return planner(_sizes(groups), lambda position: groups[position][1], rules)
+def _plan(groups: list[Group], rules: Rules) -> Plan:
+    return plan_micro_batches(_sizes(groups), lambda position: groups[position][1], rules)
 
 
-def _tokens(parts: tuple[Part, ...], groups: list[Group], layout: Layout) -> int:
+def _tokens(parts: tuple[GroupPart, ...], groups: list[Group], layout: Layout) -> int:
     """Return what these parts compute in one micro-batch, counted text by text."""
     texts = [(groups[p][0], groups[p][1][first:last]) for p, first, last in parts]
     rows = [prompt + completion for prompt, completions in texts for completion in completions]
@@ -65,7 +61,7 @@ def _tokens(parts: tuple[Part, ...], groups: list[Group], layout: Layout) -> int
 
 
 def _batches(plan: Plan) -> list[PlannedMicroBatch]:
-    return [batch for ranks in (plan.divided, plan.whole) for rank in ranks for batch in rank]
+    return [batch for ranks in (plan.split, plan.unsplit) for rank in ranks for batch in rank]
 
 
 def _instructgpt(num_groups: int, seed: int) -> list[Group]:
@@ -99,52 +95,52 @@ def test_every_completion_is_computed_once_and_under_the_budget(groups, world_si
 @given(groups=GROUPS, world_size=st.integers(1, 12), layout=st.sampled_from(LAYOUTS))
 def test_every_rank_has_the_same_number_of_micro_batches(groups, world_size, layout):
     plan = _plan(groups, _rules(layout, world_size))
-    for ranks in (plan.divided, plan.whole):
+    for ranks in (plan.split, plan.unsplit):
         assert len(ranks) == world_size
         assert len({len(rank) for rank in ranks}) == 1
 
 
 @settings(deadline=None)
 @given(groups=GROUPS, world_size=st.integers(1, 5), layout=st.sampled_from(LAYOUTS), budget=st.integers(700, 6000))
-def test_an_evaluation_divides_the_groups_over_the_budget_and_no_others(groups, world_size, layout, budget):
-    plan = _plan(groups, _rules(layout, world_size, budget), plan_forward)
-    over = [g for g in range(len(groups)) if _tokens((Part(g, 0, len(groups[g][1])),), groups, layout) > budget]
-    assert plan.divided_positions() == over
-    whole = {part for rank in plan.whole for batch in rank for part in batch.parts}
-    assert whole == {Part(g, 0, len(groups[g][1])) for g in range(len(groups)) if g not in over}
+def test_the_groups_over_the_budget_are_split_and_no_others(groups, world_size, layout, budget):
+    plan = _plan(groups, _rules(layout, world_size, budget))
+    over = [g for g in range(len(groups)) if _tokens((GroupPart(g, 0, len(groups[g][1])),), groups, layout) > budget]
+    assert plan.split_positions() == over
+    whole = {part for rank in plan.unsplit for batch in rank for part in batch.parts}
+    assert whole == {GroupPart(g, 0, len(groups[g][1])) for g in range(len(groups)) if g not in over}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_group_over_the_budget_is_cut_into_the_fewest_parts(layout: Layout):
+def test_a_group_over_the_budget_is_split_into_the_fewest_parts(layout: Layout):
     groups: list[Group] = [(100, [100] * 9)]
     in_a_part = {"shared": 3, "packed": 2, "padded": 2}[layout]
     plan = _plan(groups, _rules(layout, 1, budget=450))
-    parts = sorted(part for batch in plan.divided[0] for part in batch.parts)
+    parts = sorted(part for batch in plan.split[0] for part in batch.parts)
     assert len(parts) == -(-9 // in_a_part)
     assert max(part.last - part.first for part in parts) <= in_a_part
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ranks_without_groups_still_run(layout: Layout):
-    plan = _plan([(50, [50, 50])], _rules(layout, world_size=3), plan_forward)
-    assert [[batch.parts for batch in rank] for rank in plan.whole] == [[(Part(0, 0, 2),)], [()], [()]]
+    plan = _plan([(50, [50, 50])], _rules(layout, world_size=3))
+    assert [[batch.parts for batch in rank] for rank in plan.unsplit] == [[(GroupPart(0, 0, 2),)], [()], [()]]
 
 
 @settings(deadline=None)
 @given(groups=GROUPS.filter(len), world_size=st.integers(1, 12), layout=st.sampled_from(LAYOUTS))
-def test_no_rank_is_dealt_more_of_a_round_than_a_greedy_deal_can_give(groups, world_size, layout):
-    plan = _plan(groups, _rules(layout, world_size, budget=10**6, shape=TOKENS_ALONE), plan_forward)
-    alone = [_tokens((Part(g, 0, len(groups[g][1])),), groups, layout) for g in range(len(groups))]
-    for in_round in zip(*plan.whole, strict=True):
+def test_no_rank_has_more_of_a_round_than_a_greedy_assignment_can_give(groups, world_size, layout):
+    plan = _plan(groups, _rules(layout, world_size, budget=10**6, shape=TOKENS_ALONE))
+    alone = [_tokens((GroupPart(g, 0, len(groups[g][1])),), groups, layout) for g in range(len(groups))]
+    for in_round in zip(*plan.unsplit, strict=True):
         costs = [[alone[part.position] for part in batch.parts] for batch in in_round]
         total, largest = sum(map(sum, costs)), max(max(part) for part in costs if part)
-        # Graham 1966: what any deal to the least loaded rank stays under.
+        # Graham 1966: the bound of any assignment to the least loaded rank.
         assert max(map(sum, costs)) <= total / world_size + (1 - 1 / world_size) * largest + 1e-6
 
 
 @settings(deadline=None)
 @given(shapes=st.lists(st.tuples(st.integers(2, 9), st.integers(2, 400)), min_size=1, max_size=8))
-def test_one_rank_computes_the_least_padded_tokens_of_all_cuts_in_order_of_length(shapes):
+def test_one_rank_computes_the_least_padded_tokens_of_all_partitions_in_order_of_length(shapes):
     by_length = sorted(shapes, key=lambda shape: -shape[1])
     costs = []
     for num_cuts in range(len(shapes)):
@@ -155,7 +151,7 @@ def test_one_rank_computes_the_least_padded_tokens_of_all_cuts_in_order_of_lengt
                 costs.append(sum(tokens) + MICRO_BATCH_OVERHEAD_TOKENS * len(parts))
     groups = [(0, [width] * rows) for rows, width in shapes]
     plan = _plan(groups, _rules("padded", 1, shape=TOKENS_ALONE))
-    cost = sum(_tokens(batch.parts, groups, "padded") + MICRO_BATCH_OVERHEAD_TOKENS for batch in plan.whole[0])
+    cost = sum(_tokens(batch.parts, groups, "padded") + MICRO_BATCH_OVERHEAD_TOKENS for batch in plan.unsplit[0])
     assert cost == min(costs)
 
 
@@ -171,23 +167,11 @@ def test_ranks_hardly_wait_for_each_other_in_any_round(layout: Layout, world_siz
     assert np.mean(idle) < most_idle
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_groups_are_divided_where_ranks_would_stand_idle_and_never_where_it_takes_longer(layout: Layout):
-    groups = _instructgpt(64, seed=0)
-    for world_size, divides in ((8, False), (512, True)):
-        rules = _rules(layout, world_size, budget=16384)
-        plan, undivided = _plan(groups, rules), _plan(groups, rules, plan_forward)
-        assert bool(plan.divided_positions()) == divides
-        assert not undivided.divided_positions()
-        gain = 1 - quality_of(plan, rules).time / quality_of(undivided, rules).time
-        assert gain > 0.1 if divides else gain == 0
-
-
 def test_quality_counts_what_ranks_wait_for_and_pad():
     """Two ranks, two groups: rows of 10 and 20 tokens in one round, so that one rank waits half of it."""
     rules = _rules("padded", 2, shape=TOKENS_ALONE)
-    quality = quality_of(_plan([(5, [5, 5]), (5, [15, 10])], rules, plan_forward), rules)
-    assert quality.rounds == 1
+    quality = quality_of(_plan([(5, [5, 5]), (5, [15, 10])], rules), rules)
+    assert quality.num_forwards == 1
     assert quality.idle_share == pytest.approx(1 - (20 + 40) / (2 * 40))
     assert quality.padding_share == pytest.approx(5 / 60)
     # A forward and a backward of twice its cost, two FLOPs a token and parameter.

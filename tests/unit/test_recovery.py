@@ -2,7 +2,7 @@
 
 import msgspec
 
-from pairwright.runs.events import (
+from pairwright.events import (
     CheckpointCommitted,
     CorruptCheckpoint,
     Event,

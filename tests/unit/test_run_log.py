@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pairwright.data.storage.backoff import with_patience
 from pairwright.errors import StoreError
+from pairwright.events import StepTaken
 from pairwright.runs.event_log import EventLog
-from pairwright.runs.events import StepTaken
 
 
 def scalars(directory: Path) -> list[tuple[int, float]]:

@@ -188,7 +188,7 @@ def test_pairs_that_the_template_makes_equal_are_counted_apart_from_those_that_a
     totals = tokenize(table, cut)[1]
     assert (totals["pairs_identical"], totals["pairs_equal_in_template"], totals["groups_refused"]) == (1, 1, 0)
     long, _ = pairs_of(annotation({}, prompt, [{"content": "so " * 90 + text} for text in ("a", "b")]))
-    totals = tokenize(long, CHATML, max_length=64, overlong="truncate")[1]
+    totals = tokenize(long, CHATML, max_length=64, overlong_policy="truncate")[1]
     assert (totals["pairs_identical"], totals["pairs_equal_in_template"]) == (1, 0)
 
 

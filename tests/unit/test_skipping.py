@@ -4,7 +4,7 @@ import pytest
 
 from pairwright.config import TrainingConfig
 from pairwright.errors import NotFiniteError, TrainingError
-from pairwright.training.non_finite import with_skipped
+from pairwright.training.loop import with_skipped
 
 ERROR = NotFiniteError("step 9: the loss is not finite in the micro-batches with groups 0123")
 

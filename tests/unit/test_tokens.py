@@ -28,7 +28,7 @@ from pairwright.data.tokens.tokenize_groups import (
     tokenizer_digest,
 )
 from pairwright.errors import ConfigError, DataError, ModelError
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.tiny_models import new_tiny_model
 from pairwright.records import PAIRS_SCHEMA, TOKENS_SCHEMA
 from token_groups import group_row, groups_of
 
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     kinds = {"bos": "llama", "bare": "qwen2", "cls_sep": "bert", "chat": "llama"}
     return {
-        kind: new_small_model(
+        kind: new_tiny_model(
             root / kind,
             architecture=architecture,
             texts=TEXTS,
@@ -207,7 +207,7 @@ def test_weights_of_the_pairs_that_stay_are_not_scaled_up(models):
 def test_truncation_keeps_the_beginning_and_is_counted(models):
     rows = [group_row("a", ["draw", "reward " * 50])]
     whole = full_rows(tokenize(models["bos"], rows)[0][0])
-    (group,), totals = tokenize(models["bos"], rows, max_length=32, overlong="truncate")
+    (group,), totals = tokenize(models["bos"], rows, max_length=32, overlong_policy="truncate")
     assert full_rows(group) == [whole[0], whole[1][:32]]
     assert (totals["completions_truncated"], totals["completions_dropped"], totals["pairs"]) == (1, 0, 1)
 
@@ -218,7 +218,7 @@ def test_pairs_that_truncation_makes_equal_are_dropped_and_counted(models):
         group_row("a", ["reward " * 50 + "draw", "reward " * 50 + "end", "award"]),
         group_row("reward " * 50, ["draw", "end"], group_id="g1"),
     ]
-    groups, totals = tokenize(models["bos"], rows, max_length=32, overlong="truncate")
+    groups, totals = tokenize(models["bos"], rows, max_length=32, overlong_policy="truncate")
     assert [group.group_id for group in groups] == ["g0"]
     assert (groups[0].chosen_P.tolist(), groups[0].rejected_P.tolist()) == ([0, 1], [2, 2])
     assert (totals["pairs_identical"], totals["groups_dropped"], totals["completions_unpaired"]) == (2, 1, 2)
@@ -389,7 +389,7 @@ def test_the_digest_changes_with_all_that_decides_the_tokens_and_with_nothing_el
     assert TokenSpec.of(load_tokenizer(str(tmp_path)), TokensConfig(max_length=64)).digest == spec.digest
     others = [
         TokenSpec.of(tokenizer, TokensConfig(max_length=65)),
-        TokenSpec.of(tokenizer, TokensConfig(max_length=64, overlong="truncate")),
+        TokenSpec.of(tokenizer, TokensConfig(max_length=64, overlong_policy="truncate")),
         TokenSpec.of(tokenizer, TokensConfig(max_length=64, chat_template=JOINED)),
         TokenSpec.of(load_tokenizer(str(models["bare"])), TokensConfig(max_length=64)),
     ]

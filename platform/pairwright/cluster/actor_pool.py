@@ -1,7 +1,7 @@
-"""Rows of a Ray Data pipeline -> results, through a pool of actors that each hold a model.
+"""A pool of Ray actors, each with a model, that maps the rows of a Ray Data pipeline to results.
 
-Each actor has one CPU, or one GPU: with a fixed number of threads a reward is the same to the last digit however many
-actors there are. A mistake that the message explains crosses as data, as in ``cluster/passes.py``.
+Each actor has one CPU or one GPU: with a fixed number of threads a reward is the same to the last digit on any number
+of actors. An error of ours is returned as data, as in ``cluster/passes.py``.
 """
 
 import os
@@ -24,10 +24,10 @@ CPUS_PER_WORKER = 1
 
 
 def check_workers(num_workers: int, *, use_gpu: bool) -> None:
-    """Refuse at once what a cluster started for this command can never give; a real cluster may still grow.
+    """Refuse more workers than a cluster started for this command can ever have; a real cluster may still grow.
 
     Raises:
-        ConfigError: if there are too few CPUs or GPUs, or no worker is asked for.
+        ConfigError: if there are too few CPUs or GPUs, or if no worker is requested.
     """
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}, expected at least 1")
@@ -45,16 +45,16 @@ def check_workers(num_workers: int, *, use_gpu: bool) -> None:
 def run_on_models(
     rows: Dataset, load: Callable[[torch.device], Worker[ResultT]], *, num_workers: int, use_gpu: bool
 ) -> Iterator[ResultT]:
-    """Yield the result of each row, in the order of the rows where the data context asks for it.
+    """Yield the result of each row, in the order of the rows if the data context preserves it.
 
     Args:
-        rows: what there is to do.
-        load: called once in each actor, with its device; returns what is called with each row. Must pickle.
-        num_workers: actors.
+        rows: inputs.
+        load: called once in each actor, with its device; returns a function of a row. Must pickle.
+        num_workers: number of actors.
         use_gpu: give each actor a GPU.
 
     Raises:
-        PairwrightError: the first one that any actor raised, of its own kind.
+        PairwrightError: the first one that an actor raised, of its own type.
     """
     results = rows.map(
         cast(Any, _ModelActor),  # Ray's annotation knows functions only
@@ -66,13 +66,13 @@ def run_on_models(
     for row in results.iter_rows():
         if row["kind"]:
             raise getattr(errors, row["kind"])(row["payload"].decode())
-        # Bytes that an actor of this very command made, carried by Ray, which pickles all that it carries; nothing of
-        # it comes from a file, a record or a model.
+        # Bytes that an actor of this command made and Ray transferred; none of it comes from a file, a record or a
+        # model.
         yield pickle.loads(row["payload"])  # noqa: S301
 
 
 class _ModelActor:
-    """Loads at the first row and not when it is made, so that what goes wrong comes back as data."""
+    """Loads the model at the first row and not when it is created, so that errors are returned as data."""
 
     def __init__(self, load: Callable[[torch.device], Worker[Any]], *, use_gpu: bool) -> None:
         self._load = load

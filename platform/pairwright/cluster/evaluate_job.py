@@ -1,7 +1,7 @@
-"""An exported model and a split of a pairs table -> a report, on a pool of workers.
+"""The evaluation job: evaluates an exported model on a split of a pairs table, on a pool of workers.
 
-The split is cut into parts by the data alone; a part's sums are exact integers, so 1, 2 or 50 workers write the same
-report to the last digit. Tokens are made with the model's own tokenizer, template and limits, and cached.
+The data alone decides the parts of the split, and a part's sums are exact integers, so 1, 2 or 50 workers write the
+same report to the last digit. Tokenisation uses the model's own tokenizer, template and limits, and is cached.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ WHAT = "a report of `pairwright evaluate`"
 
 @dataclass(frozen=True)
 class _Task:
-    """What every worker is told; each makes the same plan from it."""
+    """The arguments of every worker, from which each makes the same plan."""
 
     model: str
     tokens_url: str
@@ -45,7 +45,7 @@ class _Task:
         return tokens, EvaluationPlan.of(tokens, self.split, micro_batch_tokens=self.micro_batch_tokens)
 
     def load(self, device: torch.device) -> Worker[Evaluation]:
-        """Return what evaluates one part of the plan on a device."""
+        """Return a function that evaluates one part of the plan on a device."""
         loaded = load_exported(open_exported(self.model), device)
         tokens, plan = self.plan()
 
@@ -86,20 +86,20 @@ def evaluate(
         pairs: URL of a pairs table.
         version: of it; the newest if None.
         split: train or validation.
-        output: where to write the report: a URL that ends in .json, or of a directory that gets a ``report.json``;
-            beside the model if None. An older report there is replaced, and nothing else.
-        num_workers: models that work side by side; changes nothing in the report.
+        output: URL of the report if it ends in .json, else of a directory for ``report.json``; beside the model if
+            None. An older report is replaced, and nothing else.
+        num_workers: number of models in parallel; does not change the report.
         use_gpu: give each a GPU.
-        micro_batch_tokens: most tokens of one forward, padding included.
-        cache: URL of the token cache; ``tokens/`` beside the output if None, or where neither is given, beside the run
-            that the model is from. On a cluster of several nodes it has to be one that all of them see.
-        show: called with the report before it is written, which may fail.
+        micro_batch_tokens: token budget of one forward pass, padding included.
+        cache: URL of the token cache; ``tokens/`` beside the output if None, or if there is no output either, beside
+            the model's run. On a cluster of several nodes, all of them must have access to it.
+        show: called with the report before it is written, because writing may fail.
 
     Raises:
         ModelError: if the model cannot be used.
         StoreError: if there is no such table or version, or it does not hold pairs; if the report could not go there.
-        DataError: if no pair of the split is left to evaluate on.
-        ConfigError: if there is no such split, or too few workers or tokens to work with.
+        DataError: if no pair of the split is left.
+        ConfigError: if there is no such split, or too few CPUs, GPUs or tokens.
     """
     _check_split(split)
     check_output(report_url(model, output), is_report, what=WHAT)
@@ -120,14 +120,7 @@ def evaluate(
         evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)
     if evaluation is None:
         raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
-    data = DataIdentity(
-        url=pairs,
-        version=manifest.version,
-        digest=manifest.digest,
-        split=split,
-        pairs=_pairs_of_split(manifest, split),
-        tokens=tokens_manifest.totals,
-    )
+    data = _data_identity(pairs, manifest, split, tokens_manifest)
     report = build_report(evaluation, model=exported.identity(), pairs=data)
     if show is not None:
         show(report)
@@ -136,7 +129,7 @@ def evaluate(
 
 
 def _evaluate(task: _Task, *, num_workers: int, use_gpu: bool) -> Evaluation | None:
-    """Return the sums of all parts, or None where the split has none."""
+    """Return the sums of all parts, None if the split has none."""
     num_parts = len(task.plan()[1].parts)
     if num_parts == 0:
         return None
@@ -150,7 +143,7 @@ def _evaluate(task: _Task, *, num_workers: int, use_gpu: bool) -> Evaluation | N
 
 
 def report_url(model: str, output: str | None) -> str:
-    """Return where ``evaluate`` writes its report."""
+    """Return the URL of the report that ``evaluate`` writes."""
     if output is None:
         return f"{_parent(model)}/{REPORT_NAME}"
     return absolute_url(output) if output.endswith(".json") else f"{absolute_url(output)}/{REPORT_NAME}"
@@ -169,9 +162,16 @@ def _parent(url: str) -> str:
     return absolute_url(url).rpartition("/")[0]
 
 
-def _pairs_of_split(manifest: Manifest, split: str) -> int:
+def _data_identity(pairs: str, manifest: Manifest, split: str, tokens: Manifest) -> DataIdentity:
     held_out = int(manifest.totals["pairs_validation"])
-    return held_out if split == "validation" else int(manifest.totals["pairs"]) - held_out
+    return DataIdentity(
+        url=pairs,
+        version=manifest.version,
+        digest=manifest.digest,
+        split=split,
+        pairs=held_out if split == "validation" else int(manifest.totals["pairs"]) - held_out,
+        tokens=tokens.totals,
+    )
 
 
 def _nothing_left(pairs: str, manifest: Manifest, split: str, tokens: Manifest, exported: ExportedModel) -> str:

@@ -1,7 +1,7 @@
-"""JSON Lines or a table, and an exported model -> a reward for every completion, in the order of the input.
+"""The scoring job: a reward for every completion of JSON Lines or a table, in the order of the input.
 
-Reading tasks cut the input into stretches (cluster/score_input.py); model actors parse, tokenise and score a stretch
-each; the driver writes. The rewards do not depend on the number of workers, to the last digit.
+Reading tasks split the input into chunks (cluster/score_input.py); model actors parse, tokenise and score one chunk at
+a time; the driver writes. The rewards do not depend on the number of workers, to the last digit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ import torch
 from ray.data import DataContext
 
 from pairwright.cluster.actor_pool import Row, Worker, check_workers, run_on_models
-from pairwright.cluster.score_input import Work, plan_work, read_stretches
+from pairwright.cluster.score_input import ScoringInput, chunk_dataset, plan_input
 from pairwright.cluster.session import ray_resources, ray_session
 from pairwright.config import IngestConfig
 from pairwright.data.storage.object_store import absolute_url
@@ -31,30 +31,30 @@ from pairwright.terminal import one_per_line
 
 NUM_SHOWN = 5
 """Rejections that a summary shows; all of them are under ``refused/``."""
-# A block goes to one actor as a whole: about one stretch, so that all actors have work on a small input too.
+# A block goes to one actor as a whole: about one chunk, so that all actors have work even on a small input.
 _BLOCK_BYTES = 16 * 1024
 
 Outcome: TypeAlias = tuple[int, Scored | FailedSource]
-"""Index of the source and what became of the stretch."""
+"""Index of the source, and the result of the chunk."""
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """How a scoring ended."""
+    """The result of a scoring run."""
 
     url: str
     manifest: ScoresManifest
     rejections: list[Rejection]
-    """The first of the refused."""
+    """The first few."""
 
     @property
     def failed(self) -> list[FailedSource]:
-        """Sources that could not be read to their end, of which nothing was kept."""
+        """Sources that could not be read to their end; none of their rows are kept."""
         return self.manifest.failed
 
     @property
     def is_all_refused(self) -> bool:
-        """Whether there were records, and not one of them gave a reward."""
+        """Whether there were records but no rewards."""
         return self.manifest.totals["records"] > 0 and not self.manifest.totals["completions"]
 
     def text(self) -> str:
@@ -80,7 +80,7 @@ class ScoreSummary:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every model actor is told."""
+    """The arguments of every model actor."""
 
     model: str
     rules: InputRules
@@ -88,11 +88,11 @@ class _Task:
     limits: IngestConfig
 
     def load(self, device: torch.device) -> Worker[Outcome]:
-        """Return what scores one stretch on a device."""
+        """Return a function that scores one chunk on a device."""
         loaded = load_exported(open_exported(self.model), device)
         spec = TokenSpec.of(loaded.tokenizer, self.rules.tokens_config())
 
-        def score_stretch(row: Row) -> Outcome:
+        def score_chunk(row: Row) -> Outcome:
             kind, name, line, content = row["kind"], row["name"], row["line"], row["content"]
             requests, refused = [], []
             if kind == "StoreError":
@@ -108,7 +108,7 @@ class _Task:
             scored = score_requests(loaded, spec, requests, refused, micro_batch_tokens=self.micro_batch_tokens)
             return row["source"], scored
 
-        return score_stretch
+        return score_chunk
 
 
 def score(
@@ -124,29 +124,29 @@ def score(
     overwrite: bool = False,
     limits: IngestConfig = DEFAULT_LIMITS,
 ) -> ScoreSummary:
-    """Write the reward of every completion of an input, and return what was scored and what was not.
+    """Write the reward of every completion of an input, and return a summary.
 
-    Bad records never stop the job: they are refused with place and reason, counted and kept. A source that cannot be
-    read to its end is left out as a whole and named.
+    Invalid records do not stop the job: they are refused with line and reason, counted and kept. A source that cannot
+    be read to its end is left out as a whole and named.
 
     Args:
         model: directory or URL of an exported model.
         input: file, directory, pattern or URL of JSON Lines; or the URL of an annotations or pairs table, whose newest
             version is scored.
         output: directory or URL; gets ``scores/*.parquet`` in SCORES_SCHEMA, ``refused/*.jsonl`` and ``scores.json``.
-        num_workers: models that work side by side; changes nothing in the rewards.
+        num_workers: number of models in parallel; does not change the rewards.
         use_gpu: give each a GPU.
-        micro_batch_tokens: most tokens of one forward, padding included.
+        micro_batch_tokens: token budget of one forward pass, padding included.
         max_length: longest prompt and completion in tokens; the model's own if None.
         version: version of the table; the newest if None.
         overwrite: replace the scores that the output holds.
-        limits: what a source and a record of it may cost, as for `ingest`.
+        limits: on sources and records, as for `ingest`.
 
     Raises:
         ModelError: if the model cannot be used, or gives a reward that is not finite.
-        SourceError: if the input is missing, or nothing of it could be read to its end.
+        SourceError: if the input is missing, or no source could be read to its end.
         StoreError: if the output holds scores already, or holds a table.
-        ConfigError: if there are too few workers or tokens to work with.
+        ConfigError: if there are too few CPUs, GPUs or tokens.
     """
     exported = open_exported(model)
     if max_length is not None and max_length < MIN_MAX_LENGTH:
@@ -154,14 +154,14 @@ def score(
     rules = exported.rules if max_length is None else msgspec.structs.replace(exported.rules, max_length=max_length)
     with ray_session():
         check_workers(num_workers, use_gpu=use_gpu)
-        work = plan_work(input, version, limits)
+        planned = plan_input(input, version, limits)
         files = ScoreFiles(output, overwrite=overwrite)
         task = _Task(absolute_url(model), rules, micro_batch_tokens, limits)
         try:
             with DataContext.current(_context()):
-                outcomes = run_on_models(read_stretches(work), task.load, num_workers=num_workers, use_gpu=use_gpu)
+                outcomes = run_on_models(chunk_dataset(planned), task.load, num_workers=num_workers, use_gpu=use_gpu)
                 failed, shown = _write(_counted(outcomes), files)
-            return _finish(files, work, exported, rules, failed, shown)
+            return _finish(files, planned, exported, rules, failed, shown)
         except BaseException:
             files.abandon()
             raise
@@ -182,7 +182,7 @@ def _counted(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
 
 
 def _write(outcomes: Iterable[Outcome], files: ScoreFiles) -> tuple[dict[int, FailedSource], list[Rejection]]:
-    """Write what comes in, source by source; return the sources that failed, and the first rejections."""
+    """Write the results, source by source; return the failed sources and the first rejections."""
     failed: dict[int, FailedSource] = {}
     shown: list[Rejection] = []
     current, shown_of_current = None, []
@@ -204,22 +204,22 @@ def _write(outcomes: Iterable[Outcome], files: ScoreFiles) -> tuple[dict[int, Fa
 
 def _finish(
     files: ScoreFiles,
-    work: Work,
+    planned: ScoringInput,
     exported: ExportedModel,
     rules: InputRules,
     failed: dict[int, FailedSource],
     shown: list[Rejection],
 ) -> ScoreSummary:
-    unreadable = {i: FailedSource(work.sources[i].uri, reason) for i, reason in work.unreadable.items()}
+    unreadable = {i: FailedSource(planned.sources[i].uri, reason) for i, reason in planned.unreadable.items()}
     failures = [failure for _, failure in sorted((unreadable | failed).items())]
-    if failures and len(failures) == len(work.sources):
+    if failures and len(failures) == len(planned.sources):
         raise SourceError([f"{failure.uri}: {failure.reason}" for failure in failures])
     gone = {failure.uri for failure in failures}
     identity = msgspec.structs.replace(exported.identity(), max_length=rules.max_length)
     manifest = files.commit(
         model=identity,
-        inputs=work.inputs,
-        sources=[ScoredSource(s.uri, s.size, s.etag) for s in work.sources if s.uri not in gone],
+        inputs=planned.inputs,
+        sources=[ScoredSource(s.uri, s.size, s.etag) for s in planned.sources if s.uri not in gone],
         failed=failures,
     )
     return ScoreSummary(url=files.url, manifest=manifest, rejections=shown)

@@ -12,7 +12,7 @@ from pairwright.config.section import Section
 from pairwright.config.train import (
     BatchesConfig,
     DataConfig,
-    EngineConfig,
+    DeepSpeedConfig,
     LoraConfig,
     LossConfig,
     ModelConfig,
@@ -28,7 +28,7 @@ __all__ = [
     "TIE",
     "BatchesConfig",
     "DataConfig",
-    "EngineConfig",
+    "DeepSpeedConfig",
     "ExpandConfig",
     "FieldPaths",
     "IngestConfig",

@@ -20,6 +20,19 @@ MAX_SHOWN = 200
 _SECRETS = "reader"
 """The section whose values no message quotes."""
 _KEY = re.compile(r"[A-Za-z_][\w.]*")
+RENAMED_KEYS = {
+    "engine": "deepspeed",
+    "tokens.overlong": "tokens.overlong_policy",
+    "loss.centre": "loss.center_coefficient",
+    "optimizer.warmup_fraction": "optimizer.warmup_ratio",
+    "optimizer.final_fraction": "optimizer.min_lr_ratio",
+    "optimizer.max_gradient_norm": "optimizer.max_grad_norm",
+    "training.keep_best": "training.best_metric",
+    "training.storage_patience_seconds": "training.storage_retry_seconds",
+    "workers.hang_seconds": "workers.hang_timeout_seconds",
+    "workers.resize_seconds": "workers.resize_interval_seconds",
+}
+"""Keys and sections of earlier versions -> today's; an earlier name is refused with a message that gives today's."""
 
 
 def load_config(kind: type[ConfigT], path: str | None, overrides: Sequence[str] = ()) -> ConfigT:
@@ -102,6 +115,8 @@ def _explain(error: ValidationError, kind: type[Section], origin: str) -> list[s
         where = ".".join(str(part) for part in problem["loc"])
         known = ", ".join(_keys_at(kind, problem["loc"][:-1]))
         match problem["type"]:
+            case "extra_forbidden" if where in RENAMED_KEYS:
+                lines.append(f"{where}: was renamed; write {RENAMED_KEYS[where]} instead")
             case "extra_forbidden":
                 lines.append(f"{where}: unknown key; known here: {known}")
             case "missing":

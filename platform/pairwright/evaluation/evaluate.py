@@ -1,7 +1,7 @@
-"""Token groups of a split -> exact sums: the model's, the length-only baseline's, and the model's by length.
+"""Evaluates a split as exact sums: the model's, those of the length-only baseline, and the model's by length.
 
-Everything here adds: parts may be computed anywhere and merged in any order, and the figures come out the same to the
-last bit (model/reward_metrics.py). The work is cut into parts by the data alone, never by the number of workers.
+All sums add: parts may be computed anywhere and merged in any order, and the metrics are the same to the last bit
+(model/reward_metrics.py). The data alone decides the parts, not the number of workers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,16 +21,16 @@ MAX_PARTS = 256
 
 @dataclass(slots=True)
 class Evaluation:
-    """What was counted on the groups seen so far."""
+    """Sums over the groups counted so far."""
 
     model: EvaluationSums = field(default_factory=EvaluationSums)
     """The model's rewards."""
     longer_wins: EvaluationSums = field(default_factory=EvaluationSums)
-    """The baseline on the same pairs: the reward is the completion's length in characters, so equal lengths tie."""
+    """The baseline on the same pairs: its reward is the completion's length in characters, so equal lengths tie."""
     chosen_longer: PairSums = field(default_factory=PairSums)
     """The model's rewards on the pairs whose chosen completion is the longer one."""
     chosen_shorter: PairSums = field(default_factory=PairSums)
-    """... is the shorter one: what is right here was not won by length."""
+    """... is the shorter one: accuracy here is not due to length."""
     equal_length: PairSums = field(default_factory=PairSums)
     """... is as long as the rejected one."""
 
@@ -49,7 +49,7 @@ class Evaluation:
         self.equal_length.add(_sums(reward_K, group, longer_by_P == 0))
 
     def merge(self, other: "Evaluation") -> None:
-        """Add what another worker counted; exact, in any order."""
+        """Add another worker's sums; exact, in any order."""
         self.model.merge(other.model)
         self.longer_wins.merge(other.longer_wins)
         self.chosen_longer.add(other.chosen_longer)
@@ -59,7 +59,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """A split of a tokens table, cut into parts of about equal cost."""
+    """A split of a tokens table, in parts of about equal cost."""
 
     parts: list[list[list[int]]]
     """[part][micro-batch] -> rows of the tokens table."""
@@ -75,7 +75,7 @@ class EvaluationPlan:
             micro_batch_tokens=micro_batch_tokens,
         )
         micro_batches = [rows[np.array(batch)].tolist() for batch in positions]
-        # Longest first, dealt in turn: the parts cost alike.
+        # Longest first and in turn, so that the parts cost about the same.
         num_parts = min(len(micro_batches), MAX_PARTS)
         return cls([micro_batches[part::num_parts] for part in range(num_parts)])
 
@@ -88,10 +88,10 @@ def evaluate_groups(
     micro_batch_tokens: int,
     device: torch.device | str,
 ) -> Evaluation:
-    """Return what the model makes of some groups that fit in memory together.
+    """Return the evaluation of some groups, which fit in memory together.
 
     Raises:
-        ConfigError: if a completion alone is over the budget, or the device's memory is too small for it.
+        ConfigError: if one completion is over the budget, or the device's memory is too small for it.
         ModelError: if a reward is not finite, naming the group.
     """
     every = list(groups)

@@ -1,7 +1,7 @@
-"""Sums of an evaluation -> ``report.json`` (schemas/report.v1.json), and a table of it in plain text.
+"""The report of an evaluation: ``report.json`` (schemas/report.v1.json), and the same as a table in plain text.
 
-The baseline that knows nothing but length stands in every row, because accuracy alone does not say whether a model
-learned more than "longer is better"; the last block splits the pairs by which completion was the longer one.
+Every row has the accuracy of a baseline that prefers the longer text: accuracy alone does not show whether a model
+learned more than that. The last block splits the pairs by which completion is longer.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from pairwright import __version__
 from pairwright.data.tokens.tokenize_groups import EQUAL_IN_TEMPLATE, special_line
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.load_exported import ModelIdentity
-from pairwright.model.reward_metrics import Figures, PairSums
+from pairwright.model.reward_metrics import Metrics, PairSums
 from pairwright.records import UNREADABLE_JSON
 from pairwright.terminal import escaped, one_per_line, safe_json
 
@@ -32,15 +32,15 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class ReportFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of some pairs; means are weighted over the pairs, and null where there is no weight."""
+class ReportMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Metrics of some pairs; means are weighted over the pairs, and null if there is no weight."""
 
     groups: Annotated[Count, msgspec.Meta(description="groups with such pairs")]
     pairs: Annotated[Count, msgspec.Meta(description="pairs")]
     weight: Annotated[float, msgspec.Meta(description="sum of the pairs' weights")]
     accuracy: Annotated[Share | None, msgspec.Meta(description="share with the chosen's reward higher; equal is half")]
     log_loss: Annotated[float | None, msgspec.Meta(description="-log sigmoid(reward difference), no margins, nats")]
-    reward_margin: Annotated[float | None, msgspec.Meta(description="reward of the chosen less that of the rejected")]
+    reward_margin: Annotated[float | None, msgspec.Meta(description="reward of the chosen minus that of the rejected")]
     longer_wins: Annotated[
         Share | None,
         msgspec.Meta(description="accuracy of the baseline: longer text (characters) wins, equal length is half"),
@@ -48,73 +48,73 @@ class ReportFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ByLength(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's figures by which completion of a pair has the longer text."""
+    """The model's metrics by which completion of a pair has the longer text."""
 
-    chosen_longer: ReportFigures
-    chosen_shorter: ReportFigures
-    equal_length: ReportFigures
+    chosen_longer: ReportMetrics
+    chosen_shorter: ReportMetrics
+    equal_length: ReportMetrics
 
 
 class DataIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """What it was evaluated on."""
+    """The data of an evaluation."""
 
     url: str
     version: int
     digest: str
     split: str
-    pairs: Annotated[Count, msgspec.Meta(description="of the split in the table; those evaluated are in `overall`")]
+    pairs: Annotated[Count, msgspec.Meta(description="of the split in the table; `overall` has those evaluated")]
     tokens: Annotated[
         dict[str, int | float],
-        msgspec.Meta(description="totals of the whole tokens table, all splits: what was kept, truncated and dropped"),
+        msgspec.Meta(description="totals of the whole tokens table, all splits: kept, truncated and dropped"),
     ]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model makes of the pairs of a split."""
+    """The evaluation of a model on the pairs of a split."""
 
     format_version: Literal[1] = FORMAT_VERSION
     created_at: str
     code_version: str
     model: ModelIdentity
     pairs: DataIdentity
-    overall: ReportFigures
-    by_subset: dict[str, ReportFigures]
-    by_num_completions: dict[str, ReportFigures]
+    overall: ReportMetrics
+    by_subset: dict[str, ReportMetrics]
+    by_num_completions: dict[str, ReportMetrics]
     by_length: ByLength
     pairs_again: Annotated[
         Count,
-        msgspec.Meta(description="of the pairs in `overall`: counted once more since their group is in another subset"),
+        msgspec.Meta(description="of the pairs in `overall`: counted again because their group is in another subset"),
     ] = 0
 
 
 def build_report(evaluation: Evaluation, *, model: ModelIdentity, pairs: DataIdentity) -> dict[str, Any]:
     """Return the report as JSON-able values, in the shape of ``schemas/report.v1.json``."""
-    figures, baseline = evaluation.model, evaluation.longer_wins
+    sums, baseline = evaluation.model, evaluation.longer_wins
     report = Report(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=__version__,
         model=model,
         pairs=pairs,
-        overall=_figures(figures.overall.figures(), baseline.overall.figures().get("accuracy")),
-        by_subset=_beside(figures.by_subset, baseline.by_subset),
-        by_num_completions=_beside(figures.by_num_completions, baseline.by_num_completions),
+        overall=_metrics(sums.overall.metrics(), baseline.overall.metrics().get("accuracy")),
+        by_subset=_with_baseline(sums.by_subset, baseline.by_subset),
+        by_num_completions=_with_baseline(sums.by_num_completions, baseline.by_num_completions),
         by_length=ByLength(
-            chosen_longer=_figures(evaluation.chosen_longer.figures(), 1.0),
-            chosen_shorter=_figures(evaluation.chosen_shorter.figures(), 0.0),
-            equal_length=_figures(evaluation.equal_length.figures(), 0.5),
+            chosen_longer=_metrics(evaluation.chosen_longer.metrics(), 1.0),
+            chosen_shorter=_metrics(evaluation.chosen_shorter.metrics(), 0.0),
+            equal_length=_metrics(evaluation.equal_length.metrics(), 0.5),
         ),
-        pairs_again=figures.pairs_again,
+        pairs_again=sums.pairs_again,
     )
     return msgspec.to_builtins(report)
 
 
 def report_json(report: dict[str, Any]) -> bytes:
-    """Return the content of ``report.json``, indented, in which what is not printable stands as an escape."""
+    """Return the content of ``report.json``, indented, with unprintable characters escaped."""
     return safe_json(msgspec.json.format(msgspec.json.encode(report).decode(), indent=2)).encode() + b"\n"
 
 
 class _AnyReport(msgspec.Struct, frozen=True):
-    """What a report of any version of Pairwright has."""
+    """The fields of a report of any version of Pairwright."""
 
     format_version: int
     created_at: str
@@ -126,7 +126,7 @@ class _AnyReport(msgspec.Struct, frozen=True):
 
 
 def is_report(content: bytes) -> bool:
-    """Return whether a file's content is a report, so that a newer one may take its place."""
+    """Return whether a file's content is a report, which a newer one may replace."""
     try:
         msgspec.json.decode(content, type=_AnyReport)
     except UNREADABLE_JSON:
@@ -134,19 +134,19 @@ def is_report(content: bytes) -> bool:
     return True
 
 
-def _beside(ours: Mapping[KeyT, PairSums], theirs: Mapping[KeyT, PairSums]) -> dict[str, ReportFigures]:
-    return {str(key): _figures(ours[key].figures(), theirs[key].figures().get("accuracy")) for key in sorted(ours)}
+def _with_baseline(model: Mapping[KeyT, PairSums], baseline: Mapping[KeyT, PairSums]) -> dict[str, ReportMetrics]:
+    return {str(key): _metrics(model[key].metrics(), baseline[key].metrics().get("accuracy")) for key in sorted(model)}
 
 
-def _figures(figures: Figures, longer_wins: float | None) -> ReportFigures:
-    known = "accuracy" in figures
-    return ReportFigures(
-        groups=int(figures["groups"]),
-        pairs=int(figures["pairs"]),
-        weight=figures["weight"],
-        accuracy=figures.get("accuracy"),
-        log_loss=figures.get("log_loss"),
-        reward_margin=figures.get("reward_margin"),
+def _metrics(metrics: Metrics, longer_wins: float | None) -> ReportMetrics:
+    known = "accuracy" in metrics
+    return ReportMetrics(
+        groups=int(metrics["groups"]),
+        pairs=int(metrics["pairs"]),
+        weight=metrics["weight"],
+        accuracy=metrics.get("accuracy"),
+        log_loss=metrics.get("log_loss"),
+        reward_margin=metrics.get("reward_margin"),
         longer_wins=longer_wins if known else None,
     )
 
@@ -155,7 +155,7 @@ def _figures(figures: Figures, longer_wins: float | None) -> ReportFigures:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Return the report as a table in plain text of 100 columns, without colours: the same anywhere."""
+    """Return the report as a table in plain text of 100 columns, without colours, the same on every terminal."""
     found = msgspec.convert(report, Report)
     model, pairs = found.model, found.pairs
     table = Table(box=None, pad_edge=False, header_style="", show_edge=False)
@@ -172,7 +172,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"model  {model.path}  ({model.dtype}, {model.digest[:12]})",
         f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}: "
         f"{found.overall.pairs - found.pairs_again:,} of {pairs.pairs:,} pairs",
-        *_again(found),
+        *_counted_again(found),
         f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}",
         *_special(pairs.tokens, model.special_in_text),
         "",
@@ -201,7 +201,7 @@ def _dropped(totals: dict[str, int | float]) -> str:
     return f"in all splits {', '.join(parts)}" if parts else "nothing was over it"
 
 
-def _again(found: Report) -> list[str]:
+def _counted_again(found: Report) -> list[str]:
     if not found.pairs_again:
         return []
     return [
@@ -215,22 +215,22 @@ def _special(totals: dict[str, int | float], rule: str) -> list[str]:
     return [f"       in all splits {num_groups:,.0f} groups {special_line(totals, rule)}"] if num_groups else []
 
 
-def _add_block(table: Table, heading: str, rows: dict[str, ReportFigures]) -> None:
+def _add_block(table: Table, heading: str, rows: dict[str, ReportMetrics]) -> None:
     table.add_row()
     table.add_row(heading)
-    for name, figures in rows.items():
-        _add_row(table, f"  {name.replace('_', ' ') if heading == 'by length' else name}", figures)
+    for name, metrics in rows.items():
+        _add_row(table, f"  {name.replace('_', ' ') if heading == 'by length' else name}", metrics)
 
 
-def _add_row(table: Table, name: str, figures: ReportFigures) -> None:
+def _add_row(table: Table, name: str, metrics: ReportMetrics) -> None:
     table.add_row(
         Text(escaped(name)),  # a plain string would be read as markup: [math] is a style then
-        f"{figures.groups:,}",
-        f"{figures.pairs:,}",
-        _percent(figures.accuracy),
-        _percent(figures.longer_wins),
-        _UNKNOWN if figures.log_loss is None else f"{figures.log_loss:.4f}",
-        _UNKNOWN if figures.reward_margin is None else f"{figures.reward_margin:+.3f}",
+        f"{metrics.groups:,}",
+        f"{metrics.pairs:,}",
+        _percent(metrics.accuracy),
+        _percent(metrics.longer_wins),
+        _UNKNOWN if metrics.log_loss is None else f"{metrics.log_loss:.4f}",
+        _UNKNOWN if metrics.reward_margin is None else f"{metrics.reward_margin:+.3f}",
     )
 
 

@@ -1,9 +1,9 @@
-"""Path or URL of an exported model -> a local directory that is known to be one, and what it says of its input.
+"""Loads exported models from a path or URL, verifies them, and reads the rules for their input.
 
-Evaluation and scoring read the input rules (longest length, what happens beyond it) from the model, never from a
-flag: a rule that drifts between training and use changes the reward (TRAPS.md 24). A remote model is downloaded once
-a node, and its copy is used as long as it is what was downloaded, by SHA-256; the directory's digest costs one read of
-the weights and ties every report to exactly one model.
+Evaluation and scoring take the input rules (maximum length, length policy) from the model, never from a flag: a rule
+that differs between training and use changes the reward. A remote model is downloaded once for each node, and its copy
+is used as long as it matches the download, by SHA-256. The directory's digest takes one read of the weights and ties
+every report to exactly one model.
 """
 
 import hashlib
@@ -28,13 +28,14 @@ from pairwright.data.storage.model_listing import RULES_FILE, ModelFile, damage
 from pairwright.data.storage.object_store import local_root, open_store, store_errors
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ModelError
+from pairwright.model.load_model import load_reward_model
 from pairwright.model.model_export import choose_pad_token
-from pairwright.model.reward_model import RewardModel, load_reward_model
+from pairwright.model.reward_model import RewardModel
 from pairwright.records import UNREADABLE_JSON
 
 MIN_MAX_LENGTH = 8
 _CHUNK_BYTES = 1 << 24
-# Half precision of the other kind is computed in float32: it overflows where a model was not trained in it.
+# Models in float16 compute in float32: float16 overflows in models that were not trained in it.
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _REMEDY = (
     "pass the `model` directory of a training run; a reward model from elsewhere needs a file pairwright.json beside "
@@ -46,20 +47,22 @@ logger = logging.getLogger(__name__)
 
 
 class InputRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``pairwright.json`` in a model directory says of the model's input."""
+    """The rules for a model's input, from ``pairwright.json`` in its directory."""
 
     max_length: Annotated[int, msgspec.Meta(ge=MIN_MAX_LENGTH)]
     overlong: Literal["drop", "truncate"]
     special_in_text: Literal["split", "refuse", "keep"] = "keep"
-    """Models from before there was a choice were trained so."""
+    """Models from before this setting were trained with "keep"."""
     format_version: Literal[1]
     files: Annotated[
         tuple[ModelFile, ...], msgspec.Meta(description="every other file of the directory, as it was exported")
     ] = ()
 
     def tokens_config(self) -> TokensConfig:
-        """Return the configuration under which this model's input is tokenised, with the tokenizer's own template."""
-        return TokensConfig(max_length=self.max_length, overlong=self.overlong, special_in_text=self.special_in_text)
+        """Return the configuration of this model's tokenisation, with the tokenizer's own template."""
+        return TokensConfig(
+            max_length=self.max_length, overlong_policy=self.overlong, special_in_text=self.special_in_text
+        )
 
 
 class _HubConfig(msgspec.Struct):
@@ -69,13 +72,13 @@ class _HubConfig(msgspec.Struct):
 
 
 class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """Which model it was, and how its input was cut."""
+    """Which model it was, and the rules for its input."""
 
     path: str
     digest: Annotated[str, msgspec.Meta(description="SHA-256 over the names and contents of the directory's files")]
     dtype: Annotated[str, msgspec.Meta(description="of weights and activations; rewards are float32")]
     max_length: Annotated[int, msgspec.Meta(description="longest prompt and completion together, tokens")]
-    overlong: Annotated[Literal["drop", "truncate"], msgspec.Meta(description="what became of longer ones")]
+    overlong: Annotated[Literal["drop", "truncate"], msgspec.Meta(description="rule for longer ones")]
     special_in_text: Annotated[
         Literal["split", "refuse", "keep"], msgspec.Meta(description="how special tokens in texts were read")
     ] = "keep"
@@ -83,20 +86,20 @@ class ModelIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ExportedModel:
-    """An exported model that can be used on this machine."""
+    """An exported model in a local directory."""
 
     path: str
-    """As the user named it."""
+    """As the user gave it."""
     directory: Path
     rules: InputRules
     dtype: torch.dtype
-    """Of its weights as saved, and so of its activations; rewards are float32 whatever it is."""
+    """Of its saved weights, and so of its activations; rewards are float32 in any case."""
 
     def verify(self, *, hashes: bool) -> None:
-        """Check the model's files against what was exported, as far as its ``pairwright.json`` lists them.
+        """Check the model's files against the list in its ``pairwright.json``.
 
         Raises:
-            ModelError: naming the first file that is missing or another one.
+            ModelError: with the first file that is missing or differs.
         """
         if (wrong := damage(self.directory, self.rules.files, hashes=hashes)) is not None:
             raise ModelError(
@@ -105,7 +108,7 @@ class ExportedModel:
             )
 
     def identity(self) -> "ModelIdentity":
-        """Return what a report says of the model; reads all of its files once."""
+        """Return the model's identity for a report; reads all of its files once."""
         return ModelIdentity(
             path=self.path,
             digest=model_digest(self.directory),
@@ -127,10 +130,10 @@ class LoadedModel:
 
 
 def open_exported(path: str) -> ExportedModel:
-    """Return what an exported model says of itself; a remote one is downloaded first.
+    """Return an exported model; a remote one is downloaded first.
 
     Raises:
-        ModelError: if nothing is there, if it has no reward head, or if it does not say how its input is cut.
+        ModelError: if there is none, if it has no reward head, or if it has no rules for its input.
     """
     directory = _local_directory(path)
     if not directory.is_dir():
@@ -164,7 +167,7 @@ def load_exported(exported: ExportedModel, device: torch.device) -> LoadedModel:
         ModelError: if its weights or its tokenizer cannot be used.
     """
     path = str(exported.directory)
-    # A bar for each actor's weights would be the only thing that its log shows.
+    # Otherwise each actor's log would show a progress bar for its weights.
     disable_progress_bar()
     tokenizer = load_tokenizer(path)
     pad_token_id = choose_pad_token(tokenizer)
@@ -176,6 +179,7 @@ def load_exported(exported: ExportedModel, device: torch.device) -> LoadedModel:
         gradient_checkpointing=False,
         pad_token_id=pad_token_id,
         vocab_size=len(tokenizer),
+        cpu_kernels=True,
     )
     return LoadedModel(model.eval().to(device), tokenizer, pad_token_id, device)
 
@@ -225,7 +229,7 @@ class _Copied(msgspec.Struct, frozen=True):
 def _download(url: str) -> Path:
     """Return a local copy of a remote directory, under a name that changes with the content of any of its files.
 
-    Beside it stands a list of its files as they were downloaded: a copy that is not as listed is downloaded again.
+    A list of its files, as downloaded, lies beside it: a copy that differs from the list is downloaded again.
     """
     with store_errors(url):
         files = [file for page in obstore.list(open_store(url)) for file in page]
@@ -236,14 +240,14 @@ def _download(url: str) -> Path:
     directory = cache_folder("models") / key
     hold(directory)
     with FileLock(f"{directory}.lock"):
-        if not _is_as_listed(directory):
+        if not _is_intact_copy(directory):
             if directory.exists():
                 logger.warning("%s: this copy of %s is damaged; it is downloaded again", directory, url)
             _fetch(url, files, directory)
     return directory
 
 
-def _is_as_listed(directory: Path) -> bool:
+def _is_intact_copy(directory: Path) -> bool:
     try:
         listed = msgspec.json.decode(_listing_of(directory).read_bytes(), type=list[_Copied])
         found = {file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()}

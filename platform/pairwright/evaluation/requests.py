@@ -1,8 +1,8 @@
-"""Lines of JSON, or rows of a table -> what is to be scored: a prompt and its completions.
+"""Parses scoring requests, each a prompt and its completions, from lines of JSON or rows of a table.
 
-A native annotation is a request as it stands, with or without its judgement; so are ``{"prompt", "completion"}``, TRL's
-``{"prompt", "chosen", "rejected"}`` and ``{"messages"}`` that end with the reply. What a line says beyond id, prompt,
-completions and what the chat template is given is nobody's business here and is ignored.
+A native annotation is a request, with or without its ranking; so are ``{"prompt", "completion"}``, TRL's
+``{"prompt", "chosen", "rejected"}``, and ``{"messages"}`` that end with a reply. Fields other than id, prompt,
+completions and the chat template's inputs are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ _SHAPE = (
 
 
 class ScoreLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of input: what ``pairwright score`` reads of it; one of completions, completion, sides and messages."""
+    """The fields of an input line that ``pairwright score`` reads: completions, completion, both sides, or messages."""
 
     prompt: str | list[Message] | None = None
     completions: list[Completion | str] | None = None
@@ -54,9 +54,9 @@ class ScoreRequest:
     prompt: Conversation
     completion_ids: list[str]
     replies: list[Turn]
-    """The completions, as turns behind the prompt."""
+    """The completions, as turns after the prompt."""
     paths: list[str]
-    """Where each completion stands in the record."""
+    """JSON path of each completion in the record."""
     source: str
     line: int
 
@@ -67,8 +67,8 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What a line says, whatever its layout."""
+class _ParsedRecord:
+    """The content of a line in any layout."""
 
     id: str | None
     prompt: str | list[Message]
@@ -83,13 +83,13 @@ _DECODER, _ANY = msgspec.json.Decoder(ScoreLine), msgspec.json.Decoder()
 def parse_requests(
     text: bytes, first_line: int, source: str, config: IngestConfig = DEFAULT_LIMITS
 ) -> tuple[list[ScoreRequest], list[Rejection]]:
-    """Return the requests and the rejections among whole lines, in order; blank lines are neither.
+    """Return the requests and the rejections among complete lines, in order; blank lines are neither.
 
-    A record without an id goes by ``source:line``.
+    The id of a record without one is ``source:line``.
 
     Args:
-        text: lines, split at newlines alone.
-        first_line: number of the first one in its source, from 1.
+        text: lines, separated by newlines only.
+        first_line: number of the first line in its source, from 1.
         source: the source's URI.
         config: limits, those of an ingestion.
     """
@@ -110,7 +110,7 @@ def parse_requests(
 
 
 def requests_of_rows(rows: pa.Table, first_line: int, source: str) -> list[ScoreRequest]:
-    """Return one request a row of an annotations or pairs table, by the annotation's or the group's id.
+    """Return one request for each row of an annotations or pairs table, with the annotation's or the group's id.
 
     Args:
         rows: with ``id`` or ``group_id``, ``prompt`` and ``completions``.
@@ -133,32 +133,32 @@ def requests_of_rows(rows: pa.Table, first_line: int, source: str) -> list[Score
     ]
 
 
-def _read(line: bytes, config: IngestConfig) -> _Told:
-    """Return what a line says; one typed pass where it is of the common layouts and of texts alone."""
+def _read(line: bytes, config: IngestConfig) -> _ParsedRecord:
+    """Return the content of a line, in one typed pass if it has a common layout and plain texts."""
     try:
         found = _DECODER.decode(line)
     except msgspec.ValidationError as error:
         record = _ANY.decode(line)
         if not isinstance(record, dict):
             raise error from None
-        return _read_spelled(record, config)
+        return _read_untyped(record, config)
     is_common = found.completions is not None or found.completion is not None
     if isinstance(found.prompt, str) and found.prompt[:1] == "[":  # a conversation in the cell of a table
         is_common = False
-    if not is_common or found.tools is not None or found.chat_template_kwargs is not None or _says_extra(found):
-        return _read_spelled(_ANY.decode(line), config)
-    return _told(found, None)
+    if not is_common or found.tools is not None or found.chat_template_kwargs is not None or _has_extra(found):
+        return _read_untyped(_ANY.decode(line), config)
+    return _parsed(found, None)
 
 
-def _says_extra(line: ScoreLine) -> bool:
-    """Return whether a line has our own name for what stands beside texts, which it may not."""
+def _has_extra(line: ScoreLine) -> bool:
+    """Return whether a line uses ``extra``, our own field beside texts, which input may not."""
     turns = line.prompt if isinstance(line.prompt, list) else []
     replies = [one for one in line.completions or [] if isinstance(one, Completion)]
     return any(one.extra is not None for one in (*turns, *replies))
 
 
-def _read_spelled(record: Mapping[str, Any], config: IngestConfig) -> _Told:
-    """Return what a record says in any layout and spelling."""
+def _read_untyped(record: Mapping[str, Any], config: IngestConfig) -> _ParsedRecord:
+    """Return the content of a record in any layout and spelling."""
     record = {key: value for key, value in record.items() if value is not None}
     context = context_of(record)
     if "completions" not in record and "completion" not in record:
@@ -167,22 +167,20 @@ def _read_spelled(record: Mapping[str, Any], config: IngestConfig) -> _Told:
             return _of_sides(record, name, context, config)
         if "messages" in record:
             return _of_messages(record["messages"], name, context)
-    spelled = {"id": _name(record.get("id"))} | {key: record[key] for key in ("completion",) if key in record}
+    fields = {"id": _name(record.get("id"))} | {key: record[key] for key in ("completion",) if key in record}
     if "prompt" in record:
-        spelled["prompt"] = said(record["prompt"], "$.prompt")
+        fields["prompt"] = said(record["prompt"], "$.prompt")
     completions = opened(record.get("completions"))
     if isinstance(completions, list):
-        spelled["completions"] = [
-            _completion(item, f"$.completions[{index}]") for index, item in enumerate(completions)
-        ]
+        fields["completions"] = [_completion(item, f"$.completions[{index}]") for index, item in enumerate(completions)]
     elif "completions" in record:
-        spelled["completions"] = completions
+        fields["completions"] = completions
     if isinstance(alone := record.get("completion"), list) and len(alone) == 1:  # as TRL writes a reply
         alone = alone[0]
     if isinstance(alone, dict) and "completions" not in record:
-        del spelled["completion"]
-        spelled["completions"] = [_completion(alone, "$.completion")]
-    return _told(msgspec.convert(spelled, ScoreLine), context)
+        del fields["completion"]
+        fields["completions"] = [_completion(alone, "$.completion")]
+    return _parsed(msgspec.convert(fields, ScoreLine), context)
 
 
 def _name(name: Any) -> str | None:
@@ -212,39 +210,39 @@ def _completion(item: Any, where: str) -> Any:
     return own | {"text": "" if text is None else text} | ({} if extra is None else {"extra": extra})
 
 
-def _of_sides(record: Mapping[str, Any], name: str | None, context: str | None, config: IngestConfig) -> _Told:
-    """Return what a TRL record says, as an ingestion reads it; its scores, which are numbers, do not matter."""
-    told = {key: value for key, value in record.items() if key != "id" and not isinstance(value, int | float)}
-    (annotation,) = parser_for("trl", config)(msgspec.json.encode(told))
+def _of_sides(record: Mapping[str, Any], name: str | None, context: str | None, config: IngestConfig) -> _ParsedRecord:
+    """Return the content of a TRL record, parsed as in an ingestion; its scores, which are numbers, are ignored."""
+    known = {key: value for key, value in record.items() if key != "id" and not isinstance(value, int | float)}
+    (annotation,) = parser_for("trl", config)(msgspec.json.encode(known))
     if isinstance(annotation, RecordError):
         raise annotation
     context = annotation.context or context
-    return _Told(name, annotation.prompt, annotation.completions, ["$.chosen", "$.rejected"], context)
+    return _ParsedRecord(name, annotation.prompt, annotation.completions, ["$.chosen", "$.rejected"], context)
 
 
-def _of_messages(messages: Any, name: str | None, context: str | None) -> _Told:
-    """Return what a conversation says whose last turn is the reply."""
+def _of_messages(messages: Any, name: str | None, context: str | None) -> _ParsedRecord:
+    """Return the content of a conversation whose last turn is the reply."""
     turns = said(messages, "$.messages")
     if isinstance(turns, str) or len(turns) < 2 or turns[-1].role != "assistant":
         last = "a text" if isinstance(turns, str) else f"{len(turns)} turns"
         last += "" if isinstance(turns, str) or not turns else f", the last of role `{turns[-1].role}`"
         raise RecordError(f"expected turns that end with the assistant's reply, got {last}", path="$.messages")
     *prompt, reply = turns
-    return _Told(name, prompt, [Completion(text=reply.content, extra=reply.extra)], ["$.messages[-1]"], context)
+    return _ParsedRecord(name, prompt, [Completion(text=reply.content, extra=reply.extra)], ["$.messages[-1]"], context)
 
 
-def _told(line: ScoreLine, context: str | None) -> _Told:
+def _parsed(line: ScoreLine, context: str | None) -> _ParsedRecord:
     completions = _completions(line)
     if line.prompt is None:
         raise RecordError(f"missing field `prompt`; {_SHAPE}")
     paths = _paths(len(completions)) if line.completion is None else ["$.completion"]
-    return _Told(line.id, line.prompt, completions, paths, context)
+    return _ParsedRecord(line.id, line.prompt, completions, paths, context)
 
 
-def _request(told: _Told, source: str, number: int, config: IngestConfig) -> ScoreRequest:
-    completions, paths = told.completions, told.paths
+def _request(record: _ParsedRecord, source: str, number: int, config: IngestConfig) -> ScoreRequest:
+    completions, paths = record.completions, record.paths
     check_count("completions", len(completions), config.max_completions, "max_completions", "$.completions")
-    prompt = _prompt(told.prompt, told.context, config)
+    prompt = _prompt(record.prompt, record.context, config)
     prompt_characters = sum(len(text) for turn in prompt for name, text in turn.items() if name != "role")
     _check_length("prompt", prompt_characters, "$.prompt", config)
     names: dict[str, int] = {}
@@ -261,12 +259,12 @@ def _request(told: _Told, source: str, number: int, config: IngestConfig) -> Sco
         if completion.extra is not None:
             check_extra(completion.extra, paths[index])
         _check_length("completion", lengths[index], paths[index], config)
-    _check_name(told.id or "", "$.id", config)
+    _check_name(record.id or "", "$.id", config)
     rows_characters = prompt_characters * len(completions) + sum(lengths)
     if rows_characters > config.limits.max_record_bytes:
         raise RecordError(too_much_text(rows_characters, config.limits.max_record_bytes))
     return ScoreRequest(
-        id=f"{source}:{number}" if told.id is None else told.id,
+        id=f"{source}:{number}" if record.id is None else record.id,
         prompt=prompt,
         completion_ids=list(names),
         replies=[reply_of(completion.text, completion.extra) for completion in completions],

@@ -1,8 +1,8 @@
-"""Token groups -> one float32 reward a completion, under a token budget: what evaluation and scoring share.
+"""Computes the rewards of groups under a token budget, for evaluation and scoring.
 
-Micro-batches are a function of the groups and the budget alone, never of the workers, so that a reward is the same to
-the last digit wherever it is computed. Groups of like length stand together, longest first: little padding, and a
-budget too large for the device shows at once. A group over the budget is computed in several forwards.
+Groups and budget alone decide the micro-batches, never the workers, so a reward is the same to the last digit wherever
+it is computed. Groups of similar length share a micro-batch, longest first: that needs little padding, and a budget too
+large for the device fails at once. A group over the budget takes several forward passes.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ Rewards: TypeAlias = NDArray[np.float32]
 def plan_by_length(
     num_completions_G: ArrayLike, longest_row_tokens_G: ArrayLike, *, micro_batch_tokens: int
 ) -> list[list[int]]:
-    """Return micro-batches as positions of groups, longest first, each group in exactly one.
+    """Return micro-batches as indices of groups, longest first, each group in exactly one.
 
-    A group that alone is over the budget is a micro-batch of its own; ``rewards_of_groups`` cuts it by rows.
+    A group over the budget is a micro-batch of its own; ``rewards_of_groups`` splits it by rows.
 
     Args:
         num_completions_G: completions of each group, shape (G,).
         longest_row_tokens_G: prompt and longest completion of each group, tokens, shape (G,).
-        micro_batch_tokens: most tokens of one forward, padding included.
+        micro_batch_tokens: token budget of one forward pass, padding included.
     """
     num_completions, num_tokens = np.asarray(num_completions_G), np.asarray(longest_row_tokens_G)
     micro_batches: list[list[int]] = []
@@ -56,7 +56,7 @@ def rewards_of_groups(
     """Return each group's rewards, float32, shape (K,), from one micro-batch.
 
     Raises:
-        ConfigError: if a row alone is over the budget, or the device's memory is too small for it.
+        ConfigError: if one row is over the budget, or the device's memory is too small for it.
     """
     batch = collate(groups, pad_token_id, "padded")
     num_rows, num_tokens = batch.input_ids_RT.shape
@@ -70,7 +70,7 @@ def rewards_of_groups(
         reward_N = _forward(model, batch.to(device), num_rows, rows_per_forward=micro_batch_tokens // num_tokens)
     except torch.OutOfMemoryError:
         raise ConfigError(
-            f"the device's memory is too small for a forward of {micro_batch_tokens} tokens ({num_tokens} a row); "
+            f"the device's memory is too small for a forward pass of {micro_batch_tokens} tokens ({num_tokens} a row); "
             f"lower micro_batch_tokens, to no less than {num_tokens}"
         ) from None
     ends = np.cumsum([len(group.completion_ids) for group in groups])

@@ -1,7 +1,7 @@
-"""Requests and a loaded model -> a reward a completion in SCORES_SCHEMA, and what was refused, counted.
+"""Scores requests with a loaded model: a reward for each completion, in SCORES_SCHEMA, and the rejections.
 
-Tokens are made by the path of training (data/tokens/tokenize_groups.py), under the model's own template and length
-rule. Each row is scored once, beside rows of like length; which rows share a forward is decided by the requests alone.
+Tokenisation is that of training (data/tokens/tokenize_groups.py), with the model's own template and length policy. Each
+row is scored once, beside rows of similar length; the requests alone decide which rows share a forward pass.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ _OVER = "expected at most {} tokens with the prompt, got more; the model's pairw
 _PROMPT_ALONE = "expected a prompt of fewer than {} tokens, got one that leaves nothing of the completion"
 
 CHARACTERS_AT_ONCE = 1_000_000
-"""Most characters that are tokenised together, prompts counted once a completion."""
+"""Most characters that are tokenised together; a prompt counts once for each completion."""
 
 Int32s = NDArray[np.int32]
 TOTALS: tuple[str, ...] = (
@@ -39,13 +39,13 @@ TOTALS: tuple[str, ...] = (
     "records_with_special",
     "tokens",
 )
-"""records: read, blank lines aside; completions: scored; tokens: of these, with their prompts. Further ones count the
-texts that hold a special token, as those of token tables do."""
+"""records: read, without blank lines; completions: scored; tokens: of these, with their prompts. Further totals count
+the texts that hold a special token, as those of token tables do."""
 
 
 @dataclass(slots=True)
 class Scored:
-    """What became of some input."""
+    """The result of scoring some input."""
 
     scores: pa.Table
     rejections: list[Rejection]
@@ -54,7 +54,7 @@ class Scored:
 
 @dataclass(slots=True)
 class _Rows:
-    """Completions that will be scored, as parallel lists."""
+    """Completions to score, as parallel lists."""
 
     ids: list[str] = field(default_factory=list)
     completion_ids: list[str] = field(default_factory=list)
@@ -71,15 +71,15 @@ def score_requests(
 ) -> Scored:
     """Return the rewards of all requests' completions, in the order of the requests.
 
-    A completion without text, or over the limit where the model drops such, is refused by itself; a request whose
-    prompt the chat template refuses, as a whole.
+    A completion without text, or over the limit if the model's policy is to drop it, is refused alone; a request whose
+    prompt the chat template refuses is refused as a whole.
 
     Args:
         loaded: model and tokenizer.
         spec: template and length limit.
-        requests: what to score; few enough for their tokens to fit in memory.
-        refused: records of the same input that did not become requests; counted and handed on.
-        micro_batch_tokens: most tokens of one forward, padding included.
+        requests: few enough for their tokens to fit in memory.
+        refused: rejected records of the same input; counted and passed on.
+        micro_batch_tokens: token budget of one forward pass, padding included.
 
     Raises:
         ConfigError: if the budget is below the longest row, or the device's memory is too small for it.
@@ -117,8 +117,10 @@ def score_requests(
 
 
 def _without_empty(request: ScoreRequest, rejections: list[Rejection]) -> ScoreRequest:
-    """Return the request without completions that have no text; they are added to ``rejections``."""
-    empty = [index for index, reply in enumerate(request.replies) if not (reply["content"].strip() or _says(reply))]
+    """Return the request without its empty completions, which are added to ``rejections``."""
+    empty = [
+        index for index, reply in enumerate(request.replies) if not (reply["content"].strip() or _has_content(reply))
+    ]
     if not empty:
         return request
     kept = sorted(set(range(len(request.replies))) - set(empty))
@@ -131,14 +133,14 @@ def _without_empty(request: ScoreRequest, rejections: list[Rejection]) -> ScoreR
     )
 
 
-def _says(reply: Turn) -> bool:
-    """Return whether a completion says something beside its text."""
+def _has_content(reply: Turn) -> bool:
+    """Return whether a completion has content beside its text."""
     fields = read_extra(reply.get("extra"))
     return any(not is_blank(fields.get(name)) for name in CONTENT_FIELDS)
 
 
 def _why_refused(tokenized: TokenizedCompletions | Refusal) -> str | None:
-    """Return why a whole request is refused: by the template, or for what stands in its prompt."""
+    """Return the reason to refuse a whole request: the template, or special tokens in its prompt; None if none."""
     if isinstance(tokenized, Refusal):
         return tokenized.reason
     is_refused = bool(tokenized.special_in_prompt and tokenized.refused) and None not in tokenized.refused
@@ -148,7 +150,7 @@ def _why_refused(tokenized: TokenizedCompletions | Refusal) -> str | None:
 def _tokenize(
     requests: Sequence[ScoreRequest], loaded: LoadedModel, spec: TokenSpec
 ) -> list[TokenizedCompletions | Refusal]:
-    """Tokenise some at a time: a tokenizer takes 180 bytes for each character while it works (measured)."""
+    """Tokenise in batches: a tokenizer takes 180 bytes of memory for each character (measured)."""
     found: list[TokenizedCompletions | Refusal] = []
     batch: list[ScoreRequest] = []
     num_characters = 0
@@ -227,7 +229,7 @@ def _scores(rows: _Rows, loaded: LoadedModel, micro_batch_tokens: int) -> pa.Tab
 
 
 def _group_of_one(name: str, token_ids: Int32s) -> TokenGroup:
-    """Return a completion as a group without pairs, so that it goes the way of every other row."""
+    """Return a completion as a group without pairs."""
     no_pairs, no_weights = np.empty(0, np.int64), np.empty(0, np.float32)
     return TokenGroup(
         group_id=name,

@@ -1,9 +1,9 @@
-"""Scored parts, in the order of the input -> ``scores/*.parquet``, ``refused/*.jsonl`` and, last, ``scores.json``.
+"""Writes the output of a scoring run: ``scores/*.parquet``, ``refused/*.jsonl`` and, last, ``scores.json``.
 
-An output is complete if and only if ``scores.json`` is there, and it names every file. One process writes: a row is
-some 60 bytes, so even a thousand GPUs do not keep it busy, and the files are few, large and in the order of the input.
-What a source that turns out to be unreadable has left is taken back, as in an ingestion. Scores that are replaced stay
-until the new ones are whole: new files first, then the manifest, then the old files go.
+An output is complete if and only if ``scores.json`` exists, which lists every file. One process writes: a row has about
+60 bytes, so a thousand GPUs do not saturate it, and the files are few, large and in the order of the input. The rows of
+a source that turns out to be unreadable are removed, as in an ingestion. Scores that are replaced stay until the new
+ones are complete: first the new files, then the manifest, then the old files are deleted.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ ROWS_PER_FILE = 1_000_000
 REJECTIONS_PER_FILE = 10_000
 FOLDERS = ("scores", "refused")
 LEFTOVER_AGE = timedelta(days=1)
-"""What no manifest names goes when it is older: a scoring run that is younger may be at work."""
+"""Files that no manifest lists are deleted when older: a younger run may still be writing."""
 
 ItemT = TypeVar("ItemT")
 
@@ -58,7 +58,7 @@ class FailedSource(msgspec.Struct, frozen=True):
 
 
 class ScoresManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an output holds: which rewards, of what, by which model."""
+    """The content of an output: which rewards, of which input, by which model."""
 
     format_version: Literal[1] = FORMAT_VERSION
     created_at: str
@@ -80,7 +80,7 @@ class ScoresManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _AnyScores(msgspec.Struct, frozen=True):
-    """What ``scores.json`` of any version of Pairwright has."""
+    """The fields of ``scores.json`` of any version of Pairwright."""
 
     format_version: int
     code_version: str
@@ -92,7 +92,7 @@ class _AnyScores(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Rolling(Generic[ItemT]):
-    """Items of finished sources and of the one being read -> files of about ``limit`` items, in order."""
+    """Writes files of about ``limit`` items, in order, from finished sources and the one being read."""
 
     write: Callable[[Sequence[ItemT]], DataFile]
     size: Callable[[ItemT], int]
@@ -124,7 +124,7 @@ class _Rolling(Generic[ItemT]):
             self._flush_finished()
 
     def drop_source(self) -> list[DataFile]:
-        """Forget the current source; return the files that it had filled."""
+        """Drop the current source; return the files that it has filled."""
         dropped, self.current, self.current_files, self.num_current = self.current_files, [], [], 0
         return dropped
 
@@ -139,14 +139,14 @@ class _Rolling(Generic[ItemT]):
 
 
 class ScoreFiles:
-    """An output while it is being written. Use: ``add`` parts, end each source, ``commit``.
+    """An output being written. Use: ``add`` parts, finish or drop each source, then ``commit``.
 
     Args:
         url: directory or URL of the output.
-        overwrite: whether to replace the scores that it holds, once the new ones are whole.
+        overwrite: whether to replace the scores that it holds, once the new ones are complete.
 
     Raises:
-        StoreError: if it holds scores and ``overwrite`` is False, or anything that is no scores.
+        StoreError: if it holds scores and ``overwrite`` is False, or if it holds anything else.
     """
 
     def __init__(self, url: str, *, overwrite: bool) -> None:
@@ -162,7 +162,7 @@ class ScoreFiles:
         self._replaced = self._claim(overwrite=overwrite)
 
     def add(self, scored: Scored) -> None:
-        """Take the next part of the current source."""
+        """Add the next part of the current source."""
         self._scores.add(scored.scores)
         for rejected in scored.rejections:
             self._refused.add(rejected)
@@ -178,7 +178,7 @@ class ScoreFiles:
         self._forget_counts()
 
     def drop_source(self) -> None:
-        """Take the current source's parts back."""
+        """Remove the current source's parts."""
         dropped = (*self._scores.drop_source(), *self._refused.drop_source())
         delete_files(self.url, [file.path for file in dropped], SCORES)
         self._forget_counts()
@@ -225,7 +225,7 @@ class ScoreFiles:
         return manifest
 
     def _put_manifest(self, content: bytes) -> None:
-        """Put the manifest in the place of the one that was there at the start, if it is still that."""
+        """Write the manifest, unless another run has written one since the start."""
         try:
             with store_errors(f"{self.url}/{MANIFEST_NAME}"):
                 if self._replaced is None:
@@ -242,7 +242,7 @@ class ScoreFiles:
         self._current_reasons = Counter()
 
     def _claim(self, *, overwrite: bool) -> bytes | None:
-        """Return the content of the manifest that is to be replaced, None where there is none."""
+        """Return the content of the manifest to replace, None if there is none."""
         content = self._found_manifest()
         if content is None:
             check_free(self.url, SCORES, advice="give the scores a folder of their own")
@@ -269,7 +269,7 @@ class ScoreFiles:
             return None
 
     def _listed(self) -> list[tuple[str, datetime]]:
-        """Return the files of this output that a scoring run has written, this one or another, and when."""
+        """Return the files that any scoring run has written to this output, and when."""
         found = [file for folder in FOLDERS for file in stored_files(self.url, below=folder)]
         return [(f.path, f.modified) for f in found if not f.is_link and SCORES.deletable.fullmatch(f.path)]
 
@@ -301,10 +301,10 @@ def _paths(manifest: "ScoresManifest | _AnyScores") -> set[str]:
 
 
 def read_scores_manifest(url: str) -> ScoresManifest:
-    """Return what a finished scoring run says of its output.
+    """Return the manifest of a finished scoring run.
 
     Raises:
-        StoreError: if no finished run is there.
+        StoreError: if there is none.
     """
     where = f"{absolute_url(url)}/{MANIFEST_NAME}"
     try:

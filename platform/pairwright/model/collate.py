@@ -1,7 +1,12 @@
-"""Groups -> a micro-batch: what one forward on one rank takes, in one of three layouts (which groups: planning.py).
+"""Collates groups into a micro-batch, the input of one forward pass on one rank, in one of three layouts.
 
-``shared`` computes a group's prompt once, ``packed`` once a completion but without padding, ``padded`` with it: less to
-compute, against more that the model has to allow (layouts.py).
+- ``shared``, the shared-prefix layout: a packed (varlen) sequence, which is one row that holds many texts without
+  padding. Each group's prompt occurs once, before its completions.
+- ``packed``: a packed sequence in which each completion has its own copy of the prompt.
+- ``padded``: one row for each completion, padded to the longest.
+
+The first computes least and asks most of the model; layout_check.py finds out what a model supports. batching/plan.py
+decides which groups share a micro-batch.
 """
 
 # ruff: noqa: N815 - shape suffixes: R rows, T tokens, N completions, G groups
@@ -17,30 +22,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pairwright.data.tokens.tokenize_groups import TokenGroup
-from pairwright.model.targets import Judgements
+from pairwright.model.targets import PreferenceTargets
 
 Layout = Literal["shared", "packed", "padded"]
-"""``shared``: one row of [prompt][completion 1]...[completion K], group after group; ``packed``: one row of texts, each
-whole; ``padded``: one row a text."""
+"""``shared``: one row of [prompt][completion 1]...[completion K] for each group; ``packed``: one row of prompts with a
+completion each; ``padded``: one row for each completion."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """How one flat row is cut: group after group, each its shared prompt and then its completions.
+    """Boundaries of the texts in a packed sequence: for each group its shared prompt, then its completions.
 
-    A completion attends to its group's prompt and to itself, a prompt to itself. Where nothing is shared the prompt has
-    0 tokens and stands at the front of each completion instead.
+    A completion attends to its group's prompt and to itself, a prompt to itself. In the ``packed`` layout the shared
+    prompt has 0 tokens, and each completion starts with its own copy.
     """
 
     prompt_tokens_G: tuple[int, ...]
-    """Tokens of each group's prompt; 0 where it is not shared."""
+    """Number of tokens of each group's shared prompt; 0 if it is not shared."""
     completion_tokens_G: tuple[tuple[int, ...], ...]
-    """Tokens of each of its completions."""
+    """Numbers of tokens of each group's completions."""
     reads_last_tokens: bool = False
-    """Whether only the last token of each completion is asked for: in a decoder's last layer (last_layer.py)."""
+    """Whether only each completion's last token is read: in a decoder's last layer (attention/last_token.py)."""
 
     def completion_spans(self) -> list[tuple[int, int]]:
-        """Return where each completion starts and ends in the row, in order, in tokens."""
+        """Return the start and end of each completion in the sequence, in order, in tokens."""
         spans, start = [], 0
         for prompt, completions in zip(self.prompt_tokens_G, self.completion_tokens_G, strict=True):
             start += prompt
@@ -52,22 +57,22 @@ class Segments:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Whole groups, or parts of one, for one forward on one rank; completions in the groups' order and their own."""
+    """Groups, or parts of split groups, for one forward pass on one rank; completions in the order of their groups."""
 
     input_ids_RT: Tensor
     """Token ids, int64: R rows of T tokens; one row unless ``padded``."""
     position_ids_RT: Tensor
     """Position of each token in its own text, int64."""
     attention_mask_RT: Tensor | None
-    """1 at tokens, 0 at padding, int64; only ``padded`` has one."""
+    """1 at tokens, 0 at padding, int64; None unless ``padded``."""
     segments: Segments | None
-    """How the flat row of ``shared`` and ``packed`` is cut."""
+    """Boundaries of the texts in the packed sequence; None if ``padded``."""
     last_N: Tensor
     """Index of each completion's last token into the R * T tokens, int64."""
-    judgements: Judgements
-    """What is known of the completions: the loss's input."""
+    targets: PreferenceTargets
+    """The completions' pairs and rankings: the input of the loss."""
     group_ids: tuple[str, ...]
-    """Of the groups inside; empty for the micro-batch that only keeps a rank in step."""
+    """Of the groups inside; empty for a micro-batch that only keeps a rank in step with the others."""
     num_tokens: int
     """Tokens computed, without padding."""
 
@@ -80,27 +85,27 @@ class MicroBatch:
             position_ids_RT=self.position_ids_RT.to(device),
             attention_mask_RT=None if mask_RT is None else mask_RT.to(device),
             last_N=self.last_N.to(device),
-            judgements=self.judgements.to(device),
+            targets=self.targets.to(device),
         )
 
 
 def collate(groups: Sequence[TokenGroup], pad_token_id: int, layout: Layout) -> MicroBatch:
-    """Return groups as one micro-batch; the layout changes what is computed twice, never a reward.
+    """Return groups as one micro-batch; the layout changes the work done twice, never a reward.
 
-    Without groups: one row of one token and no pairs, so that forward and backward run and add nothing.
+    Without groups it is one row of one token and no pairs, so that forward and backward run and add nothing.
 
     Args:
-        groups: each whole, or some of the completions of one.
-        pad_token_id: fills up ``padded`` rows, on the right; and the row of the empty micro-batch.
-        layout: as the model allows (model/layout_check.py).
+        groups: all completions of each, or some completions of one.
+        pad_token_id: fills ``padded`` rows on the right, and the row of the empty micro-batch.
+        layout: one that the model supports (model/layout_check.py).
     """
     if layout == "padded":
         return _padded(groups, pad_token_id)
-    return _flat(groups, pad_token_id, share_prompts=layout == "shared")
+    return _packed_sequence(groups, pad_token_id, share_prompts=layout == "shared")
 
 
-def _flat(groups: Sequence[TokenGroup], pad_token_id: int, *, share_prompts: bool) -> MicroBatch:
-    """Return one row without padding; a completion's positions start behind its prompt's."""
+def _packed_sequence(groups: Sequence[TokenGroup], pad_token_id: int, *, share_prompts: bool) -> MicroBatch:
+    """Return one row without padding; a completion's positions continue those of its prompt."""
     ids: list[NDArray[np.int32]] = []
     positions: list[NDArray[np.int64]] = []
     completion_tokens_G: list[tuple[int, ...]] = []
@@ -112,8 +117,8 @@ def _flat(groups: Sequence[TokenGroup], pad_token_id: int, *, share_prompts: boo
         for completion in group.completion_ids:
             ids += [completion] if share_prompts else [group.prompt_ids, completion]
             positions.append(np.arange(num_prompt if share_prompts else 0, num_prompt + completion.size))
-        behind = 0 if share_prompts else num_prompt
-        completion_tokens_G.append(tuple(behind + completion.size for completion in group.completion_ids))
+        num_copied = 0 if share_prompts else num_prompt
+        completion_tokens_G.append(tuple(num_copied + completion.size for completion in group.completion_ids))
     prompt_tokens_G = tuple(group.prompt_ids.size if share_prompts else 0 for group in groups)
     if not groups:
         ids, positions = [np.array([pad_token_id], np.int32)], [np.zeros(1, np.int64)]
@@ -126,14 +131,14 @@ def _flat(groups: Sequence[TokenGroup], pad_token_id: int, *, share_prompts: boo
         attention_mask_RT=None,
         segments=segments,
         last_N=torch.tensor([end - 1 for _, end in segments.completion_spans()]),
-        judgements=Judgements.of(groups),
+        targets=PreferenceTargets.of(groups),
         group_ids=tuple(group.group_id for group in groups),
         num_tokens=input_ids_RT.numel() if groups else 0,
     )
 
 
 def _padded(groups: Sequence[TokenGroup], pad_token_id: int) -> MicroBatch:
-    """Return one row a completion, its prompt before it, padded on the right to the longest."""
+    """Return one row for each completion, with its prompt before it, padded on the right to the longest."""
     if groups:
         input_ids_RT, length_N = _padded_rows(groups, pad_token_id)
     else:
@@ -142,12 +147,12 @@ def _padded(groups: Sequence[TokenGroup], pad_token_id: int) -> MicroBatch:
     position_T = np.arange(width)
     return MicroBatch(
         input_ids_RT=torch.from_numpy(input_ids_RT),
-        # Padding repeats the last position, which the model has; what stands there is never read.
+        # Padding repeats the last position, which the model has; its states are never read.
         position_ids_RT=torch.from_numpy(np.minimum(position_T, length_N[:, None] - 1)),
         attention_mask_RT=torch.from_numpy((position_T < length_N[:, None]).astype(np.int64)),
         segments=None,
         last_N=torch.from_numpy(np.arange(num_rows) * width + length_N - 1),
-        judgements=Judgements.of(groups),
+        targets=PreferenceTargets.of(groups),
         group_ids=tuple(group.group_id for group in groups),
         num_tokens=int(length_N.sum()) if groups else 0,
     )

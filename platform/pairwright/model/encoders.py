@@ -1,8 +1,8 @@
-"""What encoders need beside a flat row: positions as they count them, and each text's first token -> its reward.
+"""Packed sequences for encoders: their position ids, and the reward at each text's first token.
 
-A sequence-classification encoder pools the first token of a row; where a row holds many texts its own head modules are
-called on the first token of each. Which modules these are is the architecture's, so it is listed here by model type;
-the layout check proves it on the very model (layouts.py), and what is not listed runs padded.
+A sequence-classification encoder pools the first token of a row; in a packed sequence its own head modules are called
+on the first token of each text. The names of these modules depend on the architecture, so they are listed here by model
+type. layout_check.py tests the result on the model itself; architectures that are not listed run padded.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pairwright.model.collate import Segments
 
 
 def position_padding_idx(model: PreTrainedModel) -> int | None:
-    """Return the index of padding in the table of positions: RoBERTa's kind counts from behind it; None elsewhere."""
+    """Return the padding index of the position embeddings, after which RoBERTa and its kin count; None for others."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None:
             return module.padding_idx
@@ -28,7 +28,7 @@ def encoder_positions(model: PreTrainedModel, input_ids_RT: Tensor, position_ids
     padding_idx = position_padding_idx(model)
     if padding_idx is None:
         return position_ids_RT
-    # RoBERTa's kind skips tokens that are padding, by their id, also inside of a text.
+    # RoBERTa and its kin skip tokens with the padding id, even inside of a text.
     is_token_RT = (input_ids_RT != padding_idx).long()
     before_RT = is_token_RT.cumsum(dim=1) - is_token_RT
     start_RT = torch.arange(input_ids_RT.shape[1], device=input_ids_RT.device) - position_ids_RT
@@ -37,14 +37,14 @@ def encoder_positions(model: PreTrainedModel, input_ids_RT: Tensor, position_ids
 
 
 def reward_at_first_token(model: PreTrainedModel, hidden_TD: Tensor, segments: Segments) -> Tensor:
-    """Return the reward of each text of a flat row from its last hidden states, shape (N,).
+    """Return the reward of each text of a packed sequence from its last hidden states, shape (N,).
 
     Raises:
-        UnsupportedAttentionError: if the architecture's head is not known here.
+        UnsupportedAttentionError: if the architecture's head is not listed.
     """
     rewards = _HEADS.get(model.config.model_type)
     if rewards is None:
-        raise UnsupportedAttentionError(f"the head of {type(model).__name__} is not known on rows of many texts")
+        raise UnsupportedAttentionError(f"the head of {type(model).__name__} is not supported on packed sequences")
     return rewards(model, hidden_TD, segments)[:, 0]
 
 

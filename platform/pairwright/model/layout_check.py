@@ -1,9 +1,9 @@
-"""A model -> the layout that it computes rightly, proved on this very model before training.
+"""Chooses the fastest layout that a model computes correctly, by a test on the model itself before training.
 
-A model may take a flat row and silently compute something else: positions counted through, a window left out, an
-attention of its own (TRAPS.md 5). So a few random groups go through it, padded and flat, and rewards and gradient must
-agree within what this model in this precision differs by from one padding to another. Costs a few forwards of some
-hundred tokens, whatever the model's size: gradients are compared on its smaller tensors.
+A model may accept a packed sequence and silently compute something else: positions that continue from text to text, a
+sliding window that is ignored, an attention of its own. So a few random groups run through it, padded and packed, and
+rewards and gradient must agree as closely as two paddings do, for this model in this precision. It costs a few forward
+passes of some hundred tokens, whatever the model's size: gradients are compared on its smaller tensors.
 """
 
 # ruff: noqa: N815 - shape suffix: N completions
@@ -22,25 +22,25 @@ from pairwright.errors import ConfigError
 from pairwright.model.collate import Layout, collate
 from pairwright.model.reward_model import RewardModel
 
-# What rounding alone may come to, as a share of the rewards' spread or of the gradient's norm, and how many times the
-# difference between two paddings. Found (November 2026, nine architectures): float32 2e-6, bfloat16 0.03 and up to 7
-# times where paddings happened to differ by 0.0015; a row whose texts see each other: 0.07 at least.
+# Allowed rounding, as a share of the rewards' spread or of the gradient's norm, and as a multiple of the difference
+# between two paddings. Measured (November 2026, nine architectures): float32 2e-6; bfloat16 0.03, and up to 7 times
+# where paddings happened to differ by 0.0015; a sequence whose texts see each other: 0.07 at least.
 ROUNDING = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 0.04}
 TIMES_PADDINGS = 4.0
-# A tensor of more numbers is left out of the gradient: norms, biases and small matrices of every layer stay.
+# Larger tensors are left out of the compared gradient: norms, biases and small matrices of every layer remain.
 MOST_NUMBERS_OF_TENSOR = 2**20
 SEED = 20261121
-# Prompt tokens, then each completion's: two of them, none shared, one prompt of many, lengths that differ.
+# Prompt tokens and those of each completion: two completions, an empty prompt, many completions of different lengths.
 GROUPS = ((24, (5, 17)), (0, (9, 1, 20)), (3, (30, 2, 11, 11)))
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutChoice:
-    """How a run lays out its micro-batches, and why."""
+    """The layout of a run's micro-batches, and the reason for it."""
 
     layout: Layout
     reason: str
-    """One line with the figures that were found."""
+    """One line with the measured differences."""
 
 
 def choose_layout(
@@ -51,49 +51,49 @@ def choose_layout(
     max_length: int,
     device: torch.device | str,
 ) -> LayoutChoice:
-    """Return the layout that computes least of those that are right on this model, and set the model up for it.
+    """Return the fastest layout that this model computes correctly, and switch the model to it.
 
-    Weights, gradients, random state and training mode stay as they are; equal weights give the same answer everywhere
+    Weights, gradients, random state and training mode stay as they are; equal weights give the same choice everywhere
     on one kind of device.
 
     Args:
         model: as it will be trained, before DeepSpeed wraps it.
-        wanted: ``auto`` for the first of ``shared``, ``packed`` and ``padded`` that holds.
-        pad_token_id: fills up padded rows.
-        max_length: longest text of the run, in tokens: a sliding window longer than that needs no proof.
-        device: where the run will compute; the model comes back to where it is.
+        wanted: ``auto`` for the first of ``shared``, ``packed`` and ``padded`` that is correct.
+        pad_token_id: fills padded rows.
+        max_length: longest text of the run, in tokens: a longer sliding window needs no test.
+        device: on which the run will compute; afterwards the model is back on its own.
 
     Raises:
-        ConfigError: if a layout was asked for that this model computes otherwise, with the figures.
+        ConfigError: if the requested layout is not correct on this model, with the measured differences.
     """
     if wanted == "padded":
-        model.take_flat_rows(enabled=False)
+        model.accept_packed_sequences(enabled=False)
         return LayoutChoice("padded", "batches.layout asks for it")
     candidates: Sequence[Layout] = (wanted,) if wanted != "auto" else ("shared", "packed")
     failures: list[str] = []
     with _undisturbed(model, device):
         groups = random_groups(model, max_length, pad_token_id)
         for layout in candidates:
-            holds, finding = _check(model, groups, layout, pad_token_id)
-            if holds:
+            is_correct, finding = _check(model, groups, layout, pad_token_id)
+            if is_correct:
                 return LayoutChoice(layout, "; ".join([*failures, finding]))
             failures.append(f"{layout}: {finding}")
-    model.take_flat_rows(enabled=False)
+    model.accept_packed_sequences(enabled=False)
     if wanted != "auto":
         raise ConfigError(
-            f'batches.layout is "{wanted}", which {type(model.model).__name__} computes otherwise than padded: '
+            f'batches.layout is "{wanted}", which {type(model.model).__name__} computes differently from padded: '
             f'{failures[0]}; set it to "auto"'
         )
     return LayoutChoice("padded", "; ".join(failures))
 
 
 def random_groups(model: RewardModel, max_length: int, pad_token_id: int) -> list[TokenGroup]:
-    """Return the groups of the check: the same in every process, no longer than model and run allow."""
+    """Return the groups of the test: the same in every process, no longer than model and run allow."""
     longest = min(max_length, model.max_positions or max_length)
     sizes = [(min(prompt, longest // 2), completions) for prompt, completions in GROUPS]
     window = model.sliding_window
     if window is not None and window < longest:
-        # The prompt, and where that is cheap a completion, are longer than the window.
+        # A prompt longer than the window, and a completion too if that is cheap.
         sizes.append((min(window + 8, longest - 1), (12, window + 9 if window <= 64 else 4)))
     rng = np.random.default_rng(SEED)
     groups = []
@@ -105,11 +105,11 @@ def random_groups(model: RewardModel, max_length: int, pad_token_id: int) -> lis
         prompt_ids, *completion_ids = [
             np.where(part == pad_token_id, (part + 1) % model.vocab_size, part) for part in ids
         ]
-        groups.append(_unjudged(f"random {number}", prompt_ids, completion_ids))
+        groups.append(_without_pairs(f"random {number}", prompt_ids, completion_ids))
     return groups
 
 
-def _unjudged(group_id: str, prompt_ids: np.ndarray, completion_ids: list[np.ndarray]) -> TokenGroup:
+def _without_pairs(group_id: str, prompt_ids: np.ndarray, completion_ids: list[np.ndarray]) -> TokenGroup:
     none = np.zeros(0, np.int64)
     return TokenGroup(
         group_id=group_id,
@@ -130,7 +130,7 @@ def _unjudged(group_id: str, prompt_ids: np.ndarray, completion_ids: list[np.nda
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What a model makes of the groups."""
+    """Rewards and gradients of a model on the groups."""
 
     reward_N: Tensor
     gradients: list[Tensor]
@@ -144,23 +144,23 @@ class _Difference:
     gradient: float
 
     def within(self, allowed: "_Difference") -> bool:
-        # Not a comparison the other way round: NaN is no agreement.
+        # Written so that NaN is no agreement.
         return self.rewards <= allowed.rewards and self.gradient <= allowed.gradient
 
 
 def _check(model: RewardModel, groups: list[TokenGroup], layout: Layout, pad_token_id: int) -> tuple[bool, str]:
-    """Return whether the layout gives what padded rows give, and the finding in words."""
-    model.take_flat_rows(enabled=False)
+    """Return whether the layout gives the results of padded rows, and the finding in words."""
+    model.accept_packed_sequences(enabled=False)
     padded = _outcome(model, [groups], "padded", pad_token_id)
     others = _outcome(model, [[group] for group in groups], "padded", pad_token_id)
     try:
-        model.take_flat_rows(enabled=True)
-        flat = _outcome(model, [groups], layout, pad_token_id)
+        model.accept_packed_sequences(enabled=True)
+        packed = _outcome(model, [groups], layout, pad_token_id)
     except Exception as error:
-        # Whatever a model makes of a row that it was not made for says: not in this layout.
+        # Any error of a model on a packed sequence means that it does not support the layout.
         return False, str(error).strip().partition("\n")[0] or type(error).__name__
     rounding, paddings = ROUNDING[model.model.dtype], _difference(others, padded)
-    found = _difference(flat, padded)
+    found = _difference(packed, padded)
     allowed = _Difference(
         max(rounding, TIMES_PADDINGS * paddings.rewards), max(rounding, TIMES_PADDINGS * paddings.gradient)
     )
@@ -198,12 +198,12 @@ def _difference(found: _Outcome, expected: _Outcome) -> _Difference:
 
 @contextmanager
 def _undisturbed(model: RewardModel, device: torch.device | str) -> Iterator[None]:
-    """Put the model on the device, in the mode to be checked in, and everything back in the end."""
+    """Put the model on the device and in the mode to test, and restore both afterwards."""
     was_training, was_on = model.training, next(model.parameters()).device
     devices = [device] if torch.device(device).type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            # Gradient checkpointing is off outside of training mode; dropout would make any two passes differ.
+            # Gradient checkpointing is off outside of training mode; under dropout no two passes are equal.
             model.to(device).train(not model.drops_out)
             yield
     finally:

@@ -1,9 +1,9 @@
-"""A reward model -> the same with low-rank adapters, all else but the head frozen; its weights -> plain, merged ones.
+"""LoRA: adds low-rank adapters to a reward model and freezes its backbone; merges them into plain weights.
 
-peft puts the adapters into the layers of our own model, so names, hooks and the float32 head stay what they were. The
-head and all that stands above the backbone (a pooler too) is trained in full: a new head is noise, and no product of
-low rank added to noise makes it a good one. Merging works on a state dict and in float32: under ZeRO-3 no rank holds a
-layer's weights, and in bfloat16 the product would be rounded before it is added.
+peft puts the adapters into the layers of our own model, so names, hooks and the float32 head stay the same. Everything
+above the backbone (the head, and a pooler) is trained in full: a new head is noise, which no low-rank product turns
+into a good head. Adapters are merged in a state dict and in float32: under ZeRO-3 no rank holds a whole layer, and in
+bfloat16 the product would be rounded before it is added.
 
 Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 """
@@ -31,15 +31,15 @@ _MARK_A, _MARK_B = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
 
 
 def add_adapters(model: RewardModel, config: LoraConfig, *, seed: int) -> None:
-    """Put an adapter into every target layer and freeze the rest of the backbone; the rewards stay what they were.
+    """Add an adapter to every target layer and freeze the rest of the backbone; the rewards do not change.
 
     An adapter is (alpha / rank) * B A, with A drawn as peft does, Kaiming-uniform, from ``seed`` alone and so equal on
     every rank, and B zero.
 
     Raises:
-        ModelError: if a name in ``target_modules`` fits no linear layer below the head, naming those that there are.
+        ModelError: if a name in ``target_modules`` matches no linear layer below the head, with the names that exist.
     """
-    # peft takes a second to import, which only those who use it pay.
+    # Importing peft takes a second, so only runs with adapters do it.
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
@@ -64,7 +64,7 @@ def add_adapters(model: RewardModel, config: LoraConfig, *, seed: int) -> None:
 
 
 def check_targets(path: str, config: LoraConfig) -> None:
-    """Refuse target modules that a checkpoint's architecture has not; reads no weights.
+    """Refuse target modules that a checkpoint's architecture does not have; reads no weights.
 
     Raises:
         ModelError: as ``add_adapters`` would, or if there is no model at ``path``.
@@ -79,10 +79,10 @@ def target_layers(model: PreTrainedModel, wanted: Literal["all-linear"] | Sequen
 
     Args:
         model: without adapters.
-        wanted: ``"all-linear"``, or names; a name fits a layer whose own name it is, or ends in a dot and it.
+        wanted: ``"all-linear"``, or names; a name matches a layer if it is the layer's full name or its last parts.
 
     Raises:
-        ModelError: if a name fits no linear layer below the head.
+        ModelError: if a name matches no linear layer below the head.
     """
     linear = [
         name
@@ -92,33 +92,33 @@ def target_layers(model: PreTrainedModel, wanted: Literal["all-linear"] | Sequen
     if linear and wanted == "all-linear":
         return linear
     for name in wanted:
-        if not any(_fits(layer, name) for layer in linear):
+        if not any(_matches(layer, name) for layer in linear):
             ends = dict.fromkeys(layer.rpartition(".")[2] for layer in linear)
             raise ModelError(
-                f"lora.target_modules: {name!r} fits no linear layer of {type(model).__name__} below its head; give "
+                f"lora.target_modules: {name!r} matches no linear layer of {type(model).__name__} below its head; give "
                 f'"all-linear", or some of: {", ".join(ends) or "none: this model takes no adapters"}'
             )
-    return [layer for layer in linear if any(_fits(layer, name) for name in wanted)]
+    return [layer for layer in linear if any(_matches(layer, name) for name in wanted)]
 
 
-def _fits(layer: str, name: str) -> bool:
+def _matches(layer: str, name: str) -> bool:
     return f".{layer}".endswith(f".{name}")
 
 
 def in_backbone(model: PreTrainedModel, name: str) -> bool:
-    """Whether a module or parameter belongs to what was pretrained; poolers belong to the head (BERT)."""
+    """Whether a module or parameter belongs to the pretrained backbone; BERT's pooler belongs to the head."""
     return name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
 
 
 def merge_adapters(state_dict: Mapping[str, Tensor], model: RewardModel) -> dict[str, Tensor]:
-    """Return a state dict under the names of the model without adapters, W + (alpha / rank) B A in place of W.
+    """Return a state dict of the model without adapters, with W + (alpha / rank) B A in place of W.
 
-    Merged weights come in float32 or wider, whatever they were, so that they are rounded once, by who writes them.
-    A state dict without adapters is returned as it is.
+    Merged weights are float32 or wider, whatever their dtype was, so that they are rounded once, when written. A state
+    dict without adapters is returned as it is.
 
     Args:
         state_dict: all weights, under the names of ``model.state_dict()``.
-        model: for the scale and the kind of each layer; its weights are not read.
+        model: source of the scale and the type of each layer; its weights are not read.
     """
     merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state_dict.items() if ".lora_" not in name}
     for name, a_RD in state_dict.items():
@@ -129,7 +129,7 @@ def merge_adapters(state_dict: Mapping[str, Tensor], model: RewardModel) -> dict
         weight = merged[f"{layer}.weight"]
         dtype = torch.promote_types(weight.dtype, torch.float32)
         product = state_dict[f"{layer}{_MARK_B}"].to(dtype) @ a_RD.to(dtype)
-        # GPT-2's layers hold their weights the other way round.
+        # GPT-2's layers hold transposed weights.
         transposed = isinstance(module.get_submodule("base_layer"), Conv1D)
         merged[f"{layer}.weight"] = weight.to(dtype) + _scale(module) * (product.T if transposed else product)
     return merged

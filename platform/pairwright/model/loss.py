@@ -1,7 +1,7 @@
-"""Rewards and judgements -> this micro-batch's share of the global batch's loss.
+"""The preference losses: Bradley-Terry, hinge and Plackett-Luce, as a micro-batch's share of the global batch's loss.
 
-Pure functions of rewards, so that every way of computing rewards (padded, packed, shared, in parts) has the same loss.
-Rewards are float32; the listwise loss sums in float64, which costs nothing at one number a completion.
+They are pure functions of rewards, so every way of computing rewards (padded, packed, shared-prefix, in parts) has the
+same loss. Rewards are float32; the listwise loss sums in float64, which is cheap: one number for each completion.
 """
 
 from typing import assert_never
@@ -11,19 +11,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from pairwright.config import LossConfig
-from pairwright.model.targets import Judgements, Stages
+from pairwright.model.targets import PreferenceTargets, RankingStages
 
 
-def preference_loss(reward_N: Tensor, judgements: Judgements, config: LossConfig, *, global_weight: Tensor) -> Tensor:
+def preference_loss(
+    reward_N: Tensor, targets: PreferenceTargets, config: LossConfig, *, global_weight: Tensor
+) -> Tensor:
     """Return this micro-batch's share of the global batch's loss.
 
     The divisor belongs to the global batch, so shares add up: their sum over micro-batches and ranks does not
     depend on how the batch was split (tests/numerics/test_split.py). A micro-batch without pairs has the share 0 and a
-    gradient of 0: its backward pass can run, and under ZeRO it must.
+    gradient of 0: its backward pass can run, and under ZeRO it has to.
 
     Args:
         reward_N: reward of each completion, float32 or wider, shape (N,).
-        judgements: on the same device, of the groups with these completions, each group whole.
+        targets: on the same device, of the groups with these completions, all completions of each group.
         config: which loss, and its settings.
         global_weight: sum of the pairs' weights over the whole global batch, a positive scalar.
 
@@ -38,25 +40,25 @@ def preference_loss(reward_N: Tensor, judgements: Judgements, config: LossConfig
             f"rewards are {reward_N.dtype}, expected float32 or float64: nearby rewards would become ties; "
             "compute the head in float32 (RewardModel does)"
         )
-    weighted = _weighted_sum(reward_N, judgements, config)
-    if config.centre > 0:
-        weighted = weighted + config.centre * _off_centre(reward_N, judgements)
+    weighted = _weighted_sum(reward_N, targets, config)
+    if config.center_coefficient > 0:
+        weighted = weighted + config.center_coefficient * _squared_pair_sums(reward_N, targets)
     return weighted / global_weight
 
 
-def _weighted_sum(reward_N: Tensor, judgements: Judgements, config: LossConfig) -> Tensor:
+def _weighted_sum(reward_N: Tensor, targets: PreferenceTargets, config: LossConfig) -> Tensor:
     match config.kind:
         case "bradley_terry":
-            return _bradley_terry(reward_N, judgements, config)
+            return _bradley_terry(reward_N, targets, config)
         case "hinge":
-            return _hinge(reward_N, judgements, config)
+            return _hinge(reward_N, targets, config)
         case "plackett_luce":
-            return _plackett_luce(reward_N, judgements.stages)
+            return _plackett_luce(reward_N, targets.stages)
         case _:
             assert_never(config.kind)
 
 
-def _bradley_terry(reward_N: Tensor, judgements: Judgements, config: LossConfig) -> Tensor:
+def _bradley_terry(reward_N: Tensor, targets: PreferenceTargets, config: LossConfig) -> Tensor:
     """Return the weighted sum over pairs of -log of the probability that the chosen completion wins.
 
     With z = difference - margin and s the smoothing it is ``(1 - s) * -log sigmoid(z) + s * -log sigmoid(-z)``.
@@ -64,50 +66,50 @@ def _bradley_terry(reward_N: Tensor, judgements: Judgements, config: LossConfig)
     Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288, eq. 2; label
     smoothing: Mitchell 2023, "A note on DPO with noisy preferences", eq. 3.
     """
-    difference_P = reward_N[judgements.chosen_P] - reward_N[judgements.rejected_P]
+    difference_P = reward_N[targets.chosen_P] - reward_N[targets.rejected_P]
     if config.use_margin:
-        difference_P = difference_P - judgements.margin_P
+        difference_P = difference_P - targets.margin_P
     # logsigmoid(-z) = logsigmoid(z) - z, so the flipped label costs smoothing * z more; both finite at any z.
     loss_P = -functional.logsigmoid(difference_P) + config.label_smoothing * difference_P
-    return (judgements.weight_P * loss_P).sum()
+    return (targets.weight_P * loss_P).sum()
 
 
-def _hinge(reward_N: Tensor, judgements: Judgements, config: LossConfig) -> Tensor:
-    """Return the weighted sum over pairs of what the difference lacks of the pair's margin.
+def _hinge(reward_N: Tensor, targets: PreferenceTargets, config: LossConfig) -> Tensor:
+    """Return the weighted sum over pairs of max(0, margin - difference).
 
-    The pair's own margin takes the place of ``hinge_margin``, also where it is 0, as of a tie.
+    The pair's own margin replaces ``hinge_margin``, even if it is 0, as that of a tie.
 
     Source: Joachims 2002, "Optimizing search engines using clickthrough data", optimization problem 1 (margin 1).
     """
-    difference_P = reward_N[judgements.chosen_P] - reward_N[judgements.rejected_P]
-    has_margin_P = judgements.has_margin_P & config.use_margin
-    margin_P = torch.where(has_margin_P, judgements.margin_P.to(reward_N.dtype), config.hinge_margin)
-    return (judgements.weight_P * functional.relu(margin_P - difference_P)).sum()
+    difference_P = reward_N[targets.chosen_P] - reward_N[targets.rejected_P]
+    has_margin_P = targets.has_margin_P & config.use_margin
+    margin_P = torch.where(has_margin_P, targets.margin_P.to(reward_N.dtype), config.hinge_margin)
+    return (targets.weight_P * functional.relu(margin_P - difference_P)).sum()
 
 
-def _plackett_luce(reward_N: Tensor, stages: Stages) -> Tensor:
-    """Return the weighted sum over the stages of -log of the probability that the chosen completion is.
+def _plackett_luce(reward_N: Tensor, stages: RankingStages) -> Tensor:
+    """Return the weighted sum over the stages of -log of the chosen completion's probability.
 
-    A stage's probability is exp(reward of chosen) over the sum of exp(reward) of all that are left. Of two
-    completions that is Bradley-Terry's. Linear in the completions, not in their pairs.
+    A stage's probability is exp(reward of chosen) over the sum of exp(reward) of all that remain. For two completions
+    that is Bradley-Terry's. The cost is linear in the completions, not in their pairs.
 
     Source: Plackett 1975, "The analysis of permutations"; as a loss: Xia et al. 2008, "Listwise approach to learning to
     rank" (ListMLE); ties: Breslow 1974, "Covariance analysis of censored survival data".
     """
     wide_N = reward_N.double()
-    left_GK = torch.logcumsumexp(wide_N[stages.worst_first_GK], dim=1)
-    behind_S = left_GK.flatten()[stages.reach_S] - wide_N[stages.chosen_S]
-    # log(exp(chosen) + exp(rest)) - chosen = -log sigmoid(chosen - rest); a tie's sum has the chosen in it already.
-    loss_S = torch.where(stages.tied_S, behind_S, -functional.logsigmoid(-behind_S))
+    remaining_GK = torch.logcumsumexp(wide_N[stages.worst_first_GK], dim=1)
+    excess_S = remaining_GK.flatten()[stages.reach_S] - wide_N[stages.chosen_S]
+    # log(exp(chosen) + exp(rest)) - chosen = -log sigmoid(chosen - rest); a tie's sum includes the chosen already.
+    loss_S = torch.where(stages.tied_S, excess_S, -functional.logsigmoid(-excess_S))
     return (stages.weight_S * loss_S).sum().to(reward_N.dtype)
 
 
-def _off_centre(reward_N: Tensor, judgements: Judgements) -> Tensor:
+def _squared_pair_sums(reward_N: Tensor, targets: PreferenceTargets) -> Tensor:
     """Return the weighted sum over pairs of the squared sum of the two rewards.
 
-    The other losses see differences alone, so that the level of all rewards together may drift without it.
+    The other losses depend on differences alone, so the level of all rewards may drift without this one.
 
     Source: Eisenstein et al. 2023, arXiv:2312.09244, eq. 2; TRL's ``center_rewards_coefficient``.
     """
-    sum_P = reward_N[judgements.chosen_P] + reward_N[judgements.rejected_P]
-    return (judgements.weight_P * sum_P.square()).sum()
+    sum_P = reward_N[targets.chosen_P] + reward_N[targets.rejected_P]
+    return (targets.weight_P * sum_P.square()).sum()

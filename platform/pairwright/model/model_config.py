@@ -1,7 +1,7 @@
-"""Path or hub name -> a model's configuration, set up for a reward; nothing that comes with a model is run.
+"""Reads a model's configuration and sets it to one label, without running any code that comes with the model.
 
-transformers runs code that ``config.json`` names, and fetches compiled kernels for it, where it is allowed to. Here it
-never is: a model that needs either is refused.
+transformers can run code that ``config.json`` names, and fetch compiled kernels for it. Here it may do neither: a model
+that needs either is refused.
 """
 
 from pathlib import Path
@@ -14,11 +14,10 @@ from pairwright.errors import ModelError
 
 
 def read_config(path: str) -> PreTrainedConfig:
-    """Return a checkpoint's configuration, set to one label; needs no weights, so a bad path fails at once.
+    """Return a checkpoint's configuration, set to one label; it reads no weights, so a wrong path fails at once.
 
     Raises:
-        ModelError: if there is no model, if it needs code of its own, or if it has a head with another number of
-            labels.
+        ModelError: if there is no model, if it needs code of its own, or if its head has another number of labels.
     """
     directory = Path(path)
     if directory.is_dir():
@@ -29,9 +28,9 @@ def read_config(path: str) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         _check_kernels(path, config)
         has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-        # transformers takes a head of two labels, and writes one, without a word of them: there the weights decide.
-        is_said = bool({"num_labels", "id2label"} & PreTrainedConfig.get_config_dict(path)[0].keys())
-        num_labels = config.num_labels if is_said else 1
+        # transformers reads and writes a head of two labels without naming the number; the weights decide then.
+        is_stated = bool({"num_labels", "id2label"} & PreTrainedConfig.get_config_dict(path)[0].keys())
+        num_labels = config.num_labels if is_stated else 1
         config.num_labels = 1
     if has_head and num_labels != 1:
         raise ModelError(
@@ -42,7 +41,7 @@ def read_config(path: str) -> PreTrainedConfig:
 
 
 def _check_kernels(path: str, config: PreTrainedConfig) -> None:
-    """Refuse an attention that is a hub name, from which transformers would fetch compiled code."""
+    """Refuse an attention implementation from the hub, whose compiled code transformers would fetch."""
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         wanted = getattr(part, "_attn_implementation", None)
         if wanted is not None and "/" in str(wanted):

@@ -1,8 +1,8 @@
-"""A trained reward model -> a plain Hugging Face directory that scores alike wherever it is loaded.
+"""Exports a trained reward model as a plain Hugging Face directory that gives the same rewards wherever it is loaded.
 
-Plain transformers pools the last token that is not the pad token and ignores the attention mask (TRAPS.md 1), so the
-pad token has to be one that no text ends in: chosen here before training, and checked again before anything is
-written. What decides the input (chat template, longest length) travels in the same directory.
+Plain transformers pools at the last token that is not the pad token and ignores the attention mask, so no text may end
+in the pad token (transformers issue 35352). It is chosen here before training, and checked again before anything is
+written. The same directory holds what decides the model's input: chat template and maximum length.
 """
 
 import copy
@@ -29,7 +29,7 @@ from pairwright.model.reward_model import RewardModel
 logger = logging.getLogger(__name__)
 
 RULES_FORMAT_VERSION = 1
-# Padding tokens that published vocabularies hold, used where the tokenizer names none of its own; else one is added.
+# Padding tokens of published vocabularies, used if the tokenizer names none of its own; if none is there, one is added.
 KNOWN_PAD_TOKENS = (
     "<|pad|>",
     "<pad>",
@@ -47,11 +47,11 @@ SELF_CHECK_MESSAGES = (
     {"role": "assistant", "content": "7 is one."},
 )
 SELF_CHECK_DIGITS = 5
-"""Behind the point: what lies below differs from one processor to another."""
+"""After the decimal point: smaller digits differ between processors."""
 
 
 class SelfCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One text with its reward, for any client of an exported model to compare its own with."""
+    """One text with its reward, for clients of an exported model to compare with their own."""
 
     messages: Annotated[list[dict[str, str]], msgspec.Meta(description="prompt and completion, each {role, content}")]
     text: Annotated[str, msgspec.Meta(description="what the chat template makes of them, special tokens included")]
@@ -65,8 +65,8 @@ class SelfCheck(msgspec.Struct, frozen=True, kw_only=True):
 def choose_pad_token(tokenizer: PreTrainedTokenizerFast) -> int:
     """Give a tokenizer a pad token that no text ends in, and return its id.
 
-    Its own where that has no other role, else one that the vocabulary holds for the purpose, else a new ``<|pad|>``;
-    the model's embedding then has to grow to ``len(tokenizer)``. The ids of texts stay what they were.
+    That is the tokenizer's own if it has no other role, else a known padding token of the vocabulary, else a new
+    ``<|pad|>``; the model's embedding then has to grow to ``len(tokenizer)``. The ids of texts do not change.
     """
     own = tokenizer.pad_token
     if not isinstance(own, str) or _has_other_role(tokenizer, own):
@@ -100,22 +100,22 @@ def save_reward_model(
     """Write a plain Hugging Face directory that ``AutoModelForSequenceClassification`` loads with equal rewards.
 
     Args:
-        state_dict: all weights under the names of ``RewardModel.state_dict()``, on the CPU, adapters among them, which
-            are merged; ``model``'s own are not read, since under ZeRO-3 no rank holds them.
-        model: for its architecture and configuration.
+        state_dict: all weights under the names of ``RewardModel.state_dict()``, on the CPU, with the adapters, which
+            are merged; ``model``'s own weights are not read, since under ZeRO-3 no rank holds them.
+        model: source of architecture and configuration.
         tokenizer: with the pad token that ``model`` was loaded with.
-        directory: where to; made if it is not there.
+        directory: of the output; created if it does not exist.
         chat_template: that the model was trained with; saved with the tokenizer.
         dtype: of the saved weights.
-        tokens: how input was cut in training; goes into ``pairwright.json``.
+        tokens: length rules of the training input, recorded in ``pairwright.json``.
 
     Raises:
-        ModelError: if the pad token is missing, equals eos or is another than the model's, or if a weight is missing.
+        ModelError: if the pad token is missing, equals eos or differs from the model's, or if a weight is missing.
     """
     _refuse_pad_token(tokenizer, model)
     config = copy.deepcopy(model.export_config)
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-    # Tells transformers' text-classification pipeline to return the reward and not its sigmoid.
+    # Makes transformers' text-classification pipeline return the reward and not its sigmoid.
     config.problem_type = "regression"
     with torch.device("meta"):
         plain = type(model.model)(config)
@@ -134,18 +134,18 @@ def save_reward_model(
     rules = {
         "format_version": RULES_FORMAT_VERSION,
         "max_length": tokens.max_length,
-        "overlong": tokens.overlong,
+        "overlong": tokens.overlong_policy,
         "special_in_text": tokens.special_in_text,
     }
     _write_rules(Path(directory), rules)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_template: str) -> None:
-    """Write a tokenizer that adds no special tokens by itself: the chat template writes all that a text has.
+    """Write a tokenizer that adds no special tokens of its own: the chat template writes all of them.
 
-    Else every client that tokenises rendered text as it comes (transformers' pipelines, vLLM, TEI) would add them a
-    second time. Classes such as ``BertTokenizer`` set their own post-processor whatever tokenizer.json says, so the
-    directory names the class that takes the file as it is.
+    Otherwise every client that tokenises rendered text (transformers' pipelines, vLLM, TEI) would add them a second
+    time. Classes such as ``BertTokenizer`` replace the post-processor in tokenizer.json by their own, so the directory
+    names a class that does not.
     """
     exported = copy.deepcopy(tokenizer)
     exported.chat_template = chat_template
@@ -164,7 +164,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_
 
 
 def _write_self_check(directory: Path, tokenizer: PreTrainedTokenizerFast, chat_template: str, max_length: int) -> None:
-    """Write ``self_check.json``: what any other client of the model can compare itself with."""
+    """Write ``self_check.json``, a text and its reward for other clients of the model to compare with."""
     text = render_one(tokenizer, chat_template, SELF_CHECK_MESSAGES)
     if isinstance(text, Refusal):
         raise ModelError(f"{directory}: the self-check's conversation: {text.reason}")
@@ -186,9 +186,9 @@ def _write_self_check(directory: Path, tokenizer: PreTrainedTokenizerFast, chat_
 
 @torch.no_grad()
 def _float32_reward(directory: Path, token_ids: list[int]) -> float:
-    """Return the reward of a text by plain transformers, in float32 whatever the weights are saved in.
+    """Return the reward of a text by plain transformers, in float32 whatever the dtype of the saved weights.
 
-    On one thread: sums over several differ in their last digits.
+    It computes on one thread: sums over several threads differ in their last digits.
     """
     model = AutoModelForSequenceClassification.from_pretrained(
         directory, dtype=torch.float32, trust_remote_code=False

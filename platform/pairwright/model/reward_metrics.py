@@ -1,8 +1,8 @@
-"""Rewards of groups -> sums that add over micro-batches, ranks and workers -> accuracy, log loss, reward margin.
+"""Metrics of a reward model: accuracy, log loss and reward margin, from sums that add over workers exactly.
 
 A group's terms are computed in float64 and added as integers in units of 2**-80. Integer addition is exact in any
-order, so figures do not depend, to the last bit, on how the groups were split or in which order the parts were
-merged; a mean of means could not promise that at any precision (TRAPS.md 6 and 8).
+order, so the metrics do not depend, to the last bit, on how the groups were distributed or in which order the partial
+sums were merged. A mean of means could not promise that at any precision, and is wrong where parts differ in size.
 """
 
 from collections.abc import Iterable
@@ -17,15 +17,15 @@ from pairwright.errors import ModelError
 
 UNITS_PER_ONE = 2.0**80
 NO_SUBSET = "(none)"
-Figures = dict[str, float | int]
+Metrics = dict[str, float | int]
 
 
 class Report(TypedDict):
-    """What an evaluation says, in all and by part."""
+    """Metrics of an evaluation, overall and by part."""
 
-    overall: Figures
-    by_subset: dict[str, Figures]
-    by_num_completions: dict[str, Figures]
+    overall: Metrics
+    by_subset: dict[str, Metrics]
+    by_num_completions: dict[str, Metrics]
 
 
 @dataclass(slots=True)
@@ -48,9 +48,9 @@ class PairSums:
         self.weighted_log_loss += other.weighted_log_loss
         self.weighted_reward_margin += other.weighted_reward_margin
 
-    def figures(self) -> Figures:
-        """Return the counts, and the weighted means where there is any weight."""
-        counts: Figures = {"groups": self.groups, "pairs": self.pairs, "weight": self.weight / UNITS_PER_ONE}
+    def metrics(self) -> Metrics:
+        """Return the counts, and the weighted means if there is any weight."""
+        counts: Metrics = {"groups": self.groups, "pairs": self.pairs, "weight": self.weight / UNITS_PER_ONE}
         if self.weight == 0:
             return counts
         return counts | {
@@ -62,16 +62,16 @@ class PairSums:
 
 @dataclass(slots=True)
 class EvaluationSums:
-    """What is known of a model on the groups seen so far: in all, by subset and by number of completions.
+    """Sums over the groups counted so far: overall, by subset and by number of completions.
 
-    A group that stands in several subsets counts once in each of them, and as often in all: the subsets add up.
+    A group in several subsets counts once in each of them, and as often overall: the subsets add up.
     """
 
     overall: PairSums = field(default_factory=PairSums)
     by_subset: dict[str, PairSums] = field(default_factory=dict)
     by_num_completions: dict[int, PairSums] = field(default_factory=dict)
     pairs_again: int = 0
-    """Of the pairs in all, those that count once more for a further subset."""
+    """Pairs that count again overall because their group is in a further subset."""
 
     def add(self, reward_N: ArrayLike, group: TokenGroup) -> None:
         """Count one group.
@@ -91,7 +91,7 @@ class EvaluationSums:
         self.pairs_again += sums.pairs * (len(subsets) - 1)
 
     def merge(self, other: "EvaluationSums") -> None:
-        """Add what another worker counted; exact, in any order."""
+        """Add another worker's sums; exact, in any order."""
         self.overall.add(other.overall)
         self.pairs_again += other.pairs_again
         for subset, sums in other.by_subset.items():
@@ -100,16 +100,16 @@ class EvaluationSums:
             self.by_num_completions.setdefault(num_completions, PairSums()).add(sums)
 
     def report(self) -> Report:
-        """Return the figures: ``overall``, ``by_subset`` and ``by_num_completions``, JSON-able, keys sorted.
+        """Return the metrics: ``overall``, ``by_subset`` and ``by_num_completions``, JSON-able, keys sorted.
 
         Each has groups, pairs and weight; and, weighted over pairs, accuracy (equal rewards count half), log_loss
-        (nats, without margins or smoothing) and reward_margin (reward of chosen less that of rejected).
+        (nats, without margins or smoothing) and reward_margin (reward of chosen minus that of rejected).
         """
         return {
-            "overall": self.overall.figures(),
-            "by_subset": {subset: self.by_subset[subset].figures() for subset in sorted(self.by_subset)},
+            "overall": self.overall.metrics(),
+            "by_subset": {subset: self.by_subset[subset].metrics() for subset in sorted(self.by_subset)},
             "by_num_completions": {
-                str(num): self.by_num_completions[num].figures() for num in sorted(self.by_num_completions)
+                str(num): self.by_num_completions[num].metrics() for num in sorted(self.by_num_completions)
             },
         }
 
@@ -139,7 +139,7 @@ def _sums_of_group(reward_N: NDArray[np.float64], group: TokenGroup) -> PairSums
         )
     difference_P = reward_N[group.chosen_P] - reward_N[group.rejected_P]
     weight_P = group.weight_P.astype(np.float64)
-    # A tie in rewards is half right: always "wrong" would punish a model that abstains, always "right" would reward it.
+    # Equal rewards count half: as wrong they would punish a model that abstains, as right they would reward it.
     correct_P = (np.sign(difference_P) + 1) / 2
     return PairSums(
         groups=1,

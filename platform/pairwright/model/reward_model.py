@@ -1,13 +1,11 @@
-"""Token rows -> one float32 reward a row, and a Hugging Face checkpoint -> the model that does it.
+"""The reward model: transformers' sequence-classification model with one label, and a head in float32.
 
-The model is transformers' own sequence-classification model with one label, so that what is trained here loads
-anywhere. Only two things differ while we compute: the last linear layer runs in float32 whatever the dtype (in bfloat16
-10.02 and 10.00 are one number), and decoders are pooled at a given position instead of at the last token that is not
-the pad token, which is the wrong one wherever text ends in that token (TRAPS.md 1).
+The exported model loads in plain transformers. Two things differ while it computes here. The last linear layer runs in
+float32 whatever the dtype: in bfloat16 10.02 and 10.00 are the same number. And a decoder is pooled at a given
+position: plain transformers pools at the last token that is not the pad token and ignores the attention mask, so with
+pad == eos it scores the token before the end of the text (transformers issue 35352, TRL issue 937).
 """
 
-import copy
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -16,26 +14,20 @@ from torch.nn import functional
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from pairwright.data.storage.model_files import model_errors, other_head
 from pairwright.errors import ModelError
 from pairwright.model.attention import interface as attention
-from pairwright.model.attention.last_token import LastLayer
-from pairwright.model.checkpoint_weights import FoundWeights, read_weights
 from pairwright.model.collate import MicroBatch, Segments
 from pairwright.model.encoders import encoder_positions, position_padding_idx, reward_at_first_token
-from pairwright.model.model_config import read_config
 
-logger = logging.getLogger(__name__)
-
-# What transformers calls the head of models that it pools at the last token; encoders call theirs otherwise.
+# Transformers' name for the head of models that it pools at the last token; the heads of encoders have other names.
 DECODER_HEAD = "score"
 
 
 class RewardHead(nn.Module):
     """A linear layer with one output that computes in float32 or wider, whatever the dtype of its weights.
 
-    It is called as a module and holds the layer's own parameters under their own names, so ZeRO-3's gathering hooks see
-    it and the state dict is that of the plain layer.
+    It is a module and holds the layer's own parameters under their own names, so ZeRO-3's gathering hooks find it, and
+    the state dict is that of the plain layer.
     """
 
     weight: Tensor
@@ -58,15 +50,21 @@ class RewardModel(nn.Module):
 
     Args:
         model: with one label; its last linear layer is replaced by a ``RewardHead`` over the same parameters.
-        export_config: what the exported model's ``config.json`` is made from.
-        left_out: weights of a head under another name, in whose place a new one was drawn.
+        export_config: source of the exported model's ``config.json``.
+        cpu_kernels: whether packed sequences use our kernels for CPUs (model/attention/interface.py).
+        left_out: the checkpoint's weights of a head of another name, which a new head replaces.
 
     Raises:
         ModelError: if the model does not have exactly one linear layer with one output above its backbone.
     """
 
     def __init__(
-        self, model: PreTrainedModel, export_config: PreTrainedConfig, *, left_out: Sequence[str] = ()
+        self,
+        model: PreTrainedModel,
+        export_config: PreTrainedConfig,
+        *,
+        cpu_kernels: bool,
+        left_out: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.left_out = tuple(left_out)
@@ -75,10 +73,9 @@ class RewardModel(nn.Module):
         self.model = model
         self.export_config = export_config
         self.pools_last_token = name == DECODER_HEAD
-        if self.pools_last_token:
-            LastLayer(model)
+        self._packed_attention = attention.prepare(model, cpu_kernels=cpu_kernels, is_decoder=self.pools_last_token)
         self._own_attention = model.config._attn_implementation or "eager"
-        self._takes_flat_rows = False
+        self._accepts_packed = False
 
     def forward(
         self,
@@ -90,22 +87,22 @@ class RewardModel(nn.Module):
     ) -> Tensor:
         """Return the reward of each completion, float32 (float64 from a float64 model), shape (N,).
 
-        A reward depends on the tokens of its own text alone: not on the other completions, nor on how they are laid
-        out, nor on how much padding stands on which side.
+        A reward depends on the tokens of its own text alone: not on other completions, nor on the layout, nor on the
+        padding on either side.
 
         Args:
             input_ids_RT: token ids, int64, shape (R, T).
             position_ids_RT: position of each token in its own text, int64, shape (R, T); encoders count by themselves.
-            attention_mask_RT: 1 at tokens, 0 at padding, int64, shape (R, T); None for a flat row.
-            segments: how a flat row is cut; None for padded rows.
-            last_N: index of each completion's last token into the R * T tokens, int64, shape (N,); encoders pool in
-                their own way instead.
+            attention_mask_RT: 1 at tokens, 0 at padding, int64, shape (R, T); None for a packed sequence.
+            segments: boundaries of the texts in a packed sequence; None for padded rows.
+            last_N: index of each completion's last token into the R * T tokens, int64, shape (N,); encoders ignore it
+                and pool in their own way.
         """
         if segments is not None:
-            return self._rewards_of_flat_row(input_ids_RT, position_ids_RT, segments, last_N)
+            return self._rewards_of_packed_sequence(input_ids_RT, position_ids_RT, segments, last_N)
         assert attention_mask_RT is not None
         if not self.pools_last_token:
-            # Encoders count positions from the first column and pool there, so tokens go before padding.
+            # Encoders count positions from the first column and pool there, so padding moves to the right.
             order_RT = attention_mask_RT.argsort(dim=1, descending=True, stable=True)
             mask_RT = attention_mask_RT.gather(1, order_RT)
             return self.model(input_ids=input_ids_RT.gather(1, order_RT), attention_mask=mask_RT).logits[:, 0]
@@ -114,11 +111,11 @@ class RewardModel(nn.Module):
         ).last_hidden_state
         return self.model.get_submodule(DECODER_HEAD)(hidden_RTD.flatten(0, 1)[last_N])[:, 0]
 
-    def _rewards_of_flat_row(
+    def _rewards_of_packed_sequence(
         self, input_ids_RT: Tensor, position_ids_RT: Tensor, segments: Segments, last_N: Tensor
     ) -> Tensor:
-        assert self._takes_flat_rows, "without take_flat_rows every text would see all that stand before it"
-        # A mask of four dimensions is taken as it is: nothing is built from it, and ``attend`` does not look at it.
+        assert self._accepts_packed, "without accept_packed_sequences every text would see those before it"
+        # transformers passes a mask of four dimensions through as it is, and ``attend`` ignores it.
         nothing_masked = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=input_ids_RT.device)
         if self.pools_last_token:
             hidden_RTD = self.model.base_model(
@@ -141,33 +138,33 @@ class RewardModel(nn.Module):
         """Return the reward of each completion of a micro-batch; under DeepSpeed call the engine instead."""
         return self(batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N)
 
-    def take_flat_rows(self, *, enabled: bool) -> None:
-        """Let the model compute flat rows, through ``attention.attend``, or leave it as transformers loaded it.
+    def accept_packed_sequences(self, *, enabled: bool) -> None:
+        """Switch to our attention, which computes packed sequences, or back to the one that transformers loaded.
 
         Raises:
-            UnsupportedAttentionError: if the model knows no other attention than its own.
+            UnsupportedAttentionError: if the model cannot use another attention than its own.
         """
         if enabled and not self.model._supports_attention_backend:
             raise attention.UnsupportedAttentionError(
-                f"{type(self.model).__name__} takes no attention but its own implementation"
+                f"{type(self.model).__name__} cannot use another attention implementation than its own"
             )
-        self.model.set_attn_implementation(attention.IMPLEMENTATION if enabled else self._own_attention)
-        self._takes_flat_rows = enabled
+        self.model.set_attn_implementation(self._packed_attention if enabled else self._own_attention)
+        self._accepts_packed = enabled
 
     @property
     def drops_out(self) -> bool:
-        """Whether anything is dropped at random in training mode."""
+        """Whether any dropout is active in training mode."""
         modules = (module for module in self.model.modules() if isinstance(module, nn.Dropout))
-        return any(rate > 0 for _, rate in _dropout_rates(self.model.config)) or any(module.p > 0 for module in modules)
+        return any(rate > 0 for _, rate in dropout_rates(self.model.config)) or any(module.p > 0 for module in modules)
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens the model knows."""
-        return _embedding(self.model).num_embeddings
+        """Size of the model's vocabulary."""
+        return embedding_of(self.model).num_embeddings
 
     @property
     def sliding_window(self) -> int | None:
-        """How far back layers with a sliding window look, in tokens; None where no layer has one."""
+        """Length of the sliding window, in tokens; None if no layer has one."""
         try:
             return self.model.config.get_text_config().sliding_window
         except AttributeError:
@@ -175,7 +172,7 @@ class RewardModel(nn.Module):
 
     @property
     def max_positions(self) -> int | None:
-        """The longest row that the model has positions for, in tokens; None where its configuration names no limit."""
+        """The longest row that the model has positions for, in tokens; None if its configuration names no limit."""
         try:
             limit = self.model.config.get_text_config().max_position_embeddings
         except AttributeError:
@@ -201,65 +198,8 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     return found[0]
 
 
-# ------------------------------------------------------------------------------------------------ loading
-
-
-def load_reward_model(
-    path: str,
-    *,
-    dtype: torch.dtype,
-    seed: int,
-    dropout: bool,
-    gradient_checkpointing: bool,
-    pad_token_id: int | None,
-    vocab_size: int | None,
-) -> RewardModel:
-    """Return a reward model from a causal, masked or sequence-classification checkpoint.
-
-    The head of a sequence-classification checkpoint is kept; a new one is drawn from ``seed`` alone, normal with
-    standard deviation 1/sqrt(hidden + 1) (Stiennon et al. 2020, arXiv:2009.01325, appendix B.1), equal on every rank.
-
-    Args:
-        path: directory or hub name.
-        dtype: of weights and activations; rewards are float32 whatever it is.
-        seed: of weights that the checkpoint does not have.
-        dropout: whether the checkpoint's dropout rates hold while the model is in training mode, or are all 0. Either
-            way train in training mode: gradient checkpointing is silently off outside of it.
-        gradient_checkpointing: recompute activations in the backward pass.
-        pad_token_id: of the tokenizer; the checkpoint's own if None.
-        vocab_size: of the tokenizer; the embedding grows to it if it is smaller.
-
-    Raises:
-        ModelError: if there is no model, if it cannot give one reward a row, if weights are missing, or if the pad
-            token does not fit it.
-    """
-    with model_errors(f"{path}: cannot be loaded as a sequence-classification model"):
-        config = read_config(path)
-        export_config = copy.deepcopy(config)
-        if not dropout:
-            _drop_nothing(config)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, weights = read_weights(path, config, dtype)
-            is_new = _initialise_head(path, model, weights, seed)
-            if vocab_size is not None and vocab_size > _embedding(model).num_embeddings:
-                model.resize_token_embeddings(vocab_size, mean_resizing=False)
-                export_config.get_text_config().vocab_size = vocab_size
-        reward_model = RewardModel(model, export_config, left_out=weights.other_heads if is_new else ())
-        if pad_token_id is not None:
-            _set_pad_token(path, reward_model, pad_token_id)
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return reward_model
-
-
-def _drop_nothing(config: PreTrainedConfig) -> None:
-    """Set every dropout rate of a configuration to 0, functional ones included."""
-    for name, _ in _dropout_rates(config):
-        setattr(config.get_text_config(), name, 0.0)
-
-
-def _dropout_rates(config: PreTrainedConfig) -> list[tuple[str, float]]:
+def dropout_rates(config: PreTrainedConfig) -> list[tuple[str, float]]:
+    """Return the name and value of every dropout rate in a configuration, functional ones included."""
     return [
         (name, value)
         for name, value in config.get_text_config().to_dict().items()
@@ -267,48 +207,8 @@ def _dropout_rates(config: PreTrainedConfig) -> list[tuple[str, float]]:
     ]
 
 
-def _initialise_head(path: str, model: PreTrainedModel, weights: FoundWeights, seed: int) -> bool:
-    """Draw the head if the checkpoint has none, and return whether that was so."""
-    name, head = find_head(model)
-    if f"{name}.weight" not in weights.missing:
-        return False
-    architectures = model.config.architectures or []
-    if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
-        why = "it was lost when the model was saved; save it again with its head"
-        raise ModelError(
-            f"{path}: config.json promises a head ({', '.join(architectures)}), but the weights have no {name}.weight: "
-            f"{other_head(weights.other_heads) or why}"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.normal(0.0, (head.in_features + 1) ** -0.5, (1, head.in_features), generator=generator)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        if head.bias is not None:
-            head.bias.zero_()
-    logger.info("%s: new reward head %s, drawn from seed %d", path, name, seed)
-    return True
-
-
-def _set_pad_token(path: str, model: RewardModel, pad_token_id: int) -> None:
-    embedding = _embedding(model.model)
-    if not 0 <= pad_token_id < embedding.num_embeddings:
-        raise ModelError(
-            f"{path}: the tokenizer's pad token has id {pad_token_id}, but the model knows only "
-            f"{embedding.num_embeddings} tokens; use the tokenizer that belongs to the model"
-        )
-    own = model.model.config.get_text_config().pad_token_id
-    if not model.pools_last_token and own is not None and own != pad_token_id:
-        raise ModelError(
-            f"{path}: the tokenizer's pad token has id {pad_token_id}, but config.json says {own}, and encoders count "
-            "positions by it; use the tokenizer that belongs to the model"
-        )
-    model.model.config.get_text_config().pad_token_id = pad_token_id
-    model.export_config.get_text_config().pad_token_id = pad_token_id
-    # The row named here gets no gradient; left at a checkpoint's pad == eos, the embedding of eos would never learn.
-    embedding.padding_idx = pad_token_id
-
-
-def _embedding(model: PreTrainedModel) -> nn.Embedding:
+def embedding_of(model: PreTrainedModel) -> nn.Embedding:
+    """Return the model's token embedding."""
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     return embedding

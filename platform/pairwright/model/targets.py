@@ -1,7 +1,7 @@
-"""Groups -> what is known of their completions, as tensors: what the loss takes beside the rewards.
+"""Preference targets: the pairs and rankings of a micro-batch as tensors, the loss's input beside the rewards.
 
-Pairs as the table has them, and the order that they amount to, laid out on the host once: on the device the listwise
-loss then needs no sort, no loop over groups and no wait.
+The pairs are those of the table. The rankings that follow from them are computed on the host once, so that the listwise
+loss needs no sort, no loop over groups and no synchronisation on the device.
 """
 
 # ruff: noqa: N815 - shape suffixes: N completions, P pairs, G groups, K completions of a group, S stages
@@ -21,28 +21,32 @@ from pairwright.data.tokens.tokenize_groups import TokenGroup
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# As a share of the group's weight. Net wins are whole votes, of which one is more than this below a million votes;
-# weights are float32, whose rounding makes up to a tenth of it.
+# As a share of the group's weight. Net wins are whole votes, and with fewer than a million votes one vote is more than
+# this; weights are float32, whose rounding makes up to a tenth of it.
 SAME_NET_WINS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
-    """Each group's order as choices: at a stage one completion is chosen over the rest of those that are left.
+class RankingStages:
+    """Each group's ranking as stages: at each, one completion is chosen over those that remain (Plackett 1975).
 
-    ``worst_first_GK`` lies flat for ``reach_S``; its rows are filled up at the end with numbers that are never read.
+    ``reach_S`` indexes the flattened ``worst_first_GK``, whose rows are padded at the end with values that are never
+    read.
     """
 
     worst_first_GK: Tensor
-    """Index into N of each group's completions, the worst first; int64."""
+    """Indices into N of each group's completions, the worst first; int64."""
     chosen_S: Tensor
-    """Index into N of the completion that a stage chooses; int64."""
+    """Index into N of the completion that is chosen; int64."""
     reach_S: Tensor
-    """Place in the flat ``worst_first_GK`` of the best of those that it is chosen over: they begin its row; int64."""
+    """Index into the flattened ``worst_first_GK`` of the best completion that it is chosen over; int64.
+
+    The completions that it is chosen over are those from the start of that row to this index.
+    """
     tied_S: Tensor
-    """Whether these include itself and its equals, for a tie that the pairs hold; bool."""
+    """Whether they include itself and its equals, because the pairs hold the tie; bool."""
     weight_S: Tensor
-    """The group's weight over its number of stages; float64."""
+    """The group's weight divided by its number of stages; float64."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return them on a device."""
@@ -57,25 +61,25 @@ class Stages:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgements:
-    """Pairs and orders of the groups of a micro-batch, whose N completions stand group after group."""
+class PreferenceTargets:
+    """Pairs and rankings of the groups of a micro-batch, whose N completions are in the order of their groups."""
 
     chosen_P: Tensor
     """Index into N of each pair's preferred completion; int64."""
     rejected_P: Tensor
     """Index into N of each pair's other completion; int64."""
     weight_P: Tensor
-    """How much each pair counts; float32."""
+    """Weight of each pair in the loss; float32."""
     margin_P: Tensor
-    """Wanted reward difference, 0 where a pair has none; float32."""
+    """Wanted reward difference, 0 if the pair has none; float32."""
     has_margin_P: Tensor
     """Whether the pair has a margin; bool."""
-    stages: Stages
-    """The groups' orders, for the listwise loss."""
+    stages: RankingStages
+    """The groups' rankings, for the listwise loss."""
 
     @classmethod
     def of(cls, groups: Sequence[TokenGroup]) -> Self:
-        """Return the judgements of groups; without any, tensors of length 0."""
+        """Return the targets of groups; tensors of length 0 without groups."""
         none = np.zeros(0, np.int64)
         num_completions_G = np.array([len(group.completion_ids) for group in groups], np.int64)
         num_pairs_G = np.array([group.chosen_P.size for group in groups], np.int64)
@@ -85,7 +89,7 @@ class Judgements:
         rejected_P = np.concatenate([none, *(group.rejected_P for group in groups)]) + first_P
         weight_P = np.concatenate([np.zeros(0, np.float32), *(group.weight_P for group in groups)], dtype=np.float32)
         margin_P = np.concatenate([np.zeros(0, np.float32), *(group.margin_P for group in groups)], dtype=np.float32)
-        # A pair without a margin has NaN there, whatever the pairs beside it have (TRAPS.md 10).
+        # A pair without a margin has NaN here, independently of the other pairs of its group.
         has_margin_P = ~np.isnan(margin_P)
         return cls(
             chosen_P=torch.from_numpy(chosen_P),
@@ -93,11 +97,11 @@ class Judgements:
             weight_P=torch.from_numpy(weight_P),
             margin_P=torch.from_numpy(np.where(has_margin_P, margin_P, np.float32(0))),
             has_margin_P=torch.from_numpy(has_margin_P),
-            stages=_stages(num_completions_G, chosen_P, rejected_P, weight_P.astype(np.float64)),
+            stages=_ranking_stages(num_completions_G, chosen_P, rejected_P, weight_P.astype(np.float64)),
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the judgements on a device."""
+        """Return the targets on a device."""
         return dataclasses.replace(
             self,
             chosen_P=self.chosen_P.to(device),
@@ -111,23 +115,23 @@ class Judgements:
 
 @dataclass(frozen=True, slots=True)
 class _Levels:
-    """Completions of all groups, sorted by group and then from the worst up, and the runs of equals among them."""
+    """Completions of all groups, sorted by group and then from the worst to the best, in levels of equals."""
 
     order_N: Ints
     level_N: Ints
-    """Number of the level, in sorted order."""
+    """Index of each completion's level, in sorted order."""
     first_L: Ints
     last_L: Ints
-    """Where a level starts and ends, in sorted order."""
+    """First and last index of each level, in sorted order."""
     tied_L: NDArray[np.bool_]
-    """Whether pairs compare its completions with each other."""
+    """Whether pairs compare the level's completions with each other."""
 
 
 def _levels(group_N: Ints, chosen_P: Ints, rejected_P: Ints, weight_P: Floats) -> _Levels:
     """Return levels of equal net wins by weight.
 
-    For one annotation they are its ranks: what stands higher beats more and loses to fewer. For several they are the
-    consensus by Borda's count, in which what annotators disagree on cancels out.
+    Of one annotation they are its ranks: a completion of a better rank wins more comparisons and loses fewer. Of
+    several annotations they are the consensus by Borda count, in which disagreements cancel out.
     """
     num = group_N.size
     net_N = np.bincount(chosen_P, weight_P, num) - np.bincount(rejected_P, weight_P, num)
@@ -144,21 +148,22 @@ def _levels(group_N: Ints, chosen_P: Ints, rejected_P: Ints, weight_P: Floats) -
     return _Levels(order_N, level_N, first_L, np.append(first_L[1:], num) - 1, tied_L)
 
 
-def _stages(num_completions_G: Ints, chosen_P: Ints, rejected_P: Ints, weight_P: Floats) -> Stages:
+def _ranking_stages(num_completions_G: Ints, chosen_P: Ints, rejected_P: Ints, weight_P: Floats) -> RankingStages:
+    """Return the stages of all groups; tests/unit/test_targets.py finds the same by loops."""
     num_groups, most = num_completions_G.size, int(num_completions_G.max(initial=0))
     group_N = np.repeat(np.arange(num_groups), num_completions_G)
     start_N = (np.cumsum(num_completions_G) - num_completions_G)[group_N]
     levels = _levels(group_N, chosen_P, rejected_P, weight_P)
     tied_N = levels.tied_L[levels.level_N]
     reach_N = np.where(tied_N, levels.last_L[levels.level_N], levels.first_L[levels.level_N] - 1)
-    # The lowest level is chosen over nothing, unless the pairs compare its completions with each other.
+    # The worst level is chosen over nothing, unless the pairs compare its completions with each other.
     stage_S = np.flatnonzero(reach_N >= start_N)
     group_S = group_N[stage_S]
     weight_G = np.bincount(group_N[chosen_P], weight_P, num_groups)
     worst_first_GK = np.zeros((num_groups, most), np.int64)
     worst_first_GK[group_N, np.arange(group_N.size) - start_N] = levels.order_N
     weight_S = (weight_G / np.maximum(np.bincount(group_S, minlength=num_groups), 1))[group_S]
-    return Stages(
+    return RankingStages(
         worst_first_GK=torch.from_numpy(worst_first_GK),
         chosen_S=torch.from_numpy(levels.order_N[stage_S]),
         reach_S=torch.from_numpy(group_S * most + (reach_N - start_N)[stage_S]),

@@ -1,7 +1,6 @@
-"""A small model and its tokenizer from nothing: texts, sizes, seed -> a Hugging Face model directory.
+"""Creates tiny untrained models with their tokenizers, for the demo, smoke recipes and tests.
 
-For the demo, smoke recipes and tests: every architecture in its real code, with random weights, in well under a
-second and without a download. It knows nothing until it is trained.
+Every architecture runs its real code, with random weights; a model takes well under a second and no download.
 """
 
 import tempfile
@@ -25,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from pairwright.data.storage.outputs import put_directory
 from pairwright.errors import ModelError
 
-# Role -> token, in the order of their ids; pad is never eos, as an export needs it (TRAPS 1).
+# Role -> token, in the order of their ids; pad is never eos, because an export could not tell padding from text.
 _WITH_BOS = {"pad": "<pad>", "bos": "<s>", "eos": "</s>"}
 _WITHOUT_BOS = {"pad": "<|pad|>", "eos": "<|endoftext|>"}
 _BERT = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -59,17 +58,17 @@ _ARCHITECTURES = {
 ARCHITECTURES = tuple(_ARCHITECTURES)
 
 
-def publish_small_model(directory: Path, **settings: Any) -> None:
-    """Make a small model, as ``new_small_model`` does, and put it where nothing is yet, whole or not at all.
+def publish_tiny_model(directory: Path, **settings: Any) -> None:
+    """Create a tiny model, as ``new_tiny_model`` does, in a directory that is empty, completely or not at all.
 
     The same model may be there already: equal settings give equal files.
 
     Raises:
-        ModelError: as ``new_small_model``.
-        StoreError: if anything else is there, or it cannot be written.
+        ModelError: as ``new_tiny_model``.
+        StoreError: if the directory holds anything else, or cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="pairwright-model-") as made:
-        new_small_model(Path(made), **settings)
+        new_tiny_model(Path(made), **settings)
         if not (directory.is_dir() and _contents(directory) == _contents(Path(made))):
             put_directory(Path(made), str(directory), last="config.json")
 
@@ -80,7 +79,7 @@ def _contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def new_small_model(
+def new_tiny_model(
     directory: Path,
     *,
     architecture: str,
@@ -95,23 +94,23 @@ def new_small_model(
 ) -> Path:
     """Write configuration, random weights and a fast BPE tokenizer trained on ``texts``; return ``directory``.
 
-    Equal arguments give equal files, whatever the process drew at random before. The tokenizer may end up smaller than
-    ``vocab_size`` where the texts hold too few words; the model is built for what it has.
+    Equal arguments give equal files, whatever the process's random state. The tokenizer may be smaller than
+    ``vocab_size`` if the texts hold too few words; the model is built for its actual size.
 
     Args:
-        directory: made if it does not exist.
+        directory: created if it does not exist.
         architecture: one of ``ARCHITECTURES``; encoders get a masked-language-model head, the others a causal one.
-        texts: what the tokenizer learns its merges from; every byte is in its alphabet in any case.
+        texts: from which the tokenizer learns its merges; its alphabet has every byte in any case.
         vocab_size: upper bound on the vocabulary, at least 256 bytes and the special tokens.
         hidden_size: width, a multiple of ``num_heads``; the feed-forward layers are four times as wide.
         num_layers: transformer blocks.
         num_heads: attention heads; key and value heads are half as many where the architecture groups queries.
         max_positions: longest input in tokens.
         seed: of the weights.
-        chat_template: Jinja chat template to give to the tokenizer; none if not given.
+        chat_template: Jinja chat template of the tokenizer, if any.
 
     Raises:
-        ModelError: for an architecture that is not in the list, or sizes that do not go together.
+        ModelError: for an architecture that is not in the list, or sizes that do not fit together.
     """
     if architecture not in _ARCHITECTURES:
         raise ModelError(f"architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}")
@@ -128,7 +127,7 @@ def new_small_model(
     }
     config = AutoConfig.for_model(architecture, **_config_values(kind, sizes, tokenizer))
     directory.mkdir(parents=True, exist_ok=True)
-    # A bar for one small file would be all that the command's log shows.
+    # Otherwise the command's log would show a progress bar for one small file.
     disable_progress_bar()
     _random_model(kind, config, seed).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

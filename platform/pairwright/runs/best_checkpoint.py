@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 from pairwright.errors import PairwrightError, StoreError
+from pairwright.events import BestCheckpointFailed, BestCheckpointKept, RunEvent
 from pairwright.runs.checkpoints import KeptCheckpoint, kept_checkpoints
-from pairwright.runs.events import BestCheckpointFailed, BestCheckpointKept, RunEvent
 from pairwright.runs.folder_transfer import copy_folder, remove_folder
 from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, RunFolder
 from pairwright.training.checkpoint import CheckpointManifest

@@ -17,8 +17,8 @@ from pairwright.data.storage.object_store import local_root, store_errors
 from pairwright.data.storage.ownership import CHECKPOINT_NAME
 from pairwright.data.table.table import open_store
 from pairwright.errors import StoreError
+from pairwright.events import format_metrics
 from pairwright.records import UNREADABLE_JSON
-from pairwright.runs.events import format_metrics
 from pairwright.runs.folder_transfer import objects_below
 from pairwright.runs.ray_snapshot import SNAPSHOT_NAME, read_snapshot
 from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, CORRUPT_NAME, RUN_NAME, RunFolder, read_object
@@ -56,7 +56,7 @@ class KeptCheckpoints(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: list[KeptCheckpoint]
     """The newest step first."""
     best_copies: list[KeptCheckpoint] = []
-    """What ``training.keep_best`` keeps in ``checkpoints-best/``: one, unless a driver was killed while it copied."""
+    """What ``training.best_metric`` keeps in ``checkpoints-best/``: one, unless a driver was killed while it copied."""
     corrupt: list[str] = []
     """Checkpoints that were moved to ``checkpoints-corrupt/``."""
     foreign: list[str] = []

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.event_pb2 import Event as ScalarEvent  # pyright: 
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import scalar
 
-from pairwright.runs.events import Event
+from pairwright.events import Event
 
 
 class EventLog:

@@ -25,15 +25,14 @@ from pairwright.data.tokens.chat_template import resolve_template
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import CheckpointError, ConfigError, ModelError
 from pairwright.evaluation.load_exported import model_digest
+from pairwright.model.load_model import DTYPES, starting_model
 from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
 from pairwright.runs.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
 from pairwright.runs.folder_transfer import objects_below
 from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, RUN_NAME, RunFolder, RunIdentity
 from pairwright.training.checkpoint import CheckpointManifest
-from pairwright.training.consolidate import whole_weights
-from pairwright.training.engine import DTYPES
-from pairwright.training.starting_model import starting_model
+from pairwright.training.checkpoint_shards import consolidated_state_dict
 
 
 @dataclass(frozen=True)
@@ -162,11 +161,11 @@ def _export(config: TrainConfig, directory: Path, manifest: CheckpointManifest, 
     tokenizer = load_tokenizer(config.model.path)
     template = resolve_template(tokenizer, config.tokens)
     model = starting_model(config, tokenizer, pad_token_id=choose_pad_token(tokenizer))
-    dtype = DTYPES[config.engine.precision]
+    dtype = DTYPES[config.deepspeed.precision]
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = torch.empty(0)  # the checkpoint has it; else both would be held at once
-    state = _with_frozen(whole_weights(directory, manifest, dtype=dtype), model, directory)
+    state = _with_frozen(consolidated_state_dict(directory, manifest, dtype=dtype), model, directory)
     with tempfile.TemporaryDirectory(prefix="pairwright-export-") as exported:
         save_reward_model(state, model, tokenizer, exported, chat_template=template, dtype=dtype, tokens=config.tokens)
         put_directory(Path(exported), into, last=RULES_FILE)

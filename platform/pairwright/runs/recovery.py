@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from pairwright.runs.events import (
+from pairwright.events import (
     CorruptCheckpoint,
     Event,
     HangDetected,

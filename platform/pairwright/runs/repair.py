@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from pairwright.errors import CheckpointError
+from pairwright.events import CorruptCheckpoint, RunEvent, SnapshotRepaired, UncommittedRemoved
 from pairwright.runs.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints, step_of
-from pairwright.runs.events import CorruptCheckpoint, RunEvent, SnapshotRepaired, UncommittedRemoved
 from pairwright.runs.folder_transfer import copy_folder, move_folder, remove_folder
 from pairwright.runs.ray_snapshot import write_snapshot
 from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, CORRUPT_NAME, RunFolder

@@ -229,6 +229,7 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a configuration that changes the result of a run."""
     free_to_change = {
         "output": True,
+        "model": {"cpu_kernels"},
         "data": True,
         "tokens": {"cache"},
         "batches": {"micro_batch_tokens", "layout"},
@@ -237,11 +238,11 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
             "evaluate_every_steps",
             "checkpoint_every_steps",
             "keep_checkpoints",
-            "keep_best",
+            "best_metric",
             # They decide whether a run comes to its end, never in which weights.
             "on_non_finite",
             "max_skipped_steps",
-            "storage_patience_seconds",
+            "storage_retry_seconds",
         },
         "workers": True,
     }

@@ -1,25 +1,32 @@
-"""State -> sharded files and a manifest, and back.
+"""Writes and verifies checkpoints: sharded state files, a hash list for each rank, and a manifest.
 
-A checkpoint is a folder that all ranks fill together: DeepSpeed's shards under ``state/``, one
-``files-00000.json`` a rank that lists what this rank wrote with its SHA-256, and ``checkpoint.json`` from rank 0,
-which says whose it is. Nothing is loaded before every hash was checked: a shard cut short by a lost node would
-otherwise load, silently, as zeros.
+A checkpoint is a folder that all ranks fill together: DeepSpeed's shards under ``state/``, one ``files-00000.json`` a
+rank that lists what this rank wrote with its SHA-256, and ``checkpoint.json`` from rank 0, which identifies the run.
+Nothing is loaded before every hash was checked: a shard cut short by a lost node would otherwise load, silently, as
+zeros.
 """
 
 import hashlib
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+from pairwright.data.storage.backoff import pauses
 from pairwright.errors import CheckpointError, DamagedCheckpointError
+from pairwright.events import Retrying
 from pairwright.records import UNREADABLE_JSON
+from pairwright.training.collectives import first_error
+from pairwright.training.context import RunContext
 
 TAG = "state"
 MANIFEST_NAME = "checkpoint.json"
 
 
 class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose checkpoint this is; ``checkpoint.json``."""
+    """Which run a checkpoint belongs to, and which of its steps; ``checkpoint.json``."""
 
     format_version: int
     step: int
@@ -33,12 +40,12 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of everything that decides the result: configuration, data, tokenizer, starting weights."""
     code_version: str
     skipped_steps: tuple[int, ...] = ()
-    """Of these steps: the ones that changed nothing, since their loss or gradient was not finite."""
+    """Those of these steps that changed nothing, because their loss or gradient was not finite."""
     validation: dict[str, float] = {}
     """Weighted accuracy and log loss on the validation split after this step; empty where it was not evaluated."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run writes: of no rank at all there would be no file to verify."""
+        """Refuse values that no run writes: with a world size of 0 there would be no file to verify."""
         if self.world_size < 1 or self.zero_stage not in range(4):
             raise ValueError(f"world_size is {self.world_size}, zero_stage {self.zero_stage}")
 
@@ -57,7 +64,7 @@ def listing_name(rank: int) -> str:
 
 
 def write_manifests(directory: Path, manifest: CheckpointManifest, *, rank: int) -> None:
-    """Record what this rank wrote below ``directory``, and on rank 0 whose checkpoint it is."""
+    """Record the files that this rank wrote below ``directory``, and on rank 0 the checkpoint's manifest."""
     files = [_describe(path, directory) for path in sorted((directory / TAG).rglob("*")) if path.is_file()]
     (directory / listing_name(rank)).write_bytes(msgspec.json.format(msgspec.json.encode(files), indent=1))
     if rank == 0:
@@ -79,7 +86,7 @@ def read_manifest(directory: Path) -> CheckpointManifest:
 
 
 def verify(directory: Path, manifest: CheckpointManifest, *, rank: int) -> None:
-    """Check what this rank is about to read, its own files and rank 0's, against the recorded sizes and hashes.
+    """Check the files that this rank is about to read, its own and rank 0's, against the recorded sizes and hashes.
 
     Raises:
         DamagedCheckpointError: naming the first file that is missing or differs.
@@ -89,7 +96,7 @@ def verify(directory: Path, manifest: CheckpointManifest, *, rank: int) -> None:
 
 
 def verify_all(directory: Path, manifest: CheckpointManifest) -> None:
-    """Check the files of every rank that wrote, as ``verify`` does those that one rank reads.
+    """Check the files of every rank that wrote, as ``verify`` does for those that one rank reads.
 
     Raises:
         DamagedCheckpointError: naming the first file that is missing or differs.
@@ -140,3 +147,63 @@ def _check(directory: Path, expected: ShardFile) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def write_checkpoint(
+    save: Callable[[Path, str], None], manifest: CheckpointManifest, context: RunContext, *, retry_seconds: float
+) -> Path:
+    """Write this rank's part of a checkpoint and return its folder; all ranks succeed together or fail together.
+
+    Saving is a collective, and a checkpoint with a part missing is none. So the ranks agree after each attempt: if one
+    rank's disk is full, all of them retry together, with exponential backoff.
+
+    Args:
+        save: writes this rank's shards below a folder under a tag (``Engine.save``).
+        manifest: of the checkpoint.
+        context: this rank's.
+        retry_seconds: how long to retry.
+
+    Raises:
+        CheckpointError: on every rank alike, if a rank still cannot write after the last retry.
+    """
+    for pause in [*pauses(retry_seconds), None]:
+        directory: Path | None = None
+        error: CheckpointError | None = None
+        try:
+            directory = context.staging_folder(f"step-{manifest.step}-rank-{context.rank}")
+        except OSError as found:
+            error = _disk_error(found, manifest, context)
+        if (first := first_error(error)) is None:
+            assert directory is not None
+            error = _write_part(save, manifest, context, directory)
+            if (first := first_error(error)) is None:
+                return directory
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+        if pause is None:
+            raise first
+        if error is not None:
+            context.log_event(Retrying(step=manifest.step, reason=str(error), seconds=pause))
+        time.sleep(pause)
+    raise AssertionError  # the last pause is None
+
+
+def _write_part(
+    save: Callable[[Path, str], None], manifest: CheckpointManifest, context: RunContext, directory: Path
+) -> CheckpointError | None:
+    try:
+        save(directory, TAG)
+        write_manifests(directory, manifest, rank=context.rank)
+    except OSError as found:
+        return _disk_error(found, manifest, context)
+    return None
+
+
+def _disk_error(found: OSError, manifest: CheckpointManifest, context: RunContext) -> CheckpointError:
+    return CheckpointError(
+        f"rank {context.rank} cannot write the checkpoint of step {manifest.step} on its own disk: {found}; free space "
+        "there, or point TMPDIR at a larger disk"
+    )

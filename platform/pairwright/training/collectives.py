@@ -1,4 +1,4 @@
-"""One rank's mistake -> the same error on every rank: a rank that left alone would leave the others waiting for it."""
+"""Raises one rank's error on every rank, so that none is left waiting in a collective."""
 
 from typing import TypeVar
 
@@ -9,8 +9,8 @@ from pairwright.errors import PairwrightError
 Value = TypeVar("Value")
 
 
-def gathered(value: Value) -> list[Value]:
-    """Return every rank's value, on every rank, in the order of the ranks. A collective."""
+def all_gather_object(value: Value) -> list[Value]:
+    """Return every rank's value, on every rank, in rank order. A collective."""
     values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
@@ -20,16 +20,16 @@ def first_error(error: PairwrightError | None) -> PairwrightError | None:
     """Return, on every rank, the error of the first rank that has one. A collective.
 
     Args:
-        error: what went wrong on this rank, if anything.
+        error: this rank's error, if any.
     """
-    return next((found for found in gathered(error) if found is not None), None)
+    return next((found for found in all_gather_object(error) if found is not None), None)
 
 
-def raise_together(error: PairwrightError | None) -> None:
+def raise_on_all_ranks(error: PairwrightError | None) -> None:
     """Raise, on every rank, the error of the first rank that has one; return if none has. A collective.
 
     Args:
-        error: what went wrong on this rank, if anything.
+        error: this rank's error, if any.
     """
     found = first_error(error)
     if found is not None:

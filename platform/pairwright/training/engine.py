@@ -1,91 +1,82 @@
-"""Micro-batches -> one optimizer step, over DeepSpeed ZeRO 0-3: with conversion.py, all that imports deepspeed.
+"""The DeepSpeed engine of one rank: rewards, accumulated gradients, the optimizer step, saving and loading.
 
-DeepSpeed averages gradients over ranks, divides by an accumulation count of its own and clips at 1.0 unless told
-otherwise (TRAPS.md 21). Here the loss already has the global batch's divisor, so each of the three is set by hand:
-the loss is multiplied by the world size once, ``scale_wrt_gas`` is off, and clipping comes from our configuration.
+DeepSpeed averages gradients over ranks, divides by an accumulation count of its own, and clips at 1.0 by default. Here
+the loss already has the global batch's divisor, so each of the three is set explicitly: the loss is multiplied by the
+world size once, ``scale_wrt_gas`` is off, and clipping comes from our configuration.
 """
 
-import importlib
 import logging
 import math
+import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime import compiler
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
-from pairwright.config import EngineConfig, OptimizerConfig
+from pairwright.config import DeepSpeedConfig, OptimizerConfig
+from pairwright.errors import OutOfMemoryError
 from pairwright.model.collate import MicroBatch
 from pairwright.model.reward_model import RewardModel
-from pairwright.training import oom as memory
-from pairwright.training.rank_status import Pulse
-from pairwright.training.universal_checkpoint import known_types_only
+from pairwright.training import deepspeed_workarounds as workarounds
+from pairwright.training.context import StatusTracker
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# As torch 2.13 words it where the CPU's memory is exhausted; a GPU's has an exception of its own.
+CPU_MEMORY_ERRORS = ("DefaultCPUAllocator", "std::bad_alloc", "Cannot allocate memory")
+MEMORY_SAVERS = (
+    "model.gradient_checkpointing = true, a higher deepspeed.zero_stage, deepspeed.offload_optimizer, [lora] or a "
+    "smaller tokens.max_length"
+)
 
 
 def join_process_group() -> None:
-    """Let DeepSpeed adopt the process group that this worker is in, and keep its chatter out of the log."""
-    # 17 lines a step otherwise; what DeepSpeed warns of stays.
+    """Let DeepSpeed adopt this worker's process group, and keep its information messages out of the log."""
+    # 17 lines a step otherwise; DeepSpeed's own warnings stay.
     warnings.filterwarnings("ignore", category=FutureWarning)
     deepspeed_logger.setLevel(logging.WARNING)
-    # On a CPU it would compile a kernel for inference, under a lock file that a process killed meanwhile leaves behind:
-    # every later start on that node would wait for it for ever (found so in November 2026).
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _import_muon()
+    workarounds.without_shared_memory_kernel()
+    workarounds.import_muon()
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False)
 
 
-def _import_muon() -> None:
-    """Import DeepSpeed's Muon, as every ZeRO stage but 0 does, without having torch.compile wrap it there and then.
-
-    That imports all of torch's compiler, 1.5 s of each start of a rank, for an optimizer that no run here uses.
-    """
-    before = compiler.compile
-    compiler.compile = lambda: compiler.dummy_decorator
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    finally:
-        compiler.compile = before
-
-
-def deepspeed_config(engine: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
-    """Return the DeepSpeed configuration of a run."""
-    zero: dict[str, Any] = {"stage": engine.zero_stage}
-    if engine.offload_optimizer:
+def deepspeed_config(config: DeepSpeedConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
+    """Return a run's configuration in DeepSpeed's own format."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
-    if engine.offload_parameters:
+    if config.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
     return {
         # Batches are planned by token budget (model/collate.py); these two only satisfy DeepSpeed's arithmetic.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "zero_optimization": zero,
-        "bf16": {"enabled": engine.precision == "bf16"},
-        "gradient_clipping": 0.0 if _clips_here(engine) else optimizer.max_gradient_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "gradient_clipping": 0.0 if _clips_here(config) else optimizer.max_grad_norm,
         "zero_allow_untested_optimizer": True,
-        # DeepSpeed's own CPU Adam is a kernel to compile on every node; torch's fused one comes with torch.
+        # DeepSpeed's own CPU Adam would be compiled on every node; torch's fused one comes with torch.
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
     }
 
 
 class Engine:
-    """A reward model under DeepSpeed on this rank; every method but ``learning_rate`` is a collective."""
+    """A reward model under DeepSpeed on this rank; saving, loading and every step are collectives."""
 
-    def __init__(self, model: RewardModel, *, engine: EngineConfig, optimizer: OptimizerConfig, pulse: Pulse) -> None:
-        self._pulse = pulse
+    def __init__(
+        self, model: RewardModel, *, config: DeepSpeedConfig, optimizer: OptimizerConfig, status: StatusTracker
+    ) -> None:
+        self._status = status
         self._rank = dist.get_rank()
         self._batch: MicroBatch | None = None
-        self.zero_stage = engine.zero_stage
-        self._max_norm_here = optimizer.max_gradient_norm if _clips_here(engine) else None
+        self.zero_stage = config.zero_stage
+        self._max_norm_here = optimizer.max_grad_norm if _clips_here(config) else None
         self.world_size = dist.get_world_size()
         # A client optimizer: a configured "AdamW" silently picks a fused kernel that takes 65 s to compile on CPU.
         client = torch.optim.AdamW(
@@ -93,20 +84,18 @@ class Engine:
             lr=optimizer.learning_rate,
             betas=optimizer.betas,
             eps=optimizer.eps,
-            # Where it steps on the CPU: one pass over memory, 4.7 times as fast (one thread, 16M weights).
-            fused=engine.offload_optimizer or not torch.cuda.is_available(),
+            # On the CPU, one pass over memory is 4.7 times as fast (one thread, 16M weights).
+            fused=config.offload_optimizer or not torch.cuda.is_available(),
         )
         self._model = model
         self._has_frozen = not all(parameter.requires_grad for parameter in model.parameters())
         self._deepspeed: Any
         self._optimizer: Any
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=client, config=deepspeed_config(engine, optimizer), dist_init_required=False
+            model=model, optimizer=client, config=deepspeed_config(config, optimizer), dist_init_required=False
         )
-        self._writer = _Writer(self._deepspeed._config)
-        self._deepspeed.checkpoint_engine = self._writer
-        # Programs for reading the shards, which `pairwright export` does; they would be written between collectives.
-        self._deepspeed._copy_recovery_script = lambda save_path: None
+        self._writer = workarounds.CheckpointWriter(self._deepspeed)
+        workarounds.without_recovery_script(self._deepspeed)
 
     @property
     def device(self) -> torch.device:
@@ -114,18 +103,18 @@ class Engine:
 
     def rewards(self, batch: MicroBatch) -> Tensor:
         """Return the reward of each completion of a micro-batch, float32, shape (N,)."""
-        self._pulse.forward()
+        self._status.forward()
         self._batch = batch
-        with memory.named("the forward pass", batch, rank=self._rank):
-            # Through the engine: ZeRO's hooks sit on the wrapper, never on the bare backbone.
+        with explain_oom("the forward pass", batch, rank=self._rank):
+            # Called on the engine and not on the model: ZeRO's hooks are registered on the wrapper.
             return self._deepspeed(
                 batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N
             )
 
     def accumulate(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add the gradient of this micro-batch's share of the global loss; the last one of a step says so."""
+        """Add the gradient of this micro-batch's share of the global loss; ``is_last`` marks the last one of a step."""
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
-        with memory.named("the backward pass", self._batch, rank=self._rank):
+        with explain_oom("the backward pass", self._batch, rank=self._rank):
             self._deepspeed.backward(loss * self.world_size, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
@@ -139,13 +128,13 @@ class Engine:
         if self._max_norm_here is not None:
             norm = float(nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm_here))
             if math.isfinite(norm):
-                with memory.named("the optimizer's update", None, rank=self._rank):
+                with explain_oom("the optimizer's update", None, rank=self._rank):
                     self._deepspeed.step()
             else:
                 self._deepspeed.zero_grad()
             return norm
-        with memory.named("the optimizer's update", None, rank=self._rank):
-            # DeepSpeed's own optimizers leave out one whose norm is not finite (tests/numerics/test_non_finite.py).
+        with explain_oom("the optimizer's update", None, rank=self._rank):
+            # DeepSpeed's own optimizers skip an update whose norm is not finite (tests/numerics/test_non_finite.py).
             self._deepspeed.step()
         return float(self._deepspeed.get_global_grad_norm())
 
@@ -156,10 +145,10 @@ class Engine:
     def save(self, directory: Path, tag: str) -> None:
         """Write this rank's shards below ``directory``; each rank has a directory of its own.
 
-        Frozen weights are left out: they are the starting model's, which the run's digest names.
+        Frozen weights are left out: they are those of the starting model, which the run's digest identifies.
 
         Raises:
-            OSError: if this rank could not write, as on a full disk; after all that ranks do together.
+            OSError: if this rank could not write, as on a full disk; raised after the last collective.
         """
         self._writer.error = None
         self._deepspeed.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=True)
@@ -172,46 +161,25 @@ class Engine:
         Args:
             directory: whose folder ``tag`` holds them.
             tag: as they were saved under.
-            universal: whether they are in the form that any number of ranks reads (training/universal_checkpoint.py);
-            else
-                as many ranks had saved them, or any number without ZeRO.
+            universal: whether they are in the universal format (training/universal_checkpoint.py), which any number of
+                ranks can load; else the same number of ranks must have saved them, or any number without ZeRO.
         """
-        settings = [{key: value for key, value in group.items() if key != "params"} for group in self._param_groups]
-        self._deepspeed._config.load_universal_checkpoint = universal
-        # It warns that no one told it of tensor parallelism, which there is none of.
-        deepspeed_logger.setLevel(logging.ERROR if universal else logging.WARNING)
-        with known_types_only():
+        groups = self._optimizer.param_groups
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        with workarounds.load_universal(self._deepspeed, enabled=universal), workarounds.safe_loading():
             self._deepspeed.load_checkpoint(
                 str(directory),
                 tag=tag,
                 load_lr_scheduler_states=False,
                 load_module_strict=not self._has_frozen,
             )
-        self._deepspeed._config.load_universal_checkpoint = False
-        deepspeed_logger.setLevel(logging.WARNING)
         if universal:
-            self._mend_after_universal_load(settings)
-
-    def _mend_after_universal_load(self, settings: list[dict[str, Any]]) -> None:
-        """Undo what DeepSpeed 0.19.8 gets wrong under ZeRO-3, where it reads one group's settings for all.
-
-        Biases and norms would decay like matrices, and AdamW would count a step once for each group, since all share
-        one tensor (tests/numerics/test_world_sizes.py).
-        """
-        for group, setting in zip(self._param_groups, settings, strict=True):
-            group.update(setting)
-        for state in self._optimizer.state.values():
-            if "step" in state:
-                state["step"] = state["step"].clone()
-
-    @property
-    def _param_groups(self) -> list[dict[str, Any]]:
-        return self._optimizer.param_groups
+            workarounds.restore_param_groups(self._optimizer, settings)
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """Return all weights on the CPU on rank 0, None elsewhere; under ZeRO-3 they are gathered layer by layer."""
         if self.zero_stage == 3:
-            state = self._deepspeed._zero3_consolidated_16bit_state_dict()
+            state = workarounds.consolidated_16bit_state_dict(self._deepspeed)
         else:
             state = self._model.state_dict()
         if dist.get_rank() != 0:
@@ -219,35 +187,9 @@ class Engine:
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
 
-class _Writer(TorchCheckpointEngine):
-    """Writes as DeepSpeed does, but keeps an error: raised between collectives it would leave the others waiting."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.error: Exception | None = None
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - DeepSpeed's signature
-        self._try(lambda: super(_Writer, self).makedirs(path, exist_ok=exist_ok))
-
-    def save(self, state_dict: dict[str, Any], path: str) -> None:
-        self._try(lambda: super(_Writer, self).save(state_dict, path))
-
-    def _try(self, write: Callable[[], None]) -> None:
-        if self.error is not None:
-            return
-        try:
-            write()
-        except OSError as error:
-            self.error = error
-        except RuntimeError as error:
-            if "PytorchStreamWriter" not in str(error):  # what torch's zip writer says of a full disk
-                raise
-            self.error = error
-
-
-def _clips_here(engine: EngineConfig) -> bool:
-    """Whether gradients are plain tensors that DeepSpeed would clip without telling their norm."""
-    return engine.zero_stage == 0 and engine.precision == "fp32"
+def _clips_here(config: DeepSpeedConfig) -> bool:
+    """Whether gradients are plain tensors, which DeepSpeed would clip without reporting their norm."""
+    return config.zero_stage == 0 and config.precision == "fp32"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -258,3 +200,52 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+# ------------------------------------------------------------------------------------------- out of memory
+
+
+@contextmanager
+def explain_oom(activity: str, batch: MicroBatch | None, *, rank: int) -> Iterator[None]:
+    """Replace torch's out-of-memory errors by one that names the micro-batch and the settings that take less.
+
+    The other ranks wait for this one in a collective, and a second attempt would fail in the same way. So the error
+    goes to the driver beside Ray's own channel (cluster/train/worker.py), and the next start of the ranks ends with it.
+
+    Args:
+        activity: such as "the forward pass", for the message.
+        batch: the micro-batch, if it decides how much memory is taken.
+        rank: this rank.
+
+    Raises:
+        OutOfMemoryError: in place of torch's errors.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(_oom_message(activity, batch, rank=rank)) from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception reports exhausted memory, on a GPU or on the CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in CPU_MEMORY_ERRORS
+    )
+
+
+def _oom_message(activity: str, batch: MicroBatch | None, *, rank: int) -> str:
+    """Return the message: where memory was exhausted, in what micro-batch, and which settings take less."""
+    where = f"rank {rank} on {socket.gethostname()} ran out of memory in {activity}"
+    if batch is None:
+        return f"{where}; {MEMORY_SAVERS} take less"
+    rows, tokens = batch.input_ids_RT.shape
+    groups = ", ".join(batch.group_ids[:4]) + (
+        f" and {len(batch.group_ids) - 4} more" if len(batch.group_ids) > 4 else ""
+    )
+    return (
+        f"{where} of a micro-batch of {rows * tokens:,} tokens, padding included ({rows} rows of {tokens:,}; "
+        f"{len(batch.last_N)} completions of groups {groups}); set batches.micro_batch_tokens to {rows * tokens // 2} "
+        f"or less, and where a completion does not fit that, {MEMORY_SAVERS} take less too"
+    )

@@ -1,7 +1,7 @@
-"""Token groups -> a trained reward model, on one rank of many.
+"""The training loop of one rank: steps, evaluations and checkpoints, from the latest checkpoint to the last step.
 
-The loop knows no Ray: a ``Host`` tells it its place and takes what it reports. Everything that decides the result is
-a pure function of (data, seed, step), so a resume is ``for step in range(restored, num_steps)`` and nothing more.
+The loop knows no Ray: a ``RunContext`` gives it its rank and takes its reports. Everything that decides the result is a
+pure function of (data, seed, step), so a resume is ``for step in range(restored, num_steps)`` and nothing more.
 """
 
 import time
@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch.distributed as dist
 
 from pairwright import __version__
-from pairwright.errors import CheckpointError, NotFiniteError, PairwrightError
+from pairwright.config import TrainingConfig
+from pairwright.errors import CheckpointError, NotFiniteError, PairwrightError, TrainingError
+from pairwright.events import CheckpointWritten, Evaluated, Resumed, RunEvent, StepSkipped, StepTaken
 from pairwright.model.reward_model import RewardModel
 from pairwright.training.checkpoint import (
     TAG,
@@ -22,74 +24,30 @@ from pairwright.training.checkpoint import (
     check_belongs,
     read_manifest,
     verify,
+    write_checkpoint,
 )
-from pairwright.training.collectives import raise_together
+from pairwright.training.checkpoint_shards import check_shards
+from pairwright.training.collectives import raise_on_all_ranks
+from pairwright.training.context import RunContext
 from pairwright.training.engine import Engine
 from pairwright.training.global_batch import Run
-from pairwright.training.non_finite import with_skipped
 from pairwright.training.order import group_indices
-from pairwright.training.rank_status import Pulse
 from pairwright.training.schedule import Schedule, learning_rate_at, schedule_of
 from pairwright.training.step import evaluate_split, train_step
-from pairwright.training.universal_checkpoint import check_shards, converted
-from pairwright.training.write_checkpoint import staged
+from pairwright.training.universal_checkpoint import converted
 
 CHECKPOINT_FORMAT_VERSION = 1
-FIGURES_KEPT = ("accuracy", "log_loss")
-"""Of an evaluation, in the checkpoint of its step."""
-
-
-class Host(Protocol):
-    """What the loop needs from whoever started it."""
-
-    rank: int
-    world_size: int
-    attempt: str
-    """Names this start of the run, the same on every rank: a checkpoint's folder must never be used twice."""
-    pulse: Pulse
-    """Where the loop says what this rank is doing."""
-
-    def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
-        """The newest committed checkpoint, the same on every rank, as a local folder; None where there is none.
-
-        Entering raises CheckpointError where it cannot be fetched.
-        """
-        ...
-
-    def staging_folder(self, name: str) -> Path:
-        """Return a new empty folder on this rank's disk; raises OSError if there is no room."""
-        ...
-
-    def wait_for_upload(self) -> None:
-        """Return once the checkpoint before has left every rank's disk: at most one is on its way. A collective.
-
-        Raises CheckpointError, on every rank alike, where a rank's could not be stored.
-        """
-        ...
-
-    def save_checkpoint(self, metrics: dict[str, Any], directory: Path, name: str) -> None:
-        """Upload a finished folder in the background and commit it together with the other ranks'."""
-        ...
-
-    def progress(self, record: dict[str, Any]) -> None:
-        """Show one step's, or one evaluation's, figures, from rank 0; or what went wrong, from any rank."""
-        ...
-
-    def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
-        """Whether a checkpoint is wanted now, or that and the end, the same on every rank. A collective, once a step.
-
-        Wanted is what was not asked for before: a node that will be taken away is told of once.
-        """
-        ...
+VALIDATION_METRICS = ("accuracy", "log_loss")
+"""Metrics of an evaluation that the checkpoint of its step records."""
 
 
 @dataclass(frozen=True)
-class _Taken:
-    """Where a run stands after a step."""
+class _StepState:
+    """State of a run after a step."""
 
     step: int
     """Its number, from 1."""
-    figures: dict[str, float]
+    metrics: dict[str, float]
     """Of this step; empty if it was skipped."""
     skipped: tuple[int, ...]
     """Steps skipped so far."""
@@ -97,162 +55,203 @@ class _Taken:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is there after the last step."""
+    """Result of a run that reached its last step."""
 
     engine: Engine
     validation: Mapping[str, Any]
-    """Figures on the validation split, empty where it holds no pair."""
+    """Metrics on the validation split; empty if it holds no pair."""
     skipped_steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that was asked to stop, and has a checkpoint of its last step on the way."""
+    """Result of a run that was told to stop; a checkpoint of its last step is being uploaded."""
 
     step: int
 
 
-def train(run: Run, model: RewardModel, host: Host) -> Trained | Stopped:
-    """Train to the last step and evaluate on the validation split, or to where the host asks the run to stop.
+def train(run: Run, model: RewardModel, context: RunContext) -> Trained | Stopped:
+    """Train to the last step and evaluate on the validation split, or stop early if the context says so.
 
     Raises:
         TrainingError: if a loss or a gradient is not finite and may not be skipped; the step has changed nothing.
         ModelError: if a reward of the validation split is not finite.
-        CheckpointError: if the newest checkpoint is damaged, cannot be fetched, or is another run's.
+        CheckpointError: if the latest checkpoint is corrupt, cannot be fetched, or belongs to another run.
 
     All of these are raised on every rank alike.
     """
     config = run.config
     rows = run.tokens.rows_of_split("train")
     schedule = schedule_of(len(rows), config)
-    host.pulse.begins("loading", 0, is_watched=False)
-    engine = Engine(model, engine=config.engine, optimizer=config.optimizer, pulse=host.pulse)
-    first_step, skipped = _restore(engine, run, host)
-    if host.asked(first_step) == "stop":
+    context.status.set_phase("loading", 0, is_monitored=False)
+    engine = Engine(model, config=config.deepspeed, optimizer=config.optimizer, status=context.status)
+    first_step, skipped = _restore(engine, run, context)
+    if context.poll_control(first_step) == "stop":
         return Stopped(first_step)
     final: Mapping[str, Any] | None = None
     for step in range(first_step, schedule.num_steps):
-        host.pulse.begins("training", step + 1, is_watched=True)
+        context.status.set_phase("training", step + 1, is_monitored=True)
         started = time.perf_counter()
-        indices = group_indices(
-            schedule.num_groups,
-            seed=config.training.seed,
-            epoch=step // schedule.steps_per_epoch,
-            step=step % schedule.steps_per_epoch,
-            groups_per_step=config.batches.groups_per_step,
-        )
+        event: RunEvent
         rate = learning_rate_at(step, schedule.num_steps, config.optimizer)
         try:
-            figures = train_step(engine, run, rows[indices], rate, step=step)
-            record = _step_record(step + 1, schedule, figures, rate, time.perf_counter() - started)
+            metrics = train_step(engine, run, rows[_groups_of_step(step, schedule, run)], rate, step=step)
+            event = _step_taken(step + 1, schedule, metrics, rate, time.perf_counter() - started)
         except NotFiniteError as error:
-            skipped, figures = with_skipped(skipped, step + 1, error, config.training), {}
-            record = {"kind": "skipped", "step": step + 1, "num_skipped": len(skipped), "reason": str(error)}
-        if host.rank == 0:
-            host.progress(record)
-        asked = host.asked(step + 1)
-        final = _after_step(engine, run, host, schedule, _Taken(step + 1, figures, skipped), asked)
-        if asked == "stop":
+            skipped, metrics = with_skipped(skipped, step + 1, error, config.training), {}
+            event = StepSkipped(step=step + 1, num_skipped=len(skipped), reason=str(error))
+        if context.rank == 0:
+            context.log_event(event)
+        control = context.poll_control(step + 1)
+        final = _after_step(engine, run, context, schedule, _StepState(step + 1, metrics, skipped), control)
+        if control == "stop":
             return Stopped(step + 1)
     if final is None:
-        # The checkpoint that the run went on from is that of its last step.
-        final = _evaluated(engine, run, host, schedule.num_steps)
-    host.pulse.begins("ending", schedule.num_steps, is_watched=False)
+        # The run resumed from the checkpoint of its last step.
+        final = _evaluate(engine, run, context, schedule.num_steps)
+    context.status.set_phase("ending", schedule.num_steps, is_monitored=False)
     return Trained(engine, final, skipped)
 
 
-def _after_step(
-    engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken, asked: Literal["save", "stop"] | None
-) -> Mapping[str, Any] | None:
-    """Save and evaluate, where it is time to; return what the evaluation found, None where there was none.
+def with_skipped(
+    skipped: tuple[int, ...], step: int, error: NotFiniteError, training: TrainingConfig
+) -> tuple[int, ...]:
+    """Return the skipped steps with one more, if the configuration allows to skip it.
 
-    The evaluation comes first, so that a checkpoint says how good it is. Not so if it was asked for: somebody is about
-    to take a node away.
+    The limit holds for the whole run, so checkpoints carry the steps skipped so far. They carry numbers and not a
+    count, so that a reader of ``training.json`` can look at what the groups of these steps have in common.
+
+    Raises:
+        TrainingError: if the configuration does not allow it, or not so often.
     """
-    training, steps_taken = run.config.training, taken.step
+    if training.on_non_finite == "stop":
+        raise error
+    if len(skipped) == training.max_skipped_steps:
+        raise TrainingError(
+            f"{error}. Steps {', '.join(map(str, skipped))} were skipped for that before, as many as "
+            f"training.max_skipped_steps allows ({training.max_skipped_steps})"
+        )
+    return (*skipped, step)
+
+
+def _groups_of_step(step: int, schedule: Schedule, run: Run) -> Any:
+    """Return the indices of a step's groups among those of the training split."""
+    return group_indices(
+        schedule.num_groups,
+        seed=run.config.training.seed,
+        epoch=step // schedule.steps_per_epoch,
+        step=step % schedule.steps_per_epoch,
+        groups_per_step=run.config.batches.groups_per_step,
+    )
+
+
+def _after_step(
+    engine: Engine,
+    run: Run,
+    context: RunContext,
+    schedule: Schedule,
+    state: _StepState,
+    control: Literal["save", "stop"] | None,
+) -> Mapping[str, Any] | None:
+    """Save and evaluate if due; return the evaluation, None if there was none.
+
+    The evaluation comes before a regular checkpoint, so that the checkpoint records its metrics. A requested checkpoint
+    comes first: a node may be about to go.
+    """
+    training, steps_taken = run.config.training, state.step
     is_last = steps_taken == schedule.num_steps
-    if asked:
-        _save(engine, run, host, schedule, taken, {})
-    if asked == "stop":
+    if control:
+        _save(engine, run, context, schedule, state, {})
+    if control == "stop":
         return None
     report: Mapping[str, Any] | None = None
     if is_last or (training.evaluate_every_steps and steps_taken % training.evaluate_every_steps == 0):
-        report = _evaluated(engine, run, host, steps_taken)
-    if not asked and (is_last or steps_taken % training.checkpoint_every_steps == 0):
-        _save(engine, run, host, schedule, taken, report or {})
+        report = _evaluate(engine, run, context, steps_taken)
+    if not control and (is_last or steps_taken % training.checkpoint_every_steps == 0):
+        _save(engine, run, context, schedule, state, report or {})
     return report
 
 
-def _evaluated(engine: Engine, run: Run, host: Host, steps_taken: int) -> Mapping[str, Any]:
-    host.pulse.begins("evaluating", steps_taken, is_watched=True)
+def _evaluate(engine: Engine, run: Run, context: RunContext, steps_taken: int) -> Mapping[str, Any]:
+    context.status.set_phase("evaluating", steps_taken, is_monitored=True)
     report = evaluate_split(engine, run, "validation")
-    if host.rank == 0 and report:
-        host.progress({"kind": "evaluation", "step": steps_taken, **report["overall"]})
+    if context.rank == 0 and report:
+        context.log_event(Evaluated(step=steps_taken, **report["overall"]))
     return report
 
 
-def _step_record(
-    steps_taken: int, schedule: Schedule, figures: dict[str, float], rate: float, seconds: float
-) -> dict[str, Any]:
-    return {
-        "kind": "step",
-        "step": steps_taken,
-        "num_steps": schedule.num_steps,
-        "epoch": steps_taken / schedule.steps_per_epoch,
-        "learning_rate": rate,
-        "seconds": seconds,
-        "tokens_per_second": figures["num_tokens"] / seconds,
-        **figures,
-    }
+def _step_taken(
+    steps_taken: int, schedule: Schedule, metrics: dict[str, float], rate: float, seconds: float
+) -> StepTaken:
+    return StepTaken(
+        step=steps_taken,
+        num_steps=schedule.num_steps,
+        epoch=steps_taken / schedule.steps_per_epoch,
+        learning_rate=rate,
+        seconds=seconds,
+        tokens_per_second=metrics["num_tokens"] / seconds,
+        **metrics,
+    )
 
 
 # --------------------------------------------------------------------------------------------- checkpoints
 
 
 def _save(
-    engine: Engine, run: Run, host: Host, schedule: Schedule, taken: _Taken, validation: Mapping[str, Any]
+    engine: Engine,
+    run: Run,
+    context: RunContext,
+    schedule: Schedule,
+    state: _StepState,
+    validation: Mapping[str, Any],
 ) -> None:
-    host.pulse.begins("saving", taken.step, is_watched=False)
-    began = time.perf_counter()
-    host.wait_for_upload()
+    """Write a checkpoint on every rank and start its upload."""
+    context.status.set_phase("saving", state.step, is_monitored=False)
+    started = time.perf_counter()
+    context.wait_for_upload()
     waited = time.perf_counter()
     manifest = CheckpointManifest(
         format_version=CHECKPOINT_FORMAT_VERSION,
-        step=taken.step,
+        step=state.step,
         num_steps=schedule.num_steps,
-        world_size=host.world_size,
-        zero_stage=run.config.engine.zero_stage,
-        precision=run.config.engine.precision,
+        world_size=context.world_size,
+        zero_stage=run.config.deepspeed.zero_stage,
+        precision=run.config.deepspeed.precision,
         run_digest=run.run_digest,
         code_version=__version__,
-        skipped_steps=taken.skipped,
-        validation={name: validation["overall"][name] for name in FIGURES_KEPT} if validation else {},
+        skipped_steps=state.skipped,
+        validation={name: validation["overall"][name] for name in VALIDATION_METRICS} if validation else {},
     )
-    directory = staged(engine, manifest, host, patience_seconds=run.config.training.storage_patience_seconds)
-    host.save_checkpoint({"step": taken.step, **taken.figures}, directory, f"step-{taken.step:08d}-{host.attempt}")
-    if host.rank == 0:
-        seconds = {"waited_seconds": waited - began, "written_seconds": time.perf_counter() - waited}
-        host.progress({"kind": "checkpoint_written", "step": taken.step, **seconds})
+    retry_seconds = run.config.training.storage_retry_seconds
+    directory = write_checkpoint(engine.save, manifest, context, retry_seconds=retry_seconds)
+    context.save_checkpoint(
+        {"step": state.step, **state.metrics}, directory, f"step-{state.step:08d}-{context.attempt}"
+    )
+    if context.rank == 0:
+        seconds = {"waited_seconds": waited - started, "written_seconds": time.perf_counter() - waited}
+        context.log_event(CheckpointWritten(step=state.step, **seconds))
 
 
-def _restore(engine: Engine, run: Run, host: Host) -> tuple[int, tuple[int, ...]]:
-    """Load the newest committed checkpoint and return its step, 0 where there is none, and the steps skipped so far.
+def _restore(engine: Engine, run: Run, context: RunContext) -> tuple[int, tuple[int, ...]]:
+    """Load the latest committed checkpoint; return its step (0 if there is none) and the steps skipped so far.
 
     Raises:
-        DamagedCheckpointError: if a rank finds that it is not what was written.
-        CheckpointError: if it cannot be fetched, or belongs to another run, or cannot be converted here.
+        DamagedCheckpointError: if a rank finds that it differs from what was written.
+        CheckpointError: if it cannot be fetched, belongs to another run, or cannot be converted here.
     """
-    checkpoint = host.newest_checkpoint()
+    checkpoint = context.latest_checkpoint()
     if checkpoint is None:
         return 0, ()
-    manifest = _loaded(engine, run, host, checkpoint)
-    if host.rank == 0:
-        host.progress({"kind": "resumed", "step": manifest.step, "num_steps": manifest.num_steps})
+    manifest = _load(engine, run, context, checkpoint)
+    if context.rank == 0:
+        context.log_event(Resumed(step=manifest.step, num_steps=manifest.num_steps))
     return manifest.step, manifest.skipped_steps
 
 
-def _loaded(engine: Engine, run: Run, host: Host, checkpoint: AbstractContextManager[Path]) -> CheckpointManifest:
-    """Load a checkpoint if all ranks find it whole, else raise the first one's error on every rank."""
+def _load(
+    engine: Engine, run: Run, context: RunContext, checkpoint: AbstractContextManager[Path]
+) -> CheckpointManifest:
+    """Load a checkpoint if all ranks find it intact, else raise the first rank's error on every rank."""
     error: PairwrightError | None = None
     read: tuple[Path, CheckpointManifest] | None = None
     with ExitStack() as stack:
@@ -260,24 +259,24 @@ def _loaded(engine: Engine, run: Run, host: Host, checkpoint: AbstractContextMan
             directory = stack.enter_context(checkpoint)
             manifest = read_manifest(directory)
             check_belongs(manifest, directory, run_digest=run.run_digest)
-            if _needs_conversion(manifest, host):
+            if _needs_conversion(manifest, context):
                 directory = stack.enter_context(converted(directory, manifest))
             else:
-                verify(directory, manifest, rank=host.rank)
+                verify(directory, manifest, rank=context.rank)
                 check_shards(directory)
             read = directory, manifest
         except PairwrightError as found:
             error = found
         except OSError as found:
-            error = CheckpointError(f"rank {host.rank} cannot read the newest checkpoint: {found}")
-        raise_together(error)
+            error = CheckpointError(f"rank {context.rank} cannot read the latest checkpoint: {found}")
+        raise_on_all_ranks(error)
         assert read is not None
-        engine.load(read[0], TAG, universal=_needs_conversion(read[1], host))
+        engine.load(read[0], TAG, universal=_needs_conversion(read[1], context))
         # No rank may leave, and drop its copy of the folder, while another still reads.
         dist.barrier()
     return read[1]
 
 
-def _needs_conversion(manifest: CheckpointManifest, host: Host) -> bool:
-    """Whether each rank's file holds a part for another number of ranks; without ZeRO, rank 0's holds it all."""
-    return manifest.world_size != host.world_size and manifest.zero_stage > 0
+def _needs_conversion(manifest: CheckpointManifest, context: RunContext) -> bool:
+    """Whether each rank's file holds a part for another world size; without ZeRO, rank 0's file holds everything."""
+    return manifest.world_size != context.world_size and manifest.zero_stage > 0

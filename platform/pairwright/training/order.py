@@ -1,8 +1,8 @@
-"""Which groups a step trains on: (size, seed, epoch, step) -> indices of the global batch. Numbers in, an array out.
+"""The data order: which groups a step trains on, as a pure function of (size, seed, epoch, step).
 
 The order of an epoch is a permutation computed as a function, not stored as an array: a step costs the same at 1e4 and
-at 1e10 groups, and a resume is an index. The price is a permutation of hash quality only, which is all that training
-needs. The order depends on the number of groups, the seed and the epoch, and never on ranks or micro-batches.
+at 1e10 groups, and a resume is an index. The permutation is of hash quality only, which is all that training needs. It
+depends on the number of groups, the seed and the epoch, and never on ranks or micro-batches.
 
 Source: Luby and Rackoff 1988 (Feistel network as permutation); Black and Rogaway 2002 (cycle walking to any size).
 """
@@ -16,7 +16,7 @@ MIN_HALF_BITS = 3
 
 
 def steps_per_epoch(num_groups: int, groups_per_step: int) -> int:
-    """Return how many global batches hold every group once; the last one may be shorter."""
+    """Return the number of global batches that hold every group once; the last one may be shorter."""
     if num_groups < 1 or groups_per_step < 1:
         raise ValueError(f"num_groups ({num_groups}) and groups_per_step ({groups_per_step}) must both be at least 1")
     return -(-num_groups // groups_per_step)
@@ -25,11 +25,11 @@ def steps_per_epoch(num_groups: int, groups_per_step: int) -> int:
 def group_indices(num_groups: int, *, seed: int, epoch: int, step: int, groups_per_step: int) -> NDArray[np.int64]:
     """Return the indices of one global batch's groups.
 
-    Over the steps of an epoch each of ``range(num_groups)`` comes exactly once; another epoch or seed gives another
+    Over the steps of an epoch each index in ``range(num_groups)`` occurs exactly once; every epoch and seed has its own
     order.
 
     Args:
-        num_groups: size of what is permuted.
+        num_groups: size of the permuted range.
         seed: of the whole run, at least 0.
         epoch: pass over the groups, from 0.
         step: step within that epoch, from 0; ``divmod(global_step, steps_per_epoch(...))`` gives both.

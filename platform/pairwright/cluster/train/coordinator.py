@@ -16,8 +16,8 @@ from ray.actor import ActorProxy
 
 from pairwright.config import TrainConfig
 from pairwright.data.table.table import Manifest
-from pairwright.runs.events import RunEvent
-from pairwright.training.rank_status import Moment
+from pairwright.events import RunEvent
+from pairwright.training.context import RankStatus
 
 # ------------------------------------------------------------------------------------ a rank's task and result
 
@@ -85,7 +85,7 @@ class Heartbeat:
     number: int
     pid: int
     node: str
-    now: Moment
+    now: RankStatus
     is_last: bool = False
 
 

@@ -137,14 +137,14 @@ def _train(config: TrainConfig, signals: ShutdownSignals) -> TrainSummary:
         _announce(config, plan, folder)
         with ExitStack() as stack:
             monitor = stack.enter_context(_run_monitor(config, folder))
-            if config.training.keep_best is not None:
-                stack.enter_context(_best_checkpoint(config.training.keep_best, folder, monitor))
+            if config.training.best_metric is not None:
+                stack.enter_context(_best_checkpoint(config.training.best_metric, folder, monitor))
             signals.connect(monitor.coordinator)
             result = run_trainer(config, plan, folder, monitor, lease)
             if isinstance(result, RunStopped):
                 _raise_stopped(folder, result.step, signals)
     summary = _summary(config, plan, manifest, result, monitor, time.time() - started)
-    with_patience(lambda: folder.finish(summary), config.training.storage_patience_seconds, _print_retry)
+    with_patience(lambda: folder.finish(summary), config.training.storage_retry_seconds, _print_retry)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
 
 
@@ -201,8 +201,8 @@ def _announce(config: TrainConfig, plan: RunPlan, folder: RunFolder) -> None:
         *_refused_lines(totals),
         *_special_lines(totals, config),
         f"  steps   {plan.schedule.num_steps} of {config.batches.groups_per_step} groups",
-        f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.engine.zero_stage}, "
-        f"{config.engine.precision}",
+        f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.deepspeed.zero_stage}, "
+        f"{config.deepspeed.precision}",
     ]
     say(one_per_line(lines))
 

@@ -20,7 +20,7 @@ from ray.actor import ActorProxy
 from ray.exceptions import GetTimeoutError, RayError
 
 from pairwright.cluster.train.coordinator import Heartbeat, RunCoordinator
-from pairwright.training.rank_status import Moment, Pulse
+from pairwright.training.context import RankStatus, StatusTracker
 
 MAX_HEARTBEAT_SECONDS = 5.0
 HEARTBEATS_PER_HANG_TIMEOUT = 10
@@ -50,7 +50,7 @@ class HeartbeatSender:
     def __init__(
         self,
         coordinator: ActorProxy[RunCoordinator],
-        pulse: Pulse,
+        pulse: StatusTracker,
         *,
         rank: int,
         world_size: int,
@@ -125,7 +125,7 @@ class Watchdog:
         if now - self._progress_at <= self.limit_seconds:
             return None
         silent = self._silent(now, self.limit_seconds)
-        if not silent and not all(heartbeat.now.is_watched for heartbeat in self._heartbeats.values()):
+        if not silent and not all(heartbeat.now.is_monitored for heartbeat in self._heartbeats.values()):
             return None
         self._ended_groups.add(self._attempt)
         return Hang(self._attempt, self._describe(now))
@@ -152,7 +152,7 @@ class Watchdog:
         self._received_at[beat.rank] = now
         self._heartbeats[beat.rank] = beat
         if before is None or before.now.count != beat.now.count:
-            if before is not None and before.now.is_watched:
+            if before is not None and before.now.is_monitored:
                 self._longest_pause = max(self._longest_pause, now - self._progress_at)
             self._progress_at = now
 
@@ -184,5 +184,5 @@ def _who(beat: Heartbeat) -> str:
     return f"rank {beat.rank} (process {beat.pid} on {beat.node})"
 
 
-def _where(moment: Moment) -> str:
-    return f"{moment.doing} at step {moment.step}, micro-batch {moment.micro_batch}"
+def _where(moment: RankStatus) -> str:
+    return f"{moment.phase} at step {moment.step}, micro-batch {moment.micro_batch}"

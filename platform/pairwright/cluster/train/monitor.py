@@ -26,8 +26,7 @@ from pairwright.cluster.train.heartbeat import Watchdog, heartbeat_interval
 from pairwright.cluster.train.run_metrics import RunMetrics
 from pairwright.config import WorkersConfig
 from pairwright.errors import StoreError
-from pairwright.runs.event_log import EventLog
-from pairwright.runs.events import (
+from pairwright.events import (
     CheckpointCommitted,
     HangDetected,
     RunEvent,
@@ -36,6 +35,7 @@ from pairwright.runs.events import (
     WorkersStarted,
     cause_of,
 )
+from pairwright.runs.event_log import EventLog
 from pairwright.runs.recovery import RunHistory
 from pairwright.terminal import encodable, escaped, say
 
@@ -81,10 +81,10 @@ class RunMonitor:
         self.on_commit: Callable[[], None] | None = None
         """Called, soon, once a checkpoint is committed."""
         self._metrics = RunMetrics(run)
-        self._watchdog = Watchdog(workers.hang_seconds)
+        self._watchdog = Watchdog(workers.hang_timeout_seconds)
         self._scale_up = ScaleUpWatcher(workers)
         # Several times between two of Ray's checks for room: whoever sees it first decides what is saved.
-        self._check_seconds = min(heartbeat_interval(workers.hang_seconds), workers.resize_seconds / 4)
+        self._check_seconds = min(heartbeat_interval(workers.hang_timeout_seconds), workers.resize_interval_seconds / 4)
         self._log_every_steps = log_every_steps
         self._publish = publish
         self._stop = threading.Event()
@@ -220,9 +220,9 @@ class RunMonitor:
 class ScaleUpWatcher:
     """Predicts when Ray Train scales the worker group up, so that a checkpoint is written before.
 
-    Every ``workers.resize_seconds`` Ray checks whether there is room for more workers, and then restarts all of them
-    from the newest checkpoint, without warning. With a checkpoint right before, the steps to recompute are bounded by
-    that time, and not by the steps between two checkpoints.
+    Every ``workers.resize_interval_seconds`` Ray checks whether there is room for more workers, and then restarts all
+    of them from the newest checkpoint, without warning. With a checkpoint right before, the steps to recompute are
+    bounded by that time, and not by the steps between two checkpoints.
     """
 
     def __init__(self, workers: WorkersConfig) -> None:

@@ -25,7 +25,7 @@ from ray.train import PreemptionInfo
 
 from pairwright.cluster.train.coordinator import ControlRequest, RunCoordinator
 from pairwright.cluster.train.ray_workarounds import WorkerCallback
-from pairwright.runs.events import Preemption, RunEvent
+from pairwright.events import Preemption, RunEvent
 
 PREEMPTION_POLL_SECONDS = 1.0
 STOP_TIMEOUT_SECONDS = 600.0

@@ -1,4 +1,4 @@
-"""Implements the training loop's ``Host`` on Ray Train: rank, newest checkpoint, local scratch directory, upload.
+"""Implements the training loop's ``RunContext`` on Ray Train: rank, newest checkpoint, local scratch directory, upload.
 
 Where all ranks must act alike, as when they give up, they agree here, so that none waits for one that has left.
 """
@@ -24,23 +24,23 @@ from pairwright.cluster.train.preemption import PreemptionMonitor
 from pairwright.cluster.train.ray_workarounds import StorageContext
 from pairwright.data.storage.backoff import pauses
 from pairwright.errors import CheckpointError, PairwrightError
-from pairwright.runs.events import Retrying, RunEvent, cause_of, event_of
-from pairwright.training.collectives import first_error, gathered, raise_together
-from pairwright.training.rank_status import Pulse
+from pairwright.events import Retrying, RunEvent, cause_of
+from pairwright.training.collectives import all_gather_object, first_error, raise_on_all_ranks
+from pairwright.training.context import StatusTracker
 
 AGREE_SECONDS = 5.0
 """How often ranks that wait for an upload exchange whether theirs are done."""
 
 
 class RayRunContext:
-    """This rank of the run, as Ray Train sees it; the loop's ``Host``."""
+    """This rank of the run, as Ray Train sees it; the loop's ``RunContext``."""
 
     def __init__(self, coordinator: ActorProxy[RunCoordinator], *, retry_seconds: float) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.attempt = _agreed_token()
-        self.pulse = Pulse()
+        self.status = StatusTracker()
         self._preemption = PreemptionMonitor(coordinator, self.rank)
         self._local_dir = _local_dir_on_all_ranks()
         self._retry_seconds = retry_seconds
@@ -58,7 +58,7 @@ class RayRunContext:
             self._uploader.wait()
             self._local_dir.remove()
 
-    def newest_checkpoint(self) -> AbstractContextManager[Path] | None:
+    def latest_checkpoint(self) -> AbstractContextManager[Path] | None:
         # Ray gave every rank the same when it started the group.
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else self._fetched(checkpoint)
@@ -94,12 +94,12 @@ class RayRunContext:
     def wait_for_upload(self) -> None:
         while True:
             idle = self._uploader.wait(AGREE_SECONDS)
-            ranks = gathered((idle, self._uploader.failure))
+            ranks = all_gather_object((idle, self._uploader.failure))
             failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(ranks) if failure is not None]
             if failures:
                 self._uploader.cancel()
                 raise CheckpointError(
-                    f"{'; '.join(failures)}; tried for training.storage_patience_seconds = {self._retry_seconds:g}. "
+                    f"{'; '.join(failures)}; tried for training.storage_retry_seconds = {self._retry_seconds:g}. "
                     "When the storage works again, the same command resumes from the newest committed checkpoint"
                 )
             if all(idle for idle, _ in ranks):
@@ -115,14 +115,11 @@ class RayRunContext:
             checkpoint_upload_fn=self._uploader.upload,
         )
 
-    def progress(self, record: dict[str, Any]) -> None:
-        self.log_event(event_of(record))
-
     def log_event(self, event: RunEvent) -> None:
         """Send an event to the driver."""
         self._preemption.push(event)
 
-    def asked(self, steps_taken: int) -> Literal["save", "stop"] | None:
+    def poll_control(self, steps_taken: int) -> Literal["save", "stop"] | None:
         return self._preemption.poll(steps_taken)
 
     def log_retry(self, reason: str, delay: float) -> None:
@@ -138,7 +135,7 @@ def _local_dir_on_all_ranks() -> LocalCheckpointDir:
         local_dir = LocalCheckpointDir()
     except PairwrightError as found:
         error = found
-    raise_together(error)
+    raise_on_all_ranks(error)
     assert local_dir is not None
     return local_dir
 

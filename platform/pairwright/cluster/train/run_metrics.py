@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from ray.util.metrics import Gauge
 
-from pairwright.runs.events import CheckpointCommitted, Event
+from pairwright.events import CheckpointCommitted, Event
 
 _MARKS = "/:.-_~+=,@()!*$&;|[]{}<>^ "
 

@@ -87,9 +87,9 @@ def plan_run(config: TrainConfig, pairs: Table, manifest: Manifest) -> RunPlan:
     )
     table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
     rows = table.rows_of_split("train")
-    if config.training.keep_best is not None and not len(table.rows_of_split("validation")):
+    if config.training.best_metric is not None and not len(table.rows_of_split("validation")):
         raise ConfigError(
-            f'training.keep_best = "{config.training.keep_best}" needs a validation split, and {pairs.url} version '
+            f'training.best_metric = "{config.training.best_metric}" needs a validation split, and {pairs.url} version '
             f"{manifest.version} has none; leave it out, or expand with validation_fraction above 0"
         )
     schedule = schedule_of(len(rows), config)

@@ -31,7 +31,7 @@ from pairwright.config import TrainConfig
 from pairwright.data.storage.backoff import pauses
 from pairwright.data.storage.lease import Lease
 from pairwright.errors import PairwrightError, StoreError, TrainingError
-from pairwright.runs.events import Retrying, cause_of
+from pairwright.events import Retrying, cause_of
 from pairwright.runs.repair import remove_uncommitted, repair_snapshot
 from pairwright.runs.run_dir import CHECKPOINTS_NAME, RunFolder
 
@@ -54,7 +54,7 @@ def run_trainer(
         StoreError: if the run's folder cannot be read or written to begin with.
     """
     corrupt: dict[str, str] = {}
-    budget = RetryBudget(config.training.storage_patience_seconds)
+    budget = RetryBudget(config.training.storage_retry_seconds)
     monitor.log_event(remove_uncommitted(folder, older_than_seconds=UNCOMMITTED_SECONDS))
     while True:
         lease.check()
@@ -68,7 +68,7 @@ def run_trainer(
             delay = budget.next_delay(step)
             if delay is None:
                 raise TrainingError(
-                    f"run {folder.url}: {error}; tried for training.storage_patience_seconds = {budget.seconds:g}. "
+                    f"run {folder.url}: {error}; tried for training.storage_retry_seconds = {budget.seconds:g}. "
                     "When the storage works again, the same command resumes from the newest committed checkpoint"
                 ) from None
             monitor.log_event(Retrying(step=step, reason=str(error), seconds=delay))
@@ -153,7 +153,7 @@ def _ray_trainer(config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor:
         torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
-            elastic_resize_monitor_interval_s=workers.resize_seconds,
+            elastic_resize_monitor_interval_s=workers.resize_interval_seconds,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
         ),

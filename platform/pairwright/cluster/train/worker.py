@@ -35,17 +35,17 @@ from pairwright.data.tokens.chat_template import chosen_template
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import DamagedCheckpointError, ModelError, OutOfMemoryError, PairwrightError
+from pairwright.events import HeadInitialized, LayoutChosen, WorkersStarted
 from pairwright.model.collate import Layout
 from pairwright.model.layout_check import LayoutChoice, choose_layout
+from pairwright.model.load_model import DTYPES, starting_model
 from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
-from pairwright.runs.events import HeadInitialized, LayoutChosen, WorkersStarted
 from pairwright.runs.run_dir import store_model
-from pairwright.training.collectives import raise_together
-from pairwright.training.engine import DTYPES, Engine, join_process_group
+from pairwright.training.collectives import raise_on_all_ranks
+from pairwright.training.engine import Engine, join_process_group
 from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.loop import Stopped, train
-from pairwright.training.starting_model import starting_model
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _set_up_on_all_ranks(task: WorkerTask) -> _Setup:
         setup = _set_up(task)
     except PairwrightError as found:
         error = found
-    raise_together(error)
+    raise_on_all_ranks(error)
     assert setup is not None
     return _with_agreed_layout(setup)
 
@@ -97,7 +97,7 @@ def _with_agreed_layout(setup: _Setup) -> _Setup:
     choices = [setup.layout_choice] * dist.get_world_size()
     dist.all_gather_object(choices, setup.layout_choice)
     choice = max(choices, key=lambda choice: get_args(Layout).index(choice.layout))
-    setup.model.take_flat_rows(enabled=choice.layout != "padded")
+    setup.model.accept_packed_sequences(enabled=choice.layout != "padded")
     run = dataclasses.replace(setup.run, layout=choice.layout)
     return dataclasses.replace(setup, run=run, layout_choice=choice)
 
@@ -131,17 +131,17 @@ def _set_up(task: WorkerTask) -> _Setup:
 def _heartbeat_sender(task: WorkerTask, context: RayRunContext) -> HeartbeatSender:
     return HeartbeatSender(
         task.coordinator,
-        context.pulse,
+        context.status,
         rank=context.rank,
         world_size=context.world_size,
         attempt=context.attempt,
-        hang_seconds=task.config.workers.hang_seconds,
+        hang_seconds=task.config.workers.hang_timeout_seconds,
     )
 
 
 def _train(task: WorkerTask, setup: _Setup) -> RunFinished | RunStopped:
     with ExitStack() as stack:
-        retry_seconds = task.config.training.storage_patience_seconds
+        retry_seconds = task.config.training.storage_retry_seconds
         context = stack.enter_context(RayRunContext(task.coordinator, retry_seconds=retry_seconds))
         stack.enter_context(_heartbeat_sender(task, context))
         if context.rank == 0:
@@ -181,7 +181,7 @@ def _export(engine: Engine, setup: _Setup, task: WorkerTask, context: RayRunCont
             _write_model(state, setup, task, context)
         except PairwrightError as found:
             error = found
-    raise_together(error)
+    raise_on_all_ranks(error)
 
 
 def _write_model(state: dict[str, Tensor], setup: _Setup, task: WorkerTask, context: RayRunContext) -> None:
@@ -192,11 +192,11 @@ def _write_model(state: dict[str, Tensor], setup: _Setup, task: WorkerTask, cont
             setup.tokenizer,
             directory,
             chat_template=setup.template,
-            dtype=DTYPES[task.config.engine.precision],
+            dtype=DTYPES[task.config.deepspeed.precision],
             tokens=task.config.tokens,
         )
         with_patience(
             lambda: store_model(Path(directory), task.run_url),
-            task.config.training.storage_patience_seconds,
+            task.config.training.storage_retry_seconds,
             lambda reason, delay: context.log_retry(f"the model cannot be stored: {reason}", delay),
         )

@@ -50,7 +50,7 @@ class TokenSpec:
             tokenizer_digest(tokenizer),
             resolve_template(tokenizer, config),
             config.max_length,
-            config.overlong,
+            config.overlong_policy,
             config.special_in_text,
             config.refused,
         )

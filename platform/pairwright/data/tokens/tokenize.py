@@ -176,5 +176,5 @@ def _nothing_left(pairs: Input, totals: Mapping[str, int | float], spec: TokenSp
         f"{totals['pairs_identical']} had equal tokens on both sides"
         + (f" ({equal} of them {EQUAL_IN_TEMPLATE})" if (equal := totals["pairs_equal_in_template"]) else "")
         + f"; the longest completion, with its prompt, needs {totals['longest']} tokens. Raise tokens.max_length, or "
-        "set tokens.overlong to truncate"
+        "set tokens.overlong_policy to truncate"
     )

@@ -1,10 +1,10 @@
-"""A flat row's attention on CPU: queries, keys and values -> their attention, as one operation of autograd.
+"""The CPU kernel for packed sequences: flash attention without copies of a prompt's keys, as one autograd function.
 
-PyTorch's own flash attention for CPU, called on views: a completion's attention to its prompt and to itself are two
-calls, and the sums of exponentials that both return weigh them together (Dao et al. 2022, arXiv:2205.14135, section
-3.1). So no key of a prompt is copied to its completions, all completions of a group ask their prompt in one call, and
-nothing is kept for the backward pass but queries, keys, values and the result. The backward pass in bfloat16 is our
-own (attention_gradient.py); in float32 and float64 PyTorch's, tile by tile, is the faster one.
+It calls PyTorch's own flash attention for CPUs on views. A completion's attention to its prompt and to itself are two
+calls, merged by the log-sums of exponentials that both return (Dao et al. 2022, arXiv:2205.14135, section 3.1). So a
+prompt's keys are not copied to its completions, all completions of a group attend to their prompt in one call, and only
+queries, keys, values and the result are kept for the backward pass. In half precision the backward pass is our own
+(cpu_backward.py); in float32 and float64 PyTorch's, called tile by tile, is faster.
 """
 
 from functools import lru_cache
@@ -18,15 +18,15 @@ from pairwright.model.attention.sdpa import Rule, attend_by_segment, visible
 from pairwright.model.collate import Segments
 
 CPU = torch.device("cpu")
-# Dtypes whose backward pass is attention_gradient.py's.
-BY_PRODUCTS = frozenset({torch.bfloat16, torch.float16})
+# Dtypes whose backward pass is that of cpu_backward.py.
+OWN_BACKWARD = frozenset({torch.bfloat16, torch.float16})
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
-    """Return the attention of a flat row; a ``Kernel``."""
+    """Return the attention of a packed sequence; a ``Kernel``."""
     if rule.dropout or query.shape[-1] != value.shape[-1]:
         return attend_by_segment(query, key, value, segments, rule)
     scaling = query.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
@@ -40,7 +40,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...], scaling: float) -> Tensor:
         _, num_heads, num_tokens, head_dim = query.shape
         out = query.new_empty(num_tokens, num_heads, head_dim)
-        # Key heads stand where batches do, so that several query heads can share one without copies.
+        # Key heads take the place of the batch dimension, so that several query heads share one without copies.
         query_, key_, value_, out_ = _by_key_head(query, key, value, out.transpose(0, 1)[None])
         log_sum = out.new_empty(out_.shape[:-1], dtype=torch.promote_types(out.dtype, torch.float32))
         for tile in tiles:
@@ -70,7 +70,7 @@ class _Attention(torch.autograd.Function):
         )
         into = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         into_heads = _by_key_head(*into)[0], into[1][0], into[2][0]
-        if query.dtype in BY_PRODUCTS:
+        if query.dtype in OWN_BACKWARD:
             operands = Operands.of(query_, key_, value_, out_, grad_, log_sum, ctx.scaling)
             tiled_gradients(operands, ctx.tiles, ctx.scaling, into_heads)
         else:
@@ -90,7 +90,7 @@ def _flash_gradients(
     into_query, into_key, into_value = into
     for tile in tiles:
         rows, keys = tile.queries, tile.keys
-        # With the sums over all of a query's keys, each call returns its part of the whole gradient.
+        # Given the log-sums over all of a query's keys, each call returns its part of the gradient.
         grad_query, grad_key, grad_value = _flash_backward(
             grad[:, :, rows],
             query[:, :, rows],
@@ -118,7 +118,7 @@ def _by_key_head(query: Tensor, key: Tensor, value: Tensor, *like_query: Tensor)
 
 
 def _merge(out: Tensor, log_sum: Tensor, other: Tensor, other_log_sum: Tensor) -> None:
-    """Weigh in, in place, the attention of the same queries to other keys."""
+    """Merge, in place, the attention of the same queries to other keys."""
     share = torch.sigmoid(other_log_sum - log_sum)[..., None]
     out.copy_(torch.lerp(out.to(share.dtype), other.to(share.dtype), share))
     log_sum.copy_(torch.logaddexp(log_sum, other_log_sum))
@@ -127,10 +127,10 @@ def _merge(out: Tensor, log_sum: Tensor, other: Tensor, other_log_sum: Tensor) -
 # ----------------------------------------------------------------------------------------------------------- tiles
 
 
-# The layers of a model ask for the same tiles one after the other; models with sliding windows for two kinds of them.
+# All layers of a model need the same tiles in turn; models with sliding windows need two kinds.
 @lru_cache(maxsize=4)
 def _tiles(segments: Segments, rule: Rule, dtype: torch.dtype) -> tuple[Tile, ...]:
-    """Return the calls that make up a row's attention, those inside a segment first."""
+    """Return the calls that make up the attention of a packed sequence, those inside a segment first."""
     own: list[Tile] = []
     to_prompt: list[Tile] = []
     start = 0
@@ -156,7 +156,7 @@ def _own_tile(start: int, num_tokens: int, rule: Rule, dtype: torch.dtype) -> Ti
 
 
 def _window_tile(prompt: slice, start: int, num_tokens: int, window: int, rule: Rule, dtype: torch.dtype) -> list[Tile]:
-    """Return the call of a completion's tokens that still see the prompt, and the prompt's tokens that they see."""
+    """Return the call for the completion tokens whose window reaches into the prompt; none if no token's does."""
     num_queries, first_key = min(num_tokens, window - 1), max(prompt.start, prompt.stop - window + 1)
     if not num_queries:
         return []

@@ -1,14 +1,16 @@
-"""The backward pass of a flat row's attention on CPU: tiles and the result's gradient -> those of what went in.
+"""The backward pass of the CPU kernel in half precision, by matrix products.
 
-PyTorch's own backward kernel takes 1.2 ms a call, however small, and 4.8 ns a number in bfloat16, since it does without
-the matrix units that its forward uses (Xeon with AMX, one thread, November 2026). So the weights are computed again as
-one matrix product a tile, exp(scaling * query * key - log_sum), and all else follows by matrix products. Subtracting
-first and rounding after keeps them as exact as the dtype allows: what is subtracted goes through the product as
-columns of its own, in as many parts as the dtype needs to hold it (``_columns``). Gradients in bfloat16 are 0.6 % off
-those of float64, PyTorch's kernel's 0.3 %. A layer of K=4 512/256, 4 heads of 64, two groups: 34 ms instead of 47 ms.
+PyTorch's own backward kernel takes 1.2 ms a call, however small, and 4.8 ns a number in bfloat16, because it does not
+use the matrix units that its forward pass uses (Xeon with AMX, one thread, November 2026). So the attention weights are
+recomputed as one matrix product a tile, exp(scaling * query * key - log_sum), and everything else follows by matrix
+products. The log-sum is subtracted before the product is rounded, which keeps the weights as exact as the dtype allows:
+it enters the product as extra columns, in as many parts as the dtype needs to hold it (``_columns``).
+
+Gradients in bfloat16 are 0.6 % off those of float64, those of PyTorch's kernel 0.3 %. A layer at K=4, 512 prompt tokens
+and 256 completion tokens, 4 heads of 64, two groups: 34 ms instead of 47 ms.
 """
 
-# ruff: noqa: N815 - shape suffixes: H key heads, G query heads to each, T tokens, D numbers a head
+# ruff: noqa: N815 - shape suffixes: H key heads, G query heads for each, T tokens, D head dimension
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Weights computed at once; more leave the cache, fewer cost calls. Found with benchmarks/train_vs_trl.py.
+# Attention weights computed at once: more do not fit the cache, fewer need more calls (benchmarks/train_vs_trl.py).
 MOST_NUMBERS = 2**20
 FEWEST_QUERIES = 64
 TOKENS_AT_ONCE = 512
@@ -29,15 +31,15 @@ class Tile:
     queries: slice
     keys: slice
     is_own: bool
-    """Whether the keys are of the queries' own segment: every query is in just one of these."""
+    """Whether the keys belong to the queries' own segment; every query is in exactly one such tile."""
     is_causal: bool
     mask: Tensor | None
-    """To add to queries times keys."""
+    """Additive, of queries times keys; None for no mask."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Tokens of several tiles, or of part of one: ``num_tiles`` times ``length`` of them, ``step`` apart."""
+    """Tokens of several tiles, or of part of one: ``num_tiles`` runs of ``length`` tokens, ``step`` apart."""
 
     start: int
     length: int
@@ -57,30 +59,30 @@ class _Piece:
     queries: _Span
     keys: _Span
     first_query: int
-    """Place in the tile of the first query, for the causal rule."""
+    """Index of the first query in its tile, for the causal mask."""
     tile: Tile
 
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """Of a whole row: H' key heads, G query heads to each, T tokens, D numbers a head and the columns behind them."""
+    """Operands of a whole sequence: H' key heads, G query heads for each, T tokens, D plus the extra columns."""
 
     query_HGTD: Tensor
-    """Last columns: minus the logarithm of a query's sum of exponentials, divided by the scaling."""
+    """Extra columns: minus a query's log-sum of exponentials, divided by the scaling."""
     key_HTD: Tensor
-    """Last columns: 1."""
+    """Extra columns: 1."""
     value_HTD: Tensor
-    """Last columns: 1."""
+    """Extra columns: 1."""
     grad_HGTD: Tensor
-    """Of the result. Last columns: minus its product with the result."""
+    """Gradient of the result. Extra columns: minus its product with the result."""
 
     @classmethod
     def of(
         cls, query: Tensor, key: Tensor, value: Tensor, out: Tensor, grad: Tensor, log_sum: Tensor, scaling: float
     ) -> "Operands":
-        """Return the operands of (H', G, T, D) tensors; keys and values are alike for all G."""
+        """Return the operands of (H', G, T, D) tensors; keys and values are equal for all G."""
         key, value = key[:, 0], value[:, 0]
-        # Some hundred tokens at a time: widened copies of the whole row would leave the cache.
+        # Some hundred tokens at a time: float32 copies of the whole sequence would not fit the cache.
         chunks = zip(grad.split(TOKENS_AT_ONCE, dim=2), out.split(TOKENS_AT_ONCE, dim=2), strict=True)
         delta_HGT = torch.cat([(g.to(log_sum.dtype) * o.to(log_sum.dtype)).sum(-1) for g, o in chunks], dim=2)
         columns = _columns(log_sum / -scaling, query.dtype)
@@ -101,7 +103,7 @@ def tiled_gradients(
     into_key.zero_()
     into_value.zero_()
     num_heads, num_shared, _, head_dim = into_query.shape
-    # Reused by every piece, so they stay in the cache.
+    # Every piece reuses the same memory, so it stays in the cache.
     scratch = [operands.key_HTD.new_empty(0) for _ in range(2)]
     for piece in _pieces(tiles, num_heads * num_shared):
         grad_query, grad_key, grad_value = _piece_gradients(operands, piece, scaling, scratch, head_dim)
@@ -112,7 +114,7 @@ def tiled_gradients(
 
 
 def _columns(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return numbers as columns of a dtype that add up to them: three in bfloat16, one where nothing is lost."""
+    """Return numbers as columns of a dtype that add up to them: three in bfloat16, one if the dtype holds them."""
     parts = []
     rest = numbers
     while rest.dtype != dtype and len(parts) < 2:
@@ -122,29 +124,29 @@ def _columns(numbers: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _pieces(tiles: Sequence[Tile], num_heads: int) -> Iterator[_Piece]:
-    """Yield pieces of about ``MOST_NUMBERS`` weights."""
+    """Yield pieces of about ``MOST_NUMBERS`` attention weights."""
     first = 0
     while first < len(tiles):
         tile = tiles[first]
         num_queries, num_keys = _length(tile.queries), _length(tile.keys)
         most = min(len(tiles) - first, MOST_NUMBERS // (num_heads * num_queries * num_keys))
-        alike = 1
-        while alike < most and _goes_on(tiles[first : first + alike + 1]):
-            alike += 1
-        if alike > 1:
+        num_equal = 1
+        while num_equal < most and _continues(tiles[first : first + num_equal + 1]):
+            num_equal += 1
+        if num_equal > 1:
             step = tiles[first + 1].queries.start - tile.queries.start
-            queries = _Span(tile.queries.start, num_queries, alike, step)
-            yield _Piece(queries, _Span(tile.keys.start, num_keys, alike, step), 0, tile)
+            queries = _Span(tile.queries.start, num_queries, num_equal, step)
+            yield _Piece(queries, _Span(tile.keys.start, num_keys, num_equal, step), 0, tile)
         else:
-            yield from _cut(tile, num_heads)
-        first += alike
+            yield from _split_tile(tile, num_heads)
+        first += num_equal
 
 
-def _cut(tile: Tile, num_heads: int) -> Iterator[_Piece]:
-    """Yield a tile in pieces of equal numbers of queries; of a causal one's keys only those that a piece sees."""
+def _split_tile(tile: Tile, num_heads: int) -> Iterator[_Piece]:
+    """Yield a tile in pieces of equal numbers of queries; a causal tile's pieces have only the keys that they see."""
     num_queries, num_keys = _length(tile.queries), _length(tile.keys)
     most = max(FEWEST_QUERIES, MOST_NUMBERS // (num_heads * num_keys))
-    # At least two of a causal tile: the first has no use for the later half of the keys.
+    # At least two pieces of a causal tile: the first does not need the later half of the keys.
     num_pieces = max(-(-num_queries // most), 2 if tile.is_causal and num_queries > 2 * FEWEST_QUERIES else 1)
     rows = -(-num_queries // num_pieces)
     for start in range(0, num_queries, rows):
@@ -154,8 +156,8 @@ def _cut(tile: Tile, num_heads: int) -> Iterator[_Piece]:
         yield _Piece(queries, _Span(tile.keys.start, seen, 1, 1), start, tile)
 
 
-def _goes_on(tiles: Sequence[Tile]) -> bool:
-    """Whether the last of several tiles is like those before it: of one shape, one plain rule, one step further on."""
+def _continues(tiles: Sequence[Tile]) -> bool:
+    """Whether the last tile continues those before it: same shape, no mask, same rule, one step further."""
     before, tile = tiles[-2:]
     step, first_step = (b.queries.start - a.queries.start for a, b in ((before, tile), (tiles[0], tiles[1])))
     return (
@@ -174,7 +176,7 @@ def _length(span: slice) -> int:
 def _piece_gradients(
     operands: Operands, piece: _Piece, scaling: float, scratch: list[Tensor], head_dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what a piece adds to the gradients of its queries, (H', G, tiles, length, D), keys and values."""
+    """Return a piece's part of the gradients of its queries, (H', G, tiles, length, D), its keys and its values."""
     num_heads, num_shared, _, width = operands.query_HGTD.shape
     num_tiles = piece.queries.num_tiles
     query, grad = (
@@ -185,7 +187,7 @@ def _piece_gradients(
         piece.keys.of(tensor).reshape(num_heads * num_tiles, -1, width)
         for tensor in (operands.key_HTD, operands.value_HTD)
     )
-    # Keys by queries: two of the three products below then need no transposed copy.
+    # Keys by queries: so two of the three products below need no transposed copy.
     weights, change = _views(scratch, (key.shape[0], key.shape[1], query.shape[1]))
     torch.baddbmm(weights.new_zeros(1), key, query.mT, beta=0, alpha=scaling, out=weights).exp_()
     _hide(weights.unflatten(2, (num_shared, -1)).transpose(1, 2) if num_shared > 1 else weights, piece)
@@ -202,7 +204,7 @@ def _piece_gradients(
 
 
 def _views(scratch: list[Tensor], shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Return two tensors of a shape out of the scratch space, which grows to the largest."""
+    """Return two tensors of a shape as views of the scratch memory, which grows to the largest shape."""
     numel = shape[0] * shape[1] * shape[2]
     if scratch[0].numel() < numel:
         scratch[:] = [tensor.new_empty(numel) for tensor in scratch]
@@ -210,7 +212,7 @@ def _views(scratch: list[Tensor], shape: tuple[int, int, int]) -> tuple[Tensor, 
 
 
 def _hide(weights: Tensor, piece: _Piece) -> None:
-    """Set to 0, in place, the weights of keys that a query does not see; they may be anything, infinite too."""
+    """Set to 0, in place, the weights of keys that a query does not see; before, they may even be infinite."""
     if piece.tile.is_causal:
         weights.triu_(-piece.first_query)
     elif piece.tile.mask is not None:

@@ -1,14 +1,15 @@
-"""A flat row's attention on a CUDA GPU: queries, keys and values -> their attention, in one call of flash attention.
+"""The GPU kernel for packed sequences: one call of PyTorch's variable-length flash attention on CUDA.
 
-``torch.nn.attention.varlen`` takes any number of queries against any number of keys a sequence, and lines up their ends
-for the causal rule. So each segment is a sequence: a prompt against itself, a completion against its prompt's keys and
-its own, which are gathered side by side first. That copies a prompt's keys once a completion (of H' heads: little under
-grouped queries, and kept for the backward pass), and saves a kernel of our own. flex_attention needs no copy, but is
-compiled anew for every cut of the row.
+``torch.nn.attention.varlen`` takes any numbers of queries and keys for each sequence, and aligns their ends under the
+causal mask. So each segment is a sequence: a prompt attends to itself, a completion to the keys of its prompt and its
+own, which are gathered first. That copies a prompt's keys once for each completion (of H' heads: few under grouped
+queries; kept for the backward pass), and needs no kernel of our own. flex_attention needs no copy, but is compiled
+again for every set of boundaries.
 
-Whether it computes rightly here is tried once for each kind of call (``_holds``); where it does not, and for what it
-cannot do (float32, dropout, wide heads), ``attend_by_segment`` computes. Written against PyTorch 2.13 on a machine
-without a GPU: neither its speed nor its results have been measured (tests/gpu/test_attention_on_gpu.py does).
+A small self-check decides once for each kind of call whether the kernel computes correctly on this device
+(``_is_correct``). If it does not, and for float32, dropout and wide heads, ``attend_by_segment`` computes. Written
+against PyTorch 2.13 on a machine without a GPU: neither its speed nor its results have been measured
+(tests/gpu/test_attention_on_gpu.py does).
 """
 
 # ruff: noqa: N815 - shape suffixes: S sequences, Tk gathered keys
@@ -29,45 +30,46 @@ logger = logging.getLogger(__name__)
 
 DTYPES = frozenset({torch.bfloat16, torch.float16})
 MOST_HEAD_DIM = 256
-# Of the norm, of results and gradients; two kernels in bfloat16 differ by about 0.004, another rule by 0.1 and more.
+# Relative difference of norms, of results and gradients: two kernels in bfloat16 differ by about 0.004, a wrong mask
+# makes 0.1 or more.
 TOLERANCE = 0.02
-CHECKED_ROW = Segments((70, 0, 3), ((5, 90), (40,), (130, 1, 2)))
+CHECKED_SEGMENTS = Segments((70, 0, 3), ((5, 90), (40,), (130, 1, 2)))
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """A flat row as sequences of queries and of gathered keys; S sequences, Tk gathered keys."""
+class Sequences:
+    """A packed sequence as S sequences of queries and Tk gathered keys."""
 
     key_Tk: Tensor
-    """Index into the row of each gathered key, int64."""
+    """Index of each gathered key in the packed sequence, int64."""
     first_query_S: Tensor
-    """Where each sequence's queries start, and the last one's end, int32, shape (S + 1,)."""
+    """Start of each sequence's queries, and the end of the last, int32, shape (S + 1,)."""
     first_key_S: Tensor
-    """Where each sequence's keys start among those gathered, and the last one's end, int32, shape (S + 1,)."""
+    """Start of each sequence's keys among those gathered, and the end of the last, int32, shape (S + 1,)."""
     most_queries: int
     most_keys: int
 
 
 def attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
-    """Return the attention of a flat row; a ``Kernel``."""
+    """Return the attention of a packed sequence; a ``Kernel``."""
     head_dim = query.shape[-1]
     fits = query.dtype in DTYPES and head_dim <= MOST_HEAD_DIM and head_dim == value.shape[-1] and not rule.dropout
-    if fits and _holds(query.device, query.dtype, head_dim, query.shape[1] // key.shape[1], rule):
+    if fits and _is_correct(query.device, query.dtype, head_dim, query.shape[1] // key.shape[1], rule):
         return attend_by_sequence(query, key, value, segments, rule)
     return attend_by_segment(query, key, value, segments, rule)
 
 
 def attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
-    """Return the attention of a flat row in one call, unchecked; a ``Kernel``."""
-    cut = cut_of(segments, query.device)
+    """Return the attention of a packed sequence in one call, without the self-check; a ``Kernel``."""
+    sequences = sequences_of(segments, query.device)
     out = varlen_attn(
         query[0].transpose(0, 1).contiguous(),
-        gathered(key[0].transpose(0, 1), cut.key_Tk),
-        gathered(value[0].transpose(0, 1), cut.key_Tk),
-        cut.first_query_S,
-        cut.first_key_S,
-        cut.most_queries,
-        cut.most_keys,
+        gathered(key[0].transpose(0, 1), sequences.key_Tk),
+        gathered(value[0].transpose(0, 1), sequences.key_Tk),
+        sequences.first_query_S,
+        sequences.first_key_S,
+        sequences.most_queries,
+        sequences.most_keys,
         scale=rule.scaling,
         window_size=_window_size(rule),
         enable_gqa=query.shape[1] != key.shape[1],
@@ -76,10 +78,10 @@ def attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, segments: Segm
     return out[None]
 
 
-# The layers of a model ask for the same cut one after the other.
+# All layers of a model need the same sequences in turn.
 @lru_cache(maxsize=4)
-def cut_of(segments: Segments, device: torch.device) -> Cut:
-    """Return each segment as a sequence: its tokens, and behind its prompt's the keys of its own."""
+def sequences_of(segments: Segments, device: torch.device) -> Sequences:
+    """Return each segment as a sequence: its tokens as queries, its prompt's tokens and its own as keys."""
     keys: list[Tensor] = []
     num_queries: list[int] = []
     start = 0
@@ -91,7 +93,7 @@ def cut_of(segments: Segments, device: torch.device) -> Cut:
                 num_queries.append(num_tokens)
             start += num_tokens
     num_keys = [part.numel() for part in keys]
-    return Cut(
+    return Sequences(
         key_Tk=torch.cat(keys).to(device),
         first_query_S=torch.tensor([0, *num_queries]).cumsum(0, dtype=torch.int32).to(device),
         first_key_S=torch.tensor([0, *num_keys]).cumsum(0, dtype=torch.int32).to(device),
@@ -101,7 +103,7 @@ def cut_of(segments: Segments, device: torch.device) -> Cut:
 
 
 def gathered(tensor: Tensor, index_Tk: Tensor) -> Tensor:
-    """Return rows of a tensor by index; gradients of a row asked for several times are summed in float32."""
+    """Return rows of a tensor by index; the gradients of a row that occurs several times are summed in float32."""
     out: Tensor = _Gathered.apply(tensor, index_Tk)
     return out
 
@@ -123,7 +125,7 @@ class _Gathered(torch.autograd.Function):
 
 
 def _window_size(rule: Rule) -> tuple[int, int]:
-    """Return how many keys to the left and to the right a query sees; -1 for all."""
+    """Return the numbers of keys that a query sees to its left and right; -1 for all."""
     reach = -1 if rule.window is None else rule.window - 1
     return reach, 0 if rule.is_causal else reach
 
@@ -132,27 +134,27 @@ def _window_size(rule: Rule) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def _holds(device: torch.device, dtype: torch.dtype, head_dim: int, num_shared: int, rule: Rule) -> bool:
-    """Return whether one call gives what ``attend_by_segment`` does, with its gradients, on a small random row."""
+def _is_correct(device: torch.device, dtype: torch.dtype, head_dim: int, num_shared: int, rule: Rule) -> bool:
+    """Return whether one call gives the result and gradients of ``attend_by_segment`` on a small random sequence."""
     try:
         differences = _differences(device, dtype, head_dim, num_shared, rule)
     except RuntimeError as error:
         logger.warning("attention segment by segment: varlen_attn cannot run here (%s)", str(error).partition("\n")[0])
         return False
-    # Written so that NaN is refused.
-    holds = all(difference < TOLERANCE for difference in differences)
-    if not holds:
+    # Written so that NaN fails.
+    is_correct = all(difference < TOLERANCE for difference in differences)
+    if not is_correct:
         named = ", ".join(f"{difference:.1e}" for difference in differences)
-        logger.warning("attention segment by segment: varlen_attn computes otherwise here (off by %s)", named)
-    return holds
+        logger.warning("attention segment by segment: varlen_attn differs here (by %s)", named)
+    return is_correct
 
 
 @torch.enable_grad()
 def _differences(
     device: torch.device, dtype: torch.dtype, head_dim: int, num_shared: int, rule: Rule
 ) -> tuple[float, ...]:
-    """Return how far the results and the three gradients lie apart, as parts of their norm."""
-    segments = CHECKED_ROW if rule.is_causal else Segments((0, 0), ((5, 90), (40,)))
+    """Return the relative differences of the results and the three gradients."""
+    segments = CHECKED_SEGMENTS if rule.is_causal else Segments((0, 0), ((5, 90), (40,)))
     num_tokens = sum(segments.prompt_tokens_G) + sum(map(sum, segments.completion_tokens_G))
     generator = torch.Generator(device).manual_seed(0)
     query, key, value, weight = (

@@ -1,12 +1,13 @@
-"""A decoder's last layer, computed where it is read: at the last token of each text of a flat row.
+"""Narrows a decoder's last layer to the last token of each text in a packed sequence, where rewards are read.
 
-A reward is read at one token a text, and once the last layer's keys and values are there no token looks at another. So
-the rest of that layer runs on those N tokens alone: its feed-forward network, its queries and what leaves its attention
-here, its attention in attention.py. Elsewhere it adds nothing, to states that nobody reads. Rewards and gradients are
-the same numbers. It saves about 0.8 of one layer: a fifth of a model of 4 layers, a fortieth of one of 32.
+A reward is read at one token of each text, and after the last layer's keys and values no token depends on another. So
+the rest of that layer runs on these N tokens alone: its queries, its attention (``attend_at_last_tokens``), its output
+projection and its feed-forward network. The other tokens' states are not read and stay without that layer's part.
+Rewards and gradients are the same up to rounding. It saves about 0.8 of one layer: a fifth of a model of 4 layers, a
+fortieth of one of 32.
 
-Done by PyTorch's module hooks, so the model stays transformers' own. The attention module's hook finds the cut of the
-row in its keyword: unlike the layer's own hooks it runs again when gradient checkpointing computes the layer again.
+PyTorch's module hooks do it, so the model stays transformers' own. The attention module's hook finds the texts'
+boundaries in its keyword: unlike the layer's own hooks it runs again when gradient checkpointing recomputes the layer.
 """
 
 import dataclasses
@@ -19,11 +20,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from pairwright.model.collate import Segments
 
-# What transformers' decoders call attention inside a layer.
+# Names of the attention module in the layers of transformers' decoders.
 ATTENTION_NAMES = frozenset({"self_attn", "attn", "attention"})
-# And its layers for queries and for what leaves it.
+# Names of its projections of queries and of its output.
 KEYLESS_NAMES = frozenset({"q_proj", "o_proj", "out_proj", "c_proj", "dense"})
-# Norms behind attention, in the last layer and behind it.
+# Names of norms after the attention, in the last layer and after it.
 NORM_NAMES = frozenset(
     {"post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm", "final_layer_norm", "ln_2"}
 )
@@ -31,10 +32,10 @@ FINAL_NORM_NAMES = frozenset({"norm", "ln_f", "final_layer_norm"})
 
 
 class LastLayer:
-    """Narrows a decoder's last layer for flat rows; rows with padding pass as they are.
+    """Narrows a decoder's last layer for packed sequences; padded rows pass through unchanged.
 
     Args:
-        decoder: whose layers are a list as long as its configuration says; others are left alone.
+        decoder: whose layers are in one list, of the length that its configuration says; others stay as they are.
     """
 
     def __init__(self, decoder: PreTrainedModel) -> None:
@@ -52,7 +53,7 @@ class LastLayer:
             module.register_forward_hook(self._scatter)
 
     def _start(self, stack: nn.Module, args: tuple[Any, ...]) -> None:
-        # What comes before the last layer's attention has every token.
+        # All tokens pass through everything before the last layer's attention.
         self._read_N = None
 
     def _enter(self, attention: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -78,7 +79,7 @@ class LastLayer:
 
 
 def last_layer(decoder: PreTrainedModel) -> tuple[nn.Module, nn.Module] | None:
-    """Return the module that holds a decoder's layers and the last of them; None where they are arranged otherwise."""
+    """Return the module that holds a decoder's layers, and the last layer; None if they are arranged in another way."""
     num_layers = decoder.config.get_text_config().num_hidden_layers
     found = [
         (module, child[-1])
@@ -90,12 +91,12 @@ def last_layer(decoder: PreTrainedModel) -> tuple[nn.Module, nn.Module] | None:
 
 
 def attention_of(layer: nn.Module) -> nn.Module | None:
-    """Return the attention module of a layer, which comes before its feed-forward network; None for another name."""
+    """Return the attention module of a layer; None if it has an unknown name."""
     return next((module for name, module in layer.named_children() if name in ATTENTION_NAMES), None)
 
 
 def narrowed(stack: nn.Module, layer: nn.Module) -> list[nn.Module]:
-    """Return the modules that take token by token what the last layer's attention returned, and its queries' matrix."""
+    """Return the modules that may run on the read tokens alone: all after the attention, and the query projection."""
     inside = [
         (part, module)
         for name, child in layer.named_children()
@@ -112,7 +113,7 @@ def narrowed(stack: nn.Module, layer: nn.Module) -> list[nn.Module]:
 
 @lru_cache(maxsize=4)
 def last_tokens(segments: Segments, device: torch.device) -> Tensor:
-    """Return the index of each completion's last token in the row, int64, shape (N,)."""
+    """Return the index of each completion's last token in the packed sequence, int64, shape (N,)."""
     return torch.tensor([stop - 1 for _, stop in segments.completion_spans()], device=device)
 
 
@@ -128,14 +129,14 @@ def attend_at_last_tokens(
         query: shape (1, H, T, D).
         key: shape (1, H', T, D), H a multiple of H'.
         value: shape (1, H', T, D).
-        segments: how the row is cut.
-        window: how many of the keys before it a token sees, itself included; None for all.
+        segments: boundaries of the texts.
+        window: number of keys that a token sees, itself included; None for all before it.
         scaling: of query times key; 1/sqrt(D) if None.
     """
     num_key_heads, head_dim = key.shape[1], query.shape[-1]
     read_N = last_tokens(segments, query.device)
     wide = torch.promote_types(query.dtype, torch.float32)
-    # (H', N, G, D): the G query heads of a key head are queries beside each other.
+    # (H', N, G, D): the G query heads of a key head are G queries.
     queries = query[0].index_select(1, read_N).unflatten(0, (num_key_heads, -1)).transpose(1, 2).to(wide)
     queries = queries * (head_dim**-0.5 if scaling is None else scaling)
     sizes = [p + sum(c) for p, c in zip(segments.prompt_tokens_G, segments.completion_tokens_G, strict=True)]
@@ -153,10 +154,10 @@ def attend_at_last_tokens(
     return torch.zeros_like(query[0].transpose(0, 1)).index_copy(0, read_N, torch.cat(out).flatten(1, 2))[None]
 
 
-# The last layer is one; models with sliding windows have two rules at most.
+# There is one last layer; models with sliding windows have at most two rules.
 @lru_cache(maxsize=4)
 def _hidden(segments: Segments, window: int | None, device: torch.device) -> tuple[Tensor, ...]:
-    """Return for each group what to add to its completions' last tokens times its tokens: 0 or -inf, (K, tokens)."""
+    """Return each group's additive mask of its completions' last tokens against its tokens: 0 or -inf, (K, tokens)."""
     masks = []
     for prompt, completions in zip(segments.prompt_tokens_G, segments.completion_tokens_G, strict=True):
         seen = torch.zeros(len(completions), prompt + sum(completions), dtype=torch.bool)

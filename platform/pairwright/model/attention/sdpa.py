@@ -1,8 +1,7 @@
-"""A flat row's attention on any device: scaled_dot_product_attention over each segment and the keys in its reach.
+"""The reference kernel: the attention of a packed sequence on any device, by scaled_dot_product_attention.
 
-In: queries, keys and values of a row, its cut and the layer's rule; out: their attention. It copies a prompt's keys to
-each of its completions and makes one call for each, so devices with something better have it (attention_cpu.py,
-attention_gpu.py); what those cannot do, such as dropout, comes back here.
+It copies a prompt's keys to each of its completions and makes one call for each segment. CPUs and CUDA GPUs have faster
+kernels (cpu.py, gpu.py), which fall back to this one for what they do not implement, such as dropout.
 """
 
 from collections.abc import Iterator
@@ -19,20 +18,20 @@ from pairwright.model.collate import Segments
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which of the keys in reach of a token it attends to, and how."""
+    """How a layer attends: which keys a token sees, their scaling, and dropout."""
 
     is_causal: bool
-    """Only to itself and what comes before."""
+    """Whether a token sees only itself and earlier tokens."""
     window: int | None
-    """Only to tokens less than this far away."""
+    """Distance from which on a token does not see another; None for no limit."""
     scaling: float | None
-    """Of query times key; 1/sqrt(head dimension) if None."""
+    """Factor of query times key; 1/sqrt(head dimension) if None."""
     dropout: float
     """Probability that an attention weight is dropped."""
 
 
 class Kernel(Protocol):
-    """Computes a flat row's attention.
+    """Computes the attention of a packed sequence.
 
     ``query`` has shape (1, H, T, D), ``key`` and ``value`` (1, H', T, D) with H a multiple of H'; all of one dtype. The
     result has shape (1, T, H, D).
@@ -42,8 +41,8 @@ class Kernel(Protocol):
 
 
 def attend_by_segment(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
-    """Return the attention of a flat row, segment by segment; a ``Kernel``."""
-    # Split and not sliced: the backward of a slice writes a gradient as large as the whole row.
+    """Return the attention of a packed sequence, segment by segment; a ``Kernel``."""
+    # Split and not sliced: the backward pass of a slice writes a gradient of the whole sequence's size.
     sizes = [size for sizes in _sizes(segments) for size in sizes]
     queries, keys, values = (iter(tensor.split(sizes, dim=2)) for tensor in (query, key, value))
     masks = iter(_masks(segments, rule, query.dtype, query.device))
@@ -75,15 +74,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule
 
 
 def _sizes(segments: Segments) -> Iterator[tuple[int, ...]]:
-    """Yield each group's segments in tokens, the prompt first."""
+    """Yield the lengths of each group's segments in tokens, the prompt first."""
     for prompt, completions in zip(segments.prompt_tokens_G, segments.completion_tokens_G, strict=True):
         yield prompt, *completions
 
 
-# The layers of a model ask for the same masks one after the other; models with sliding windows for two kinds of them.
+# All layers of a model need the same masks in turn; models with sliding windows need two kinds.
 @lru_cache(maxsize=4)
 def _masks(segments: Segments, rule: Rule, dtype: torch.dtype, device: torch.device) -> tuple[Tensor | None, ...]:
-    """Return the mask of each call: queries against the keys that end where they do; None where plain rules do."""
+    """Return the mask of each call, whose keys end with its queries; None where SDPA needs no mask."""
     made: dict[tuple[int, int], Tensor | None] = {}
 
     def mask(num_queries: int, num_keys: int) -> Tensor | None:
@@ -107,17 +106,17 @@ def visible(
     *,
     keys_behind: int = 0,
 ) -> Tensor | None:
-    """Return what to add to each query times key: 0 where it may attend and -inf elsewhere, shape (queries, keys).
+    """Return an additive mask: 0 where a query may attend to a key, -inf elsewhere, shape (queries, keys).
 
-    None where a plain call does the same: no key is hidden, or just those that come later of as many keys as queries.
+    None if a call without a mask does the same: no key is hidden, or only later ones of as many keys as queries.
 
     Args:
-        num_queries: of consecutive tokens.
-        num_keys: of consecutive tokens, the last at the place of the last query.
-        rule: whether later tokens are hidden, and those from how far away.
+        num_queries: number of consecutive query tokens.
+        num_keys: number of consecutive key tokens, the last at the position of the last query.
+        rule: of the layer.
         dtype: of the mask.
         device: of the mask.
-        keys_behind: how far before the last query the last key stands instead.
+        keys_behind: distance of the last key before the last query, if they differ.
     """
     farthest = num_keys + keys_behind
     in_window = rule.window is None or farthest <= rule.window
@@ -125,8 +124,8 @@ def visible(
         not rule.is_causal or keys_behind >= num_queries or (num_queries == num_keys and not keys_behind)
     ):
         return None
-    query_place = torch.arange(farthest - num_queries, farthest, device=device)[:, None]
-    distance = query_place - torch.arange(num_keys, device=device)
+    query_position = torch.arange(farthest - num_queries, farthest, device=device)[:, None]
+    distance = query_position - torch.arange(num_keys, device=device)
     hidden = distance < 0 if rule.is_causal else torch.zeros_like(distance, dtype=torch.bool)
     if rule.window is not None:
         hidden = hidden | (distance.abs() >= rule.window)

@@ -1,8 +1,8 @@
-"""Sizes of groups, or of parts of them -> tokens computed and what a forward over them costs, in each layout.
+"""The cost model: tokens and FLOPs of a forward pass over groups, or parts of groups, in each layout.
 
-Analytic, so that a plan is the same on every rank and after every restart; the two constants below were measured once
-(benchmarks/forward_cost.py). Completions of one group are taken to be equally long, which is off by less than a
-hundredth of the cost; sliding windows are not looked at.
+It is analytic, so that a plan is the same on every rank and after every restart; its two constants were measured
+(benchmarks/forward_cost.py). It takes the completions of a group to be equally long, an error of less than a hundredth
+of the cost, and ignores sliding windows.
 """
 
 # ruff: noqa: N815 - shape suffixes: I groups or parts of them
@@ -19,30 +19,31 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 ScalarOrInts = Any
 
-# What a micro-batch costs whatever its size, in tokens' worth of linear layers. On CPU 33 to 201 were measured in
-# November 2026; launches and ZeRO-3's gathers on a GPU take more. A plan hardly depends on it: it weighs fewer rounds
-# against more even ones.
+# Fixed cost of a micro-batch, in tokens through the linear layers. On CPUs 33 to 201 were measured in November 2026;
+# kernel launches and ZeRO-3's gathers on a GPU take more. Plans hardly depend on it: it decides between fewer
+# micro-batches and better balanced ones.
 MICRO_BATCH_OVERHEAD_TOKENS = 512
-# Time of a FLOP of causal attention in those of a linear layer: on CPU 1.1 to 2.3 in float32, 1.4 to 3.9 in bfloat16.
+# Time of a FLOP of causal attention, relative to one of a linear layer: on CPUs 1.1 to 2.3 in float32, 1.4 to 3.9 in
+# bfloat16.
 ATTENTION_FLOP_COST = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What of a model decides the cost of a token."""
+    """The sizes of a model that decide the cost of a token."""
 
     linear_parameters: int
-    """Of all linear layers; a token costs two FLOPs for each, forward."""
+    """Number of weights in all linear layers; a token costs two FLOPs for each, forward."""
     attention_width: int
-    """Heads x head size, summed over layers; a token that sees another costs four FLOPs for each, forward."""
+    """Heads x head size, summed over layers; a (token, visible token) pair costs four FLOPs for each, forward."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartSizes:
-    """Groups, or parts of groups: a prompt and some completions each. All int64, shape (I,)."""
+    """Sizes of I groups or parts of groups, each a prompt and some completions. All int64, shape (I,)."""
 
     rows_I: Ints
-    """Completions."""
+    """Number of completions."""
     prompt_I: Ints
     """Tokens of the prompt."""
     completions_I: Ints
@@ -51,7 +52,7 @@ class PartSizes:
     """Tokens of the prompt and the longest completion."""
 
     def take(self, number_I: Ints) -> "PartSizes":
-        """Return the sizes of some of them."""
+        """Return the sizes of a selection, by index."""
         return PartSizes(
             rows_I=self.rows_I[number_I],
             prompt_I=self.prompt_I[number_I],
@@ -60,7 +61,7 @@ class PartSizes:
         )
 
     def tokens_I(self, layout: Layout) -> Ints:
-        """Return the tokens that each takes in a micro-batch of its own, padding included, shape (I,)."""
+        """Return each part's tokens in a micro-batch of its own, padding included, shape (I,)."""
         match layout:
             case "shared":
                 return self.prompt_I + self.completions_I
@@ -72,7 +73,7 @@ class PartSizes:
                 assert_never(layout)
 
     def costs_I(self, layout: Layout, shape: ModelShape) -> Floats:
-        """Return what a forward of each costs by itself, in FLOPs of a linear layer, shape (I,)."""
+        """Return the cost of each part's own forward pass, in FLOPs of a linear layer, shape (I,)."""
         prompt_I, completion_I = self.prompt_I.astype(np.float64), self.completions_I / np.maximum(self.rows_I, 1)
         match layout:
             case "shared":
@@ -87,15 +88,15 @@ class PartSizes:
 
 
 def padded_cost(rows: ScalarOrInts, longest: ScalarOrInts, shape: ModelShape) -> Any:
-    """Return the cost of a forward over so many rows of one length, padding included."""
+    """Return the cost of a forward pass over rows of one length, padding included."""
     return _flops(rows * longest, rows * (1.0 * longest) ** 2 / 2, shape)
 
 
 def _flops(tokens: Any, seen: Any, shape: ModelShape) -> Any:
-    """Return the cost of ``tokens`` in linear layers and of ``seen`` pairs of a token and one that it attends to."""
+    """Return the cost of ``tokens`` in the linear layers, and of ``seen`` (token, visible token) pairs."""
     return 2.0 * shape.linear_parameters * tokens + ATTENTION_FLOP_COST * 4.0 * shape.attention_width * seen
 
 
 def overhead(shape: ModelShape) -> float:
-    """Return what a forward costs beyond its tokens, in FLOPs of a linear layer."""
+    """Return the fixed cost of a forward pass, in FLOPs of a linear layer."""
     return 2.0 * shape.linear_parameters * MICRO_BATCH_OVERHEAD_TOKENS

@@ -1,7 +1,7 @@
 """The events of a training run: one tagged union of what ranks, coordinator and driver tell each other.
 
 An event knows its line of the log, the metrics that it sets, and whether it counts as a restart. ``kind`` names its
-type in ``metrics-*.jsonl``, and in the records that the training loop, which knows nothing of a run, hands over.
+type in ``metrics-*.jsonl``. The union lies below ``training/``, whose loop is where most events begin.
 """
 
 from collections.abc import Mapping
@@ -289,15 +289,6 @@ RunEvent: TypeAlias = (
     | SnapshotRepaired
     | UncommittedRemoved
 )
-
-
-def event_of(record: Mapping[str, Any]) -> RunEvent:
-    """Return the event that a record of the training loop describes.
-
-    Raises:
-        msgspec.ValidationError: if it describes none; the loop and this file then disagree.
-    """
-    return msgspec.convert(record, type=RunEvent)
 
 
 def format_metrics(values: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pairwright.errors import ModelError
-from pairwright.model.tiny_models import ARCHITECTURES, new_small_model
+from pairwright.model.tiny_models import ARCHITECTURES, new_tiny_model
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "a reward is a number, and only differences count"] * 20
 ENCODERS = ("bert", "roberta", "deberta-v2")
@@ -26,7 +26,7 @@ def make(directory: Path, architecture: str = "llama", **changes) -> Path:
         "max_positions": 48,
         "seed": 0,
     }
-    return new_small_model(directory, **(arguments | changes))
+    return new_tiny_model(directory, **(arguments | changes))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""A group divided into parts has the loss and the gradient that it has in one piece, dropout included.
+"""A group split into parts has the loss and gradient of the unsplit group, dropout included.
 
 One rank in plain torch, so that it can be float64; several, under DeepSpeed, are in test_zero_ranks.py.
 """
@@ -18,7 +18,6 @@ from torch._C._distributed_c10d import HashStore
 from pairwright.config import TrainConfig
 from pairwright.data.table.table import Table
 from pairwright.data.tokens.tokenize_groups import TokenGroup, TokenTable, groups_to_table
-from pairwright.model.batching.plan import plan_step
 from pairwright.model.collate import Layout, MicroBatch, collate
 from pairwright.model.loss import preference_loss
 from pairwright.model.reward_metrics import EvaluationSums
@@ -28,11 +27,11 @@ from pairwright.training.step import evaluate_split, train_step
 
 LAYOUTS = get_args(Layout)
 LOSSES: dict[str, dict[str, Any]] = {
-    "bradley_terry": {"label_smoothing": 0.1, "centre": 0.01},
+    "bradley_terry": {"label_smoothing": 0.1, "center_coefficient": 0.01},
     "hinge": {"kind": "hinge"},
     "plackett_luce": {"kind": "plackett_luce", "use_margin": False},
 }
-WHOLE, DIVIDED = 100_000, 45
+UNSPLIT, SPLIT = 100_000, 45
 """Budgets in tokens: of all groups at once, and of two or three completions."""
 Gradient = dict[str, Tensor]
 
@@ -41,7 +40,7 @@ class PlainEngine:
     """Plain torch on one rank; keeps the gradient of the last step, and the tokens of each forward."""
 
     def __init__(self, model: RewardModel, layout: Layout) -> None:
-        model.take_flat_rows(enabled=layout != "padded")
+        model.accept_packed_sequences(enabled=layout != "padded")
         self.model = model
         self.device = torch.device("cpu")
         self.gradient: Gradient = {}
@@ -128,45 +127,45 @@ def _difference(found: Gradient, expected: Gradient) -> float:
     ("loss", "dtype", "tolerance"),
     [*((loss, torch.float64, 1e-12) for loss in LOSSES), ("bradley_terry", torch.float32, 2e-6)],
 )
-def test_divided_groups_have_the_gradient_and_figures_of_whole_ones(
+def test_split_groups_have_the_gradient_and_metrics_of_unsplit_ones(
     load, tokens, layout: Layout, loss: str, dtype: torch.dtype, tolerance: float
 ):
     model, rows = load("gpt2", dtype=dtype), np.arange(len(tokens))
-    figures, whole = _step(model, _run(tokens, model, layout, WHOLE, loss), rows)
-    found, divided = _step(model, _run(tokens, model, layout, DIVIDED, loss), rows)
+    metrics, whole = _step(model, _run(tokens, model, layout, UNSPLIT, loss), rows)
+    found, split = _step(model, _run(tokens, model, layout, SPLIT, loss), rows)
     assert len(whole.forwards) == 1
-    assert max(divided.forwards) <= DIVIDED
+    assert max(split.forwards) <= SPLIT
     # Parts run twice, whole groups once.
-    assert len(divided.lasts) < len(divided.forwards) < 2 * len(divided.lasts)
-    assert divided.lasts == [False] * (len(divided.lasts) - 1) + [True]
-    assert _difference(divided.gradient, whole.gradient) < tolerance
-    assert found.keys() == figures.keys()
+    assert len(split.lasts) < len(split.forwards) < 2 * len(split.lasts)
+    assert split.lasts == [False] * (len(split.lasts) - 1) + [True]
+    assert _difference(split.gradient, whole.gradient) < tolerance
+    assert found.keys() == metrics.keys()
     for name in ("loss", "accuracy", "reward_margin", "grad_norm"):
-        assert found[name] == pytest.approx(figures[name], rel=max(tolerance, 1e-9)), name
+        assert found[name] == pytest.approx(metrics[name], rel=max(tolerance, 1e-9)), name
 
 
-def test_divided_groups_alone_make_a_step(load, tokens):
+def test_split_groups_alone_make_a_step(load, tokens):
     model, rows = load("gpt2", dtype=torch.float64), np.array([6, 7])
-    _, whole = _step(model, _run(tokens, model, "shared", WHOLE), rows)
-    _, divided = _step(model, _run(tokens, model, "shared", DIVIDED), rows)
-    assert divided.lasts[-1]
-    assert not any(divided.lasts[:-1])
-    assert _difference(divided.gradient, whole.gradient) < 1e-12
+    _, whole = _step(model, _run(tokens, model, "shared", UNSPLIT), rows)
+    _, split = _step(model, _run(tokens, model, "shared", SPLIT), rows)
+    assert split.lasts[-1]
+    assert not any(split.lasts[:-1])
+    assert _difference(split.gradient, whole.gradient) < 1e-12
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_both_passes_of_a_divided_group_see_the_same_dropout(load, tokens, layout: Layout):
+def test_both_passes_of_a_split_group_see_the_same_dropout(load, tokens, layout: Layout):
     """Against one backward through all parts at once, each drawn as the step draws it."""
     model = load("gpt2", dtype=torch.float64, dropout=True).train()
-    rows, run = np.arange(len(tokens)), _run(tokens, model, layout, DIVIDED, "plackett_luce")
+    rows, run = np.arange(len(tokens)), _run(tokens, model, layout, SPLIT, "plackett_luce")
     _, engine = _step(model, run, rows)
     assert _difference(engine.gradient, _kept_graph_gradient(model, run, rows, same_draws=True)) < 1e-12
     assert _difference(engine.gradient, _kept_graph_gradient(model, run, rows, same_draws=False)) > 1e-2
 
 
 def _kept_graph_gradient(model: RewardModel, run: Run, rows: np.ndarray, *, same_draws: bool) -> Gradient:
-    work = GlobalBatch(PlainEngine(model, run.layout), run, rows, plan_step, step=5)
-    batches = [*work.plan.divided[0], *work.plan.whole[0]]
+    work = GlobalBatch(PlainEngine(model, run.layout), run, rows, step=5)
+    batches = [*work.plan.split[0], *work.plan.unsplit[0]]
     rewards: dict[tuple[int, int], Tensor] = {}
     for number, planned in enumerate(batches):
         work.seed_dropout(number if same_draws else number + 1000)
@@ -174,10 +173,10 @@ def _kept_graph_gradient(model: RewardModel, run: Run, rows: np.ndarray, *, same
         places = [(part.position, k) for part in planned.parts for k in range(part.first, part.last)]
         rewards |= dict(zip(places, reward_N, strict=True))
     groups = work.groups(range(len(rows)))
-    judgements = collate(groups, 0, "padded").judgements
+    targets = collate(groups, 0, "padded").targets
     reward_N = torch.stack([rewards[g, k] for g, group in enumerate(groups) for k in range(len(group.completion_ids))])
     weight = torch.tensor(float(run.tokens.weight_G[rows].sum()))
-    preference_loss(reward_N, judgements, run.config.loss, global_weight=weight).backward()
+    preference_loss(reward_N, targets, run.config.loss, global_weight=weight).backward()
     engine = PlainEngine(model, run.layout)
     engine.step(0.0)
     return engine.gradient
@@ -186,17 +185,17 @@ def _kept_graph_gradient(model: RewardModel, run: Run, rows: np.ndarray, *, same
 def test_tokens_are_counted_once_though_parts_run_twice(load, tokens, groups):
     model, rows = load("gpt2"), np.arange(len(tokens))
     rows_tokens = sum(group.prompt_ids.size + ids.size for group in groups for ids in group.completion_ids)
-    for budget in (WHOLE, DIVIDED):
-        figures, _ = _step(model, _run(tokens, model, "packed", budget), rows)
-        assert figures["num_tokens"] == rows_tokens
+    for budget in (UNSPLIT, SPLIT):
+        metrics, _ = _step(model, _run(tokens, model, "packed", budget), rows)
+        assert metrics["num_tokens"] == rows_tokens
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_evaluation_of_divided_groups_has_the_figures_of_whole_ones(load, tokens, groups, layout: Layout):
+def test_an_evaluation_of_split_groups_has_the_metrics_of_unsplit_ones(load, tokens, groups, layout: Layout):
     model = load("gpt2", dtype=torch.float64)
     engine = PlainEngine(model, layout)
-    found = evaluate_split(engine, _run(tokens, model, layout, DIVIDED), "train")
-    assert max(engine.forwards) <= DIVIDED
+    found = evaluate_split(engine, _run(tokens, model, layout, SPLIT), "train")
+    assert max(engine.forwards) <= SPLIT
     sums = EvaluationSums()
     for group in groups:
         batch = collate([group], 0, "padded")
@@ -209,11 +208,11 @@ def test_an_evaluation_of_divided_groups_has_the_figures_of_whole_ones(load, tok
 @pytest.mark.parametrize("loss", LOSSES)
 def test_accuracy_and_reward_margin_of_a_step_are_those_of_its_pairs_whatever_the_loss(load, tokens, groups, loss: str):
     model = load("gpt2", dtype=torch.float64)
-    figures, _ = _step(model, _run(tokens, model, "padded", WHOLE, loss), np.arange(len(tokens)))
+    metrics, _ = _step(model, _run(tokens, model, "padded", UNSPLIT, loss), np.arange(len(tokens)))
     sums = EvaluationSums()
     for group in groups:
         batch = collate([group], 0, "padded")
         sums.add(PlainEngine(model, "padded").rewards(batch).detach().numpy(), group)
     expected = sums.report()["overall"]
     for name in ("accuracy", "reward_margin"):
-        assert figures[name] == pytest.approx(expected[name], rel=1e-12), name
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-12), name

@@ -1,0 +1,132 @@
+"""Workarounds for DeepSpeed 0.19.8, each with the defect it avoids.
+
+``tests/contracts/test_deepspeed_workarounds.py`` reproduces every defect on stock DeepSpeed and fails once one is gone,
+so that its workaround can go too. Private names of DeepSpeed's are used here and nowhere else.
+
+| workaround | defect of DeepSpeed 0.19.8 | upstream |
+|---|---|---|
+| ``without_shared_memory_kernel`` | compiles a CPU kernel under a lock file that outlives a kill | none known |
+| ``import_muon`` | importing ZeRO's Muon imports torch's compiler (1.5 s) | none known |
+| ``without_recovery_script`` | copies scripts into every checkpoint, between collectives | none known |
+| ``CheckpointWriter`` | a failed write raises on one rank, between collectives | none known |
+| ``safe_loading`` | ``torch.load`` with ``weights_only=False`` runs code that a checkpoint names | PR 6751, PR 6094 |
+| ``restore_param_groups`` | a universal load takes one group's settings and step for all | none known |
+| ``load_universal`` | universal loading can be chosen at the start only | none known |
+| ``consolidated_16bit_state_dict`` | the public method writes a file | none known |
+"""
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import deepspeed
+from deepspeed.runtime import compiler
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils.tensor_fragment import fragment_address
+from torch import Tensor
+
+from pairwright.training.checkpoint_shards import trusted_types_only
+
+
+def without_shared_memory_kernel() -> None:
+    """Keep DeepSpeed from compiling its shared-memory kernel when it initialises on a CPU.
+
+    The kernel is for inference. It is compiled under a lock file, and a process that is killed meanwhile leaves the
+    file behind: every later start on that node would wait for it for ever (observed in November 2026).
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def import_muon() -> None:
+    """Import DeepSpeed's Muon, as every ZeRO stage but 0 does, without letting ``torch.compile`` wrap it on import.
+
+    Wrapping imports all of torch's compiler, 1.5 s of each start of a rank, for an optimizer that no run uses.
+    """
+    before = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = before
+
+
+def without_recovery_script(engine: Any) -> None:
+    """Keep an engine from copying its scripts for reading shards into every checkpoint.
+
+    ``pairwright export`` reads shards. The copies would be written between collectives, where a full disk on one rank
+    leaves the others waiting.
+    """
+    engine._copy_recovery_script = lambda save_path: None
+
+
+class CheckpointWriter(TorchCheckpointEngine):
+    """Writes as DeepSpeed does, but keeps an error until all ranks are done; else the others wait in a collective."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine._config)
+        self.error: Exception | None = None
+        engine.checkpoint_engine = self
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - DeepSpeed's signature
+        self._try(lambda: super(CheckpointWriter, self).makedirs(path, exist_ok=exist_ok))
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        self._try(lambda: super(CheckpointWriter, self).save(state_dict, path))
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self.error is not None:
+            return
+        try:
+            write()
+        except OSError as error:
+            self.error = error
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):  # what torch's zip writer reports on a full disk
+                raise
+            self.error = error
+
+
+def safe_loading() -> AbstractContextManager[None]:
+    """Let DeepSpeed's ``torch.load`` rebuild nothing but tensors, plain values and DeepSpeed's own three records."""
+    return trusted_types_only([ZeroStageEnum, LossScaler, fragment_address])
+
+
+@contextlib.contextmanager
+def load_universal(engine: Any, *, enabled: bool) -> Iterator[None]:
+    """Let an engine's ``load_checkpoint`` read the universal format; DeepSpeed takes this at its start only."""
+    engine._config.load_universal_checkpoint = enabled
+    # It warns that nothing was configured for tensor parallelism, which is not used.
+    deepspeed_logger.setLevel(logging.ERROR if enabled else logging.WARNING)
+    try:
+        yield
+    finally:
+        engine._config.load_universal_checkpoint = False
+        deepspeed_logger.setLevel(logging.WARNING)
+
+
+def restore_param_groups(optimizer: Any, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Undo what a universal load gets wrong under ZeRO-3, where it reads one group's settings for all.
+
+    Biases and norms would decay like matrices, and AdamW would count a step once for each group, since all share one
+    tensor (tests/numerics/test_world_sizes.py).
+
+    Args:
+        optimizer: after the load.
+        settings: of its parameter groups, before the load.
+    """
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
+
+
+def consolidated_16bit_state_dict(engine: Any) -> dict[str, Tensor]:
+    """Return all weights of a ZeRO-3 engine on rank 0, gathered layer by layer; a collective."""
+    return engine._zero3_consolidated_16bit_state_dict()

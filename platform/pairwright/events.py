@@ -263,9 +263,7 @@ class UncommittedRemoved(Event, frozen=True, kw_only=True, tag="uncommitted_remo
     bytes: int
 
     @property
-    def log_line(self) -> str | None:
-        if not self.num_checkpoints:
-            return None
+    def log_line(self) -> str:
         return f"removed {self.num_checkpoints} uncommitted checkpoints ({self.bytes / 1e6:,.1f} MB)"
 
 

@@ -164,10 +164,6 @@ def test_a_record_that_is_no_event_is_an_error(record: dict[str, object]) -> Non
         msgspec.convert(record, type=RunEvent)
 
 
-def test_nothing_is_said_where_nothing_was_removed() -> None:
-    assert UncommittedRemoved(num_checkpoints=0, bytes=0).log_line is None
-
-
 def test_the_cause_of_a_remote_error_is_its_last_line() -> None:
     assert cause_of(RuntimeError("Traceback:\n  File ...\nValueError: no room\n\n")) == "ValueError: no room"
     assert cause_of(RuntimeError("")) == "RuntimeError"

@@ -55,7 +55,7 @@ def run_trainer(
     """
     corrupt: dict[str, str] = {}
     budget = RetryBudget(config.training.storage_retry_seconds)
-    monitor.log_event(remove_uncommitted(folder, older_than_seconds=UNCOMMITTED_SECONDS))
+    _clean_up(folder, monitor, older_than_seconds=UNCOMMITTED_SECONDS)
     while True:
         lease.check()
         try:
@@ -76,9 +76,15 @@ def run_trainer(
             continue
         if not isinstance(result, CheckpointRejected):
             lease.check()
-            monitor.log_event(remove_uncommitted(folder, older_than_seconds=0))
+            _clean_up(folder, monitor, older_than_seconds=0)
             return result
         corrupt = {result.name: result.reason}
+
+
+def _clean_up(folder: RunFolder, monitor: RunMonitor, *, older_than_seconds: float) -> None:
+    removed = remove_uncommitted(folder, older_than_seconds=older_than_seconds)
+    if removed.num_checkpoints:
+        monitor.log_event(removed)
 
 
 class _StorageError(PairwrightError):

@@ -14,7 +14,7 @@ REASONS = {
     "cluster/train/checkpoint_dir.py": "this user's own temporary folders, locked",
     "cluster/train/checkpoint_upload.py": "the staged copy of a checkpoint that was just stored",
     "cluster/validate.py": "a temporary folder that it made",
-    "training/write_checkpoint.py": "the staged copy of a checkpoint that could not be written",
+    "training/checkpoint.py": "the staged copy of a checkpoint that could not be written",
     "training/universal_checkpoint.py": "this user's own temporary folders, locked",
     "evaluation/load_exported.py": "downloads in this user's own cache",
     "data/storage/local_cache.py": "this user's own cache, private, locked",

@@ -13,7 +13,7 @@ REASONS = {
     "runs/folder_transfer.py": "a checkpoint's folder moved or renamed within its run, by names of ours",
     "cluster/train/checkpoint_upload.py": "this user's own temporary folders, locked; copies of what was just stored",
     "data/ingest/dry_run.py": "a temporary folder that it made",
-    "training/write_checkpoint.py": "the staged copy of a checkpoint that could not be written",
+    "training/checkpoint.py": "the staged copy of a checkpoint that could not be written",
     "training/universal_checkpoint.py": "this user's own temporary folders, locked",
     "evaluation/load_exported.py": "downloads in this user's own cache",
     "data/storage/local_cache.py": "this user's own cache, private, locked",

@@ -20,7 +20,7 @@ TEXTS = Segments((0, 0), ((8, 8, 5), (33,)))
 def test_pieces_of_any_size_add_up_to_the_gradient(
     segments, window, num_key_heads, most_numbers, fewest_queries, monkeypatch
 ):
-    monkeypatch.setattr(attention_cpu, "BY_PRODUCTS", frozenset({torch.float64}))
+    monkeypatch.setattr(attention_cpu, "OWN_BACKWARD", frozenset({torch.float64}))
     monkeypatch.setattr(attention_gradient, "MOST_NUMBERS", most_numbers)
     monkeypatch.setattr(attention_gradient, "FEWEST_QUERIES", fewest_queries)
     num_tokens = sum(segments.prompt_tokens_G) + sum(map(sum, segments.completion_tokens_G))

@@ -53,7 +53,7 @@ def on_groups(
     scratch: Table,
     stretch_bytes: int,
     what: str,
-    rows_per_partition: int = ROWS_PER_PARTITION,
+    rows_per_partition: int | None = None,
 ) -> list[ResultT]:
     """Return what ``work`` returns for all groups of a version, in an order that depends on the version alone.
 
@@ -67,7 +67,7 @@ def on_groups(
         scratch: table that may hold the rows of spread groups while this runs.
         stretch_bytes: of files that one task takes.
         what: what groups become, for the person who waits.
-        rows_per_partition: of spread groups, how many rows to hand over together.
+        rows_per_partition: of spread groups, how many rows to hand over together; ROWS_PER_PARTITION if None.
 
     Raises:
         PairwrightError: the first one that ``work``, or a read, raised anywhere.
@@ -82,7 +82,7 @@ def on_groups(
             done = _on_stretches(table, stretches, key, work, None, spread, what=what)
         else:
             with scratch_folder(scratch) as folder:
-                exchange = Exchange(folder, -(-num_spread // rows_per_partition))
+                exchange = Exchange(folder, -(-num_spread // (rows_per_partition or ROWS_PER_PARTITION)))
                 done = _on_stretches(table, stretches, key, work, exchange, spread, what=what)
                 done += _on_partitions([part.exchanged for part in done], work, exchange, what=what)
     return [msgspec.msgpack.decode(found, type=result) for part in done for found in part.results]

@@ -1,6 +1,9 @@
 """The verb report on Ray: the metrics that one process counts, whatever the files; lineage; messages."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,25 @@ def test_metrics_do_not_depend_on_the_files_and_the_partitions(tmp_path: Path, m
     for ours, theirs in zip(many.models.listed, one.models.listed, strict=True):
         assert ours.strength == pytest.approx(theirs.strength, abs=1e-9)
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+ALONE = """
+import json, sys
+from pairwright.cluster.executor import EXECUTOR
+from pairwright.data.profile.table_report import report
+
+print(json.dumps(report(sys.argv[1], version=None, output=None, executor=EXECUTOR).totals))
+assert "ray" not in sys.modules
+"""
+
+
+def test_a_small_table_has_the_same_totals_without_ray(tmp_path: Path) -> None:
+    url = str(tmp_path / "annotations")
+    commit_annotations(url, [annotations_table(random_rows(40))])
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", ALONE, url], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == report(url, version=None, output=None).totals
 
 
 def test_a_pairs_table_leads_to_the_version_of_the_annotations_that_it_was_made_from(tmp_path: Path) -> None:

@@ -33,14 +33,9 @@ $(READY): pyproject.toml $(wildcard locks/*.txt)
 demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
-# Jobs and trainings mostly wait for Ray, so they run beside all other tests; their output follows when those are done.
-TESTS := $(BIN)/pytest -m "not slow and not gpu" --durations=15
-BESIDE := tests/integration/test_jobs.py tests/integration/test_training.py tests/integration/test_truth.py
-
+# Two workers, each with one group of tests at a time (tests/conftest.py), and no pool of threads as large as the machine.
 test: $(READY)
-	@trap 'kill $$beside 2>/dev/null' INT TERM; log=$$(mktemp); $(TESTS) -p no:cacheprovider $(BESIDE) >$$log 2>&1 & beside=$$!; \
-	$(TESTS) $(BESIDE:%=--ignore=%); others=$$?; \
-	tail --lines=+1 --follow --pid=$$beside $$log; wait $$beside && rm -f $$log && exit $$others
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu" --durations=15
 
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow" -rP

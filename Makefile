@@ -33,9 +33,9 @@ $(READY): pyproject.toml $(wildcard locks/*.txt)
 demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
-# Two workers, each with one group of tests at a time (tests/conftest.py), and no pool of threads as large as the machine.
+# Two workers, each with one group of tests at a time (tests/worker_groups.py), and one thread for each process's sums.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder -m "not slow and not gpu" --durations=15
 
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow" -rP

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from pairwright.data.tokens.tokenize_groups import TokenGroup
-
-FIRST_GROUPS = ("ray", "ranks")
-"""The longest groups, which start first, so that the workers of `make test` end together."""
+from worker_groups import GroupScheduling, rank_of
 
 # No test needs the model hub, and without a network each look-up would retry for 45 seconds. Set before anything
 # imports huggingface_hub, and so for every process that a test starts.
@@ -28,27 +28,13 @@ _CACHE = tempfile.TemporaryDirectory(prefix="pairwright-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its group, which one worker of `pytest --dist loadgroup` runs in one piece.
-
-    A group is a module, so that no fixture is made twice; all tests that need Ray, so that one cluster is up at a time;
-    and all tests of the DeepSpeed ranks, whose runs take a minute and are made once a session.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _FIRST.get(_group(item), len(_FIRST)))
+    items.sort(key=lambda item: rank_of(item.nodeid))
 
 
-_FIRST = {name: index for index, name in enumerate(FIRST_GROUPS)}
-_RANK_FIXTURES = {"one_rank", "two_ranks", "three_ranks", "runs", "world"}
-
-
-def _group(item: pytest.Item) -> str:
-    fixtures = set(getattr(item, "fixturenames", ()))
-    if item.get_closest_marker("ray") or "ray_cluster" in fixtures:
-        return "ray"
-    return "ranks" if fixtures & _RANK_FIXTURES else item.path.stem
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Return what deals groups of tests to the workers of `pytest -n 2`, in the order of collection."""
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-slow check format schemas lock licenses clean
+BUDGET ?= 3h
+
+.PHONY: help setup demo test test-slow test-nightly check format schemas lock licenses clean
 
 help:
 	@echo "make demo       set up, then synthetic rankings -> reward model -> report, in minutes"
-	@echo "make test       set up, then the tests (under 15 minutes on 2 cores)"
+	@echo "make test       set up, then the tests (10 minutes on 2 quiet cores)"
 	@echo "make test-slow  the suites that take longer"
+	@echo "make test-nightly  the same, each module in a process of its own, within BUDGET=3h; a table in nightly.txt"
 	@echo "make check      ruff, format, pyright, import-linter"
 	@echo "make format     let ruff write what it can"
 	@echo "make schemas    write schemas/ from the code"
@@ -40,6 +43,9 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow" -rP
 	$(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile=search
+
+test-nightly: $(READY)
+	$(BIN)/python tests/nightly.py --budget $(BUDGET)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from worker_groups import GroupScheduling, rank_of
 os.environ["HF_HUB_OFFLINE"] = "1"
 # `forget` empties the cache: not that of whoever runs the tests. What torch compiled may stay where it is.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
-# What fails once fails again: only `make test-slow` looks for new examples.
+# What fails once fails again: only `make test-slow` and `make test-nightly` look for new examples.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("repeatable")

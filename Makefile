@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-slow check format schemas lock licenses clean
+BUDGET ?= 3h
+
+.PHONY: help setup demo test test-slow test-nightly check format schemas lock licenses clean
 
 help:
 	@echo "make demo       set up, then synthetic rankings -> reward model -> report, in minutes"
-	@echo "make test       set up, then the tests (under 15 minutes on 2 cores)"
+	@echo "make test       set up, then the tests (10 minutes on 2 quiet cores)"
 	@echo "make test-slow  the suites that take longer"
+	@echo "make test-nightly  the same, each module in a process of its own, within BUDGET=3h; a table in nightly.txt"
 	@echo "make check      ruff, format, pyright, import-linter"
 	@echo "make format     let ruff write what it can"
 	@echo "make schemas    write schemas/ from the code"
@@ -33,18 +36,16 @@ $(READY): pyproject.toml $(wildcard locks/*.txt)
 demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
-# Jobs and trainings mostly wait for Ray, so they run beside all other tests; their output follows when those are done.
-TESTS := $(BIN)/pytest -m "not slow and not gpu" --durations=15
-BESIDE := tests/integration/test_jobs.py tests/integration/test_training.py tests/integration/test_truth.py
-
+# Two workers, each with one group of tests at a time (tests/worker_groups.py), and one thread for each process's sums.
 test: $(READY)
-	@trap 'kill $$beside 2>/dev/null' INT TERM; log=$$(mktemp); $(TESTS) -p no:cacheprovider $(BESIDE) >$$log 2>&1 & beside=$$!; \
-	$(TESTS) $(BESIDE:%=--ignore=%); others=$$?; \
-	tail --lines=+1 --follow --pid=$$beside $$log; wait $$beside && rm -f $$log && exit $$others
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder -m "not slow and not gpu" --durations=15
 
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow" -rP
 	$(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile=search
+
+test-nightly: $(READY)
+	$(BIN)/python tests/nightly.py --budget $(BUDGET)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -9,20 +9,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from pairwright.data.tokens.tokenize_groups import TokenGroup
+from worker_groups import GroupScheduling, rank_of
 
 # No test needs the model hub, and without a network each look-up would retry for 45 seconds. Set before anything
 # imports huggingface_hub, and so for every process that a test starts.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # `forget` empties the cache: not that of whoever runs the tests. What torch compiled may stay where it is.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "torch_extensions"))
-# What fails once fails again: only `make test-slow` looks for new examples.
+# What fails once fails again: only `make test-slow` and `make test-nightly` look for new examples.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("repeatable")
 _CACHE = tempfile.TemporaryDirectory(prefix="pairwright-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: rank_of(item.nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Return what deals groups of tests to the workers of `pytest -n 2`, in the order of collection."""
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,3 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
             said = f"{type(error).__name__}: {error}"
         found[shard.name] = {"load": kind, "said": said, "ran": marker.exists()}
     return found
-
-
-if __name__ == "__main__":
-    zero_ranks.main(run_case)

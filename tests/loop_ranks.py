@@ -93,7 +93,3 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     state = trained.engine.full_state_dict() or {}
     change = {name: tensor.float().numpy() - start[name] for name, tensor in state.items()}
     return {"records": context.records, "start": start, "change": change, "skipped": trained.skipped_steps}
-
-
-if __name__ == "__main__":
-    zero_ranks.main(run_case)

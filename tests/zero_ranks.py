@@ -183,8 +183,8 @@ def resumed(engine: RecordingEngine, new_engine: Any, scratch: Path) -> Recordin
     return fresh
 
 
-def main(run_case: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -> None:
-    arguments = json.loads(Path(sys.argv[1]).read_text())
+def main(run_case: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]], file: str) -> None:
+    arguments = json.loads(Path(file).read_text())
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(arguments["port"]),
@@ -200,7 +200,3 @@ def main(run_case: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]) -
         torch.save(results, arguments["output"])
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(run_case)

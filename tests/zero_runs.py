@@ -1,14 +1,19 @@
-"""The DeepSpeed tests' runs: the cases of each number of ranks, and the processes that run them (zero_ranks.py)."""
+"""The DeepSpeed tests' runs: the cases of each number of ranks, and the processes that run them (zero_ranks.py).
 
+A rank imports torch, DeepSpeed and transformers, which takes six seconds. So one process imports them once for all
+runs of a session, and each rank of each run is a fork of it (``multiprocessing``'s fork server).
+"""
+
+import importlib
 import json
 import os
 import socket
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
-from pathlib import Path
+from multiprocessing import get_context
 from typing import Any, Literal
 
+import pytest
 import torch
 
 from zero_world import (
@@ -160,13 +165,20 @@ def _dropout_cases(world: World) -> Iterator[dict[str, Any]]:
             )
 
 
+RANKS = ("zero_ranks", "loop_ranks", "hostile_ranks")
+"""The modules whose ``run_case`` a rank can run."""
+TIMEOUT_SECONDS = 500.0
+_FORKS = get_context("forkserver")
+_FORKS.set_forkserver_preload([*RANKS])
+
+
 def run_ranks(
     world: World,
     world_size: int,
     cases: list[dict[str, Any]],
     *,
     device: Literal["cpu", "cuda"] = "cpu",
-    script: str = "zero_ranks.py",
+    ranks: str = "zero_ranks",
 ) -> Results:
     """Run cases one after the other in processes of one process group, and return what rank 0 found, by name."""
     with socket.socket() as probe:
@@ -190,21 +202,33 @@ def run_ranks(
             "max_grad_norm": MAX_GRADIENT_NORM,
         },
     }
+    # A GPU is opened by a process that starts as one: after a fork CUDA refuses.
+    context = _FORKS if device == "cpu" else get_context("spawn")
     processes = []
-    for rank in range(world_size):
-        file = scratch / f"arguments-{rank}.json"
-        file.write_text(json.dumps(arguments | {"rank": rank}))
-        path = Path(__file__).with_name(script)
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, str(path), str(file)],
-                # On a machine with GPUs too, unless they are asked for.
-                env=os.environ | ({"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if device == "cpu" else {}),
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-4000:]
+    with pytest.MonkeyPatch.context() as environment:
+        if device == "cpu":  # on a machine with GPUs too
+            environment.setenv("CUDA_VISIBLE_DEVICES", "")
+            environment.setenv("DS_ACCELERATOR", "cpu")
+        for rank in range(world_size):
+            file = scratch / f"arguments-{rank}.json"
+            file.write_text(json.dumps(arguments | {"rank": rank}))
+            processes.append(context.Process(target=_run_rank, args=(ranks, str(file), str(file.with_suffix(".log")))))
+            processes[-1].start()
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    for rank, process in enumerate(processes):
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode != 0:
+            for other in processes:
+                other.kill()
+            log = (scratch / f"arguments-{rank}.log").read_text()
+            raise AssertionError(f"rank {rank} ended with {process.exitcode}: {log[-4000:]}")
     return torch.load(scratch / "results.pt", weights_only=False)
+
+
+def _run_rank(ranks: str, arguments: str, log: str) -> None:
+    """Run one rank in this process, whose output goes to ``log``."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    zero_ranks = importlib.import_module("zero_ranks")
+    zero_ranks.main(importlib.import_module(ranks).run_case, arguments)

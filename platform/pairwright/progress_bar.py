@@ -21,7 +21,11 @@ SILENCE_SECONDS = 60.0
 
 @contextmanager
 def progress_bar(
-    what: str, *, total: int | None, resources: Callable[[], str] = lambda: "1 process"
+    what: str,
+    *,
+    total: int | None,
+    resources: Callable[[], str] = lambda: "1 process",
+    line_seconds: float = LINE_SECONDS,
 ) -> Iterator[Callable[[int], None]]:
     """Show how much is done while the block runs; it calls what it gets with how much more is.
 
@@ -32,10 +36,11 @@ def progress_bar(
         what: things and what becomes of them, such as ``sources hashed``.
         total: how many there are; None where nobody knows yet.
         resources: returns what there is to work with, for the line that is written where nothing moves.
+        line_seconds: time between two lines of a log.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        with _lines(what, total, resources) as advance:
+        with _lines(what, total, resources, line_seconds) as advance:
             yield advance
         return
     columns = (
@@ -51,7 +56,9 @@ def progress_bar(
 
 
 @contextmanager
-def _lines(what: str, total: int | None, resources: Callable[[], str]) -> Iterator[Callable[[int], None]]:
+def _lines(
+    what: str, total: int | None, resources: Callable[[], str], line_seconds: float
+) -> Iterator[Callable[[int], None]]:
     done = 0
     stop = threading.Event()
 
@@ -61,7 +68,7 @@ def _lines(what: str, total: int | None, resources: Callable[[], str]) -> Iterat
 
     def watch() -> None:
         shown, spoke = 0, time.monotonic()
-        while not stop.wait(LINE_SECONDS):
+        while not stop.wait(line_seconds):
             if done == shown and time.monotonic() - spoke < SILENCE_SECONDS:
                 continue
             note = "" if done != shown else f"; nothing new for {SILENCE_SECONDS:.0f} s, working with {resources()}"

@@ -15,11 +15,11 @@ import zstandard
 
 from pairwright.config import FieldPaths, IngestConfig
 from pairwright.data.ingest import dedup, shards
-from pairwright.data.ingest import ingest as ingestion
 from pairwright.data.ingest.ingest import IngestSummary, ingest
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import ConfigError, SourceError, StoreError
 from pairwright.records import Rejection
+from racing_executor import CHECKED, READ, RacingExecutor
 
 DATA = Path(__file__).parents[2].parent / "shared/data"
 CONFIG = IngestConfig()
@@ -280,24 +280,13 @@ def test_a_table_inside_a_source_directory_does_not_feed_on_itself(tmp_path: Pat
     assert {Path(name) for name in summary.ignored} == inside | set((tmp_path / "table/data").glob("*"))
 
 
-def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(tmp_path: Path) -> None:
     ours = write(tmp_path / "ours.jsonl", records("a", "b"))
     theirs = write(tmp_path / "theirs.jsonl", records("b", "c"))
     table = str(tmp_path / "t")
-    manifest_on = ingestion.Ingestion.manifest_on
-    rounds = []
-
-    def interrupted(self: Any, newest: Manifest | None) -> Manifest | None:
-        proposed = manifest_on(self, newest)
-        rounds.append(newest)
-        if len(rounds) == 1:  # the other one commits between our look at the table and our commit
-            ingest([theirs], table, CONFIG)
-        return proposed
-
-    monkeypatch.setattr(ingestion.Ingestion, "manifest_on", interrupted)
-    summary = ingest([ours], table, CONFIG)
+    race = RacingExecutor(lambda: ingest([theirs], table, CONFIG), before=CHECKED)
+    summary = ingest([ours], table, CONFIG, executor=race)
+    assert race.num_maps > 1, "the other one was first"
     assert sorted(ids_of(table)) == ["a", "b", "c"]
     assert (summary.sources[0].accepted, summary.sources[0].refused) == (1, 1)
     assert "which stands at" in summary.rejections[0].reason
@@ -306,20 +295,12 @@ def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(
     assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
 
 
-def test_the_same_source_ingested_twice_at_once_goes_in_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_source_ingested_twice_at_once_goes_in_once(tmp_path: Path) -> None:
     path = write(tmp_path / "s.jsonl", records("a", "b"))
     table = str(tmp_path / "t")
-    read = ingestion.Ingestion.read
-    depth = []
-
-    def overtaken(self: Any, sources: Any, unreadable: Any) -> None:
-        read(self, sources, unreadable)
-        depth.append(1)
-        if len(depth) == 1:
-            ingest([path], table, CONFIG)
-
-    monkeypatch.setattr(ingestion.Ingestion, "read", overtaken)
-    summary = ingest([path], table, CONFIG)
+    race = RacingExecutor(lambda: ingest([path], table, CONFIG), before=READ)
+    summary = ingest([path], table, CONFIG, executor=race)
+    assert race.num_maps == 1
     assert (summary.manifest, summary.skipped) == (None, [path])
     assert ids_of(table) == ["a", "b"]
     assert files_in(tmp_path / "t", "data") == {file.path for file in Table.open(table).manifest().files}

@@ -141,12 +141,13 @@ def write_layout(rows: list[dict[str, Any]], path: Path) -> None:
 
 SCRIPT = """
 import json, sys
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.data.ingest.ingest import ingest
 from pairwright.config import IngestConfig
 bucket = sys.argv[1]
 names = [f"{bucket}/data/", f"delta+{bucket}/lake"]
-first = ingest(names, f"{bucket}/table", IngestConfig(range_bytes=1024))
-again = ingest(names, f"{bucket}/table", IngestConfig(range_bytes=1024))
+first = ingest(names, f"{bucket}/table", IngestConfig(range_bytes=1024), executor=EXECUTOR)
+again = ingest(names, f"{bucket}/table", IngestConfig(range_bytes=1024), executor=EXECUTOR)
 print(json.dumps([first.failed, [source.uri for source in first.sources], again.manifest is None, again.skipped]))
 """
 

@@ -9,12 +9,12 @@ import pytest
 from pairwright.cluster.executor import SizedExecutor
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor
-from pairwright.data.ingest import ingest as ingestion
 from pairwright.data.ingest.ingest import ingest
 from pairwright.data.table.compact import compact
 from pairwright.data.table.diff import diff
 from pairwright.data.table.erase import forget
-from pairwright.data.table.table import Manifest, Table
+from pairwright.data.table.table import Table
+from racing_executor import CHECKED, RacingExecutor
 
 CONFIG = IngestConfig()
 BAD = b'{"id": "bad"}\n'
@@ -94,28 +94,21 @@ def test_new_content_of_which_nothing_can_be_read_replaces_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_of_two_that_replace_one_source_at_once_one_wins_and_the_other_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
-) -> None:
+def test_of_two_that_replace_one_source_at_once_one_wins_and_the_other_says_so(tmp_path: Path, same: bool) -> None:
     table = str(tmp_path / "t")
     a = write(tmp_path / "a.jsonl", records(1, 2))
     other = write(tmp_path / "other.jsonl", records(7))
     ingest([a], table, CONFIG)
     ours, theirs = records(2, 3), records(3, 4)
     write(tmp_path / "a.jsonl", ours)
-    manifest_on = ingestion.Ingestion.manifest_on
-    rounds = []
 
-    def overtaken(self: Any, newest: Manifest | None) -> Manifest | None:
-        proposed = manifest_on(self, newest)
-        rounds.append(newest)
-        if len(rounds) == 1:  # the other one commits between our look at the table and our commit
-            write(tmp_path / "a.jsonl", ours if same else theirs)
-            ingest([a], table, CONFIG, replace=True)
-        return proposed
+    def the_other() -> None:
+        write(tmp_path / "a.jsonl", ours if same else theirs)
+        ingest([a], table, CONFIG, replace=True)
 
-    monkeypatch.setattr(ingestion.Ingestion, "manifest_on", overtaken)
-    summary = ingest([a, other], table, CONFIG, replace=True)
+    race = RacingExecutor(the_other, before=CHECKED)
+    summary = ingest([a, other], table, CONFIG, replace=True, executor=race)
+    assert race.num_maps > 1, "the other one was first"
     if same:
         assert (summary.failed, summary.skipped) == ([], [a])
         assert rows_of(table).keys() == {"2", "3", "7"}
@@ -127,26 +120,15 @@ def test_of_two_that_replace_one_source_at_once_one_wins_and_the_other_says_so(
     assert_accounted_for(table)
 
 
-def test_a_replacement_that_loses_the_race_is_made_again_on_what_came_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replacement_that_loses_the_race_is_made_again_on_what_came_first(tmp_path: Path) -> None:
     table = str(tmp_path / "t")
     a = write(tmp_path / "a.jsonl", records(1, 2) + BAD)
     other = write(tmp_path / "other.jsonl", records(2, 9))  # 2 is ours in the table, and again once we have replaced it
     ingest([a], table, CONFIG)
     write(tmp_path / "a.jsonl", records(2, 3))
-    manifest_on = ingestion.Ingestion.manifest_on
-    rounds = []
-
-    def interrupted(self: Any, newest: Manifest | None) -> Manifest | None:
-        proposed = manifest_on(self, newest)
-        rounds.append(newest)
-        if len(rounds) == 1:
-            ingest([other], table, CONFIG)
-        return proposed
-
-    monkeypatch.setattr(ingestion.Ingestion, "manifest_on", interrupted)
-    assert ingest([a], table, CONFIG, replace=True).replaced == {a: 2}
+    race = RacingExecutor(lambda: ingest([other], table, CONFIG), before=CHECKED)
+    assert ingest([a], table, CONFIG, replace=True, executor=race).replaced == {a: 2}
+    assert race.num_maps > 1, "the other one was first"
     assert rows_of(table).keys() == {"2", "3", "9"}
     assert sorted(refused_of(table)) == [("other.jsonl", 1)]
     assert_accounted_for(table)

@@ -73,7 +73,7 @@ def test_a_shard_that_would_run_something_is_refused_by_name_and_nothing_runs(
 
 def test_a_rank_that_goes_on_runs_nothing_neither_by_our_check_nor_by_deepspeeds_load(world: World) -> None:
     cases = [case(world, "zero0", 0), case(world, "zero2 bf16", 2, precision="bf16"), case(world, "zero3", 3)]
-    found = run_ranks(world, 1, cases, script="hostile_ranks.py")
+    found = run_ranks(world, 1, cases, ranks="hostile_ranks")
     for name, of_case in found.items():
         assert of_case, name
         for shard, outcome in of_case.items():

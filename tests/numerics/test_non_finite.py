@@ -137,10 +137,10 @@ def test_skipped_steps_count_over_a_resume_and_the_run_ends_in_the_same_weights(
             whole_run("stopped", "again", stops_after=4),
             whole_run("stopped too", "too often", stops_after=4),
         ],
-        script="loop_ranks.py",
+        ranks="loop_ranks",
     )
     then = run_ranks(
-        world, 2, [whole_run("again", "again"), whole_run("too often", "too often", most=2)], script="loop_ranks.py"
+        world, 2, [whole_run("again", "again"), whole_run("too often", "too often", most=2)], ranks="loop_ranks"
     )
     whole, again = first["whole"], then["again"]
     assert [(step - 1) // 3 for step in whole["skipped"]] == [0, 1, 2]

@@ -62,14 +62,14 @@ def started(world: World, folder: Path, world_size: int, names: Iterable[str]) -
     whole = runs_of(world, folder / f"whole-{world_size}", names)
     stopped = runs_of(world, folder / f"stopped-{world_size}", names, stops_after=STOPS_AFTER)
     renamed = [run | {"name": f"{run['name']} stopped"} for run in stopped]
-    return run_ranks(world, world_size, [*whole, *renamed], script="loop_ranks.py")
+    return run_ranks(world, world_size, [*whole, *renamed], ranks="loop_ranks")
 
 
 def finished(world: World, folder: Path, before: int, after: int, names: Iterable[str]) -> Results:
     """Run to the end, on ``after`` ranks, what ``started`` stopped on ``before``."""
     place = folder / f"from-{before}-to-{after}"
     shutil.copytree(folder / f"stopped-{before}", place)
-    return run_ranks(world, after, runs_of(world, place, names), script="loop_ranks.py")
+    return run_ranks(world, after, runs_of(world, place, names), ranks="loop_ranks")
 
 
 def check_same_end(found: dict[str, Any], expected: dict[str, Any], name: str) -> None:

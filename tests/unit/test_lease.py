@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pairwright.data.storage import lease as leases
 from pairwright.data.storage.lease import Holder, Lease
 from pairwright.data.storage.ownership import RUN
 from pairwright.errors import LeaseError
@@ -23,14 +22,9 @@ with Lease(sys.argv[1], RUN, what="`x`", lost=lambda: print("lost", flush=True))
 """
 
 
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.1)
-    monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
-
-
 def lease(place: Path, lost: threading.Event | None = None) -> Lease:
-    return Lease(str(place), RUN, what="`x`", lost=(lost or threading.Event()).set)
+    told = (lost or threading.Event()).set
+    return Lease(str(place), RUN, what="`x`", lost=told, renew_seconds=0.1, lease_seconds=1.0)
 
 
 def hold(place: Path, seconds: float) -> subprocess.Popen[str]:

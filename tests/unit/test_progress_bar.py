@@ -7,11 +7,8 @@ import pytest
 from pairwright import progress_bar
 
 
-def test_long_work_leaves_lines_that_say_how_much_of_what_is_done(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress_bar, "LINE_SECONDS", 0.05)
-    with progress_bar.progress_bar("sources hashed", total=1500) as advance:
+def test_long_work_leaves_lines_that_say_how_much_of_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar.progress_bar("sources hashed", total=1500, line_seconds=0.05) as advance:
         advance(1200)
         time.sleep(0.4)
     captured = capsys.readouterr()

@@ -398,16 +398,13 @@ def test_an_overwritten_output_holds_the_second_run_alone(tmp_path: Path) -> Non
     assert {file.path for file in (*manifest.files, *manifest.refused_files)} | {"scores.json"} == files_in(tmp_path)
 
 
-def test_what_a_killed_run_left_goes_with_the_next_once_it_is_a_day_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(score_files, "ROWS_PER_FILE", 2)
+def test_what_a_killed_run_left_goes_with_the_next_once_it_is_a_day_old(tmp_path: Path) -> None:
     for _ in range(2):
-        ScoreFiles(str(tmp_path), overwrite=False).add(part(["old", "old"]))
+        ScoreFiles(str(tmp_path), overwrite=False, rows_per_file=2).add(part(["old", "old"]))
     old, young = sorted(files_in(tmp_path))
     before = time.time() - 25 * 3600
     os.utime(tmp_path / old, (before, before))
-    files = ScoreFiles(str(tmp_path), overwrite=False)
+    files = ScoreFiles(str(tmp_path), overwrite=False, rows_per_file=2)
     (tmp_path / "scores/notes.txt").write_text("mine")
     files.add(part(["new"]))
     files.finish_source()
@@ -448,11 +445,8 @@ def test_of_two_runs_into_one_output_at_once_one_is_kept_whole(tmp_path: Path) -
     assert len(files_in(tmp_path)) == 2
 
 
-def test_a_dropped_source_leaves_nothing_and_order_is_kept_over_many_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(score_files, "ROWS_PER_FILE", 4)
-    files = ScoreFiles(str(tmp_path), overwrite=False)
+def test_a_dropped_source_leaves_nothing_and_order_is_kept_over_many_files(tmp_path: Path) -> None:
+    files = ScoreFiles(str(tmp_path), overwrite=False, rows_per_file=4)
     kept = []
     for source in range(7):
         names = [f"{source}-{i}" for i in range(1 + 3 * source)]

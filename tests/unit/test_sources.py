@@ -285,21 +285,17 @@ def test_the_tag_of_a_file_follows_its_content_and_not_its_times(tmp_path: Path)
     assert tag_of(path) != tag
 
 
-def test_blocks_that_are_hashed_apart_make_one_tag_and_count_the_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pairwright.data.ingest.sources.source_bytes.HASHED_BYTES", 50)
-    monkeypatch.setattr("pairwright.data.ingest.sources.splits.HASHED_BYTES", 50)
+def test_blocks_that_are_hashed_apart_make_one_tag_and_count_the_lines(tmp_path: Path) -> None:
     source = source_of(write(tmp_path / "a.jsonl", TEXT))
     blocks = [TEXT[start : start + 50] for start in range(0, len(TEXT), 50)]
     assert len(blocks) > 2
-    assert hash_bounds(source) == plan_ranges(source, 50)
-    hashed = [hash_block(source, *bounds) for bounds in hash_bounds(source)]
+    assert hash_bounds(source, 50) == plan_ranges(source, 50)
+    hashed = [hash_block(source, *bounds) for bounds in hash_bounds(source, 50)]
     digests = b"".join(hashlib.sha256(block).digest() for block in blocks)
     assert content_tag([digest for digest, _ in hashed]) == f"sha256-64m:{hashlib.sha256(digests).hexdigest()}"
-    known = known_newlines(surveyed(source, "tag", [count for _, count in hashed]), 50)
+    known = known_newlines(surveyed(source, "tag", [count for _, count in hashed]), 50, 50)
     assert known == tuple(block.count(b"\n") for block in blocks)
-    assert known_newlines(surveyed(source, "tag", [1]), 51) is None
+    assert known_newlines(surveyed(source, "tag", [1]), 51, 50) is None
 
 
 # ------------------------------------------------------------------------------------------------ parts

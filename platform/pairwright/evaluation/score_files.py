@@ -144,16 +144,17 @@ class ScoreFiles:
     Args:
         url: directory or URL of the output.
         overwrite: whether to replace the scores that it holds, once the new ones are complete.
+        rows_per_file: most rewards in a file.
 
     Raises:
         StoreError: if it holds scores and ``overwrite`` is False, or if it holds anything else.
     """
 
-    def __init__(self, url: str, *, overwrite: bool) -> None:
+    def __init__(self, url: str, *, overwrite: bool, rows_per_file: int = ROWS_PER_FILE) -> None:
         self.url = absolute_url(url)
         self._store = open_store(self.url)
         self._run = uuid.uuid4().hex[:12]
-        self._scores = _Rolling(self._write_scores, lambda table: table.num_rows, ROWS_PER_FILE)
+        self._scores = _Rolling(self._write_scores, lambda table: table.num_rows, rows_per_file)
         self._refused = _Rolling(self._write_refused, lambda _: 1, REJECTIONS_PER_FILE)
         self.totals = Counter(dict.fromkeys(TOTALS, 0))
         self._current_totals: Counter[str] = Counter()

@@ -25,7 +25,6 @@ from pairwright.records import UNREADABLE_JSON
 
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 30.0
-"""After so long without a new count the holder counts as dead."""
 _FOLDER = "lease"
 
 
@@ -50,14 +49,26 @@ class Lease:
         kind: of the place; its ``deletable`` covers leases.
         what: what only one command may do, for messages, such as ``train``.
         lost: called once, from another thread, where another command has taken the lease over.
+        renew_seconds: time between two counts of the holder.
+        lease_seconds: after so long without a new count the holder counts as dead.
 
     Raises:
         LeaseError: on entry, if another command holds it and lives.
         StoreError: if the place cannot be read or written.
     """
 
-    def __init__(self, url: str, kind: Kind, *, what: str, lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        kind: Kind,
+        *,
+        what: str,
+        lost: Callable[[], None],
+        renew_seconds: float = RENEW_SECONDS,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self._url, self._kind, self._what, self._lost = url, kind, what, lost
+        self._renew_seconds, self._lease_seconds = renew_seconds, lease_seconds
         self._holder = Holder(
             process=os.getpid(),
             host=socket.gethostname(),
@@ -104,7 +115,7 @@ class Lease:
             )
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEW_SECONDS):
+        while not self._ended.wait(self._renew_seconds):
             try:
                 if self._is_taken_over():
                     self.is_lost = True
@@ -130,9 +141,9 @@ class Lease:
             if lives:
                 raise LeaseError(self._refusal(holder))
             return
-        until = time.monotonic() + LEASE_SECONDS
+        until = time.monotonic() + self._lease_seconds
         while time.monotonic() < until:
-            time.sleep(RENEW_SECONDS / 2)
+            time.sleep(self._renew_seconds / 2)
             now = self._read(number)
             if now is None or now.released:
                 return

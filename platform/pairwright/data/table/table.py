@@ -136,7 +136,9 @@ class Table:
             raise StoreError(no_version(self.url, version, versions, self.removed_versions()))
         return self._read_manifest(versions[-1] if version is None else version)
 
-    def commit(self, build: Callable[[Manifest | None], Manifest | None]) -> Manifest | None:
+    def commit(
+        self, build: Callable[[Manifest | None], Manifest | None], *, max_attempts: int = MAX_COMMIT_ATTEMPTS
+    ) -> Manifest | None:
         """Make what ``build`` returns the next version, and return it as committed.
 
         ``build`` gets the newest version and is called again, on the newer one, when another writer was first; it
@@ -144,10 +146,10 @@ class Table:
 
         Raises:
             StoreError: if the table holds another kind, or a file that would be named has been removed meanwhile.
-            CommitConflict: if other writers were first 200 times in a row.
+            CommitConflict: if other writers were first ``max_attempts`` times in a row.
         """
         commit_id = uuid.uuid4().hex
-        for attempt in range(MAX_COMMIT_ATTEMPTS):
+        for attempt in range(max_attempts):
             newest = self.latest()
             if newest is not None and newest.kind != self.kind:
                 raise StoreError(other_kind(self.url, newest.kind, self.kind))
@@ -161,7 +163,7 @@ class Table:
                 return manifest
             time.sleep(random.uniform(0, min(0.01 * 2**attempt, 1.0)))  # noqa: S311 (a pause, not a secret)
         raise CommitConflict(
-            f"{self.url}: other writers took the next version {MAX_COMMIT_ATTEMPTS} times in a row; nothing was "
+            f"{self.url}: other writers took the next version {max_attempts} times in a row; nothing was "
             "committed; run the command again when fewer writers are at work"
         )
 

@@ -97,9 +97,9 @@ def hash_block(source: SourceRef, start: int, end: int) -> tuple[str, int]:
     return digest.hexdigest(), newlines
 
 
-def hash_bounds(source: SourceRef) -> list[tuple[int, int]]:
+def hash_bounds(source: SourceRef, block_bytes: int = HASHED_BYTES) -> list[tuple[int, int]]:
     """Return the [start, end) of the blocks that are hashed apart, and so by several tasks: at least one."""
-    return [(start, min(start + HASHED_BYTES, source.size)) for start in range(0, max(source.size, 1), HASHED_BYTES)]
+    return [(start, min(start + block_bytes, source.size)) for start in range(0, max(source.size, 1), block_bytes)]
 
 
 def content_tag(digests: Sequence[str]) -> str:

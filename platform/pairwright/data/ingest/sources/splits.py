@@ -79,10 +79,10 @@ def cut(source: SourceRef, range_bytes: int, *, is_array: bool) -> list[tuple[in
     return [(start, min(start + range_bytes, source.size)) for start in range(0, source.size, range_bytes)]
 
 
-def known_newlines(source: SourceRef, range_bytes: int) -> Sequence[int] | None:
+def known_newlines(source: SourceRef, range_bytes: int, block_bytes: int = HASHED_BYTES) -> Sequence[int] | None:
     """Return the newlines of each range, where hashing has counted them in the same ranges; None where it has not."""
     counts_newlines = source.layout in ("lines", "json") and source.compression is None
-    return source.newlines if counts_newlines and range_bytes == HASHED_BYTES else None
+    return source.newlines if counts_newlines and range_bytes == block_bytes else None
 
 
 def number_ranges(source: SourceRef, ranges: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[LineRange]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 UNREADABLE_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises over bytes that are not the JSON that they should be: deep nesting is the last of them."""
 
-Grade: TypeAlias = Literal["significantly better", "better", "slightly better", "negligibly better"]
+PreferenceStrength: TypeAlias = Literal["significantly better", "better", "slightly better", "negligibly better"]
 """How much better the better of two completions is."""
 
 
@@ -49,7 +49,7 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ranks: list[int] | None = None
     scores: list[float] | None = None
     order: list[str | list[str]] | None = None
-    grade: Grade | None = None
+    grade: PreferenceStrength | None = None
     annotator: str | None = None
     created_at: str | None = None
     subset: str | None = None

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pairwright.cluster.databases import lines_of_query
+from pairwright.cluster.databases import query_lines
 from pairwright.config import IngestConfig
-from pairwright.data.ingest.sources.connection_urls import parse_place
+from pairwright.data.ingest.sources.connection_urls import parse_connection_url
 from pairwright.errors import SourceError
 
 ENDLESS = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t)"
@@ -35,9 +35,9 @@ def database(tmp_path: Path) -> Path:
 
 def lines_of(path: Path, table: str = "", query: str = "", limits: dict[str, Any] | None = None, **reader: Any) -> Any:
     asked = {"query": query} if query else {}
-    config = IngestConfig.model_validate({"reader": asked | reader, "limits": limits or {}})
-    place = parse_place(f"sqlite://{path}" + (f"?table={table}" if table else ""), config.reader)
-    return [json.loads(line) for lines in lines_of_query(place, config) for line in lines]
+    config = IngestConfig.model_validate({"connectors": asked | reader, "limits": limits or {}})
+    place = parse_connection_url(f"sqlite://{path}" + (f"?table={table}" if table else ""), config.connectors)
+    return [json.loads(line) for lines in query_lines(place, config) for line in lines]
 
 
 def test_every_row_comes_as_a_record_also_where_types_differ(database: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.data.storage.model_listing import RULES_FILE, list_files
 from pairwright.data.storage.outputs import new_file, put_directory, put_output
-from pairwright.data.storage.ownership import TABLE, check_free, delete_files
+from pairwright.data.storage.ownership import TABLE, delete_files, refuse_occupied
 from pairwright.data.table.table import REMOVED, Table
 from pairwright.data.table.vacuum import vacuum
 from pairwright.errors import StoreError
@@ -340,4 +340,4 @@ def _umask() -> int:
 
 def test_hidden_names_right_below_a_place_are_nobodys_content(tmp_path: Path) -> None:
     write(tmp_path, ".DS_Store", ".git/config")
-    check_free(str(tmp_path), TABLE, advice=ADVICE)
+    refuse_occupied(str(tmp_path), TABLE, advice=ADVICE)

@@ -34,10 +34,10 @@ def versions(
     as_json: AsJson = False,
 ) -> None:
     """List a table's versions: what each one is, and what it changed."""
-    from pairwright.data.table.version_log import format_history, history
+    from pairwright.data.table.version_log import format_version_log, version_log
 
-    found = history(url, last=last)
-    say_json(found) if as_json else say(format_history(found))
+    found = version_log(url, last=last)
+    say_json(found) if as_json else say(format_version_log(found))
 
 
 @app.command()
@@ -119,7 +119,7 @@ def forget(
     """Commit a version without an annotator or a prompt, and prove that no file of it holds them."""
     from pairwright.cli.render import render_erasure
     from pairwright.cluster.executor import EXECUTOR
-    from pairwright.data.table.erase import forget as run
+    from pairwright.data.table.erase import erase as run
 
     summary = run(url, annotators=annotator, prompts=prompt, is_exact=exact, executor=EXECUTOR)
     say_json(summary.as_dict()) if as_json else say(render_erasure(summary))

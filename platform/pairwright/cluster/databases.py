@@ -17,7 +17,7 @@ from ray.data import Dataset
 
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.decoders.arrow_rows import encode_records, values_of
-from pairwright.data.ingest.sources.connection_urls import Place, select_all
+from pairwright.data.ingest.sources.connection_urls import ExternalSource, select_all
 from pairwright.data.ingest.sources.source_bytes import FREE_TEXT_BYTES, READ_BYTES
 from pairwright.errors import SourceError
 
@@ -25,12 +25,12 @@ ROWS_AT_ONCE = 512
 LINE = "line"
 """The one column of what a database's rows become."""
 _CURSOR = "pairwright"
-_STEPS_BETWEEN_LOOKS = 10_000
+_STEPS_BETWEEN_CHECKS = 10_000
 _READS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 _ACTING_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "writefile", "edit", "eval"})
 
 
-def read_database(place: Place, config: IngestConfig) -> Dataset:
+def read_database(place: ExternalSource, config: IngestConfig) -> Dataset:
     """Return the rows of a query as lines of JSON, to be read by one task.
 
     Raises:
@@ -40,20 +40,20 @@ def read_database(place: Place, config: IngestConfig) -> Dataset:
         raise SourceError(f"{place.address}: no such file; a sqlite:/// address takes an absolute path")
 
     def read(_: pa.Table) -> Iterator[pa.Table]:
-        for lines in lines_of_query(place, config):
+        for lines in query_lines(place, config):
             yield pa.table({LINE: pa.array(lines, pa.binary())})
 
     return ray.data.from_items([0], override_num_blocks=1).map_batches(read, batch_size=None, batch_format="pyarrow")
 
 
-def lines_of_query(place: Place, config: IngestConfig) -> Iterator[list[bytes]]:
+def query_lines(place: ExternalSource, config: IngestConfig) -> Iterator[list[bytes]]:
     """Yield the rows of a place as lines of JSON, some at a time.
 
     Raises:
         SourceError: if they are too many or too long, or take too long.
         Exception: whatever the client raises.
     """
-    deadline = time.monotonic() + config.reader.statement_timeout_seconds
+    deadline = time.monotonic() + config.connectors.statement_timeout_seconds
     with (_sqlite if place.kind == "sqlite" else _postgresql)(place, config, deadline) as cursor:
         names = [column[0] for column in cursor.description]
         num_bytes, num_rows = 0, 1
@@ -66,11 +66,11 @@ def lines_of_query(place: Place, config: IngestConfig) -> Iterator[list[bytes]]:
             yield lines
 
 
-def _check(place: Place, config: IngestConfig, num_bytes: int, deadline: float) -> None:
+def _check(place: ExternalSource, config: IngestConfig, num_bytes: int, deadline: float) -> None:
     if time.monotonic() > deadline:
         raise SourceError(
-            f"{place.uri}: its query has not ended after {config.reader.statement_timeout_seconds:,} s; ask for less, "
-            "or set reader.statement_timeout_seconds"
+            f"{place.uri}: its query has not ended after {config.connectors.statement_timeout_seconds:,} s; "
+            "ask for less, or set connectors.statement_timeout_seconds"
         )
     if place.kind != "sqlite":
         return
@@ -102,19 +102,19 @@ def _encoded(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[bytes]
 
 
 @contextmanager
-def _sqlite(place: Place, config: IngestConfig, deadline: float) -> Iterator[sqlite3.Cursor]:
+def _sqlite(place: ExternalSource, config: IngestConfig, deadline: float) -> Iterator[sqlite3.Cursor]:
     """Lend a cursor with the query's rows, on a connection that can do nothing but read this one file."""
     connection = sqlite3.connect(f"{Path(place.address).as_uri()}?mode=ro", uri=True)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA cell_size_check = ON")
         connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute(f"PRAGMA hard_heap_limit = {config.reader.query_memory_bytes}")
+        connection.execute(f"PRAGMA hard_heap_limit = {config.connectors.query_memory_bytes}")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, config.limits.max_record_bytes)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000)
         connection.set_authorizer(_may_read)
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_BETWEEN_LOOKS)
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_BETWEEN_CHECKS)
         with _explained(place, config, deadline):
             yield connection.execute(select_all(place))
     finally:
@@ -128,7 +128,7 @@ def _may_read(action: int, first: str | None, second: str | None, *_: str | None
 
 
 @contextmanager
-def _explained(place: Place, config: IngestConfig, deadline: float) -> Iterator[None]:
+def _explained(place: ExternalSource, config: IngestConfig, deadline: float) -> Iterator[None]:
     """Say which limit a query met, where SQLite says only that it stopped."""
     try:
         yield
@@ -145,28 +145,28 @@ def _explained(place: Place, config: IngestConfig, deadline: float) -> Iterator[
             ) from None
         raise
     except MemoryError:
-        most = config.reader.query_memory_bytes
+        most = config.connectors.query_memory_bytes
         raise SourceError(
             f"{place.uri}: its query needs more than {most:,} bytes of memory; ask for less, or set "
-            "reader.query_memory_bytes"
+            "connectors.query_memory_bytes"
         ) from None
 
 
 @contextmanager
-def _postgresql(place: Place, config: IngestConfig, deadline: float) -> Iterator[Any]:
+def _postgresql(place: ExternalSource, config: IngestConfig, deadline: float) -> Iterator[Any]:
     """Lend a server's cursor with the query's rows, in a transaction that is read-only and rolled back."""
     import psycopg
     from psycopg.types.json import set_json_loads
     from psycopg.types.string import TextLoader
 
     connect: Callable[..., Any] = psycopg.connect
-    connection = connect(place.address, connect_timeout=config.reader.connect_timeout_seconds)
+    connection = connect(place.address, connect_timeout=config.connectors.connect_timeout_seconds)
     try:
         connection.read_only = True
         # JSON as text: Arrow has no type for a column that holds an object here and a list there.
         set_json_loads(lambda text: text if isinstance(text, str) else bytes(text).decode(), connection)
         connection.adapters.register_loader("uuid", TextLoader)
-        milliseconds = 1000 * config.reader.statement_timeout_seconds
+        milliseconds = 1000 * config.connectors.statement_timeout_seconds
         connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
         # A named cursor takes one statement, and only one that gives rows.
         cursor = connection.cursor(name=_CURSOR)

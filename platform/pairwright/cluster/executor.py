@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Broadcast, Executor, Failures
-from pairwright.data.ingest.sources.connection_urls import Place
+from pairwright.data.ingest.sources.connection_urls import ExternalSource
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.table.table import Table
 
@@ -78,13 +78,13 @@ class SizedExecutor:
         return num_nodes()
 
     def stage_rows(
-        self, places: Sequence[Place], table: Table, config: IngestConfig
+        self, sources: Sequence[ExternalSource], table: Table, config: IngestConfig
     ) -> AbstractContextManager[tuple[list[SourceRef], Failures]]:
-        if not places:
-            return LOCAL.stage_rows(places, table, config)
+        if not sources:
+            return LOCAL.stage_rows(sources, table, config)
         from pairwright.cluster.stage_external import staged_rows
 
-        return staged_rows(places, table, config)
+        return staged_rows(sources, table, config)
 
 
 def _is_ray_up() -> bool:

@@ -17,9 +17,9 @@ from pydantic import SecretStr
 from ray.data import Dataset
 
 from pairwright.cluster.databases import LINE, read_database
-from pairwright.config import IngestConfig, ReaderConfig
+from pairwright.config import ConnectorConfig, IngestConfig
 from pairwright.data.ingest.decoders.arrow_rows import encode_rows
-from pairwright.data.ingest.sources.connection_urls import Place, offsets
+from pairwright.data.ingest.sources.connection_urls import ExternalSource, offsets
 from pairwright.errors import ConfigError, SourceError
 
 _PACKAGES = {
@@ -35,7 +35,7 @@ HUGGINGFACE_ROWS = 50_000
 KAFKA_TIMEOUT_SECONDS = 15.0
 
 
-def check_installed(place: Place) -> None:
+def check_installed(place: ExternalSource) -> None:
     """Refuse a place whose client is not installed.
 
     Raises:
@@ -53,7 +53,7 @@ def check_installed(place: Place) -> None:
         ) from None
 
 
-def read_place(place: Place, config: IngestConfig) -> Iterator[Dataset]:
+def read_external(place: ExternalSource, config: IngestConfig) -> Iterator[Dataset]:
     """Yield the rows of a place as datasets, to be taken one after the other.
 
     Raises:
@@ -67,17 +67,17 @@ def read_place(place: Place, config: IngestConfig) -> Iterator[Dataset]:
             yield ray.data.read_delta(
                 place.address,
                 version=None if version is None else int(version),
-                storage_options=resolved(config.reader.delta),
+                storage_options=resolved(config.connectors.delta),
             )
         case "iceberg":
-            yield _iceberg(place, resolved(config.reader.iceberg))
+            yield _iceberg(place, resolved(config.connectors.iceberg))
         case "huggingface":
             yield from _huggingface(place)
         case "kafka":
-            yield _kafka(place, resolved(config.reader.kafka))
+            yield _kafka(place, resolved(config.connectors.kafka))
 
 
-def encoder_for(place: Place) -> Callable[[pa.RecordBatch], bytes]:
+def encoder_for(place: ExternalSource) -> Callable[[pa.RecordBatch], bytes]:
     """Return what turns a place's rows into lines of JSON: cells of a database may hold JSON, messages are JSON."""
     return {"sqlite": _join_lines, "postgresql": _join_lines, "kafka": _encode_messages}.get(place.kind, encode_rows)
 
@@ -97,13 +97,13 @@ def resolved(properties: Mapping[str, SecretStr]) -> dict[str, str]:
         value = secret.get_secret_value()
         if value.startswith("$"):
             if value[1:] not in os.environ:
-                raise ConfigError(f"[reader]: {name} is {value}, which the environment has not got; set it")
+                raise ConfigError(f"[connectors]: {name} is {value}, which the environment has not got; set it")
             value = os.environ[value[1:]]
         found[name] = value
     return found
 
 
-def secrets_of(place: Place, config: ReaderConfig) -> list[str]:
+def secrets_of(place: ExternalSource, config: ConnectorConfig) -> list[str]:
     """Return what no message about a place may hold: ``addresses.without_secrets`` takes it out, encoded or not.
 
     Raises:
@@ -126,7 +126,7 @@ def secrets_of(place: Place, config: ReaderConfig) -> list[str]:
 # -------------------------------------------------------------------------------------- tables and datasets
 
 
-def _iceberg(place: Place, properties: dict[str, str]) -> Dataset:
+def _iceberg(place: ExternalSource, properties: dict[str, str]) -> Dataset:
     catalog, _, table = place.address.partition("/")
     snapshot = place.settings.get("snapshot")
     return ray.data.read_iceberg(
@@ -136,7 +136,7 @@ def _iceberg(place: Place, properties: dict[str, str]) -> Dataset:
     )
 
 
-def _huggingface(place: Place) -> Iterator[Dataset]:
+def _huggingface(place: ExternalSource) -> Iterator[Dataset]:
     import datasets
 
     split = place.settings.get("split")
@@ -169,7 +169,7 @@ def _huggingface(place: Place) -> Iterator[Dataset]:
 # --------------------------------------------------------------------------------------------------- Kafka
 
 
-def _kafka(place: Place, properties: dict[str, str]) -> Dataset:
+def _kafka(place: ExternalSource, properties: dict[str, str]) -> Dataset:
     servers, _, topic = place.address.partition("/")
     start, end = _bounds(place, {**properties, "bootstrap.servers": servers, "group.id": "pairwright"}, topic)
     return ray.data.read_kafka(
@@ -181,7 +181,7 @@ def _kafka(place: Place, properties: dict[str, str]) -> Dataset:
     )
 
 
-def _bounds(place: Place, settings: dict[str, str], topic: str) -> tuple[dict[int, Any], dict[int, Any]]:
+def _bounds(place: ExternalSource, settings: dict[str, str], topic: str) -> tuple[dict[int, Any], dict[int, Any]]:
     """Return the first offset of each partition, and the one after the last, once they are known to be there."""
     from confluent_kafka import Consumer, TopicPartition
 

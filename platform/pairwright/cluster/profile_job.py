@@ -146,7 +146,7 @@ def _refused(subject: Subject) -> RefusedSums:
     files = subject.manifest.refused_files
 
     def work(index: int) -> Iterator[RefusedSums]:
-        yield count_refused(subject.table.read_refused(files[index]))
+        yield count_refused(subject.table.read_quarantined(files[index]))
 
     parts = EXECUTOR.map_items(
         work, range(len(files)), [file.bytes for file in files], RefusedSums, what="refused files read"

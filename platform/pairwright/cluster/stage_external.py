@@ -16,12 +16,12 @@ import pyarrow as pa
 from ray.exceptions import RayTaskError
 
 from pairwright.addresses import without_credentials, without_secrets
-from pairwright.cluster.external_sources import check_installed, encoder_for, read_place, secrets_of
+from pairwright.cluster.external_sources import check_installed, encoder_for, read_external, secrets_of
 from pairwright.cluster.session import ray_resources
 from pairwright.config import IngestConfig
 from pairwright.data.executor import Failures
-from pairwright.data.ingest.sources.connection_urls import Place
-from pairwright.data.ingest.sources.source import Shard, SourceRef
+from pairwright.data.ingest.sources.connection_urls import ExternalSource
+from pairwright.data.ingest.sources.source import SourceRef, StagedFile
 from pairwright.data.storage.object_store import open_store, store_errors
 from pairwright.data.table.commit import staging_folder
 from pairwright.data.table.table import Table
@@ -35,7 +35,7 @@ _MODULUS = 1 << 128
 
 @contextmanager
 def staged_rows(
-    places: Sequence[Place], table: Table, config: IngestConfig
+    sources: Sequence[ExternalSource], table: Table, config: IngestConfig
 ) -> Iterator[tuple[list[SourceRef], Failures]]:
     """Write the rows of places into a folder of the table that lasts as long as the block.
 
@@ -46,39 +46,39 @@ def staged_rows(
         ConfigError: if a client is not installed, or a setting is not in the environment.
         StoreError: if the table cannot be written.
     """
-    for place in places:
+    for place in sources:
         check_installed(place)
-        secrets_of(place, config.reader)
-    sources: list[SourceRef] = []
+        secrets_of(place, config.connectors)
+    staged: list[SourceRef] = []
     failures: Failures = {}
-    if not places:
-        yield sources, failures
+    if not sources:
+        yield staged, failures
         return
     with staging_folder(table) as folder:
-        for place in places:
+        for place in sources:
             try:
-                sources.append(_land(place, folder, config))
+                staged.append(_stage(place, folder, config))
             except Exception as error:
-                failures[place.uri] = _explained(error, place, secrets_of(place, config.reader))
-        yield sources, failures
+                failures[place.uri] = _explained(error, place, secrets_of(place, config.connectors))
+        yield staged, failures
 
 
-def _land(place: Place, folder: str, config: IngestConfig) -> SourceRef:
+def _stage(place: ExternalSource, folder: str, config: IngestConfig) -> SourceRef:
     write = _writer(folder, encoder_for(place))
-    shards: list[Shard] = []
+    files: list[StagedFile] = []
     tag = 0
-    with progress_bar(f"shards landed of {place.uri}", total=None, resources=ray_resources) as advance:
-        for rows in read_place(place, config):
+    with progress_bar(f"files staged of {place.uri}", total=None, resources=ray_resources) as advance:
+        for rows in read_external(place, config):
             rows.context.execution_options.preserve_order = True
-            for shard in rows.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
-                tag = (tag + int(shard.pop("tag"), 16)) % _MODULUS
-                shards.append(Shard(**shard))
+            for file in rows.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
+                tag = (tag + int(file.pop("tag"), 16)) % _MODULUS
+                files.append(StagedFile(**file))
                 advance(1)
     return SourceRef(
         uri=place.uri,
-        size=sum(shard.size for shard in shards),
+        size=sum(file.size for file in files),
         etag=f"rows:{tag:032x}",
-        shards=tuple(shards),
+        staged_files=tuple(files),
         limits=config.limits,
     )
 
@@ -105,11 +105,11 @@ def _put(folder: str, text: bytes) -> dict[str, Any]:
         stored = obstore.put(open_store(folder), name, text)
     every = text.removesuffix(b"\n").split(b"\n")
     tag = sum(int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big") for line in every) % _MODULUS
-    shard = {"uri": f"{folder}/{name}", "size": len(text), "etag": stored["e_tag"], "rows": len(every)}
-    return {name: [value] for name, value in shard.items()} | {"tag": [f"{tag:x}"]}
+    file = {"uri": f"{folder}/{name}", "size": len(text), "etag": stored["e_tag"], "rows": len(every)}
+    return {name: [value] for name, value in file.items()} | {"tag": [f"{tag:x}"]}
 
 
-def _explained(error: Exception, place: Place, secrets: Sequence[str]) -> str:
+def _explained(error: Exception, place: ExternalSource, secrets: Sequence[str]) -> str:
     """Return what a client, here or in a task, says went wrong: one line without secrets."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause

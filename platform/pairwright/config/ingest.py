@@ -10,7 +10,7 @@ from pairwright.config.fields import FieldPaths, LayoutFile
 from pairwright.config.section import PositiveInt, Section
 
 
-class ReaderConfig(Section):
+class ConnectorConfig(Section):
     """What a source that is no file needs beside its address."""
 
     query: str | None = None
@@ -65,11 +65,11 @@ class IngestConfig(Section):
     """Refuse a record with more entries in its metadata."""
     max_label_characters: PositiveInt = 1000
     """Refuse a record with a longer id, annotator, subset, role, model or name in metadata, in characters."""
-    range_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    split_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
     """Bytes of one uncompressed source that one task reads."""
     limits: SourceLimits = SourceLimits()
     """What a source may cost."""
-    reader: ReaderConfig = ReaderConfig()
+    connectors: ConnectorConfig = ConnectorConfig()
     """What databases, lakehouse tables and topics need beside their addresses."""
 
     @model_validator(mode="before")

@@ -16,7 +16,7 @@ from pairwright.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from pairwright.config import IngestConfig
-    from pairwright.data.ingest.sources.connection_urls import Place
+    from pairwright.data.ingest.sources.connection_urls import ExternalSource
     from pairwright.data.ingest.sources.source import SourceRef
     from pairwright.data.table.table import Table
 
@@ -82,7 +82,7 @@ class Executor(Protocol):
         ...
 
     def stage_rows(
-        self, places: Sequence["Place"], table: "Table", config: "IngestConfig"
+        self, sources: Sequence["ExternalSource"], table: "Table", config: "IngestConfig"
     ) -> AbstractContextManager[tuple[list["SourceRef"], Failures]]:
         """Write the rows of databases, lakehouse tables and topics into files of ``table`` that last for the block."""
         ...
@@ -135,10 +135,10 @@ class LocalExecutor:
 
     @contextmanager
     def stage_rows(
-        self, places: Sequence["Place"], table: "Table", config: "IngestConfig"
+        self, sources: Sequence["ExternalSource"], table: "Table", config: "IngestConfig"
     ) -> Iterator[tuple[list["SourceRef"], Failures]]:
-        if places:
-            raise ConfigError(f"{places[0].uri}: rows of databases and topics are read by Ray Data; pass its executor")
+        if sources:
+            raise ConfigError(f"{sources[0].uri}: rows of databases and topics are read by Ray Data; pass its executor")
         yield [], {}
 
 

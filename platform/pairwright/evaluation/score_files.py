@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError
 from pairwright import __version__
 from pairwright.data.ingest.parse import reason_key
 from pairwright.data.storage.object_store import absolute_url, open_store, store_errors
-from pairwright.data.storage.ownership import SCORES, check_free, delete_files, stored_files
+from pairwright.data.storage.ownership import SCORES, delete_files, refuse_occupied, stored_files
 from pairwright.data.table.manifest import DataFile, Input
 from pairwright.errors import StoreError
 from pairwright.evaluation.load_exported import ModelIdentity
@@ -245,7 +245,7 @@ class ScoreFiles:
         """Return the content of the manifest that is to be replaced, None where there is none."""
         content = self._found_manifest()
         if content is None:
-            check_free(self.url, SCORES, advice="give the scores a folder of their own")
+            refuse_occupied(self.url, SCORES, advice="give the scores a folder of their own")
             return None
         try:
             msgspec.json.decode(content, type=_AnyScores)

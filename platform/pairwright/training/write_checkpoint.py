@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 from pairwright.errors import CheckpointError
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
 from pairwright.training.collectives import first_error
@@ -25,7 +25,7 @@ def staged(engine: Engine, manifest: CheckpointManifest, host: "Host", *, patien
     Raises:
         CheckpointError: on every rank alike, if a rank still cannot write when the patience is over.
     """
-    for pause in [*pauses(patience_seconds), None]:
+    for pause in [*backoff_delays(patience_seconds), None]:
         directory: Path | None = None
         error: CheckpointError | None = None
         try:

@@ -15,7 +15,7 @@ from pyarrow.fs import FileSystem, FileType
 from ray.train.v2._internal.execution.storage import StorageContext
 
 from pairwright.addresses import without_credentials
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 
 
 class GivenUp(BaseException):
@@ -58,7 +58,7 @@ class Uploads:
     def store(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         """Move a checkpoint's folder to the storage, trying until all of it is there; for Ray's upload thread."""
         try:
-            waits = pauses(self._patience_seconds)
+            waits = backoff_delays(self._patience_seconds)
             while True:
                 try:
                     stored = self._stored(checkpoint, name)

@@ -24,7 +24,7 @@ from pairwright.cluster.train.preemption import StopSignals
 from pairwright.cluster.train.run_plan import Prepared, cache_of, check_model, check_places, prepare, version_of
 from pairwright.cluster.train.trainer import fit
 from pairwright.config import TrainConfig, config_digest
-from pairwright.data.storage.backoff import with_patience
+from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.data.storage.lease import Lease
 from pairwright.data.storage.object_store import local_root
 from pairwright.data.storage.ownership import RUN
@@ -67,7 +67,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """
     check_places(config)
     if _is_there(config.output):
-        RunFolder(config.output).check_free()
+        RunFolder(config.output).refuse_occupied()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(config.data.version)
     tokenizer = load_tokenizer(config.model.path)
@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> TrainSummary:
 def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
     check_places(config)
     folder = RunFolder(config.output)
-    folder.check_free()
+    folder.refuse_occupied()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(version_of(config, folder))
     started = time.time()
@@ -135,7 +135,7 @@ def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
             if "stopped" in outcome:
                 _say_stopped(folder, outcome["stopped"], signals)
     summary = _summary(config, prepared, manifest, outcome, watcher, time.time() - started)
-    with_patience(lambda: folder.finish(summary), config.training.storage_patience_seconds, _say_refused)
+    retry_with_backoff(lambda: folder.finish(summary), config.training.storage_patience_seconds, _say_refused)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
 
 

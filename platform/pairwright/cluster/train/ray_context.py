@@ -22,7 +22,7 @@ from pairwright.cluster.train.checkpoint_dir import Staging
 from pairwright.cluster.train.checkpoint_upload import Uploads
 from pairwright.cluster.train.coordinator import Board
 from pairwright.cluster.train.preemption import RankNotices
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 from pairwright.errors import CheckpointError, PairwrightError
 from pairwright.runs.run_log_lines import last_line
 from pairwright.training.collectives import first_error, gathered, raise_together
@@ -73,7 +73,7 @@ class RayTrainHost:
         Raises:
             CheckpointError: if the patience is over, which says nothing of what is stored there.
         """
-        for pause in [*pauses(self._patience_seconds), None]:
+        for pause in [*backoff_delays(self._patience_seconds), None]:
             with ExitStack() as stack:
                 directory: str | None = None
                 error: CheckpointError | None = None

@@ -22,7 +22,7 @@ from pairwright.cluster.train.preemption import TerminationNotice
 from pairwright.cluster.train.run_plan import Prepared, with_absolute_paths
 from pairwright.cluster.train.worker_args import WorkerTask, start_worker
 from pairwright.config import TrainConfig
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 from pairwright.data.storage.lease import Lease
 from pairwright.errors import PairwrightError, StoreError, TrainingError
 from pairwright.runs.repair import mend, sweep
@@ -86,7 +86,7 @@ class _Patience:
     def pause_after(self, step: int) -> float | None:
         """Return how many seconds to wait, None where the patience is over."""
         if self._pauses is None or step > self._step:
-            self._pauses, self._step = iter(pauses(self.seconds)), step
+            self._pauses, self._step = iter(backoff_delays(self.seconds)), step
         return next(self._pauses, None)
 
     @contextmanager

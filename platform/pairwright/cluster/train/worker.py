@@ -23,7 +23,7 @@ from pairwright.cluster.train.heartbeat import Heart
 from pairwright.cluster.train.ray_context import RayTrainHost
 from pairwright.cluster.train.worker_args import WorkerTask
 from pairwright.config import TrainConfig
-from pairwright.data.storage.backoff import with_patience
+from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.data.tokens.chat_template import chosen_template
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.data.tokens.tokenizer import load_tokenizer
@@ -189,7 +189,7 @@ def _write_model(state: dict[str, Tensor], prepared: _Prepared, task: WorkerTask
             dtype=DTYPES[task.config.engine.precision],
             tokens=task.config.tokens,
         )
-        with_patience(
+        retry_with_backoff(
             lambda: store_model(Path(directory), task.run_url),
             task.config.training.storage_patience_seconds,
             lambda reason, pause: host.refused(f"the model cannot be stored: {reason}", pause),

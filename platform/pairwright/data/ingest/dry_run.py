@@ -19,7 +19,7 @@ from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.ingest.ingest import named_sources, reading
 from pairwright.data.ingest.ingest_summary import IngestSummary
-from pairwright.data.ingest.quality_warnings import Notices, notices_in
+from pairwright.data.ingest.quality_warnings import QualityWarnings, count_quality_warnings
 from pairwright.data.storage.ownership import TABLE, delete_folder
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError
@@ -34,7 +34,7 @@ class Findings:
     summary: IngestSummary
     refused: list[Rejection]
     """The first of them, in order of sources and lines."""
-    notices: Notices
+    quality_warnings: QualityWarnings
 
     @property
     def num_accepted(self) -> int:
@@ -61,13 +61,13 @@ class Findings:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same for programs, JSON-able."""
-        told = self.summary.as_dict()
+        summary = self.summary.as_dict()
         return {
             "accepted": self.num_accepted,
             "refused": self.num_refused,
-            **{name: told[name] for name in ("sources", "skipped", "failed", "ignored", "reasons")},
+            **{name: summary[name] for name in ("sources", "skipped", "failed", "ignored", "reasons")},
             "findings": msgspec.to_builtins(self.refused),
-            "notices": msgspec.to_builtins(self.notices),
+            "warnings": msgspec.to_builtins(self.quality_warnings),
         }
 
     def text(self) -> str:
@@ -78,7 +78,7 @@ class Findings:
         lines += [f"failed {uri}: {reason}" for uri, reason in self.summary.failed]
         lines += [f"skipped {uri}: it is in the table already" for uri in self.summary.skipped]
         lines += [f"{count:,} refused: {reason}" for reason, count in self.summary.reasons.items()]
-        lines += [f"notice: {told}" for told in self.notices.told()]
+        lines += [f"warning: {line}" for line in self.quality_warnings.lines()]
         num_sources = len(self.summary.sources) + len(self.summary.failed)
         return one_per_line(
             [*lines, f"{self.num_accepted:,} accepted and {self.num_refused:,} refused of {num_sources:,} sources"]
@@ -136,16 +136,20 @@ def validate(
         reading(named, table, config, known=known or table, replace=False, executor=executor) as ingestion,
     ):
         newest = None if known is None else known.latest()
-        ingestion.refuse_repeats_of(newest.files if newest else [])
-        every = (one for part in ingestion.parts for file in part.refused_files for one in table.read_refused(file))
+        ingestion.refuse_duplicates_in(newest.files if newest else [])
+        every = (
+            one for shard in ingestion.shards for file in shard.refused_files for one in table.read_quarantined(file)
+        )
         refused = list(islice(every, limit))
-        data = [part.data for part in ingestion.parts if part.data is not None]
+        data = [shard.data for shard in ingestion.shards if shard.data is not None]
 
-        def work(file: DataFile) -> Iterator[Notices]:
-            yield notices_in(table, file)
+        def work(file: DataFile) -> Iterator[QualityWarnings]:
+            yield count_quality_warnings(table, file)
 
-        found = executor.map_items(work, data, [file.bytes for file in data], Notices, what="files looked through")
-        return Findings(ingestion.summary(None), refused, Notices.sum(found))
+        found = executor.map_items(
+            work, data, [file.bytes for file in data], QualityWarnings, what="files looked through"
+        )
+        return Findings(ingestion.summary(None), refused, QualityWarnings.sum(found))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from pairwright.data.ingest.adapters import NATIVE
-from pairwright.data.ingest.dedup import DUPLICATE_ID, name_something_else
+from pairwright.data.ingest.dedup import DUPLICATE_ID, are_ids_not_unique
 from pairwright.data.table.table import Manifest, Source
 from pairwright.records import Rejection
 from pairwright.terminal import one_per_line
@@ -71,7 +71,7 @@ class IngestSummary:
         lines += _first(f"  {s.uri}: {_FOREIGN}" for s in self.sources if not s.format and s.refused and not s.accepted)
         lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
         duplicates = sum(count for reason, count in self.reasons.items() if reason.startswith(DUPLICATE_ID))
-        if name_something_else(duplicates, accepted + refused):
+        if are_ids_not_unique(duplicates, accepted + refused):
             lines.append(f"  {_OTHER_IDS}")
         lines += [f"    {rejected}" for rejected in self.rejections]
         if refused > len(self.rejections):

@@ -7,7 +7,7 @@ import msgspec
 from pairwright.data.table.table import DataFile, Table
 
 
-class Notices(msgspec.Struct, frozen=True):
+class QualityWarnings(msgspec.Struct, frozen=True):
     """How many annotations are odd in which way."""
 
     identical_ranked_apart: int = 0
@@ -20,12 +20,12 @@ class Notices(msgspec.Struct, frozen=True):
     """Nobody is named: agreement between annotators cannot be measured, nor can they be forgotten."""
 
     @classmethod
-    def sum(cls, found: Iterable["Notices"]) -> "Notices":
+    def sum(cls, found: Iterable["QualityWarnings"]) -> "QualityWarnings":
         """Return what some files hold together."""
         every = list(found)
         return cls(**{name: sum(getattr(each, name) for each in every) for name in cls.__struct_fields__})
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Return a line for each kind that occurs."""
         meanings = {
             "identical_ranked_apart": "annotations rank two completions with the same text apart",
@@ -37,7 +37,7 @@ class Notices(msgspec.Struct, frozen=True):
         return [f"{counts[name]:,} {meaning}" for name, meaning in meanings.items() if counts[name]]
 
 
-def notices_in(table: Table, file: DataFile) -> Notices:
+def count_quality_warnings(table: Table, file: DataFile) -> QualityWarnings:
     """Return what one data file of annotations holds.
 
     Raises:
@@ -54,7 +54,7 @@ def notices_in(table: Table, file: DataFile) -> Notices:
             is_apart = len(set(zip(texts, ranks, strict=True))) > len(set(texts))
             apart += is_apart
             tied += not is_apart
-    return Notices(
+    return QualityWarnings(
         identical_ranked_apart=apart,
         identical_tied=tied,
         all_tied=all_tied,

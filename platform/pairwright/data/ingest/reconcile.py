@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from pairwright.config import IngestConfig, config_digest
-from pairwright.data.ingest.shards import Part
+from pairwright.data.ingest.shards import IngestShard
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.table.delete_rows import DeletePredicate, RewrittenVersion
 from pairwright.data.table.manifest import Manifest, Source
@@ -17,12 +17,12 @@ CHANGED = (
     "has changed since it was ingested; put its new records in place of the old ones with --replace, or give what is "
     "new a file of its own"
 )
-OVERTAKEN = "another ingestion brought other content under this name meanwhile; run the command again"
+CONCURRENT_CHANGE = "another ingestion brought other content under this name meanwhile; run the command again"
 
 Identity = tuple[int, str | None]
 
 
-def settled(
+def already_ingested(
     sources: Iterable[SourceRef],
     newest: Manifest | None,
     ours: Sequence[Source] | None,
@@ -55,7 +55,7 @@ def settled(
         elif theirs.is_taken and replaceable is None:
             failures[source.uri] = CHANGED
         elif theirs.is_taken and replaceable is not None and replaceable.get(source.uri) != theirs.identity:
-            failures[source.uri] = OVERTAKEN
+            failures[source.uri] = CONCURRENT_CHANGE
     return skipped, failures
 
 
@@ -78,11 +78,11 @@ def totals_of(sources: Sequence[Source]) -> dict[str, int]:
     }
 
 
-def after_ingestion(
+def next_manifest(
     newest: Manifest | None,
     left: RewrittenVersion | None,
     sources: list[Source],
-    parts: Sequence[Part],
+    shards: Sequence[IngestShard],
     config: IngestConfig,
 ) -> Manifest:
     """Return the version after ``newest`` with the parts of some sources added, in the place of what they had there.
@@ -91,19 +91,22 @@ def after_ingestion(
         newest: the version to go on from, if any.
         left: its files without the sources that are replaced; None where there is no version.
         sources: what goes in.
-        parts: what was written of it.
+        shards: what was written of it.
         config: how it was read.
     """
     uris = {source.uri for source in sources}
     totals = Counter(newest.totals if newest else {})
     totals.update(totals_of(sources))
     totals.subtract(totals_of(replaced_by(newest, sources)))
-    totals["completions"] += sum(part.completions for part in parts) - (left.completions if left else 0)
+    totals["completions"] += sum(shard.completions for shard in shards) - (left.completions if left else 0)
     return Manifest(
         kind="annotations",
         operation="ingest",
-        files=[*(left.files if left else []), *(part.data for part in parts if part.data is not None)],
-        refused_files=[*(left.refused_files if left else []), *(file for part in parts for file in part.refused_files)],
+        files=[*(left.files if left else []), *(shard.data for shard in shards if shard.data is not None)],
+        refused_files=[
+            *(left.refused_files if left else []),
+            *(file for shard in shards for file in shard.refused_files),
+        ],
         totals=dict(totals),
         sources=[*(source for source in (newest.sources if newest else []) if source.uri not in uris), *sources],
         inputs=[],

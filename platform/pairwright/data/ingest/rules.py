@@ -1,4 +1,4 @@
-"""``Annotation`` -> ``CheckedAnnotation``: what a record must mean to be kept, whatever format it came in.
+"""``Annotation`` -> ``ValidAnnotation``: what a record must mean to be kept, whatever format it came in.
 
 Ranks come out dense, scores and orders also as ranks, prompts as messages, every completion with an id; the hashes that
 name a prompt and a group are made here. What needs more than one record (ids that repeat) is the ingestion's to settle.
@@ -17,7 +17,7 @@ from pairwright.data.extras import CONTENT_FIELDS, is_blank, num_characters
 from pairwright.data.identity import group_id, prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.fields.adapter import check_count, split_message
-from pairwright.records import Annotation, Completion, Grade, Message
+from pairwright.records import Annotation, Completion, Message, PreferenceStrength
 
 _WITH_ARTICLE = {
     "id": "an id",
@@ -39,7 +39,7 @@ _RESERVED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedAnnotation:
+class ValidAnnotation:
     """An annotation that keeps every rule: one row of ANNOTATIONS_SCHEMA."""
 
     id: str
@@ -51,7 +51,7 @@ class CheckedAnnotation:
     ranks: list[int]
     """Dense, 1 = best, equal = tie, one a completion."""
     scores: list[float] | None
-    grade: Grade | None
+    grade: PreferenceStrength | None
     annotator: str | None
     created_at: datetime | None
     subset: str | None
@@ -62,7 +62,7 @@ class CheckedAnnotation:
     """JSON object of what the chat template is given beside the turns."""
 
 
-def check(annotation: Annotation, config: IngestConfig, source: str, line: int) -> CheckedAnnotation:
+def validate_annotation(annotation: Annotation, config: IngestConfig, source: str, line: int) -> ValidAnnotation:
     """Return the annotation with its ids and dense ranks.
 
     Raises:
@@ -76,7 +76,7 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
     ranks, scores = _check_judgement(annotation, completions)
     check_context(annotation.context)
     prompt_hash = prompt_id(prompt, annotation.context)
-    return CheckedAnnotation(
+    return ValidAnnotation(
         id=annotation.id,
         group_id=group_id(prompt_hash, [one.text for one in completions], [one.extra for one in completions]),
         prompt_id=prompt_hash,
@@ -209,7 +209,7 @@ def _check_scores(scores: list[float], num_completions: int) -> list[float]:
     return scores
 
 
-def _check_grade(grade: Grade | None, ranks: list[int]) -> Grade | None:
+def _check_grade(grade: PreferenceStrength | None, ranks: list[int]) -> PreferenceStrength | None:
     if grade is not None and len(ranks) != 2:
         raise RecordError(f"expected a grade with two completions alone, got {len(ranks)}", path="$.grade")
     if grade is not None and ranks[0] == ranks[1]:

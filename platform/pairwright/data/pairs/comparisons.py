@@ -25,7 +25,7 @@ TOTALS = ("comparisons", "untied", "ties", "identical", "identical_ties", "contr
 
 
 @dataclass(frozen=True, slots=True)
-class Ballots:
+class RankingBatch:
     """Annotations of whole groups, sorted by group; each lists its group's completions in the group's own order.
 
     Attributes:
@@ -92,7 +92,7 @@ class _Votes:
     margin_GKK: Floats
 
 
-def pairs_of(ballots: Ballots, config: ExpandConfig) -> tuple[PairRows, dict[str, int | float]]:
+def pairs_of(rankings: RankingBatch, config: ExpandConfig) -> tuple[PairRows, dict[str, int | float]]:
     """Return every pair that the ballots and the configuration make, and totals that add over calls.
 
     Completions of equal text make no pair: their difference is zero whatever the model says. So
@@ -100,7 +100,7 @@ def pairs_of(ballots: Ballots, config: ExpandConfig) -> tuple[PairRows, dict[str
     """
     blocks: list[PairRows] = []
     totals: dict[str, int | float] = dict.fromkeys(TOTALS, 0)
-    for block in _blocks(ballots):
+    for block in _blocks(rankings):
         votes = _votes(block, config)
         blocks.append(_rows(block, votes, config))
         for name, count in _counts(block, votes).items():
@@ -109,11 +109,11 @@ def pairs_of(ballots: Ballots, config: ExpandConfig) -> tuple[PairRows, dict[str
     return rows, {**totals, "pairs": len(rows.weight_P), "weight": float(rows.weight_P.sum(dtype=np.float64))}
 
 
-def _blocks(ballots: Ballots) -> Iterator[_Block]:
+def _blocks(rankings: RankingBatch) -> Iterator[_Block]:
     """Yield all groups, as many of one K at a time as make about a million matrix entries."""
-    num_G = np.bincount(ballots.group_A)
+    num_G = np.bincount(rankings.group_A)
     first_G = np.cumsum(num_G) - num_G
-    sizes_G = np.diff(ballots.starts_A)[first_G]
+    sizes_G = np.diff(rankings.starts_A)[first_G]
     for size in np.unique(sizes_G).tolist():
         groups_of_size = np.flatnonzero(sizes_G == size)
         block_G = np.cumsum(num_G[groups_of_size]) * size * size // ENTRIES_PER_BLOCK
@@ -121,15 +121,15 @@ def _blocks(ballots: Ballots) -> Iterator[_Block]:
             num_annotations_G = num_G[groups]
             starts_G = np.cumsum(num_annotations_G) - num_annotations_G
             annotations = np.repeat(first_G[groups] - starts_G, num_annotations_G) + np.arange(num_annotations_G.sum())
-            index_AK = ballots.starts_A[annotations][:, None] + np.arange(size)
-            texts_GK = ballots.texts_N[index_AK[starts_G]]
+            index_AK = rankings.starts_A[annotations][:, None] + np.arange(size)
+            texts_GK = rankings.texts_N[index_AK[starts_G]]
             yield _Block(
                 groups=groups,
                 num_annotations_G=num_annotations_G,
                 starts_G=starts_G,
-                ranks_AK=ballots.ranks_N[index_AK],
-                scores_AK=ballots.scores_N[index_AK],
-                margin_A=ballots.margin_A[annotations],
+                ranks_AK=rankings.ranks_N[index_AK],
+                scores_AK=rankings.scores_N[index_AK],
+                margin_A=rankings.margin_A[annotations],
                 equal_GKK=texts_GK[:, :, None] == texts_GK[:, None, :],
             )
 
@@ -137,7 +137,7 @@ def _blocks(ballots: Ballots) -> Iterator[_Block]:
 def _votes(block: _Block, config: ExpandConfig) -> _Votes:
     wins_AKK = block.ranks_AK[:, :, None] < block.ranks_AK[:, None, :]
     ties_AKK = block.ranks_AK[:, :, None] == block.ranks_AK[:, None, :]
-    if config.margin == "grade":
+    if config.margin == "strength":
         gap_AKK = np.broadcast_to(block.margin_A[:, None, None], wins_AKK.shape)
     else:
         gap_AKK = block.scores_AK[:, :, None] - block.scores_AK[:, None, :]
@@ -171,7 +171,7 @@ def _rows(block: _Block, votes: _Votes, config: ExpandConfig) -> PairRows:
     tie_vote = 0.5 if config.ties == "half" else 0.0
     votes_GKK = (votes.wins_GKK + tie_vote * votes.ties_GKK) * ~block.equal_GKK
     group, chosen, rejected = np.nonzero(votes_GKK)
-    weight_P = votes_GKK[group, chosen, rejected] * _unit(votes_GKK, block.num_annotations_G, config)[group]
+    weight_P = votes_GKK[group, chosen, rejected] * _vote_weight(votes_GKK, block.num_annotations_G, config)[group]
     if config.margin == "none":
         margin_P = np.full(len(group), np.nan)
     else:
@@ -185,7 +185,7 @@ def _rows(block: _Block, votes: _Votes, config: ExpandConfig) -> PairRows:
     )
 
 
-def _unit(votes_GKK: Floats, num_annotations_G: Ints, config: ExpandConfig) -> Floats:
+def _vote_weight(votes_GKK: Floats, num_annotations_G: Ints, config: ExpandConfig) -> Floats:
     """Return what one vote of each group weighs, float64, shape (G,)."""
     match config.pair_weight:
         case "comparisons":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pairwright.config import ExpandConfig
 from pairwright.data.ingest.shards import hash_ids
 from pairwright.data.ingest.sources.listing import list_sources
-from pairwright.data.ingest.sources.splits import LineRange, read_chunks
+from pairwright.data.ingest.sources.splits import InputSplit, read_chunks
 from pairwright.errors import DataError
 from pairwright.records import UNREADABLE_JSON
 
@@ -53,7 +53,7 @@ class Exclusions:
     repeated: NDArray[np.uint64]
 
 
-def leaves_out(config: ExpandConfig) -> bool:
+def has_exclusions(config: ExpandConfig) -> bool:
     """Return whether the configuration leaves anything out by its name or its text."""
     return bool(any(getattr(config, key) for key in NAMED) or config.leave_out_texts or config.max_prompts_per_text)
 
@@ -63,7 +63,7 @@ def names_of(config: ExpandConfig) -> dict[str, list[str]]:
     return {what: sorted(set(getattr(config, key))) for key, what in NAMED.items()}
 
 
-def notices(totals: Mapping[str, int | float], config: Mapping[str, Any]) -> list[str]:
+def unused_exclusions(totals: Mapping[str, int | float], config: Mapping[str, Any]) -> list[str]:
     """Return a line for each thing to leave out that pairs, made with this configuration, found nowhere."""
     found = []
     for key, what in NAMED.items():
@@ -91,19 +91,19 @@ def read_texts(names: Sequence[str]) -> list[str]:
         SourceError: if a source is missing or cannot be read.
         DataError: if a record is no text.
     """
-    return sorted({text for source in list_sources(names) for text in _texts_of(LineRange(source, 0, source.size, 0))})
+    return sorted({text for source in list_sources(names) for text in _texts_of(InputSplit(source, 0, source.size, 0))})
 
 
-def _texts_of(unit: LineRange) -> Iterator[str]:
-    for chunk in read_chunks(unit):
+def _texts_of(split: InputSplit) -> Iterator[str]:
+    for chunk in read_chunks(split):
         for number, line in enumerate(chunk.text.split(b"\n"), start=chunk.first_line):
             if line and not line.isspace():
                 try:
                     found = _DECODER.decode(line)
                 except UNREADABLE_JSON as error:
                     raise DataError(
-                        f"{unit.source.uri}:{number}: no text to leave out: {error}; expected a completion's text as a "
-                        'JSON string, "...", or {"text": "..."}, in each line'
+                        f"{split.source.uri}:{number}: no text to leave out: {error}; expected a completion's text as "
+                        'a JSON string, "...", or {"text": "..."}, in each line'
                     ) from None
                 yield found if isinstance(found, str) else found.text
 
@@ -128,7 +128,7 @@ def repeated_texts(found: Iterable[NDArray[np.void]], max_prompts: int) -> NDArr
     return texts[num_prompts > max_prompts]
 
 
-def leave_out(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
+def drop_excluded(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
     """Return the rows without what is left out, and totals that add over calls.
 
     A completion goes by its listed text, by the prompts that its text stands under, or by its model, and is counted
@@ -148,8 +148,8 @@ def leave_out(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[st
         totals |= _by_name(rows[what], what, exclusions)
     rows = rows.filter(pa.array(~(by_annotator | by_subset))).combine_chunks()
     rows, completion_totals = _without_completions(rows, exclusions)
-    num_left_out = len(groups.unique()) - len(rows["group_id"].unique())
-    return rows, totals | completion_totals | {"groups_left_out": num_left_out}
+    num_dropped = len(groups.unique()) - len(rows["group_id"].unique())
+    return rows, totals | completion_totals | {"groups_left_out": num_dropped}
 
 
 def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
@@ -160,7 +160,7 @@ def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Tab
     by_prompts = np.isin(_hashes(completions), exclusions.repeated) & ~by_text
     by_model = _is_in(model_N, exclusions.names["model"]) & ~by_text & ~by_prompts
     if by_model.any():
-        by_model |= _copies_to_leave_out(rows, items, size_A, by_model)
+        by_model |= _copies_to_drop(rows, items, size_A, by_model)
     totals = {
         "left_out_by_text": int(by_text.sum()),
         "left_out_by_prompts": int(by_prompts.sum()),
@@ -178,7 +178,7 @@ def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Tab
     return rows.filter(pa.array(left_A >= 2)), totals
 
 
-def _copies_to_leave_out(rows: pa.Table, items: pa.StructArray, size_A: Ints, by_model: Bools) -> Bools:
+def _copies_to_drop(rows: pa.Table, items: pa.StructArray, size_A: Ints, by_model: Bools) -> Bools:
     """Return further completions to leave out, so that all annotations of a group are left with the same texts.
 
     Annotations of one group may name other models for a text, or none. Of the copies of a text as many go in each as

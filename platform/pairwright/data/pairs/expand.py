@@ -20,8 +20,8 @@ from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.pairs.exclusions import (
     TEXT_AND_PROMPT,
     Exclusions,
-    leave_out,
-    leaves_out,
+    drop_excluded,
+    has_exclusions,
     names_of,
     read_texts,
     repeated_texts,
@@ -29,8 +29,8 @@ from pairwright.data.pairs.exclusions import (
 )
 from pairwright.data.pairs.exclusions import no_totals as no_exclusions
 from pairwright.data.pairs.near_duplicates.evaluation_sets import SOURCE_VERSION
-from pairwright.data.pairs.near_duplicates.exclude_similar import looks_for_others, no_totals, split_off
-from pairwright.data.pairs.near_duplicates.find import find_left_out, open_evaluation_sets
+from pairwright.data.pairs.near_duplicates.exclude_similar import drop_similar, excludes_similar, no_totals
+from pairwright.data.pairs.near_duplicates.find import find_excluded, open_evaluation_sets
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.table import DataFile, Input, Manifest, Table
 from pairwright.errors import DataError
@@ -76,19 +76,23 @@ def expand(
 def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, executor: Executor) -> Manifest:
     sets = open_evaluation_sets(config, executor)
     texts = read_texts(config.leave_out_texts) if config.leave_out_texts else []
-    made_from = [Input(url=source.url, version=read.version, digest=read.digest), *sets.inputs, *_listed(texts, config)]
+    made_from = [
+        Input(url=source.url, version=read.version, digest=read.digest),
+        *sets.inputs,
+        *_with_texts_listed(texts, config),
+    ]
     newest = target.latest()
     if newest is not None and _is_made_from(newest, made_from, config):
         return newest
-    with executor.session(sys.maxsize if looks_for_others(config) else 0):
-        left_out = find_left_out(source, read, config, sets, executor)
+    with executor.session(sys.maxsize if excludes_similar(config) else 0):
+        excluded = find_excluded(source, read, config, sets, executor)
         repeated = _repeated_texts(source, read, config, executor)
         exclusions = None
-        if leaves_out(config):
+        if has_exclusions(config):
             exclusions = executor.broadcast(Exclusions(names_of(config), texts, repeated))
 
         def work(rows: pa.Table) -> list[_Expanded]:
-            return [_write_groups(rows, target, config, left_out, exclusions)]
+            return [_write_groups(rows, target, config, excluded, exclusions)]
 
         expanded = map_groups(
             source,
@@ -97,13 +101,13 @@ def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, 
             _Expanded,
             executor=executor,
             staging=target,
-            partition_bytes=config.stretch_bytes,
+            partition_bytes=config.partition_bytes,
             what="expanded",
         )
     return _commit(target, expanded, made_from, config)
 
 
-def _listed(texts: list[str], config: ExpandConfig) -> list[Input]:
+def _with_texts_listed(texts: list[str], config: ExpandConfig) -> list[Input]:
     """Return the texts to leave out as one input: other texts make another version."""
     if not config.leave_out_texts:
         return []
@@ -115,7 +119,7 @@ def _repeated_texts(source: Table, read: Manifest, config: ExpandConfig, executo
     """Return the hashes of the texts that stand under more prompts than allowed; 16 bytes a completion, here."""
     if not config.max_prompts_per_text:
         return repeated_texts([], 0)
-    partitions = partition_files(read.files, config.stretch_bytes)
+    partitions = partition_files(read.files, config.partition_bytes)
 
     def work(index: int) -> Iterator[_Texts]:
         rows = pa.concat_tables([source.read_file(file, ["prompt_id", "completions"]) for file in partitions[index]])
@@ -168,9 +172,9 @@ def _check_margins(proposed: Manifest, config: ExpandConfig) -> None:
     match config.margin:
         case "none":
             return
-        case "score_gap":
+        case "score_difference":
             num_found, what, keys = totals["annotations_scored"], "scores", "`score` or `scores`"
-        case "grade":
+        case "strength":
             num_found, what, keys = totals["annotations_graded"], "a grade", "`grade`"
     if totals["annotations"] and not num_found:
         raise DataError(
@@ -182,8 +186,8 @@ def _check_margins(proposed: Manifest, config: ExpandConfig) -> None:
 
 def _sum_totals(expanded: Sequence[_Expanded], config: ExpandConfig) -> dict[str, int | float]:
     _, totals = expand_groups(ANNOTATIONS_SCHEMA.empty_table(), config)
-    totals |= no_totals() if looks_for_others(config) else {}
-    totals |= no_exclusions(config) if leaves_out(config) else {}
+    totals |= no_totals() if excludes_similar(config) else {}
+    totals |= no_exclusions(config) if has_exclusions(config) else {}
     for part in expanded:
         for name, value in part.totals.items():
             totals[name] += value
@@ -194,19 +198,19 @@ def _write_groups(
     rows: pa.Table,
     target: Table,
     config: ExpandConfig,
-    left_out: Broadcast[pa.Table] | None,
+    excluded: Broadcast[pa.Table] | None,
     exclusions: Broadcast[Exclusions] | None,
 ) -> _Expanded:
     rejections, others = [], {}
     if exclusions is not None:
-        rows, others = leave_out(rows, exclusions.get())
-    if left_out is not None:
-        rows, rejections, similar = split_off(rows, left_out.get(), config)
+        rows, others = drop_excluded(rows, exclusions.get())
+    if excluded is not None:
+        rows, rejections, similar = drop_similar(rows, excluded.get(), config)
         others |= similar
     table, totals = expand_groups(rows, config)
     starts = range(0, table.num_rows, GROUPS_PER_FILE)
     return _Expanded(
         files=[target.write_data(table.slice(start, GROUPS_PER_FILE)) for start in starts],
-        refused=[target.write_refused(rejections)] if rejections else [],
+        refused=[target.write_quarantined(rejections)] if rejections else [],
         totals=totals | others,
     )

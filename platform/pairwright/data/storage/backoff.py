@@ -9,35 +9,35 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 
 
-def pauses(patience_seconds: float) -> Iterator[float]:
+def backoff_delays(retry_seconds: float) -> Iterator[float]:
     """Yield the pause, in seconds, after each try that failed; it ends when there is no patience left.
 
     They double from one second to a minute and add up to the patience. No clock is read, so ranks that try together
     also pause, and give up, together.
     """
-    left, pause = patience_seconds, FIRST_PAUSE_SECONDS
+    left, pause = retry_seconds, FIRST_PAUSE_SECONDS
     while left > 0:
         yield min(pause, left)
         left -= pause
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def with_patience(store: Callable[[], None], patience_seconds: float, refused: Callable[[str, float], None]) -> None:
+def retry_with_backoff(store: Callable[[], None], retry_seconds: float, on_retry: Callable[[str, float], None]) -> None:
     """Store something, trying again where the disk or the storage refuses it.
 
     Args:
         store: stores it; called again after an OSError or a StoreError.
-        patience_seconds: how long in all.
-        refused: told why a try failed, and how many seconds later the next one follows.
+        retry_seconds: how long in all.
+        on_retry: called after a failed try, with the reason and the seconds until the next try.
 
     Raises:
         StoreError: if the last try failed too.
     """
-    for pause in pauses(patience_seconds):
+    for pause in backoff_delays(retry_seconds):
         try:
             return store()
         except (OSError, StoreError) as error:
-            refused(str(error).partition("\n")[0], pause)
+            on_retry(str(error).partition("\n")[0], pause)
         time.sleep(pause)
     try:
         return store()

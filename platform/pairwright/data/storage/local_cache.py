@@ -34,7 +34,7 @@ _held: dict[Path, int] = {}
 """Model copies that this process uses -> the descriptor of their lock, open until the process ends."""
 
 
-class EmptiedCache(msgspec.Struct, frozen=True):
+class ClearedCache(msgspec.Struct, frozen=True):
     """What was removed from the cache of one machine."""
 
     host: str
@@ -183,7 +183,7 @@ def hold(copy: Path) -> None:
         fcntl.flock(_held[copy], fcntl.LOCK_SH)
 
 
-def empty_cache() -> EmptiedCache:
+def empty_cache() -> ClearedCache:
     """Remove every copy of tokens and of models from this machine's cache, but models that are in use.
 
     A tokens file that somebody has mapped stays readable there until it is let go.
@@ -207,7 +207,7 @@ def empty_cache() -> EmptiedCache:
             num_in_use += not is_unused
     except OSError as error:
         raise StoreError(f"{error.filename}: cannot be removed from the cache: {error.strerror}") from None
-    return EmptiedCache(socket.gethostname(), str(tokens.parent), len(sizes), sum(sizes), num_in_use)
+    return ClearedCache(socket.gethostname(), str(tokens.parent), len(sizes), sum(sizes), num_in_use)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class Stored:
 # ---------------------------------------------------------------------------------------------- claiming
 
 
-def check_free(url: str, kind: Kind, *, advice: str) -> None:
+def refuse_occupied(url: str, kind: Kind, *, advice: str) -> None:
     """Refuse a place that is neither empty nor left by a killed command of ours.
 
     Names that begin with a dot, right below the place, are nobody's content; they are never touched.

@@ -148,7 +148,7 @@ def merge(table: Table, files: Sequence[DataFile]) -> Merged:
     if files[0].path.startswith("data/"):
         merged = table.write_data(pa.concat_tables([table.read_file(file) for file in files]))
     else:
-        merged = table.write_refused([refused for file in files for refused in table.read_refused(file)])
+        merged = table.write_quarantined([refused for file in files for refused in table.read_quarantined(file)])
     assert merged.rows == sum(file.rows for file in files)
     return Merged(tuple(file.path for file in files), merged)
 

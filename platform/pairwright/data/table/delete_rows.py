@@ -149,7 +149,7 @@ def rewrite_data_file(table: Table, file: DataFile, predicate: DeletePredicate) 
     )
 
 
-def rewrite_refused_file(table: Table, file: DataFile, predicate: DeletePredicate) -> RewrittenFile:
+def rewrite_quarantine_file(table: Table, file: DataFile, predicate: DeletePredicate) -> RewrittenFile:
     """Return a file of refused records without those of the predicate's sources, and without any text if it erases.
 
     Raises:
@@ -158,7 +158,7 @@ def rewrite_refused_file(table: Table, file: DataFile, predicate: DeletePredicat
     kept: list[Rejection] = []
     gone: Counter[str] = Counter()
     num_without_text = 0
-    for refused in table.read_refused(file):
+    for refused in table.read_quarantined(file):
         if refused.source in predicate.sources:
             gone[refused.source] += 1
             continue
@@ -166,7 +166,7 @@ def rewrite_refused_file(table: Table, file: DataFile, predicate: DeletePredicat
         num_without_text += kept[-1] != refused
     if not gone and not num_without_text:
         return RewrittenFile(path=file.path, file=file)
-    rest = table.write_refused(kept) if kept else None
+    rest = table.write_quarantined(kept) if kept else None
     return RewrittenFile(path=file.path, file=rest, rows=dict(gone), num_without_text=num_without_text)
 
 
@@ -265,7 +265,7 @@ class RowDeleter:
         unseen = [file for file in files if (predicate, file.path) not in self._found]
 
         def work(file: DataFile) -> Iterator[RewrittenFile]:
-            rewrite = rewrite_data_file if file.path.startswith("data/") else rewrite_refused_file
+            rewrite = rewrite_data_file if file.path.startswith("data/") else rewrite_quarantine_file
             yield rewrite(table, file, predicate)
 
         sizes = [file.bytes for file in unseen]

@@ -20,7 +20,7 @@ from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.identity import prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.prompts import prompt_of
-from pairwright.data.storage.local_cache import EmptiedCache, empty_cache
+from pairwright.data.storage.local_cache import ClearedCache, empty_cache
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.delete_rows import (
     DeletePredicate,
@@ -90,7 +90,7 @@ class ErasureSummary:
     """Versions that can still be read as they were."""
     named_in_sources: list[str]
     """Sources whose own name holds an annotator's; the manifest keeps it."""
-    caches: list[EmptiedCache]
+    caches: list[ClearedCache]
     """One a machine."""
     caches_not_emptied: list[str]
     """Machines whose cache stays, each with the reason."""
@@ -100,7 +100,7 @@ class ErasureSummary:
         return asdict(self) | {"caches": msgspec.to_builtins(self.caches)}
 
 
-def forget(
+def erase(
     url: str, *, annotators: Sequence[str], prompts: Sequence[str], is_exact: bool = False, executor: Executor = LOCAL
 ) -> ErasureSummary:
     """Commit a version of an annotations table without some annotators and prompts, and prove that it is without them.
@@ -122,7 +122,7 @@ def forget(
     what = " and ".join([*(f"annotator {name}" for name in annotators), *(f"prompt {name}" for name in prompts)])
     with executor.session(sum(file.bytes for file in table.manifest().all_files)):
         committed, left = _commit(table, predicate, executor)
-        checks = _look(table, committed or table.manifest(), predicate, executor)
+        checks = _check_files(table, committed or table.manifest(), predicate, executor)
         alike = dict(sum((Counter(each.alike) for each in checks), Counter[str]()))
         if committed is None:
             others = f"other annotators with such a name: {counted_names(alike)}; " if alike else ""
@@ -177,7 +177,9 @@ def _annotations_at(url: str) -> Table:
     )
 
 
-def _look(table: Table, manifest: Manifest, predicate: DeletePredicate, executor: Executor) -> list[ErasureCheck]:
+def _check_files(
+    table: Table, manifest: Manifest, predicate: DeletePredicate, executor: Executor
+) -> list[ErasureCheck]:
     def work(file: DataFile) -> Iterator[ErasureCheck]:
         yield count_matches(table, file, predicate)
 
@@ -187,11 +189,11 @@ def _look(table: Table, manifest: Manifest, predicate: DeletePredicate, executor
     )
 
 
-def _empty_caches(executor: Executor) -> tuple[list[EmptiedCache], list[str]]:
+def _empty_caches(executor: Executor) -> tuple[list[ClearedCache], list[str]]:
     """Empty the cache of this machine, or of all that are up where Ray runs; return what went, and what could not."""
     emptied, reasons = [], []
     for host, result in executor.map_nodes(empty_cache, seconds=CACHE_SECONDS):
-        if isinstance(result, EmptiedCache):
+        if isinstance(result, ClearedCache):
             emptied.append(result)
         else:
             reasons.append(f"{host}: {result}")
@@ -227,8 +229,8 @@ def _prompt_id(named: str) -> str:
     try:
         text = _content(Path(named)).decode()
         is_json = Path(named).suffix == ".json"
-        told = msgspec.json.decode(text) if is_json else text
-        turns, context = prompt_of(told if isinstance(told, dict) else {"prompt": told})
+        message = msgspec.json.decode(text) if is_json else text
+        turns, context = prompt_of(message if isinstance(message, dict) else {"prompt": message})
     except (OSError, ValueError, RecordError, RecursionError) as error:  # no UTF-8, or no JSON, is a ValueError too
         raise ConfigError(
             f"--prompt {named}: neither a prompt_id (32 hex digits, shown by `pairwright inspect URL --json`) nor a "
@@ -281,7 +283,7 @@ def count_matches(table: Table, file: DataFile, predicate: DeletePredicate) -> E
         StoreError: if the file cannot be read.
     """
     if not file.path.startswith("data/"):
-        records = table.read_refused(file)
+        records = table.read_quarantined(file)
         return ErasureCheck(file.path, len(records), sum(without_text(record) != record for record in records))
     texts = ["id", "subset", "metadata"] if predicate.annotators else []
     rows = table.read_file(file, ["annotator", "prompt_id", *texts])

@@ -27,7 +27,7 @@ MAX_TABLES = 256
 """Tables that a lineage is followed through: in one line, and in all. What we make has a line of three."""
 
 
-def describe(url: str, *, version: int | None, num_sample: int) -> dict[str, Any]:
+def inspect_version(url: str, *, version: int | None, num_sample: int) -> dict[str, Any]:
     """Return what there is to know of one version of a table, in values that JSON holds.
 
     Args:
@@ -47,7 +47,7 @@ def describe(url: str, *, version: int | None, num_sample: int) -> dict[str, Any
         "code_version": manifest.code_version,
         "config": manifest.config,
         "totals": manifest.totals,
-        "notices": _notices(manifest),
+        "notices": _warnings(manifest),
         "refused": _refused(table, manifest),
         "sources": [msgspec.to_builtins(source) for source in manifest.sources],
         "lineage": _Lineage().of(table, manifest),
@@ -68,11 +68,11 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _notices(manifest: Manifest) -> list[str]:
+def _warnings(manifest: Manifest) -> list[str]:
     """Return what the configuration of pairs asked for and did not find, wholly or in part."""
     num_without = manifest.totals.get("pairs_without_margin", 0)
     margin = f"margin: {num_without:,} of {manifest.totals['pairs']:,} pairs have none" if num_without else ""
-    return [*([margin] if margin else []), *exclusions.notices(manifest.totals, manifest.config)]
+    return [*([margin] if margin else []), *exclusions.unused_exclusions(manifest.totals, manifest.config)]
 
 
 def _versions(table: Table) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _refused(table: Table, manifest: Manifest) -> dict[str, Any]:
     for file in manifest.refused_files:
         if len(examples) >= MAX_REJECTIONS:
             break
-        examples += table.read_refused(file)
+        examples += table.read_quarantined(file)
     return {
         "records": sum(file.rows for file in manifest.refused_files),
         "files": [file.path for file in manifest.refused_files],
@@ -155,7 +155,7 @@ def _plain(row: dict[str, Any], kind: str) -> dict[str, Any]:
     return row
 
 
-def format_description(description: dict[str, Any]) -> str:
+def format_inspection(description: dict[str, Any]) -> str:
     """Return a description as text that reads well without a terminal; long texts are cut, with their length."""
     head = [
         f"{description['kind']} {description['url']}",

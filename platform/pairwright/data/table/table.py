@@ -25,10 +25,10 @@ from obstore.exceptions import AlreadyExistsError
 from pairwright import __version__
 from pairwright.data.storage.durable_writes import create_file, sync_files
 from pairwright.data.storage.object_store import ObjectStore, absolute_url, local_root, open_store, store_errors
-from pairwright.data.storage.ownership import TABLE, check_free, delete_files
+from pairwright.data.storage.ownership import TABLE, delete_files, refuse_occupied
 from pairwright.data.table.arrow_io import REPAIR, SCHEMAS, check_types, in_schema, ipc_bytes, verify
 from pairwright.data.table.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
-from pairwright.data.table.table_errors import no_version, nothing_here, other_kind
+from pairwright.data.table.table_errors import no_table_message, no_version_message, wrong_kind_message
 from pairwright.errors import CommitConflict, StoreError
 from pairwright.records import UNREADABLE_JSON, Rejection
 from pairwright.terminal import safe_json
@@ -77,9 +77,9 @@ class Table:
         table = cls(url, kind or "annotations")
         manifest = table.latest()
         if manifest is None:
-            raise StoreError(nothing_here(url, kind))
+            raise StoreError(no_table_message(url, kind))
         if kind is not None and manifest.kind != kind:
-            raise StoreError(other_kind(url, manifest.kind, kind))
+            raise StoreError(wrong_kind_message(url, manifest.kind, kind))
         return cls(url, manifest.kind)
 
     @classmethod
@@ -92,7 +92,7 @@ class Table:
         table = cls(url, kind)
         if table.versions():
             return cls.open(url, kind)
-        check_free(url, TABLE, advice=f"give the table a folder of its own, such as {url.rstrip('/')}/{kind}")
+        refuse_occupied(url, TABLE, advice=f"give the table a folder of its own, such as {url.rstrip('/')}/{kind}")
         return table
 
     def versions(self) -> list[int]:
@@ -133,7 +133,7 @@ class Table:
         """
         versions = self.versions()
         if not versions or (version is not None and version not in versions):
-            raise StoreError(no_version(self.url, version, versions, self.removed_versions()))
+            raise StoreError(no_version_message(self.url, version, versions, self.removed_versions()))
         return self._read_manifest(versions[-1] if version is None else version)
 
     def commit(self, build: Callable[[Manifest | None], Manifest | None]) -> Manifest | None:
@@ -150,7 +150,7 @@ class Table:
         for attempt in range(MAX_COMMIT_ATTEMPTS):
             newest = self.latest()
             if newest is not None and newest.kind != self.kind:
-                raise StoreError(other_kind(self.url, newest.kind, self.kind))
+                raise StoreError(wrong_kind_message(self.url, newest.kind, self.kind))
             proposed = build(newest)
             if proposed is None:
                 return None
@@ -175,7 +175,7 @@ class Table:
         payload = ipc_bytes(table, self.kind, compress=compress)
         return self._put_new("data", "arrow", payload, table.num_rows)
 
-    def write_refused(self, rejections: Sequence[Rejection]) -> DataFile:
+    def write_quarantined(self, rejections: Sequence[Rejection]) -> DataFile:
         """Write a new file of refused records, one JSON line each; no version names it yet."""
         payload = msgspec.json.Encoder().encode_lines(rejections)
         return self._put_new("refused", "jsonl", payload, len(rejections))
@@ -224,7 +224,7 @@ class Table:
         for file in manifest.files:
             yield self.read_file(file, columns)
 
-    def read_refused(self, file: DataFile) -> list[Rejection]:
+    def read_quarantined(self, file: DataFile) -> list[Rejection]:
         """Return the refused records of one file.
 
         Raises:

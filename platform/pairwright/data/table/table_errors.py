@@ -25,7 +25,7 @@ _MARKS = {
 }
 
 
-def nothing_here(url: str, kind: str | None) -> str:
+def no_table_message(url: str, kind: str | None) -> str:
     """Return the message that a URL holds no table: what is there, and which verb makes one.
 
     Args:
@@ -47,12 +47,12 @@ def nothing_here(url: str, kind: str | None) -> str:
     return f"{url}: no table here (nothing under versions/); make one with {making}"
 
 
-def other_kind(url: str, found: str, expected: str) -> str:
+def wrong_kind_message(url: str, found: str, expected: str) -> str:
     """Return the message that a table is of another kind than a command takes."""
     return f"{url}: holds {found}, expected {expected}; make {expected} with {MAKING[expected].format(url='URL')}"
 
 
-def no_version(url: str, version: int | None, versions: Sequence[int], removed: Sequence[int]) -> str:
+def no_version_message(url: str, version: int | None, versions: Sequence[int], removed: Sequence[int]) -> str:
     """Return the message that a table has no such version: those that it has, and whether it was removed."""
     known = f"there are {_ranges(versions)}" if versions else "there is none yet"
     if version in removed:

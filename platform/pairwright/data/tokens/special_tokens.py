@@ -31,7 +31,7 @@ MARKS = ("\U0010fffd", "\U000f0000", "\ue000", "\u2042", "\u203b")
 _MAX_PREFIXES = 16
 _EXPECTED_KEPT = 4096
 # Where a template looks into contents for a token, and so gives it a meaning there itself: '</think>' in content.
-_LOOKED_FOR = (
+_LOOKUPS = (
     r"(?:\.(?:r?split|r?partition|startswith|endswith|r?find|r?index|count|replace|[lr]?strip)|\breplace)\(\s*(['\"])"
     r"{token}\1|(['\"]){token}\2\s+(?:not\s+)?in\b"
 )
@@ -231,7 +231,7 @@ class SpecialTokens:
 
 
 def _is_looked_for(token: str, template: str) -> bool:
-    return token in template and re.search(_LOOKED_FOR.replace("{token}", re.escape(token)), template) is not None
+    return token in template and re.search(_LOOKUPS.replace("{token}", re.escape(token)), template) is not None
 
 
 def _pattern_of(names: set[str], words: set[str]) -> re.Pattern[str]:

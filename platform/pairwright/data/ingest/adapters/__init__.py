@@ -40,13 +40,13 @@ __all__ = [
     "Parse",
     "RecordError",
     "compile_path",
+    "configured_format",
     "formats",
     "groups_rows",
     "json_name",
     "native",
     "parser_for",
     "recognise",
-    "settled_format",
 ]
 
 NUM_HEAD_RECORDS = 20
@@ -73,7 +73,7 @@ def _described(name: str, text: str) -> Format:
     return Format(
         name=name,
         layout=shape_of(layout.fields),
-        fits=partial(_fits, table, layout.requires),
+        matches=partial(_matches, table, layout.requires),
         parser=partial(_reader, name, layout.fields),
         num_unplaced=table.num_unplaced,
         num_essential=table.num_essential + len(layout.requires),
@@ -83,8 +83,8 @@ def _described(name: str, text: str) -> Format:
     )
 
 
-def _fits(table: Table, requires: Sequence[str], record: Mapping[str, Any]) -> bool:
-    return all(not is_blank(record.get(name)) for name in requires) and table.fits(record)
+def _matches(table: Table, requires: Sequence[str], record: Mapping[str, Any]) -> bool:
+    return all(not is_blank(record.get(name)) for name in requires) and table.matches(record)
 
 
 def _reader(name: str, fields: FieldPaths, config: IngestConfig) -> Parse:
@@ -140,7 +140,7 @@ def parser_for(name: str, config: IngestConfig) -> Parse:
     return found.parser(config)
 
 
-def settled_format(config: IngestConfig) -> str | None:
+def configured_format(config: IngestConfig) -> str | None:
     """Return the format that the configuration names; None where each source is to be recognised."""
     if config.fields is not None and config.fields.is_whole:
         return FIELDS
@@ -167,7 +167,7 @@ def recognise(records: Sequence[bytes]) -> str | None:
     decoded = [one for record in records[:NUM_HEAD_RECORDS] if isinstance(one := _decoded(record), dict)]
     ranked = []
     for name, one in formats().items():
-        fitting = [record for record in decoded if one.fits(record)]
+        fitting = [record for record in decoded if one.matches(record)]
         if fitting:
             ranked.append((-len(fitting), sum(map(one.num_unplaced, fitting)), -one.num_essential, name))
     ranked.sort()

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.ingest.adapters.shown_fields import alike, last_digits, system_of
+from pairwright.data.ingest.adapters.shown_fields import last_digits, similarly_named, system_of
 from pairwright.data.ingest.fields.adapter import (
     Format,
     Judgements,
@@ -24,12 +24,12 @@ from pairwright.data.ingest.fields.adapter import (
     RecordError,
     check_count,
     content_id,
-    misfit,
     number,
+    schema_mismatch,
     whole,
 )
 from pairwright.data.ingest.fields.conversation_turns import Prompt, find_prompt, prompts_among
-from pairwright.data.ingest.fields.other_fields import as_text, place_others
+from pairwright.data.ingest.fields.other_fields import as_text, handle_unread_fields
 from pairwright.data.ingest.fields.paths import opened
 from pairwright.data.ingest.fields.replies import with_context
 from pairwright.records import Annotation, Completion
@@ -86,7 +86,7 @@ class ArgillaReader:
     def __init__(self, config: IngestConfig) -> None:
         self.reading = Reading()
         self._limits = config.limits
-        self._told = config.fields
+        self._fields = config.fields
 
     def __call__(self, line: bytes, /) -> Judgements:
         """Return the judgements in a record.
@@ -102,14 +102,14 @@ class ArgillaReader:
         try:
             found = msgspec.convert(record, _Record, strict=False)
         except msgspec.ValidationError as error:
-            raise misfit(error, LAYOUT) from None
+            raise schema_mismatch(error, LAYOUT) from None
         limits = self._limits
         check_count("fields", len(found.fields), limits.max_columns, "limits.max_columns", "$.fields")
         answers = list(islice(_answers(found), limits.max_judgements + 1))
         check_count("responses", len(answers), limits.max_judgements, "limits.max_judgements", "$.responses")
         name = next((str(given) for given in (found.external_id, found.id) if given is not None), content_id(line))
         self.reading.describe([("judgement", "responses")])
-        return _judgements(_Shown(found.fields, name, self.reading, self._told), answers)
+        return _judgements(_Shown(found.fields, name, self.reading, self._fields), answers)
 
 
 def _opened(key: str, value: Any) -> Any:
@@ -188,13 +188,15 @@ def _answers(record: _Record) -> Iterator[tuple[str, _Answer, str]]:
 class _Shown:
     """The fields that a record showed, worked out once for all of its judgements."""
 
-    def __init__(self, fields: Mapping[str, Any], name: str, reading: Reading, told: FieldPaths | None) -> None:
+    def __init__(
+        self, fields: Mapping[str, Any], name: str, reading: Reading, fields_config: FieldPaths | None
+    ) -> None:
         self.fields = fields
         self.name = name
         self.prompts: dict[str, Prompt] = prompts_among(fields)
         self.texts = [name for name, value in fields.items() if isinstance(value, str)]
         self._reading = reading
-        self._told = told
+        self._fields = fields_config
 
     def annotation(
         self, names: Sequence[str], user: str | None, question: str, path: str, others: Mapping[str, str], **judged: Any
@@ -213,7 +215,7 @@ class _Shown:
             )
             metadata = {"question": question, **others}
             left = [((name,), rest[name]) for name in rest if name not in (*names, prompt_name) and rest[name]]
-            place_others(left, annotation, metadata, self._reading, self._told)
+            handle_unread_fields(left, annotation, metadata, self._reading, self._fields)
             return msgspec.structs.replace(annotation, metadata=metadata)
         except RecordError as error:
             return error
@@ -260,7 +262,7 @@ def _judgement(
 ) -> Annotation | RecordError:
     try:
         if isinstance(answer.value, str):
-            names = alike(answer.value, shown.texts)
+            names = similarly_named(answer.value, shown.texts)
             ranks = {name: 1 if name == answer.value else 2 for name in names}
         else:
             ranks = _ranks(answer.value, f"{path}.value")
@@ -292,7 +294,7 @@ def _is_ranking(value: object, fields: Mapping[str, Any]) -> bool:
 
 def _is_label(value: object, shown: _Shown) -> bool:
     """Return whether an answer names a field that others are like: the better one of them."""
-    return isinstance(value, str) and value in shown.texts and len(alike(value, shown.texts)) > 1
+    return isinstance(value, str) and value in shown.texts and len(similarly_named(value, shown.texts)) > 1
 
 
 def _ranks(options: list[Any], path: str) -> dict[str, int]:
@@ -313,7 +315,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     return fields[name]
 
 
-def _fits(record: Mapping[str, Any]) -> bool:
+def _matches(record: Mapping[str, Any]) -> bool:
     if isinstance(opened(record.get("fields")), dict) and "responses" in record:
         return True
     return any(key.endswith((_RESPONSES, _SUGGESTION)) for key in record)
@@ -322,7 +324,7 @@ def _fits(record: Mapping[str, Any]) -> bool:
 ARGILLA = Format(
     name="argilla",
     layout=LAYOUT,
-    fits=_fits,
+    matches=_matches,
     parser=ArgillaReader,
     what="Argilla's records (SDK 1 and 2, server, Hub): ranking, label and rating questions, by annotator.",
     examples=(

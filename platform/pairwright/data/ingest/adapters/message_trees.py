@@ -68,8 +68,8 @@ class TreeReader:
                 raise RecordError(f"expected `object`, got `{json_name(record)}`")
             root, where = find(record, self._paths["prompt"])
         except RecordError as error:
-            told = f"; a record of this format is {self._layout}" if self._layout else ""
-            raise RecordError(f"{error.reason}{told}", path=error.path) from None
+            detail = f"; a record of this format is {self._layout}" if self._layout else ""
+            raise RecordError(f"{error.reason}{detail}", path=error.path) from None
         self._check_fields(record, self._known_tops, "$")
         parts = [self._label(path, record) for path in self._ids]
         name = "-".join(part for part in parts if part is not None) or content_id(line)
@@ -130,8 +130,10 @@ class TreeReader:
             value, value_at = find_optional(reply, path, place)
             if value is None:
                 raise RecordError(f"expected a {kind[:-1]} of every reply, got none", path=value_at)
-            told = number(value, value_at) if kind == "scores" else whole(value, value_at) + 1 - self._fields.first_rank
-            judged.setdefault(kind, []).append(told)
+            detail = (
+                number(value, value_at) if kind == "scores" else whole(value, value_at) + 1 - self._fields.first_rank
+            )
+            judged.setdefault(kind, []).append(detail)
             own, model = (self._label(self._paths.get(key), reply, place) for key in ("completion_id", "model"))
             completions.append(Completion(text=message.content, id=own, model=model))
         at = self._label(self._paths.get("completion_id"), node)

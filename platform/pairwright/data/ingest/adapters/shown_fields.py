@@ -19,7 +19,7 @@ def last_digits(name: str) -> str:
     return name[start:]
 
 
-def alike(name: str, fields: Sequence[str]) -> list[str]:
+def similarly_named(name: str, fields: Sequence[str]) -> list[str]:
     """Return the fields that are called like one but for the number or the letter at their end, itself included."""
     stem = _stem(name)
     return [field for field in fields if stem and _stem(field) == stem and field != stem]

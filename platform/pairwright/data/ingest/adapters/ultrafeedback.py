@@ -58,7 +58,7 @@ def _check_score(completion: Mapping[str, Any], path: str) -> None:
 
 def _mean_rating(aspects: Any) -> float | None:
     """Return the mean of the completion's ratings, 1 to 5, or None where it has none; N/A does not count."""
-    told: Sequence[Any] = list(aspects.values()) if isinstance(aspects, dict) else []
-    given = [str(aspect.get("Rating")) for aspect in told if isinstance(aspect, dict)]
+    ratings: Sequence[Any] = list(aspects.values()) if isinstance(aspects, dict) else []
+    given = [str(aspect.get("Rating")) for aspect in ratings if isinstance(aspect, dict)]
     ratings = [float(rating) for rating in given if _NUMBER.fullmatch(rating)]
     return sum(ratings) / len(ratings) if ratings else None

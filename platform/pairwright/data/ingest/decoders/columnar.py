@@ -55,7 +55,7 @@ def count_rows(source: SourceRef, start: int, end: int) -> int:
         SourceError: if the source cannot be read, or is no such table.
     """
     with _reading(source), open_file(source) as file:
-        if source.layout == "parquet":
+        if source.file_format == "parquet":
             metadata = _opened(file, None, []).metadata
             groups = _owned(metadata.num_row_groups, source, start, end)
             return sum(metadata.row_group(group).num_rows for group in groups)
@@ -66,7 +66,7 @@ def count_rows(source: SourceRef, start: int, end: int) -> int:
 
 
 def _batches(source: SourceRef, start: int, end: int) -> Iterator[pa.RecordBatch]:
-    return (_parquet_batches if source.layout == "parquet" else _arrow_batches)(source, start, end)
+    return (_parquet_batches if source.file_format == "parquet" else _arrow_batches)(source, start, end)
 
 
 def _chunks_of(batch: pa.RecordBatch, row: int, max_record_bytes: int) -> Iterator[Chunk]:
@@ -255,7 +255,7 @@ def _owned(num_groups: int, source: SourceRef, start: int, end: int) -> list[int
 
 @contextmanager
 def _reading(source: SourceRef) -> Iterator[None]:
-    kind = "Parquet" if source.layout == "parquet" else "Arrow"
+    kind = "Parquet" if source.file_format == "parquet" else "Arrow"
     try:
         yield
     except SourceError as error:  # some are about a column, and know no source

@@ -33,7 +33,7 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
     Raises:
         SourceError: if the source cannot be read to its end, has no header, or has a quote that does not end.
     """
-    delimiter = _DELIMITERS[source.layout]
+    delimiter = _DELIMITERS[source.file_format]
     _, blocks = checked_start(source, text_blocks(source))
     binary = io.BufferedReader(BlockFile(blocks), READ_BYTES)
     text = io.TextIOWrapper(cast("IO[bytes]", binary), encoding="utf-8", errors="surrogateescape", newline="")

@@ -49,7 +49,7 @@ def json_chunks(source: SourceRef, start: int, end: int, lines_before: int) -> I
         whole = source.compression is not None or end >= source.size
         blocks = text_blocks(source) if whole else _until_line_end(read_blocks(source, 0, source.size), 0, end)
         head, blocks = checked_start(source, blocks)
-        if source.layout == "json" and _starts_array(head):
+        if source.file_format == "json" and _starts_array(head):
             blocks = lines_of_array(source.uri, blocks)
         else:
             _refuse_spread(source, head)

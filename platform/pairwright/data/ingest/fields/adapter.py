@@ -91,7 +91,7 @@ class Format:
     """What ``--format`` calls it."""
     layout: str
     """What a record looks like, for messages."""
-    fits: Callable[[Mapping[str, Any]], bool]
+    matches: Callable[[Mapping[str, Any]], bool]
     """Whether a decoded record has what this layout cannot do without."""
     parser: Callable[[IngestConfig], Parse]
     """The parser under a configuration."""
@@ -107,7 +107,7 @@ class Format:
     """Where the parts of a record stand, if paths say all of it."""
 
 
-def misfit(error: msgspec.ValidationError, layout: str) -> RecordError:
+def schema_mismatch(error: msgspec.ValidationError, layout: str) -> RecordError:
     """Return msgspec's error with what was expected of the record as a whole."""
     reason, path = split_message(str(error))
     if missing := _MISSING.fullmatch(reason):

@@ -47,7 +47,7 @@ _PARTS_OF_OTHERS = ("image", "image_url", "input_image", "audio", "input_audio",
 # ---------------------------------------------------------------------------------------------- one place
 
 
-def said(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> Prompt:
+def read_conversation(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> Prompt:
     """Return a text, or the turns of a conversation in any of the forms above.
 
     Raises:
@@ -57,7 +57,7 @@ def said(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> Prompt:
         if is_transcript(value):
             return transcript(value, where)
         printed = _read(value, where) if _SERIALISED.match(value) else None
-        return value if printed is None else said(printed, where, roles)
+        return value if printed is None else read_conversation(printed, where, roles)
     if isinstance(value, dict):
         return _of_object(value, where, roles)
     if not isinstance(value, list):
@@ -234,7 +234,7 @@ def earlier(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> list[Me
                 )
             turns += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
         return turns
-    found = said(value, where, roles)
+    found = read_conversation(value, where, roles)
     if isinstance(found, str):
         raise RecordError("expected a list of earlier turns, got a text", path=where)
     return found
@@ -245,7 +245,7 @@ def earlier(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> list[Me
 
 def prompts_among(fields: Mapping[str, Any]) -> dict[str, Prompt]:
     """Return the fields of a record that may be a prompt: once for all of its judgements."""
-    return {name: said(value, f"$.{name}") for name, value in fields.items() if _is_prompt(value)}
+    return {name: read_conversation(value, f"$.{name}") for name, value in fields.items() if _is_prompt(value)}
 
 
 def find_prompt(prompts: Mapping[str, Prompt], others: Sequence[str], path: str) -> tuple[str, Prompt]:

@@ -19,11 +19,11 @@ from pairwright.data.ingest.fields.conversation_turns import (
     earlier,
     interleaved,
     is_transcript,
-    said,
+    read_conversation,
 )
 from pairwright.data.ingest.fields.field_table import IN_ITEMS, Table, optional
 from pairwright.data.ingest.fields.judgements import Judge
-from pairwright.data.ingest.fields.other_fields import as_text, fate, place_others, repeats, unplaced
+from pairwright.data.ingest.fields.other_fields import as_text, fate, handle_unread_fields, repeats, unplaced
 from pairwright.data.ingest.fields.paths import (
     JsonPath,
     Steps,
@@ -131,7 +131,7 @@ class LayoutReader:
         metadata = self._metadata_of(record)
         if judgement.pop("both_bad", False):
             metadata["both_bad"] = "true"
-        judged: dict[str, Any] = {"grade": self._judge.grade_of(self._label("grade", record))} | judgement
+        judged: dict[str, Any] = {"grade": self._judge.strength_of(self._label("grade", record))} | judgement
         annotation = Annotation(
             id=self._id_of(record, line),
             prompt=prompt,
@@ -142,7 +142,7 @@ class LayoutReader:
             subset=self._label("subset", record),
             context=self._context_of(record),
         )
-        self._place_others(record, annotation, metadata)
+        self._handle_unread_fields(record, annotation, metadata)
         self.reading.describe(self._used_by(described))
         return msgspec.structs.replace(annotation, metadata=metadata or None)
 
@@ -159,7 +159,7 @@ class LayoutReader:
                 return None
         else:
             value, where = find(record, path)
-        prompt = said(value, where, self._roles)
+        prompt = read_conversation(value, where, self._roles)
         addition, place = find_optional(record, self._table.paths.get("input"))
         if is_blank(addition):
             return prompt
@@ -171,8 +171,8 @@ class LayoutReader:
         system, where = find_optional(record, self._table.paths.get("system"))
         if system is not None and not isinstance(system, str):
             raise RecordError(f"expected `str`, got `{json_name(system)}`", path=where)
-        told, place = find_optional(record, self._table.paths.get("history"))
-        history = [] if is_blank(told) else earlier(told, place, self._roles)
+        history_value, place = find_optional(record, self._table.paths.get("history"))
+        history = [] if is_blank(history_value) else earlier(history_value, place, self._roles)
         return with_context(prompt, system, history, where)
 
     def _of_items(
@@ -184,8 +184,8 @@ class LayoutReader:
             (item, place) if text is None else find(item, text, place)
             for item, place in zip(items, places, strict=True)
         ]
-        told = [self._said(value, where) for value, where in found]
-        prompt, replies = prompt_and_replies(prompt, told, [where for _, where in found])
+        conversations = [self._read_conversation(value, where) for value, where in found]
+        prompt, replies = prompt_and_replies(prompt, conversations, [where for _, where in found])
         completions = []
         for item, place, reply in zip(items, places, replies, strict=True):
             if not isinstance(item, dict) and any(name in self._table.paths for name in ("completion_id", "model")):
@@ -200,10 +200,10 @@ class LayoutReader:
             )
         return self._in_context(record, prompt), completions
 
-    def _said(self, value: Any, where: str) -> Prompt:
+    def _read_conversation(self, value: Any, where: str) -> Prompt:
         """Return what a side or an item says: text, reply or conversation."""
         if isinstance(value, str | list | dict):
-            return said(value, where, self._roles)
+            return read_conversation(value, where, self._roles)
         raise RecordError(f"expected `str`, got `{json_name(value)}`", path=where)
 
     def _of_sides(self, record: Mapping[str, Any]) -> tuple[Prompt, list[Completion], dict[str, Any]]:
@@ -218,16 +218,16 @@ class LayoutReader:
         prompt: Prompt | None
         if self.fields.interleaved:
             asked, _ = find(record, self._table.paths["prompt"])
-            told: list[Prompt] = [interleaved(asked, value, where) for value, where in found]
+            conversations: list[Prompt] = [interleaved(asked, value, where) for value, where in found]
             prompt = None
         elif self.fields.several:
             return self._of_several(record, found)
         else:
-            told = [self._said(value, where) for value, where in found]
+            conversations = [self._read_conversation(value, where) for value, where in found]
             prompt = self._prompt_of(record)
-            if self._ends_open(record) and all(isinstance(side, str) for side in told):
-                told = [side.strip() for side in told if isinstance(side, str)]
-        prompt, replies = prompt_and_replies(prompt, told, paths, is_implicit=self.fields.implicit_prompt)
+            if self._ends_open(record) and all(isinstance(side, str) for side in conversations):
+                conversations = [side.strip() for side in conversations if isinstance(side, str)]
+        prompt, replies = prompt_and_replies(prompt, conversations, paths, is_implicit=self.fields.implicit_prompt)
         models = [self._label_at(path, record) for path in self._table.lists["models"]] or [None] * len(replies)
         completions = [
             Completion(text=reply.content, id=name, model=model, extra=reply.extra)
@@ -312,9 +312,11 @@ class LayoutReader:
         metadata[named(steps)] = ", ".join(value) if is_list else as_text(value)
         self.reading.kept.add(named(steps))
 
-    def _place_others(self, record: Mapping[str, Any], annotation: Annotation, metadata: dict[str, str]) -> None:
+    def _handle_unread_fields(
+        self, record: Mapping[str, Any], annotation: Annotation, metadata: dict[str, str]
+    ) -> None:
         """Find a place for each field that no path names, or refuse the record."""
-        place_others(self._table.places.others(record), annotation, metadata, self.reading, is_own=self._is_own)
+        handle_unread_fields(self._table.places.others(record), annotation, metadata, self.reading, is_own=self._is_own)
         for path in self._table.lists["ignore"]:
             self.reading.unused.update(named(steps) for steps in path if not is_blank(optional(record, steps)))
         for path in self._table.lists["repeats"]:

@@ -6,7 +6,7 @@ from typing import Any
 from pairwright.config import FieldPaths
 from pairwright.data.ingest.fields.conversation_turns import is_transcript
 from pairwright.data.ingest.fields.other_fields import fate
-from pairwright.data.ingest.fields.paths import JsonPath, Places, Steps, compile_path, find_optional, opened
+from pairwright.data.ingest.fields.paths import JsonPath, KnownPaths, Steps, compile_path, find_optional, opened
 
 _SINGLE = (
     "prompt", "system", "history", "input", "tools", "template_kwargs", "completions", "text", "completion_id", "model",
@@ -70,7 +70,7 @@ class Table:
             self.sides = [self.paths["chosen"], self.paths["rejected"]]
         else:
             self.sides = self.lists["sides"]
-        self.places = Places([*self._known()])
+        self.known_paths = KnownPaths([*self._known()])
 
     def _known(self) -> Iterator[Steps]:
         """Yield every place that the layout knows."""
@@ -88,7 +88,7 @@ class Table:
             for path in paths:
                 yield from path
 
-    def fits(self, record: Mapping[str, Any]) -> bool:
+    def matches(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record has what this layout cannot do without, in the form that it has."""
         essential = [self.paths[name] for name in ("winner", "strength", "ranks", "scores") if name in self.paths]
         essential += self.lists["won"]
@@ -125,15 +125,15 @@ class Table:
         if "tree" in self.paths:
             tops = {steps[0] for path in (self.paths["prompt"], *self.ids, *self.lists["ignore"]) for steps in path}
             return sum(key not in tops and fate((key,)) is None for key in record)
-        return sum(fate(steps) is None for steps, _ in self.places.others(record))
+        return sum(fate(steps) is None for steps, _ in self.known_paths.others(record))
 
     @property
     def num_essential(self) -> int:
         """How many fields the layout asks for: the more, the more specific it is."""
         names = [name for name in ("prompt", "winner", "strength", "rank", "score", "tree") if name in self.paths]
         is_named = "prompt" in names and self.fields.implicit_prompt
-        told = self.fields.transcripts + self.fields.several  # of the form that sides have
-        return len(names) - is_named + len(self.sides) + len(self.lists["won"]) + told
+        num_declared = self.fields.transcripts + self.fields.several  # of the form that sides have
+        return len(names) - is_named + len(self.sides) + len(self.lists["won"]) + num_declared
 
 
 def missing(record: Any, path: JsonPath) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from pairwright.config import BOTH_BAD, TIE
-from pairwright.data import grades
+from pairwright.data import preference_strength
 from pairwright.data.ingest.fields.adapter import RecordError, digit, number, quoted, whole
 from pairwright.data.ingest.fields.field_table import Table, missing
 from pairwright.data.ingest.fields.paths import expect_list, find, find_optional, named, render
-from pairwright.records import Grade
+from pairwright.records import PreferenceStrength
 
 
 class Judge:
@@ -143,19 +143,21 @@ class Judge:
             return {"ranks": [1, 1]}
         if not self._fields.strengths:
             return {"scores": [size if index == better else 0.0 for index in range(2)]}
-        told = self._fields.strengths.get(str(int(size)) if size.is_integer() else str(size))
-        grade = None if told is None else grades.grade_named(told)
+        name = self._fields.strengths.get(str(int(size)) if size.is_integer() else str(size))
+        grade = None if name is None else preference_strength.strength_named(name)
         if grade is None:
             raise RecordError(f"expected a strength of {quoted(self._fields.strengths)}, got {size}", path=where)
         return {"ranks": [1 if index == better else 2 for index in range(2)], "grade": grade}
 
-    def grade_of(self, told: str | None) -> Grade | None:
+    def strength_of(self, name: str | None) -> PreferenceStrength | None:
         """Return the grade that a record names.
 
         Raises:
             RecordError: if it is none.
         """
-        grade = None if told is None else grades.grade_named(told)
-        if told is not None and grade is None:
-            raise RecordError(f"{grades.EXPECTED}, got `{told}`", path=f"${render(self._table.paths['grade'][0])}")
+        grade = None if name is None else preference_strength.strength_named(name)
+        if name is not None and grade is None:
+            raise RecordError(
+                f"{preference_strength.EXPECTED}, got `{name}`", path=f"${render(self._table.paths['grade'][0])}"
+            )
         return grade

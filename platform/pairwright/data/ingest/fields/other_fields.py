@@ -11,7 +11,7 @@ import msgspec
 
 from pairwright.config import FieldPaths
 from pairwright.data.ingest.fields.adapter import Reading, RecordError
-from pairwright.data.ingest.fields.conversation_turns import is_transcript, said
+from pairwright.data.ingest.fields.conversation_turns import is_transcript, read_conversation
 from pairwright.data.ingest.fields.paths import Steps, named, opened
 from pairwright.records import Annotation, Message
 
@@ -46,12 +46,12 @@ _NOTHING_IN_ITEMS = _names(
 """Fields below others that say who wrote something and when, not what was judged."""
 
 
-def place_others(
+def handle_unread_fields(
     others: Iterable[tuple[Steps, Any]],
     annotation: Annotation,
     metadata: dict[str, str],
     reading: Reading,
-    told: FieldPaths | None = None,
+    configured: FieldPaths | None = None,
     *,
     is_own: bool = False,
 ) -> None:
@@ -62,15 +62,17 @@ def place_others(
         annotation: what was read from the record.
         metadata: what it keeps, added to.
         reading: what is said of the source, added to.
-        told: what a configuration says of them.
+        configured: [fields] of the configuration, if any.
         is_own: the user said where everything stands: what else there is, is not used, but for the context.
 
     Raises:
         RecordError: if one has no place; it is named.
     """
-    keep, ignore = ((), ()) if told is None else (told.keep, told.ignore)
+    keep, ignore = ((), ()) if configured is None else (configured.keep, configured.ignore)
     for steps, value in others:
-        found = _told(steps, keep, ignore) or fate(steps) or ("unused" if repeats(value, annotation) else None)
+        found = (
+            _configured_fate(steps, keep, ignore) or fate(steps) or ("unused" if repeats(value, annotation) else None)
+        )
         if found is None and is_own and not (len(steps) == 1 and str(steps[0]).lower() in CONTEXT_NAMES):
             found = "unused"
         if found is None:
@@ -82,7 +84,7 @@ def place_others(
             reading.unused.add(named(steps))
 
 
-def _told(steps: Steps, keep: Sequence[str], ignore: Sequence[str]) -> str | None:
+def _configured_fate(steps: Steps, keep: Sequence[str], ignore: Sequence[str]) -> str | None:
     name = named(steps)
     return "kept" if name in keep else "unused" if name in ignore else None
 
@@ -137,7 +139,7 @@ def _leaves(value: Any) -> Iterator[Any]:
         for item in value:
             yield from _leaves(item)
     elif is_transcript(value):
-        yield from (turn.content for turn in said(value, "$") if isinstance(turn, Message))
+        yield from (turn.content for turn in read_conversation(value, "$") if isinstance(turn, Message))
     else:
         yield value
 

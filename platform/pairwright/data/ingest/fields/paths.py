@@ -162,7 +162,7 @@ def _known_keys(record: Mapping[str, Any]) -> str:
     return f"an object with {', '.join(names)}" if names else "an empty object"
 
 
-class Places:
+class KnownPaths:
     """The places that a layout knows, to find what else a record says."""
 
     def __init__(self, paths: Sequence[Steps]) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pairwright.addresses import names_user, shown_address
-from pairwright.config import ReaderConfig
+from pairwright.config import ConnectorConfig
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.errors import ConfigError, SourceError, StoreError
 
@@ -39,7 +39,7 @@ _TABLE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
-class Place:
+class ExternalSource:
     """A source that is no file."""
 
     kind: Kind
@@ -52,13 +52,13 @@ class Place:
     query: str | None = None
 
 
-def is_place(name: str) -> bool:
+def is_external_url(name: str) -> bool:
     """Return whether a name is the address of a source that is no file."""
     scheme, separator, _ = name.partition("://")
     return bool(separator) and scheme.partition("+")[0] in _KINDS
 
 
-def parse_place(name: str, config: ReaderConfig) -> Place:
+def parse_connection_url(name: str, config: ConnectorConfig) -> ExternalSource:
     """Return what an address names.
 
     Raises:
@@ -77,10 +77,10 @@ def parse_place(name: str, config: ReaderConfig) -> Place:
         inner = scheme.partition("+")[2] or "file"
         place = _absolute(f"{inner}://{plain}")
         shown = f"file://{place}" if "://" not in place else place
-        return Place(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), place, settings)
+        return ExternalSource(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), place, settings)
     if not plain.strip("/") or (kind != "huggingface" and plain.count("/") != 1):
         raise ConfigError(f"{shown_address(name)}: expected {_EXPECTED[kind]}")
-    return Place(kind, _named(f"{scheme}://{plain}", settings), plain, settings)
+    return ExternalSource(kind, _named(f"{scheme}://{plain}", settings), plain, settings)
 
 
 _EXPECTED = {
@@ -89,10 +89,10 @@ _EXPECTED = {
     "kafka": "kafka://HOST:PORT/TOPIC?start=OFFSET&end=OFFSET",
 }
 _ELSEWHERE: dict[Kind, str] = {
-    "delta": "give them in [reader], or in environment variables; an @ behind ? is written %40",
-    "iceberg": "give them in [reader]",
+    "delta": "give them in [connectors], or in environment variables; an @ behind ? is written %40",
+    "iceberg": "give them in [connectors]",
     "huggingface": "`hf auth login` keeps a token; an @ elsewhere is written %40",
-    "kafka": "give them in [reader]",
+    "kafka": "give them in [connectors]",
 }
 _UNREADABLE = (
     "no address that can be read; in user and password write blanks and @ : / ? # & [ ] % as %20 %40 %3A %2F "
@@ -101,7 +101,7 @@ _UNREADABLE = (
 _POSTGRESQL = re.compile(r"(?:(?:[^\s@/?#%\[\]]|%[0-9A-Fa-f]{2})*@)?[^\s@/?#]*(?:[/?][^\s@#]*)?")
 
 
-def select_all(place: Place) -> str:
+def select_all(place: ExternalSource) -> str:
     """Return the SQL whose rows are the records."""
     if place.query is not None:
         return place.query
@@ -109,7 +109,7 @@ def select_all(place: Place) -> str:
     return f"SELECT * FROM {'.'.join(f'{chr(34)}{name}{chr(34)}' for name in names)}"  # noqa: S608 (names are checked)
 
 
-def offsets(place: Place, name: str, partitions: Sequence[int]) -> dict[int, int | None]:
+def offsets(place: ExternalSource, name: str, partitions: Sequence[int]) -> dict[int, int | None]:
     """Return the offset of each partition that an address asks for; None where it asks for none.
 
     Args:
@@ -134,7 +134,7 @@ def offsets(place: Place, name: str, partitions: Sequence[int]) -> dict[int, int
     return {partition: found.get(partition) for partition in partitions}
 
 
-def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
+def _database(kind: Kind, name: str, config: ConnectorConfig) -> ExternalSource:
     if kind == "postgresql" and not _POSTGRESQL.fullmatch(name.partition("://")[2]):
         raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}")
     try:
@@ -157,10 +157,10 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
     if ("table" in settings) == (config.query is not None):
         found = "both" if "table" in settings else "neither"
         raise ConfigError(
-            f"{shown}: expected ?table=NAME in the address, or query in [reader] of --config; got {found}"
+            f"{shown}: expected ?table=NAME in the address, or query in [connectors] of --config; got {found}"
         )
     if "table" in settings and not _TABLE_NAME.fullmatch(settings["table"]):
-        raise ConfigError(f"{shown}: table={settings['table']}: expected a name; give SQL as query in [reader]")
+        raise ConfigError(f"{shown}: table={settings['table']}: expected a name; give SQL as query in [connectors]")
     if kind == "sqlite":
         address = _absolute(f"file://{parts.path}")
         shown = f"sqlite://{address}"
@@ -168,7 +168,7 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
         query = f"?{urlencode(others, quote_via=quote)}" if others else ""
         address = f"{kind}://{parts.netloc}{parts.path}{query}"
     named = settings if config.query is None else {"query": hashlib.sha256(config.query.encode()).hexdigest()[:12]}
-    return Place(kind, _named(shown, named), address, settings, config.query)
+    return ExternalSource(kind, _named(shown, named), address, settings, config.query)
 
 
 def _settings(kind: Kind, name: str, tail: str) -> dict[str, str]:

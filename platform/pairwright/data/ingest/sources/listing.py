@@ -24,7 +24,7 @@ from pairwright.data.ingest.sources.file_search import (
     objects_at,
     shown,
 )
-from pairwright.data.ingest.sources.source import DEFAULT_LIMITS, SourceRef, layout_of, split_url
+from pairwright.data.ingest.sources.source import DEFAULT_LIMITS, SourceRef, file_format_of, split_url
 from pairwright.data.storage.object_store import absolute_url, first_line, open_store
 from pairwright.data.table.manifest import Manifest
 from pairwright.errors import SourceError, StoreError, one_line
@@ -191,7 +191,7 @@ def _is_asked_for(key: str, asked: str, prefix: str, *, is_pattern: bool) -> boo
 
 
 def _check_name(name: str) -> None:
-    if layout_of(name) is None:
+    if file_format_of(name) is None:
         raise SourceError(f"{name}: unknown kind of file; {EXPECTED}")
 
 
@@ -210,7 +210,7 @@ def _checked(name: str, what: str, found: Found, read: Callable[[str], bytes]) -
         _refuse_foreign_tables([place for place in places if place not in registries])
     own = _own_tables(places, read)
     is_source = {
-        place: layout_of(place) is not None and not _is_part_of(place, own) and place not in registries
+        place: file_format_of(place) is not None and not _is_part_of(place, own) and place not in registries
         for place in places
     }
     sources = [SourceRef(file.name, file.size, file.etag) for file in found.files if is_source[file.name]]

@@ -17,16 +17,22 @@ from pairwright.errors import SourceError
 DEFAULT_LIMITS = SourceLimits()
 
 Compression = Literal["gzip", "zstd"]
-Layout = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
+FileFormat = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
 """How a source keeps its records, by its name; ``json`` is JSON Lines or one array, which only its content says."""
 
-TEXT_LAYOUTS: dict[str, Layout] = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
-TABLE_LAYOUTS: dict[str, Layout] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
+TEXT_FORMATS: dict[str, FileFormat] = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+TABLE_FORMATS: dict[str, FileFormat] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class StagedFile:
     """JSON Lines that were landed of a source that is no file: a part of its rows."""
 
     uri: str
@@ -44,7 +50,7 @@ class SourceRef:
     size: int
     """Bytes as stored."""
     etag: str | None
-    shards: tuple[Shard, ...] | None = None
+    staged_files: tuple[StagedFile, ...] | None = None
     """Where its rows lie, in order, if it is no file and was landed."""
     newlines: tuple[int, ...] | None = None
     """Newlines in each block of 64 MB that was hashed."""
@@ -59,16 +65,16 @@ class SourceRef:
     @property
     def compression(self) -> Compression | None:
         """The compression that the name says, or None."""
-        return COMPRESSIONS.get(PurePosixPath(self.uri).suffix.lower()) if self.shards is None else None
+        return COMPRESSIONS.get(PurePosixPath(self.uri).suffix.lower()) if self.staged_files is None else None
 
     @property
-    def layout(self) -> Layout:
+    def file_format(self) -> FileFormat:
         """How it keeps its records, as far as its name says."""
-        if self.shards is not None:
+        if self.staged_files is not None:
             return "lines"
-        layout = layout_of(self.uri)
-        assert layout is not None, self.uri
-        return layout
+        file_format = file_format_of(self.uri)
+        assert file_format is not None, self.uri
+        return file_format
 
 
 def file_state(source: SourceRef) -> tuple[int, ...]:
@@ -88,7 +94,7 @@ def file_state(source: SourceRef) -> tuple[int, ...]:
     return state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def surveyed(source: SourceRef, etag: str, newlines: Sequence[int]) -> SourceRef:
+def with_checksum(source: SourceRef, etag: str, newlines: Sequence[int]) -> SourceRef:
     """Return the source with the tag of its content and the newlines of its blocks."""
     return replace(source, etag=etag, newlines=tuple(newlines))
 
@@ -100,9 +106,9 @@ def split_url(url: str) -> tuple[str, str]:
     return f"{scheme}://{bucket}", key
 
 
-def layout_of(name: str) -> Layout | None:
+def file_format_of(name: str) -> FileFormat | None:
     """Return the layout that a file's name says, or None where it says none."""
     path = PurePosixPath(name.lower())
     if path.suffix in COMPRESSIONS:
-        return TEXT_LAYOUTS.get(PurePosixPath(path.stem).suffix)
-    return TEXT_LAYOUTS.get(path.suffix) or TABLE_LAYOUTS.get(path.suffix)
+        return TEXT_FORMATS.get(PurePosixPath(path.stem).suffix)
+    return TEXT_FORMATS.get(path.suffix) or TABLE_FORMATS.get(path.suffix)

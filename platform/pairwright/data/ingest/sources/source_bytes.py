@@ -97,12 +97,12 @@ def hash_block(source: SourceRef, start: int, end: int) -> tuple[str, int]:
     return digest.hexdigest(), newlines
 
 
-def hash_bounds(source: SourceRef) -> list[tuple[int, int]]:
+def checksum_blocks(source: SourceRef) -> list[tuple[int, int]]:
     """Return the [start, end) of the blocks that are hashed apart, and so by several tasks: at least one."""
     return [(start, min(start + HASHED_BYTES, source.size)) for start in range(0, max(source.size, 1), HASHED_BYTES)]
 
 
-def content_tag(digests: Sequence[str]) -> str:
+def content_hash(digests: Sequence[str]) -> str:
     """Return the tag of a local source's content from the SHA-256 of each of its blocks.
 
     It is the SHA-256 of the file where that is one block of up to 64 MB, else the SHA-256 of those of its blocks.

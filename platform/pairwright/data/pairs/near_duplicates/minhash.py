@@ -42,10 +42,10 @@ def recall(similarity: float, num_bands: int, num_rows: int) -> float:
     return 1.0 - none_shared - num_bands * one * (1.0 - one) ** (num_bands - 1)
 
 
-def band_keys(texts: Sequence[str], num_characters: int, threshold: float) -> np.ndarray:
+def band_keys(texts: Sequence[str], shingle_size: int, threshold: float) -> np.ndarray:
     """Return the keys of each text, uint64, shape (len(texts), num_bands); the same text has the same keys anywhere."""
     num_bands, num_rows = banding(threshold)
-    blocks = [_signatures(block, num_characters) for block in _blocks(texts)]
+    blocks = [_signatures(block, shingle_size) for block in _blocks(texts)]
     signatures = np.concatenate([np.empty((0, NUM_HASHES), np.uint64), *blocks])
     rows = signatures[:, : num_bands * num_rows].reshape(-1, num_bands, num_rows)
     keys = np.broadcast_to(np.arange(num_bands, dtype=np.uint64), rows.shape[:2])
@@ -54,8 +54,8 @@ def band_keys(texts: Sequence[str], num_characters: int, threshold: float) -> np
     return keys
 
 
-def _signatures(texts: Sequence[str], num_characters: int) -> np.ndarray:
-    hashes, starts = shingle_hashes(texts, num_characters)
+def _signatures(texts: Sequence[str], shingle_size: int) -> np.ndarray:
+    hashes, starts = shingle_hashes(texts, shingle_size)
     sketch = rensa.RMinHash  # pyright: ignore[reportAttributeAccessIssue] (rensa has no stubs)
     matrix = sketch.digest_matrix_from_flat_token_hashes(hashes, starts, NUM_HASHES, _SEED)
     return np.array(matrix.to_rows(), dtype=np.uint64)

@@ -43,10 +43,10 @@ def comparables(prompts: pa.ChunkedArray) -> list[str]:
     return [comparable(messages) for messages in prompts.to_pylist()]
 
 
-def shingles(text: str, num_characters: int) -> frozenset[str]:
+def shingles(text: str, shingle_size: int) -> frozenset[str]:
     """Return the distinct runs of characters of a compared text; one shorter than that is a single shingle."""
-    spelled = _spelled(text, num_characters)
-    return frozenset(spelled[i : i + num_characters] for i in range(len(spelled) - num_characters + 1))
+    spelled = _spelled(text, shingle_size)
+    return frozenset(spelled[i : i + shingle_size] for i in range(len(spelled) - shingle_size + 1))
 
 
 def words(text: str) -> list[str]:
@@ -54,27 +54,27 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def runs(text: str, num_words: int) -> list[tuple[str, ...]]:
+def word_ngrams(text: str, ngram_size: int) -> list[tuple[str, ...]]:
     """Return the runs of words of a compared text, in order; none where it has fewer words."""
     found = words(text)
-    return [tuple(found[i : i + num_words]) for i in range(len(found) - num_words + 1)]
+    return [tuple(found[i : i + ngram_size]) for i in range(len(found) - ngram_size + 1)]
 
 
-def shingle_hashes(texts: Sequence[str], num_characters: int) -> tuple[np.ndarray, np.ndarray]:
+def shingle_hashes(texts: Sequence[str], shingle_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashes of each text's shingles, one text after the other, with repeats, and their bounds.
 
     Returns:
         hashes: uint64, shape (H,).
         starts: where each text's hashes start in H, and H at the end, uint64, shape (len(texts) + 1,).
     """
-    spelled = [_spelled(text, num_characters) for text in texts]
+    spelled = [_spelled(text, shingle_size) for text in texts]
     units = np.frombuffer("".join(spelled).encode("utf-32-le"), dtype="<u4")
-    hashes, owners = _windows(units, [len(text) for text in spelled], num_characters)
+    hashes, owners = _windows(units, [len(text) for text in spelled], shingle_size)
     counts = np.bincount(owners, minlength=len(texts))
     return hashes, np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
 
 
-def run_hashes(texts: Sequence[str], num_words: int) -> tuple[np.ndarray, np.ndarray]:
+def ngram_hashes(texts: Sequence[str], ngram_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the hashes of each text's runs of words, uint64, and the index of the text of each, int64."""
     code_of: dict[str, int] = {}
     lengths, codes = [], []
@@ -82,12 +82,12 @@ def run_hashes(texts: Sequence[str], num_words: int) -> tuple[np.ndarray, np.nda
         found = words(text)
         lengths.append(len(found))
         codes += [code_of[word] if word in code_of else code_of.setdefault(word, _code(word)) for word in found]
-    return _windows(np.array(codes, dtype=np.uint64), lengths, num_words)
+    return _windows(np.array(codes, dtype=np.uint64), lengths, ngram_size)
 
 
-def _spelled(text: str, num_characters: int) -> str:
+def _spelled(text: str, shingle_size: int) -> str:
     longer = text if text.isascii() else _WORDLIKE_CHARACTER.sub(lambda match: match[0] * 3, text)
-    return longer.ljust(num_characters, _PADDING)
+    return longer.ljust(shingle_size, _PADDING)
 
 
 def _code(word: str) -> int:

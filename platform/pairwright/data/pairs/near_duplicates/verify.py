@@ -13,11 +13,11 @@ import numpy as np
 
 from pairwright.data.pairs.near_duplicates.key_index import KeyIndex, build_index
 from pairwright.data.pairs.near_duplicates.minhash import MIN_SHARED, band_keys
-from pairwright.data.pairs.near_duplicates.normalize import run_hashes, runs, shingles
+from pairwright.data.pairs.near_duplicates.normalize import ngram_hashes, shingles, word_ngrams
 
 MAX_CHECKED = 64
 MAX_KEY_OWNERS = 64
-MAX_RUN_OWNERS = 10
+MAX_NGRAM_OWNERS = 10
 """A run of words in more prompts of an evaluation set than this is a template's, and says nothing."""
 _CACHED = 4096
 
@@ -25,24 +25,24 @@ TextOf = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class SimilarityConfig:
     """What makes prompts alike: enough shingles in common, or a run of words."""
 
-    num_characters: int
+    shingle_size: int
     threshold: float
-    num_words: int
+    ngram_size: int
     """0 where runs do not count."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SimilarText:
     """That a text is like one of the others."""
 
     query: int
     owner: int
     similarity: float
     """Jaccard similarity of the shingles."""
-    run: str = ""
+    ngram: str = ""
     """The words in a row that they share, where that is what was found."""
 
 
@@ -59,38 +59,42 @@ def index_keys(keys: np.ndarray) -> KeyIndex:
     return build_index(keys.reshape(-1), owners, MAX_KEY_OWNERS, keep_full=True)
 
 
-def index_runs(hashes: np.ndarray, owners: np.ndarray) -> KeyIndex:
+def index_ngrams(hashes: np.ndarray, owners: np.ndarray) -> KeyIndex:
     """Return the index of the hashed runs of words of prompts, without those of templates."""
-    return build_index(hashes, owners, MAX_RUN_OWNERS, keep_full=False)
+    return build_index(hashes, owners, MAX_NGRAM_OWNERS, keep_full=False)
 
 
-def find_alike(texts: Sequence[str], index: KeyIndex, text_of: TextOf, likeness: Likeness) -> Iterator[Found]:
+def find_similar(
+    texts: Sequence[str], index: KeyIndex, text_of: TextOf, similarity_config: SimilarityConfig
+) -> Iterator[SimilarText]:
     """Yield, for each text that has one, the first indexed text whose shingles are alike enough."""
-    keys = band_keys(texts, likeness.num_characters, likeness.threshold)
+    keys = band_keys(texts, similarity_config.shingle_size, similarity_config.threshold)
     queries = np.repeat(np.arange(len(texts)), keys.shape[1])
-    cached = lru_cache(maxsize=_CACHED)(lambda owner: shingles(text_of(owner), likeness.num_characters))
+    cached = lru_cache(maxsize=_CACHED)(lambda owner: shingles(text_of(owner), similarity_config.shingle_size))
     candidates = index.candidates(keys.reshape(-1), queries, min_shared=MIN_SHARED, num_most=MAX_CHECKED)
     for query, owners in _grouped(*candidates):
-        own = shingles(texts[query], likeness.num_characters)
+        own = shingles(texts[query], similarity_config.shingle_size)
         for owner in owners:
             similarity = jaccard(own, cached(owner))
-            if similarity >= likeness.threshold:
-                yield Found(query, owner, similarity)
+            if similarity >= similarity_config.threshold:
+                yield SimilarText(query, owner, similarity)
                 break
 
 
-def find_runs(texts: Sequence[str], index: KeyIndex, text_of: TextOf, likeness: Likeness) -> Iterator[Found]:
+def find_ngram_overlaps(
+    texts: Sequence[str], index: KeyIndex, text_of: TextOf, similarity_config: SimilarityConfig
+) -> Iterator[SimilarText]:
     """Yield, for each text that has one, the indexed text with which it shares most runs of words."""
-    hashes, queries = run_hashes(texts, likeness.num_words)
+    hashes, queries = ngram_hashes(texts, similarity_config.ngram_size)
     for query, owners in _grouped(*index.candidates(hashes, queries, min_shared=1, num_most=MAX_CHECKED)):
-        own = runs(texts[query], likeness.num_words)
+        own = word_ngrams(texts[query], similarity_config.ngram_size)
         for owner in owners:
-            theirs = frozenset(runs(text_of(owner), likeness.num_words))
-            shared = next((run for run in own if run in theirs), None)
+            theirs = frozenset(word_ngrams(text_of(owner), similarity_config.ngram_size))
+            shared = next((ngram for ngram in own if ngram in theirs), None)
             if shared is not None:
-                both = (shingles(text, likeness.num_characters) for text in (texts[query], text_of(owner)))
+                both = (shingles(text, similarity_config.shingle_size) for text in (texts[query], text_of(owner)))
                 similarity = jaccard(*both)
-                yield Found(query, owner, similarity, " ".join(shared))
+                yield SimilarText(query, owner, similarity, " ".join(shared))
                 break
 
 

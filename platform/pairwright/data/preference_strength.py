@@ -9,23 +9,23 @@ Source: Touvron et al. 2023, arXiv:2307.09288, section 3.2.2 and table 27 ("Marg
 from collections.abc import Mapping
 from typing import get_args
 
-from pairwright.records import Grade
+from pairwright.records import PreferenceStrength
 
-GRADES: tuple[Grade, ...] = get_args(Grade)
+STRENGTHS: tuple[PreferenceStrength, ...] = get_args(PreferenceStrength)
 """From the clearest preference to the faintest."""
 MARGINS: Mapping[str, Mapping[str, float]] = {
-    "small": dict(zip(GRADES, (1.0, 2 / 3, 1 / 3, 0.0), strict=True)),
-    "large": dict(zip(GRADES, (3.0, 2.0, 1.0, 0.0), strict=True)),
+    "small": dict(zip(STRENGTHS, (1.0, 2 / 3, 1 / 3, 0.0), strict=True)),
+    "large": dict(zip(STRENGTHS, (3.0, 2.0, 1.0, 0.0), strict=True)),
 }
 """Table -> grade -> wanted reward difference."""
 
-EXPECTED = f"expected one of {', '.join(GRADES)}"
+EXPECTED = f"expected one of {', '.join(STRENGTHS)}"
 """For the message where a record names another."""
 
-_BY_SPELLING: dict[str, Grade] = {**{str(grade): grade for grade in GRADES}, "unsure": GRADES[-1]}
+_BY_SPELLING: dict[str, PreferenceStrength] = {**{str(grade): grade for grade in STRENGTHS}, "unsure": STRENGTHS[-1]}
 
 
-def grade_named(text: str) -> Grade | None:
+def strength_named(text: str) -> PreferenceStrength | None:
     """Return the grade that a foreign record names, None if it is none.
 
     Case does not matter, nor whether words are joined by spaces, hyphens or underscores; "unsure" is the last one.

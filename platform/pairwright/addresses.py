@@ -1,7 +1,7 @@
-"""Addresses of storage and servers -> what may be shown of them, and what must not stand in them. Pure.
+"""Masks secrets in addresses of storage and servers, and finds parts that no address may hold. Pure.
 
 Whoever writes a password into an address seldom escapes it, so nothing here trusts the address to be a correct URL:
-up to the last ``@`` everything may be secret.
+everything up to the last ``@`` may be secret.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The records of the road, and the Arrow schemas of the tables that hold them.
+"""Record types and the Arrow schemas of the tables that hold them.
 
 Records by the million are msgspec structs (parse and validation in one pass); what lives inside the process is a
 frozen dataclass in the module that makes it. Every field of a table is described here and nowhere else: the files

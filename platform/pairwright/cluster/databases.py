@@ -1,7 +1,7 @@
-"""Databases -> lines of JSON, some hundred rows at a time: read-only, and bounded in time and memory.
+"""Reads SQLite and PostgreSQL queries as lines of JSON, read-only and within limits on time and memory.
 
-Ray's own ``read_sql`` fetches all rows at once and commits what the query did. Here a query runs in a transaction that
-may only read and is rolled back; the rows come through a cursor, as many at a time as make about 2 MB.
+Ray's own ``read_sql`` fetches all rows at once and commits what the query did. Here a query runs in a read-only
+transaction that is rolled back. Rows come through a cursor, in batches of about 2 MB.
 """
 
 import sqlite3

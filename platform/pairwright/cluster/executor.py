@@ -1,8 +1,8 @@
 """The executor that the commands use: this process for small work, Ray Data for the rest.
 
-Starting Ray takes about five seconds, in which one process goes through 400 MB of text: a command should not take
-longer to start than to do its work. Where a cluster runs already (a submitted job, an open session) it is used. Ray is
-imported when it is needed, not before.
+Starting Ray takes about five seconds, in which one process reads 400 MB of text: a command should not take longer to
+start than to do its work. Where a cluster runs already (a submitted job, an open session) it is used. Ray is imported
+only when it is needed.
 """
 
 import os

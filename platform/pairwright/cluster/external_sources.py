@@ -1,7 +1,8 @@
-"""Sources that are no files -> Ray Data datasets, through Ray Data's own readers.
+"""Reads external sources (databases, lakehouse tables, Hugging Face datasets, topics) as Ray Data datasets.
 
-What a reader would do in silence is settled before it runs: offsets are resolved and checked (Ray moves a start that is
-gone to the earliest message), a Hugging Face dataset is read in slices (Ray would put all of it into memory at once).
+Ray Data's own connectors do the reading. What they would do silently is decided before: offsets are resolved and
+checked (Ray moves a start that retention has removed to the earliest message), and a Hugging Face dataset is read in
+slices (Ray would hold all of it in memory).
 """
 
 import os

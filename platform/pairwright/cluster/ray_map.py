@@ -1,7 +1,7 @@
-"""Maps a function over items with Ray Data, and gives values to its tasks.
+"""Maps a function over items with Ray Data, and broadcasts values to its tasks.
 
-Small items share a task, since a task costs about 20 ms whatever it does. What a ``PairwrightError`` explains crosses
-as data: Ray would wrap it and print a traceback of its own first.
+Small items share a task, since a task costs about 20 ms whatever it does. A ``PairwrightError`` is returned as data:
+Ray would wrap it and print a traceback of its own first.
 """
 
 import os

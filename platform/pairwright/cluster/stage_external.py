@@ -1,8 +1,8 @@
-"""Rows of databases, lakehouse tables, datasets and topics -> shards of JSON Lines in a table's ``landing/`` folder.
+"""Writes the rows of external sources as JSON Lines files into a table's ``staging/`` folder.
 
-From there they are read like any other source, so that line numbers, refused text and repeats have one path. The price
-is one more write of the text, gone when the ingestion ends. The tag is a sum of hashes over rows: the same rows in
-another order, as databases give them, are the same source.
+From there they are read like any other source, so that line numbers, quarantined text and duplicates are handled in
+one way. The price is one more write of the text, deleted when the ingestion ends. The etag is a sum of hashes over
+rows: the same rows in another order, as databases return them, are the same source.
 """
 
 import hashlib

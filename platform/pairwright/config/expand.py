@@ -1,4 +1,4 @@
-"""How rankings become weighted pairs."""
+"""Configuration of `expand`: how rankings become weighted pairs."""
 
 from operator import not_
 from typing import Annotated, Literal

@@ -1,6 +1,6 @@
-"""Where a record of somebody else's layout keeps each part of an annotation: [fields] of a configuration.
+"""Configuration of [fields]: where a record of a foreign layout keeps each part of an annotation.
 
-The files under ``data/formats/known/`` are such tables too: a layout that a user adds is written as those that come
+The files under ``data/ingest/adapters/known/`` are such tables too: a user's layout is written like those that come
 with the package.
 """
 

@@ -1,4 +1,4 @@
-"""How records are read: formats, field paths, readers, limits."""
+"""Configuration of `ingest`: formats, field paths, connectors, limits."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Loads configurations from TOML files and ``--set key=value``; one error names each key, its value and the remedy."""
+"""Loads a configuration from a TOML file and ``--set key=value``; an error names key, value and remedy."""
 
 import hashlib
 import json

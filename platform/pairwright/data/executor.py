@@ -1,8 +1,8 @@
-"""The executor of table operations: the protocol, and the implementation in this process.
+"""Executor protocol for table operations, and its implementation in this process.
 
-A table operation says what is done to each item and what is done with the results. It is handed an executor, and
-cannot tell which: both implementations give the same bytes. The one on Ray Data is in ``cluster/executor.py``, where
-it is also decided, by the bytes to go through, which one works.
+A table operation says what is done to each item and what is done with the results. It is handed an executor and
+cannot tell which one: both implementations give the same bytes. The one on Ray Data is in ``cluster/executor.py``,
+which also decides by the bytes to read which of them works.
 """
 
 import socket

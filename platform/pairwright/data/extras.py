@@ -1,9 +1,9 @@
-"""What stands beside the text of a turn (``extra``), and beside all turns (``context``), for the chat template.
+"""Fields beside the text of a turn (``extra``) and beside the whole conversation (``context``), for the chat template.
 
-Both are JSON objects, kept as text in the order of their source: templates print the keys of tools and of calls in the
-order in which they stand, so another order would be other tokens. Their fields have the names that transformers gives
-them. A turn on its way to the template is a mapping of texts: role, content, ``extra`` where it has one, and in the
-first turn the ``context`` of the conversation.
+Both are JSON objects, kept as text in the order of their source: templates print the keys of tools and calls in the
+order in which they stand, so another order would give other tokens. Field names are those of transformers. On its way
+to the template a turn is a mapping of texts: role, content, ``extra`` where it has one, and in the first turn the
+``context`` of the conversation.
 """
 
 from collections.abc import Callable, Mapping, Sequence

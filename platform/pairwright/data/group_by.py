@@ -1,10 +1,10 @@
-"""Hands whole groups of an annotations version to a function; texts move only where a group is spread over files.
+"""Group-by over an annotations version: calls a function on whole groups, and shuffles only those that span partitions.
 
-Files are taken in partitions of ``partition_bytes``. A first pass reads group ids alone; a group whose annotations lie
-within one partition, as nearly all do, is handed over where it is read, and the others go through a shuffle on disk
-(Ray's own kept them all in memory: expanding 8 GB peaked at 5.6 GB, and needed a second read of every partition). The
-driver holds 8 bytes a group and partition. What is handed over together is a function of the version and of
-``partition_bytes`` alone, never of the cluster.
+Files are read in partitions of ``partition_bytes``. A first pass reads group ids alone; a group whose annotations lie
+within one partition, as nearly all do, is processed where it is read, and the others go through a shuffle on disk
+(Ray's own kept them all in memory: expanding 8 GB peaked at 5.6 GB, and read every partition twice). The driver holds
+8 bytes per group and partition. Which groups are processed together depends on the version and ``partition_bytes``
+alone, never on the cluster.
 """
 
 import sys

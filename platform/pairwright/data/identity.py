@@ -1,4 +1,4 @@
-"""The hashes that name a prompt and a group, from their texts and what stands beside these."""
+"""Content hashes that identify a prompt and a group."""
 
 import hashlib
 import unicodedata

@@ -1,7 +1,8 @@
-"""How much better the better of two completions is, in words -> the margin that the loss wants.
+"""Named preference strengths ("significantly better") and the margins that the loss uses for them.
 
-A grade belongs to a pair: an annotation of two completions, one of which is better. Llama 2's annotators gave one of
-four with every choice, and its reward models were trained with one of two tables of margins.
+A strength belongs to a pair: an annotation of two completions, one of which is better. Llama 2's annotators gave one
+of four with every choice, and its reward models were trained with one of two tables of margins. Records call it
+``grade``.
 
 Source: Touvron et al. 2023, arXiv:2307.09288, section 3.2.2 and table 27 ("Margin Small", "Margin Large").
 """

@@ -1,9 +1,9 @@
-"""Deduplication of an ingestion: refuses the records whose id stands in the table, or earlier in the sources.
+"""Deduplication of an ingestion: refuses records whose id is already in the table, or earlier in the sources.
 
-64-bit hashes of ids find who might, 128-bit ones decide, and the later record is refused; its reason says whether it
+64-bit hashes of ids find candidates, 128-bit ones decide, and the later record is refused; its reason says whether it
 was the same annotation once more or another one under a taken id. The ids of the table's files are read once (an
-ingestion that adds little to a large table pays for that), contents only where hashes met, and only files that hold a
-duplicate are written again. The driver holds 8 bytes a record, and 56 for a duplicate.
+ingestion that adds little to a large table pays for that), contents only where hashes collide, and only files that
+hold a duplicate are written again. The driver holds 8 bytes a record, and 56 for a duplicate.
 """
 
 import hashlib

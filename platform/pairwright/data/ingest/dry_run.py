@@ -1,7 +1,8 @@
-"""Validates sources: what an ingestion would refuse of them, with nothing written that stays.
+"""Validates sources: reports what an ingestion would refuse of them, and keeps nothing.
 
-It is the ingestion itself without the commit, into a temporary table that goes at the end: what `ingest` refuses is a
-finding here, in the same words, and nothing else is. Sources and ids of a table may count as well; it is only read.
+It is the ingestion itself without the commit, into a temporary table that is deleted at the end: what `ingest` refuses
+is a finding here, in the same words, and nothing else is. Sources and ids of a table may count as well; that table is
+only read.
 """
 
 import shutil

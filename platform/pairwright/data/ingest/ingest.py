@@ -1,9 +1,9 @@
-"""Ingests sources into a new version of an annotations table; what could not be taken is named and counted.
+"""Ingests sources into a new version of an annotations table; what could not be ingested is named and counted.
 
 Local sources are hashed, which counts their lines; their splits are parsed and written; and, only where hashes of ids
-meet, those ids are read and the files written again without the records that repeat one. The driver holds 8 bytes a
-record. Nothing can be seen before the one commit at the end, and another ingestion that commits first makes the check
-of ids run again, against what it added.
+collide, those ids are read and the files written again without the duplicates. The driver holds 8 bytes a record.
+Nothing is visible before the one commit at the end, and if another ingestion commits first the ids are checked again,
+against what it added.
 """
 
 import sys

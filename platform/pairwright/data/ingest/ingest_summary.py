@@ -1,4 +1,4 @@
-"""What an ingestion did -> the same for people and for programs: every source that was named, and what became of it."""
+"""Summary of an ingestion, as text and as JSON: every source that was named, and what became of it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

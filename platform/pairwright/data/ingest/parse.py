@@ -1,8 +1,8 @@
-"""Lines of bytes -> checked annotations, or ``Rejection``s that say where, what and what to do; -> Arrow.
+"""Parses lines of bytes into validated annotations, or ``Rejection``s that say where, what and what to do.
 
 A line may hold several judgements (a task that several people ranked): each is accepted or refused by itself. A refused
-one never stops its neighbours. Reasons put what varies after ", got", so that ``reason_key`` can count
-alike ones together.
+one never stops its neighbours. Reasons put what varies after ", got", so that ``reason_key`` can count those of one
+kind together.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The prompt of a native record, and what the chat template is given beside it."""
+"""Reads the prompt of a native record, and what the chat template is given beside it."""
 
 from collections.abc import Mapping
 from typing import Any

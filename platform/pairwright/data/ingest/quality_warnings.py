@@ -1,4 +1,4 @@
-"""Annotations that break no rule and are odd all the same -> how many of each kind, added up over files."""
+"""Data-quality warnings: annotations that break no rule but are odd, counted by kind."""
 
 from collections.abc import Iterable
 

@@ -1,7 +1,7 @@
-"""Sources that were read, and the newest version -> which of them go in, and what the next version says of all.
+"""Decides which sources an ingestion adds, skips or replaces, and computes the next manifest's counts.
 
-Everything about sources and sums that needs no file to be read, so that it can be tried against a model in no time. The
-rule is that each judgement of each line is in one of three counts: accepted and there, refused, or forgotten.
+Everything about sources and totals that reads no file, so that it can be tested against a model in no time. The
+invariant: each judgement of each line is in one of three counts: accepted and there, refused, or forgotten.
 """
 
 from collections import Counter

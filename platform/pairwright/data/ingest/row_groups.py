@@ -1,4 +1,4 @@
-"""Joins successive records of one completion each, with the same values at some paths, into records of one group.
+"""Groups successive records of one completion each into one record, by equal values at some paths.
 
 A group is one line, a JSON array of its records, with the number of the first; the lines of the others are blank.
 """

@@ -1,7 +1,8 @@
-"""``Annotation`` -> ``ValidAnnotation``: what a record must mean to be kept, whatever format it came in.
+"""Validates annotations: the rules that a record must keep, whatever its format, and the ids that it gets.
 
 Ranks come out dense, scores and orders also as ranks, prompts as messages, every completion with an id; the hashes that
-name a prompt and a group are made here. What needs more than one record (ids that repeat) is the ingestion's to settle.
+identify a prompt and a group are made here. What needs more than one record (duplicate ids) is checked by the
+ingestion.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""One range of a source -> ``Part``s: files written into a table, not yet named by any version, and their counts.
+"""Parses one input split and writes it as uncommitted data files, with row counts.
 
-This is the whole work of one ingestion task, without Ray. A part holds about ``split_bytes`` of text, so memory stays
+This is all the work of one ingestion task, without Ray. A shard holds about ``split_bytes`` of text, so memory stays
 flat on a stream of any length; nothing of it can be read before a commit names its files, so the files of a stream that
-turns out to be truncated are simply left out, and deleted.
+turns out to be truncated are simply not committed, and deleted.
 """
 
 import hashlib

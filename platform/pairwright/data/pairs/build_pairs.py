@@ -1,4 +1,4 @@
-"""Annotations of whole groups -> one row a group with its weighted pairs (PAIRS_SCHEMA). Pure.
+"""Builds weighted pairs from the annotations of whole groups: one row a group (PAIRS_SCHEMA). Pure.
 
 Several annotators list the same completions in different orders; the group takes the order of its first annotation
 (by id) and matches the others by text. So neither the order of the rows nor the layout of the files shows in the

@@ -1,7 +1,7 @@
-"""Rankings of many groups as flat arrays -> their weighted pairs as flat arrays. Pure numpy.
+"""Counts the pairwise comparisons of many rankings at once, and weights them into pairs. Pure numpy.
 
-Groups of one size K go through together as (groups, K, K) matrices, entry [chosen, rejected]: 26 times a Python
-loop over pairs, at the cost of computing both triangles.
+Groups of one size K go through together as (groups, K, K) matrices, entry [chosen, rejected]: 26 times as fast as a
+Python loop over pairs, at the cost of computing both triangles.
 
 Shapes: A annotations, G groups, N completions of all annotations one after the other, K completions of a group,
 P pairs.

@@ -1,6 +1,6 @@
-"""Annotations of whole groups -> the annotations and completions that a configuration does not leave out. Pure.
+"""Drops annotations and completions that a configuration excludes by name or text. Pure.
 
-A group keeps its id whatever leaves it: the id says which group of the annotations table it was.
+A group keeps its id whatever is dropped from it: the id says which group of the annotations table it was.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
-"""Expands an annotations version into a pairs version: groups are expanded and written where they are read.
+"""Expands an annotations version into a pairs version; groups are expanded and written where they are read.
 
-Only groups whose annotations are spread over the table are moved (data/group_by.py). What is written is a function of
-the annotations version and the configuration alone, so the result is the same on any cluster.
+Only groups whose annotations span partitions are moved (data/group_by.py). The output is a function of the annotations
+version and the configuration alone, so the result is the same on any cluster.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""How long storage that refuses is asked again: seconds of patience -> the pauses between the tries."""
+"""Retry with exponential backoff for storage errors."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""A lease on a folder or URL: one command at a time works there, and a command that died gives it up.
+"""A lease on a folder or URL: one command at a time works there, and the lease of a dead command expires.
 
 A lease is a numbered object, put-if-absent, so that one of several wins on every backend; the highest number holds. Its
 holder writes a new count into it every few seconds. On the same machine the process table says at once whether the

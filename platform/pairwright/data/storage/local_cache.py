@@ -1,10 +1,10 @@
-"""This user's cache on this machine: private folders for copies of remote files, and markers of files that were hashed.
+"""This user's cache on this machine: private folders for copies of remote files, and markers of verified files.
 
 Nothing here is the only copy of anything: what is removed is downloaded, or hashed, again. A file that is used from
 here, or from a local tokens table, has its SHA-256 compared. That costs about a second a gigabyte, so a marker keeps
 the result for all processes of the machine: an empty file whose name is a digest of the file's content, device, inode,
 size and times. Any write changes the time of status change, also one that puts the time of modification back, and so
-the marker. What a marker cannot see is a disk that returns other bytes than were written; it ends after 30 days.
+the marker. A marker cannot detect a disk that returns other bytes than were written; it expires after 30 days.
 """
 
 import fcntl

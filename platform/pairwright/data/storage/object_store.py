@@ -1,4 +1,4 @@
-"""Where tables and files lie: a URL in -> an object store, or a directory of this machine, out.
+"""Opens the object store, or the local directory, at a URL.
 
 Everything goes through obstore, local files too, so that put-if-absent means the same everywhere. Only reading a
 local file takes another way, because it can be memory-mapped.

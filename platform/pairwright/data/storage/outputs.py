@@ -1,4 +1,4 @@
-"""Writes single files and whole directories where a user asks for them, and replaces only what is provably ours.
+"""Writes single files and whole directories to a user's path or URL, and replaces only what is provably ours.
 
 A file or directory appears whole or not at all on a local disk; on object storage each object does, and the one that
 marks a directory as complete comes last.

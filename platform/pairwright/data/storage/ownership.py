@@ -1,8 +1,8 @@
-"""Decides what Pairwright may create, replace and delete at a path or URL; every verb that does so asks here.
+"""Ownership of files at a path or URL: decides what Pairwright may create, replace and delete there, for every verb.
 
-A place is claimed only if it is empty, or holds nothing but what a killed command of ours left. A file is deleted only
-if it lies in a claimed place, has the form of name that Pairwright gives there, and no link leads to it. Everything
-else is foreign: it is never moved, overwritten or deleted, but named, and left alone.
+A directory is claimed only if it is empty, or holds nothing but what a killed command of ours left. A file is deleted
+only if it lies in a claimed directory, has the form of name that Pairwright gives there, and no link leads to it.
+Everything else is foreign: it is never moved, overwritten or deleted, but named, and left alone.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Commits the files written for a version, or deletes them; and lends folders for files that last one command.
+"""Commits the files written for a version, or deletes them; and creates staging folders that last one command.
 
-What no version names is deleted only where it is sure that none will: an answer that was lost on the way may be that of
-a commit that was made. Then the files stay for `vacuum`.
+A file that no version names is deleted only where it is certain that none will: a lost response may be that of a
+successful commit. Then the files stay for `vacuum`.
 """
 
 import uuid

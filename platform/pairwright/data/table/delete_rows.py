@@ -1,8 +1,8 @@
 """Deletes the rows of a version that match a predicate, by rewriting the files that hold them.
 
-One way out for `ingest --replace` (by source) and `forget` (by annotator or prompt). Every file is read, by the columns
-that decide; only one that holds such rows is read whole and written anew. A refused record of a replaced source leaves
-with it. When an annotator or a prompt is erased, every refused record stays, counted and with its line, but loses
+Used by `ingest --replace` (by source) and `forget` (by annotator or prompt). Every file is read, by the columns that
+decide; only one that holds such rows is read whole and written anew. A quarantined record of a replaced source leaves
+with it. When an annotator or a prompt is erased, every quarantined record stays, counted and with its line, but loses
 its text: that can be half a line, another spelling, broken bytes, and no search of it could prove that it is clean.
 """
 

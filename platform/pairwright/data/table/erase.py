@@ -1,7 +1,7 @@
-"""Erases annotators and prompts: a version of an annotations table without them, verified by reading it again.
+"""Erases annotators and prompts: commits a version of an annotations table without them, and verifies it by reading it.
 
 The manifest of that version says which prompts (by id) and which annotators (by SHA-256 of the name) were erased, so
-that who knows a name can look up when it went. Who guesses the name can do that too.
+that who knows a name can look up when it was erased. Who guesses the name can do that too.
 """
 
 import hashlib

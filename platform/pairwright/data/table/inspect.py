@@ -1,7 +1,6 @@
-"""A table -> what a person or a program wants to know of it: versions, totals, lineage and a sample.
+"""Describes a table for `inspect`: versions, totals, lineage and a sample of rows.
 
-Totals come from manifests, and only the files that the sample falls into are read, so that a look costs the same on
-any size.
+Totals come from manifests, and only the files of the sample are read, so that it costs the same on any size.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a version of a table says about itself: its files, totals, sources and lineage. Plain values in and out.
+"""The manifest of a table version: its files, totals, sources and lineage. Plain values in and out.
 
 A manifest lists every file of its version, so that reading one needs no other; the price is about 200 bytes a file
 in each. Its digest is over content alone, so that what is made from a table can tell whether it changed.

@@ -1,9 +1,9 @@
-"""Tables: immutable Arrow files under a URL, and versions that list them. Arrow tables in -> manifests out.
+"""Versioned tables: immutable Arrow files under a URL, and manifests that list them.
 
 A version is a manifest, and it exists once its file does: creating ``versions/00000042.json`` with put-if-absent is
 the commit, on every backend. So a reader sees all of a version or nothing, and of two writers at once one wins and
-the other goes again on top of it. The price is a full list of files in each manifest (about 200 bytes a file), and
-files of a writer that died stay behind unnamed until something removes what no version names.
+the other retries on top of it. The price is a full list of files in each manifest (about 200 bytes a file), and files
+of a writer that died stay behind unnamed until `vacuum` removes them.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""A URL that holds no table -> what it holds instead, and what to do about it: names in, messages out.
-
-Nobody should have to find out from the inside of a folder why a command would not take it.
-"""
+"""Error messages for URLs that do not hold a table: what is there instead, and what to do."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath

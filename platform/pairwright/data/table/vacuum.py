@@ -1,8 +1,8 @@
-"""A table's stored files and its versions -> what nothing needs any more, removed.
+"""Vacuum: removes files that no version of a table names, and old versions where asked.
 
 What no version names is left by a job that died, or belongs to one at work: age tells them apart, by the store's own
-clock of last change. Only names that Pairwright alone gives are ever removed (data/storage/ownership.py); what else
-lies in a table's folders is counted and left alone. Old versions go only where that is asked for, and the newest never.
+clock of last change. Only names that Pairwright alone gives are ever removed (data/storage/ownership.py); any other
+file in a table's folders is counted and left alone. Old versions go only where that is asked for, and the newest never.
 A removed version leaves a mark in its manifest's place, since a writer that looked before could otherwise create that
 number once more, below the newest. Marks come first, so that a vacuum that dies leaves files without a version, never
 the other way.

@@ -1,4 +1,4 @@
-"""A table's manifests -> the list of its versions: what each one is, and what it changed against the one before."""
+"""Version log of a table: what each version is, and what it changed since the one before."""
 
 from typing import Any
 

@@ -1,9 +1,18 @@
-"""Reads somebody's export into native ``Annotation``s: by field paths, or by a module where paths do not do.
+"""Adapters: read records of foreign formats into native ``Annotation``s, by field paths or by a module of their own.
 
-What a record *says* is settled here, what it *means* (ranks that fit the completions, finite scores, ...) in
-``data/ingest/rules.py``, so that every format passes the same rules. A walk: ``record`` (what a format is), ``paths``
-and ``turns`` (where things stand, how conversations are written), ``layout`` (the reader of a table of paths),
-``known/`` (the layouts), then the formats that are code.
+An adapter reads what a record *says*; what it *means* (ranks that match the completions, finite scores, ...) is
+validated in ``data/ingest/rules.py``, so that every format passes the same rules. This file is the registry and the
+detection of formats. A path to walk:
+
+``known/``          layouts that a table of field paths describes, one TOML file each
+``native``          the format of Pairwright itself
+``trl``             TRL's preference records, in one typed pass
+``ultrafeedback``   scores, without the known defect of its first release
+``openai_summaries`` comparisons of summaries (Stiennon et al. 2020)
+``message_trees``   trees of messages with ranked replies (OpenAssistant)
+``shown_fields``    which fields an annotation tool showed: completions and system prompt
+``label_studio``    rankers, pairwise choices and ratings of Label Studio
+``argilla``         rankings, labels and ratings of Argilla
 """
 
 import tomllib

@@ -1,11 +1,11 @@
-"""Argilla's records with the responses that people gave, as its SDKs and its server write them.
+"""Adapter for Argilla's records with responses, as its SDKs and its server export them.
 
 Layouts after Argilla's sources: ``Record.to_dict`` and ``GenericIO`` of its SDK 2 (``records.to_json()``,
-``to_list(flatten=True)``, and the Hub's data sets, which are flattened), the server's records, where a response holds
-the answers to all questions, and the data sets of version 1, where a column of answers stands beside its fields. What
-judges: a ranking (options, best first, or ``{"value", "rank"}``); a label that names the better field; ratings of
-fields, where the number at the end of a question is that of its field. Other answers go into metadata. Suggestions are
-a model's guess and no judgement.
+``to_list(flatten=True)``, and the Hub's datasets, which are flattened), the server's records, where a response holds
+the answers to all questions, and the datasets of version 1, where a column of answers stands beside its fields. Three
+kinds of answers are judgements: a ranking (options, best first, or ``{"value", "rank"}``); a label that names the
+better field; ratings of fields, where the number at the end of a question is that of its field. Other answers go into
+metadata. Suggestions are a model's guess and no judgement.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,10 +1,10 @@
-"""Label Studio's JSON export: a task with the annotations that people made of it.
+"""Adapter for Label Studio's JSON export: a task with its annotations.
 
 Layouts after Label Studio's documentation: "Label Studio JSON format of annotated tasks" (guide/task_format) and the
 tags Ranker, Pairwise, Choices and Rating. The export names tags, not the fields of the task that they show; a tag
-belongs to the field of its name, and else to the only field that ends in the same number (``txt-1``: ``text1``). What
-judges: a ranker, a pairwise choice, a choice that names a field, or a rating of each of two fields and more. Other
-results go into metadata.
+belongs to the field of its name, and otherwise to the only field that ends in the same number (``txt-1``: ``text1``).
+Judgements are a ranker, a pairwise choice, a choice that names a field, or a rating of each of two or more fields.
+Other results go into metadata.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

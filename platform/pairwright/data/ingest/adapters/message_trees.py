@@ -1,7 +1,7 @@
-"""Reads trees of messages: at every depth, the ranked replies to one message are one annotation.
+"""Adapter for trees of messages: at every depth, the ranked replies to one message are one annotation.
 
-A table of field paths with ``tree`` names the replies of a message; the other paths start at a message, but for
-``prompt``, which is the first one, and what names the record. OpenAssistant's trees are ``known/oasst.toml``.
+A table of field paths with ``tree`` names the replies of a message. The other paths start at a message, except
+``prompt`` (the first message) and those that identify the record. OpenAssistant's trees are ``known/oasst.toml``.
 """
 
 from collections.abc import Mapping

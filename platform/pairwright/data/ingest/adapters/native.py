@@ -1,4 +1,4 @@
-"""The native format: one judgement a line, every field of it known. One typed msgspec pass, 700 MB/s a core.
+"""Adapter for the native format: one judgement a line, every field of it known. One msgspec pass, 700 MB/s a core.
 
 Records that say the same in another way (ranks as 1.0, a number as id, content in parts, lists as JSON text in the
 cells of a table, tool calls of turns) take a second, slower pass.

@@ -1,4 +1,4 @@
-"""OpenAI's summarize-from-feedback comparisons: a post or an article, two summaries, and a worker's choice.
+"""Adapter for OpenAI's summarize-from-feedback comparisons: a post or an article, two summaries, a worker's choice.
 
 Layout after the loader in openai/summarize_from_feedback (its ``comparisons`` configuration); a post becomes the query
 that the paper's models saw (Stiennon et al. 2020, arXiv:2009.01325, and the tasks of its repository).

@@ -1,6 +1,6 @@
-"""The fields that an annotation tool showed to people: which of them are completions, which is the system prompt.
+"""Classifies the fields that an annotation tool showed to people: completions, system prompt, others.
 
-Tools name completions alike but for a number or a letter at the end: ``response-1`` and ``response-2``.
+Tools name completions alike except for a number or a letter at the end: ``response-1`` and ``response-2``.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""TRL preference records in one typed pass; whatever says more than the common fields goes through the field paths.
+"""Adapter for TRL preference records: one typed pass for common fields, the field paths for records that say more.
 
 The layout itself is ``known/trl.toml``. An implicit prompt of plain texts ends where TRL's ``extract_prompt`` ends it,
 but never within a word.

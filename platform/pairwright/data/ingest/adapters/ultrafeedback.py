@@ -1,8 +1,9 @@
-"""UltraFeedback's first release held 2,628 completions with an overall score of 10, many of which were meant as 1.
+"""Adapter for UltraFeedback that refuses the wrong scores of its first release.
 
-Issue 8 of openbmb/UltraFeedback; the repair in ``fix_overall_score_issue.py`` of its repository takes a 10 beside
-ratings of 2 or less on average for a 1: a record that still holds such a score is refused here, not repaired in
-silence. The layout itself is ``known/ultrafeedback.toml``.
+That release held 2,628 completions with an overall score of 10, many of which were meant as 1 (issue 8 of
+openbmb/UltraFeedback). The fix in ``fix_overall_score_issue.py`` of its repository takes a 10 beside ratings of 2 or
+less on average for a 1; a record that still holds such a score is refused here, not changed silently. The layout
+itself is ``known/ultrafeedback.toml``.
 """
 
 import re

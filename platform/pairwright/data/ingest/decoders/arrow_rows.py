@@ -1,7 +1,7 @@
-"""Arrow rows -> JSON text, one line a row, nested columns kept.
+"""Encodes Arrow rows as JSON text, one line a row, nested columns kept.
 
-A column that is null in a row is left out of its record, since a table cannot say the difference; so is a null field
-of a struct. Built from whole columns: pyarrow's own ``to_pylist`` goes through one scalar at a time.
+A column that is null in a row is left out of its record, since a table cannot tell null from absent; so is a null
+field of a struct. Built from whole columns: pyarrow's own ``to_pylist`` goes through one scalar at a time.
 """
 
 import datetime

@@ -1,9 +1,9 @@
-"""Parquet and Arrow IPC -> chunks of rows as JSON text, so that a table's rows pass the rules that lines pass.
+"""Decoder for Parquet and Arrow IPC: yields rows as chunks of JSON text, so that tables pass the rules that lines pass.
 
-A range owns the row groups (Parquet) or record batches (Arrow file) that start in it, as a range of JSON Lines owns
-lines; where a group starts is reckoned from its number, which needs no look at the file. An Arrow stream belongs to the
-first range as a whole. Columns are read through a buffer, so that a row group of any size costs a few MB, and what a
-page or a batch unpacks to is known before it is.
+An input split owns the row groups (Parquet) or record batches (Arrow file) that start in it, as a split of JSON Lines
+owns lines; where a group starts is computed from its number, without reading the file. An Arrow stream belongs to the
+first split as a whole. Columns are read through a buffer, so that a row group of any size costs a few MB, and the
+decompressed size of a page or a batch is checked before it is decompressed.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""CSV and TSV -> chunks of rows as JSON text: the header names the fields, a row is a record.
+"""Decoder for CSV and TSV: yields rows as chunks of JSON text; the header names the fields, a row is a record.
 
-The standard library's reader, because it alone goes on after a bad row and knows which one it was; pyarrow's is five
-times as fast, but guesses types (``007`` becomes 7). A cell is text: whether it is read as JSON is for the layout of
-the record to say. An empty cell is no field. Quoted cells may hold line ends, so a row has a number of its own.
+It uses the standard library's reader, which alone goes on after a bad row and knows which one it was; pyarrow's is
+five times as fast, but guesses types (``007`` becomes 7). A cell is text: the layout of the record decides whether it
+is read as JSON. An empty cell is no field. Quoted cells may hold line ends, so a row has a number of its own.
 """
 
 import csv

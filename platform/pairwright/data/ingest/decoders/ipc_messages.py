@@ -1,8 +1,8 @@
-"""Arrow IPC files and streams -> what their messages unpack to, from their metadata, before anything is unpacked.
+"""Reads the decompressed sizes of Arrow IPC messages from their metadata, before anything is decompressed.
 
 pyarrow decompresses a batch as a whole, and a batch of 30 kB may hold one text of a gigabyte. Each compressed buffer
-begins with its own uncompressed length, so that a few bytes of each tell. Metadata are flatbuffers: of them only the
-fields that are needed are read (Arrow's format/Message.fbs and File.fbs, columnar format 1.5).
+begins with its own uncompressed length, so a few bytes of each are enough. Metadata are flatbuffers, of which only the
+needed fields are read (Arrow's format/Message.fbs and File.fbs, columnar format 1.5).
 """
 
 import struct

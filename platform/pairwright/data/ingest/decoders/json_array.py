@@ -1,8 +1,8 @@
-"""A JSON array -> JSON Lines, block by block: an item becomes a line, and no item is parsed or held as a whole.
+"""Decoder for a JSON array: rewrites it block by block as JSON Lines, without parsing or holding an item as a whole.
 
 Brackets and commas are found with numpy (quotes and backslashes first, so that those within strings do not count), at
 several hundred MB/s a core whatever the records look like. Line ends between tokens become tabs, which are white space
-to JSON as well; within a string both are equally wrong, so a broken item stays broken and is refused alone.
+to JSON as well; within a string both are equally invalid, so a broken item stays broken and is refused alone.
 """
 
 from collections.abc import Iterator

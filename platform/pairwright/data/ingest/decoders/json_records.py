@@ -1,8 +1,8 @@
-"""Text of JSON -> chunks of its records: JSON Lines in byte ranges, a JSON array as one stream.
+"""Decoder for JSON text: JSON Lines in byte ranges, a JSON array as one stream.
 
-A plain source of JSON Lines is cut into byte ranges that tasks read on their own: a range owns the lines that *start*
-in it, so any cuts give the same lines. What stands in a source is looked at before it is believed to be what its name
-says, because a mistake there would otherwise be refused once for every line.
+A plain source of JSON Lines is split into byte ranges that tasks read on their own: a split owns the lines that
+*start* in it, so any split points give the same lines. The beginning of a source is sniffed before its name is
+believed, because a wrong name would otherwise be refused once for every line.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""A Parquet file that looks at each page's header as pyarrow reads it, and stops before one that unpacks to too much.
+"""A Parquet file that checks each page's header as pyarrow reads it, and fails before a page that unpacks to too much.
 
-What a row group takes is not in the footer: pyarrow unpacks a page as a whole, whatever the footer said of its size,
-and a text that a dictionary holds once becomes as many texts as rows name it. Page headers are Thrift's compact
-protocol (parquet-format's parquet.thrift), of which the few fields that are needed are read.
+What a row group takes is not in the footer: pyarrow decompresses a page as a whole, whatever the footer said of its
+size, and a text that a dictionary holds once becomes as many texts as there are rows that use it. Page headers are
+Thrift's compact protocol (parquet-format's parquet.thrift), of which only the needed fields are read.
 """
 
 import io

@@ -1,7 +1,7 @@
-"""Arrow arrays -> about how many bytes of JSON each row becomes, reckoned before anything is decoded.
+"""Estimates how many bytes of JSON each row of an Arrow array becomes, before anything is decoded.
 
-Types that name a value more than once (dictionaries, runs, views) hold rows of any size in a few bytes, so that the
-memory of an array says nothing of its text.
+Types that refer to a value more than once (dictionaries, run-end encoding, views) hold rows of any size in a few
+bytes, so that the memory of an array says nothing about its text.
 """
 
 from typing import Any

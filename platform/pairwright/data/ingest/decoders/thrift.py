@@ -1,4 +1,4 @@
-"""Thrift's compact protocol, as far as Parquet's page headers need it (parquet-format's parquet.thrift)."""
+"""Reader for Thrift's compact protocol, as far as Parquet's page headers need it (parquet-format's parquet.thrift)."""
 
 from typing import Any
 

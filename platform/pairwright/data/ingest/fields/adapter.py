@@ -1,8 +1,8 @@
-"""What a format is: the contract between the adapters of this package and whoever reads lines.
+"""The adapter contract: what a format is, and how an adapter reports errors to the code that reads lines.
 
-In: one record, as the bytes of its JSON text; out: its judgements, as native ``Annotation``s or the reasons why one is
-none. An adapter decodes into typed structs in one msgspec pass, so that a record that does not fit is refused with
-msgspec's own path and the layout that was expected.
+An adapter gets one record, as the bytes of its JSON text, and returns its judgements as native ``Annotation``s, or the
+reason why one is none. It decodes into typed structs in one msgspec pass, so that a record of another layout is
+refused with msgspec's own path and the layout that was expected.
 """
 
 import hashlib

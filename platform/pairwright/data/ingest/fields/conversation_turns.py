@@ -1,8 +1,8 @@
-r"""Reads conversations in every form that people write them in; no format of its own.
+r"""Parser for conversations in every form that people write them in; no format of its own.
 
-What is read: a text; turns of ``role`` and ``content`` or of ``from`` and ``value``; one such turn; an object of two
-lists; a transcript of ``\n\nHuman:`` and ``\n\nAssistant:``; any of these as JSON or as Python prints it. A text that
-is none of them is a text, whatever it holds. A reply is one turn: sides that differ before their last are refused.
+It reads a text; turns of ``role`` and ``content`` or of ``from`` and ``value``; one such turn; an object of two lists;
+a transcript of ``\n\nHuman:`` and ``\n\nAssistant:``; any of these as JSON or as Python prints it. A text that is none
+of them is a text, whatever it holds. A reply is one turn: sides that differ before their last are refused.
 """
 
 import ast

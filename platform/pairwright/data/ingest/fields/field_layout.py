@@ -1,7 +1,7 @@
-"""The one reader of every layout that a table of field paths can describe.
+"""Adapter for every layout that a table of field paths describes.
 
-Each field of a record is used by a path, kept in metadata, known to mean nothing for a preference, or says once more
-what stands elsewhere. Any other refuses its record by name, since it may change what was judged.
+Each field of a record is used by a path, kept in metadata, known to mean nothing for a preference, or repeats what
+another field says. Any other field refuses its record by name, since it may change what was judged.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A table of field paths, compiled: what it asks for, and which fields of a record it knows."""
+"""A compiled table of field paths: what it requires, and which fields of a record it knows."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reads ranks, scores and grades out of every kind of judgement that paths name."""
+"""Reads ranks, scores and preference strengths from the judgement fields that paths name."""
 
 import math
 from collections.abc import Mapping, Sequence

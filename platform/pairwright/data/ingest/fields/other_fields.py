@@ -1,7 +1,7 @@
-"""What a record says beyond what a format reads: kept in metadata, known to mean nothing, or the reason to refuse it.
+"""Handles the fields of a record that no path reads: kept in metadata, known to mean nothing, or a reason to refuse it.
 
 A field that nothing was read from may change what was judged: a system prompt, a score under another name. So only
-names that say where a record comes from pass, and what says once more what stands elsewhere.
+names that say where a record comes from pass, and values that repeat what another field says.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,7 @@
-"""Field paths such as ``answers[].text | turns[-1].content``: what they say, and what stands there in a record.
+"""Field paths such as ``answers[].text | turns[-1].content``: compiles them, and finds their values in a record.
 
 A record that came out of a table of text (CSV, a database) may hold lists and objects as JSON text: a path that goes on
-into such a text reads it, and no other text is ever taken for more than a text.
+into such a text reads it, and no other text is ever parsed.
 """
 
 import re

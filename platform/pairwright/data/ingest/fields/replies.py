@@ -1,6 +1,6 @@
-"""Joins what a record says to be its prompt with its sides: one prompt, and one reply of each side.
+"""Joins a record's prompt with its sides: one prompt, and one reply of each side.
 
-A reply is one turn. Sides that differ before their last turn, or do not go on from the prompt, are refused.
+A reply is one turn. Sides that differ before their last turn, or do not continue the prompt, are refused.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Addresses of sources that are no files -> what to read where, and the name under which a table knows it.
+"""Parses connection URLs of external sources (databases, lakehouse tables, datasets, topics).
 
-Pure: text in, ``Place`` out. The name (``uri``) tells sources apart and goes into manifests and messages, so it holds
-neither user nor password, nor anything else of an address that is not one of the settings known here.
+Pure: text in, ``ExternalSource`` out. The name (``uri``) identifies a source in manifests and messages, so it holds
+neither user nor password, nor any part of an address that is not one of the settings known here.
 """
 
 import hashlib

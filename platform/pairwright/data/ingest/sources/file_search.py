@@ -1,7 +1,7 @@
-"""A folder, a pattern or a prefix -> the files that it holds, and what is passed over there, with the reason.
+"""Finds the files in a folder, a pattern or an object-store prefix, and says what was skipped there and why.
 
-Whatever lies in a folder stops nothing else in it: names that are not UTF-8, pipes, links that lead elsewhere, folders
-that cannot be opened, keys that the store's client refuses.
+Nothing odd in a folder stops the rest of it: names that are not UTF-8, pipes, links that lead elsewhere, folders that
+cannot be opened, keys that the store's client refuses.
 """
 
 import glob

@@ -1,4 +1,4 @@
-"""What a user names (files, directories, patterns, URLs of objects) -> the sources to read, and what is passed over."""
+"""Lists the sources that a user names by files, directories, patterns and URLs, and what was ignored there."""
 
 import fnmatch
 import re

@@ -1,9 +1,9 @@
-"""One source: where it lies, how it keeps its records, its identity, and what it may cost.
+"""One source: where it is, its file format, its identity, and its limits.
 
-A source is known by its URI, its size and a tag of its content, so that a second run finds it in the table and adds
-nothing. A remote source's tag is the store's own etag. A local file has no such thing: what the file system offers
-(inode, mtime) changes under ``touch`` and ``cp`` and stays the same under ``cp -p`` of other content over it, so the
-tag is the SHA-256 of the bytes, at the price of one more read (1 GB/s a core, in tasks of the ingestion).
+A source is identified by its URI, its size and a hash of its content, so that a second run finds it in the table and
+adds nothing. For a remote source that is the store's own etag. A local file has no such thing: what the file system
+offers (inode, mtime) changes under ``touch`` and ``cp`` and stays the same under ``cp -p`` of other content over it, so
+it is the SHA-256 of the bytes, at the price of one more read (1 GB/s a core, in tasks of the ingestion).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""A source's stored bytes -> blocks of about 2 MB, its text, or a file to jump about in; the same local and remote.
+"""Reads a source's stored bytes as blocks of about 2 MB, as text, or as a seekable file; the same local and remote.
 
 Every remote read is tied to the etag of the listing, so that a source that changes meanwhile fails instead of giving
-half of each. What a file system or a store says of a failure comes out as one line that names the source.
+half of each. An error of a file system or a store becomes one line that names the source.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Sources -> chunks of records as lines of JSON text with absolute numbers, in flat memory: the one way in.
+"""Input splits: divides a source into byte ranges and reads each as numbered chunks of JSON records, in flat memory.
 
-A source is cut into byte ranges where its layout allows it: a range owns the records that *start* in it, so any cuts
-give the same records. Where a source has several ranges, the records of all but the last are counted first, which is
-what makes line numbers absolute; in a table the line is the row, in a JSON array the item, from 1. A compressed
+A source is split into byte ranges where its file format allows it: a split owns the records that *start* in it, so any
+split points give the same records. Where a source has several splits, the records of all but the last are counted
+first, which makes line numbers absolute; in a table the line is the row, in a JSON array the item, from 1. A compressed
 source, an array and a CSV file are one stream.
 """
 

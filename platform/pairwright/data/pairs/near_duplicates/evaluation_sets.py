@@ -1,7 +1,7 @@
-"""Evaluation sets, as a user names them -> their identity, and their prompts. A file, a folder, a URL or a table in.
+"""Reads evaluation sets that a user names by file, folder, URL or table: their identity and their prompts.
 
-Nothing of a set is passed over in silence: a record without a prompt stops the command, since a prompt that is not
-compared is a leak that nobody sees.
+Nothing of a set is skipped silently: a record without a prompt stops the command, since a prompt that is not compared
+is a leak that nobody sees.
 """
 
 from collections.abc import Iterator, Sequence

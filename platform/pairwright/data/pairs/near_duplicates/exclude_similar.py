@@ -1,4 +1,4 @@
-"""Annotations of whole groups, prompts to leave out -> the rows that stay, and an account of the others. Pure."""
+"""Drops the groups of excluded prompts, and records what was dropped. Pure."""
 
 from typing import Any
 

@@ -1,9 +1,9 @@
-"""Finds the prompts to leave out: those that overlap evaluation sets, and near-duplicates of validation prompts.
+"""Finds the prompts to exclude: those that overlap evaluation sets, and near-duplicates of validation prompts.
 
-Two passes, both linear. The first hashes the prompts that others are held against (those of the validation split, and
-of the evaluation sets) into keys; the second holds every other prompt against them, in tasks. The driver keeps about
-400 bytes of keys for each prompt of the first kind; texts of theirs are broadcast in blocks as they come (on Ray into
-the object store: shared by all tasks of a machine, spilled to disk). Of the others it sees those left out.
+Two passes, both linear. The first hashes the reference prompts (those of the validation split, and of the evaluation
+sets) into keys; the second compares every other prompt with them, in tasks. The driver keeps about 400 bytes of keys
+for each reference prompt; their texts are broadcast in blocks as they come (on Ray into the object store: shared by all
+tasks of a machine, spilled to disk). Of the other prompts the driver sees only those to exclude.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

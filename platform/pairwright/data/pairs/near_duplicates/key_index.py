@@ -1,7 +1,7 @@
-"""Keys of the prompts that others are held against -> which of them share most keys with a prompt. Pure numpy.
+"""Index of LSH keys: finds the reference prompts that share most keys with a query. Pure numpy.
 
 Sorted arrays instead of dictionaries: 12 bytes a key, shared by all processes of a machine without a copy. A key that
-very many prompts have would make the search quadratic; who builds the index says what becomes of one.
+very many prompts have would make the search quadratic; the caller that builds the index says what becomes of one.
 """
 
 from dataclasses import dataclass

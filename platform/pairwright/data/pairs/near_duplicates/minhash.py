@@ -1,4 +1,4 @@
-"""Compared texts -> keys that texts of a wanted similarity very likely share (MinHash, banded). Pure; rensa hashes.
+"""MinHash LSH: keys that texts above a similarity threshold very likely share. Pure; rensa computes the hashes.
 
 rensa (Rust, no dependencies): 140,000 signatures of 60 words a second and core, datasketch 2.0 5,000, numpy 17,000
 (2026-11-21); its estimates were as close as independent hashes make them, for sets of 5 to 350. A key only proposes a

@@ -1,10 +1,10 @@
-"""Prompts -> the text that is compared, its shingles and its runs of words. Pure.
+"""Normalizes prompts for comparison: the compared text, its shingles and its word n-grams. Pure.
 
-Everything is a set of windows over units: shingles are ``n`` characters in a row, runs are ``n`` words in a row. Each
-comes twice: exactly, as strings, for one text, and hashed in numpy, for many texts at once (3 us a prompt).
+Both are sets of windows: shingles are ``n`` characters in a row, word n-grams are ``n`` words in a row. Each comes
+twice: exactly, as strings, for one text, and hashed in numpy, for many texts at once (3 us a prompt).
 
 Scripts that put no spaces between words (Chinese, Japanese, Thai, ...) and emoji say with one character what others say
-with a word: in a run each counts as a word, in a shingle as three characters.
+with a word: in an n-gram each counts as a word, in a shingle as three characters.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""A prompt and the prompts that it might be like -> the first that it is alike, exactly. Pure.
+"""Verifies candidate near-duplicates by exact comparison, and returns the first that is similar enough. Pure.
 
-Candidates are checked from the one that shares most keys on, at most ``MAX_CHECKED``, so that thousands of prompts from
-one template cost no more than that each: two texts above the threshold share many keys (8 of 32 at 0.7), two at half of
-it nearly none, so that what is not looked at is hardly ever alike.
+Candidates are checked in order of shared keys, at most ``MAX_CHECKED``, so that thousands of prompts from one template
+cost no more than that each: two texts above the threshold share many keys (8 of 32 at 0.7), two at half of it nearly
+none, so that a candidate beyond the limit is hardly ever similar.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -34,10 +34,10 @@ def shown_address(address: str) -> str:
         before, at, after = "", "", rest
     if at and re.search(r"[?#]", before):  # a secret that holds one of them, or settings that hold an @
         return f"{scheme}{MASK}"
-    place = re.split(r"[?#]", after, maxsplit=1)[0]
-    if not at and not _HOSTS.fullmatch(authority(f"{scheme}{place}")):  # user:password, and the @ forgotten
+    rest_of_address = re.split(r"[?#]", after, maxsplit=1)[0]
+    if not at and not _HOSTS.fullmatch(authority(f"{scheme}{rest_of_address}")):  # user:password, and the @ forgotten
         return f"{scheme}{MASK}"
-    return f"{scheme}{MASK + '@' if at else ''}{place}{'' if place == after else '?' + MASK}"
+    return f"{scheme}{MASK + '@' if at else ''}{rest_of_address}{'' if rest_of_address == after else '?' + MASK}"
 
 
 def authority(address: str) -> str:
@@ -89,8 +89,8 @@ def _masked(word: str) -> str:
     scheme, separator, rest = word.partition("://")
     if not separator:
         return word
-    _, at, place = rest.rpartition("@")
-    return f"{scheme}://{MASK + at if at else ''}{_QUERY.sub(f'?{MASK}', place)}"
+    _, at, rest_of_address = rest.rpartition("@")
+    return f"{scheme}://{MASK + at if at else ''}{_QUERY.sub(f'?{MASK}', rest_of_address)}"
 
 
 def without_secrets(text: str, secrets: Iterable[str]) -> str:

@@ -46,36 +46,36 @@ def staged_rows(
         ConfigError: if a client is not installed, or a setting is not in the environment.
         StoreError: if the table cannot be written.
     """
-    for place in sources:
-        check_installed(place)
-        secrets_of(place, config.connectors)
+    for source in sources:
+        check_installed(source)
+        secrets_of(source, config.connectors)
     staged: list[SourceRef] = []
     failures: Failures = {}
     if not sources:
         yield staged, failures
         return
     with staging_folder(table) as folder:
-        for place in sources:
+        for source in sources:
             try:
-                staged.append(_stage(place, folder, config))
+                staged.append(_stage(source, folder, config))
             except Exception as error:
-                failures[place.uri] = _explained(error, place, secrets_of(place, config.connectors))
+                failures[source.uri] = _explained(error, source, secrets_of(source, config.connectors))
         yield staged, failures
 
 
-def _stage(place: ExternalSource, folder: str, config: IngestConfig) -> SourceRef:
-    write = _writer(folder, encoder_for(place))
+def _stage(source: ExternalSource, folder: str, config: IngestConfig) -> SourceRef:
+    write = _writer(folder, encoder_for(source))
     files: list[StagedFile] = []
     tag = 0
-    with progress_bar(f"files staged of {place.uri}", total=None, resources=ray_resources) as advance:
-        for rows in read_external(place, config):
+    with progress_bar(f"files staged of {source.uri}", total=None, resources=ray_resources) as advance:
+        for rows in read_external(source, config):
             rows.context.execution_options.preserve_order = True
             for file in rows.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
                 tag = (tag + int(file.pop("tag"), 16)) % _MODULUS
                 files.append(StagedFile(**file))
                 advance(1)
     return SourceRef(
-        uri=place.uri,
+        uri=source.uri,
         size=sum(file.size for file in files),
         etag=f"rows:{tag:032x}",
         staged_files=tuple(files),
@@ -109,12 +109,12 @@ def _put(folder: str, text: bytes) -> dict[str, Any]:
     return {name: [value] for name, value in file.items()} | {"tag": [f"{tag:x}"]}
 
 
-def _explained(error: Exception, place: ExternalSource, secrets: Sequence[str]) -> str:
+def _explained(error: Exception, source: ExternalSource, secrets: Sequence[str]) -> str:
     """Return what a client, here or in a task, says went wrong: one line without secrets."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     if isinstance(error, PairwrightError):
-        return str(error).removeprefix(f"{place.uri}: ")
+        return str(error).removeprefix(f"{source.uri}: ")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
     return f"cannot be read: {without_secrets(without_credentials(said), secrets)}"

@@ -139,9 +139,9 @@ class FieldPaths(Section):
         if not self.is_whole:
             return self
         pair = self.chosen is not None or self.rejected is not None
-        places = {"completions": self.completions, "group_by": self.group_by, "tree": self.tree}
-        places |= {"sides": self.sides, "chosen": pair}
-        given = [name for name, value in places.items() if value]
+        given_by = {"completions": self.completions, "group_by": self.group_by, "tree": self.tree}
+        given_by |= {"sides": self.sides, "chosen": pair}
+        given = [name for name, value in given_by.items() if value]
         if len(given) > 1:
             raise ValueError(f"completions stand in one place; found {' and '.join(given)}")
         if pair and (self.chosen is None or self.rejected is None):

@@ -224,8 +224,8 @@ def drop_duplicates(shard: IngestShard, split: InputSplit, duplicates: Duplicate
     if not texts.keys() >= set(numbers):
         raise SourceError(f"{split.source.uri}: has changed while it was read; run the command again")
     refused = [
-        rejection(_duplicate_error(name, duplicates, place), texts[number], split.source.uri, number)
-        for place, (name, number) in enumerate(zip(dropped.column("id").to_pylist(), numbers, strict=True))
+        rejection(_duplicate_error(name, duplicates, index), texts[number], split.source.uri, number)
+        for index, (name, number) in enumerate(zip(dropped.column("id").to_pylist(), numbers, strict=True))
     ]
     kept = np.setdiff1d(np.arange(shard.accepted), duplicates.rows)
     left = before.take(pa.array(kept))
@@ -245,9 +245,9 @@ def drop_duplicates(shard: IngestShard, split: InputSplit, duplicates: Duplicate
     return smaller
 
 
-def _duplicate_error(name: str, duplicates: Duplicates, place: int) -> RecordError:
-    where = f"{duplicates.sources[duplicates.source_codes[place]]}:{duplicates.lines[place]}"
-    if duplicates.is_same[place]:
+def _duplicate_error(name: str, duplicates: Duplicates, index: int) -> RecordError:
+    where = f"{duplicates.sources[duplicates.source_codes[index]]}:{duplicates.lines[index]}"
+    if duplicates.is_same[index]:
         return RecordError(f"duplicate annotation, got `{name}`, which stands at {where} word for word; once is enough")
     reason = f"{DUPLICATE_ID}, got `{name}`, which stands at {where} with other content; ids are unique in a table"
     return RecordError(reason, path="$.id")

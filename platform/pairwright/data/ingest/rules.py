@@ -147,7 +147,7 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
             + ("; set max_completions to take more" if len(completions) > 1 else "; one alone cannot be ranked"),
             path="$.completions",
         )
-    places: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     named = []
     most = config.max_label_characters
     for index, completion in enumerate(completions):
@@ -164,8 +164,8 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
         if completion.model is not None and len(completion.model) > most:
             reason = label_too_long("model", len(completion.model), most)
             raise RecordError(reason, path=f"$.completions[{index}].model")
-        if places.setdefault(name, index) != index:
-            reason = f"expected ids of their own, got `{name}` as for completion {places[name]}"
+        if index_of.setdefault(name, index) != index:
+            reason = f"expected ids of their own, got `{name}` as for completion {index_of[name]}"
             raise RecordError(
                 f"{reason}; a completion without an id goes by its index", path=f"$.completions[{index}].id"
             )
@@ -245,8 +245,8 @@ def _check_order(order: list[str | list[str]], completions: list[Completion]) ->
 
 def _dense(values: Sequence[float]) -> list[int]:
     """Return ranks without gaps: the smallest value gets 1, equal values the same rank."""
-    place = {value: rank for rank, value in enumerate(sorted(set(values)), start=1)}
-    return [place[value] for value in values]
+    rank_of = {value: rank for rank, value in enumerate(sorted(set(values)), start=1)}
+    return [rank_of[value] for value in values]
 
 
 def _check_time(created_at: str | None) -> datetime | None:

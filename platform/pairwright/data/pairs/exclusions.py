@@ -189,17 +189,17 @@ def _copies_to_drop(rows: pa.Table, items: pa.StructArray, size_A: Ints, by_mode
     text_N = items.field("text").dictionary_encode().indices.to_numpy()
     _, key_N = np.unique(np.stack([group_A[row_N], text_N]), axis=1, return_inverse=True)
     most = np.zeros(key_N.max() + 1, np.int64)
-    places, copies = np.unique(np.stack([key_N[by_model], row_N[by_model]]), axis=1, return_counts=True)
-    np.maximum.at(most, places[0], copies)
-    gone = dict(zip(map(tuple, places.T.tolist()), copies.tolist(), strict=True))
+    positions, copies = np.unique(np.stack([key_N[by_model], row_N[by_model]]), axis=1, return_counts=True)
+    np.maximum.at(most, positions[0], copies)
+    gone = dict(zip(map(tuple, positions.T.tolist()), copies.tolist(), strict=True))
     more = np.zeros(len(key_N), dtype=bool)
     is_named_N = items.field("model").is_valid().to_numpy(zero_copy_only=False)
     candidates = np.flatnonzero((most[key_N] > 0) & ~by_model)
-    for place in sorted(candidates.tolist(), key=lambda place: (bool(is_named_N[place]), place)):
-        key, row = int(key_N[place]), int(row_N[place])
+    for position in sorted(candidates.tolist(), key=lambda position: (bool(is_named_N[position]), position)):
+        key, row = int(key_N[position]), int(row_N[position])
         if gone.get((key, row), 0) < most[key]:
             gone[key, row] = gone.get((key, row), 0) + 1
-            more[place] = True
+            more[position] = True
     return more
 
 

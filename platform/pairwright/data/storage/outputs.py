@@ -75,13 +75,13 @@ def _check_file_can_be_put(url: str) -> None:
         return
     if root.is_dir():
         raise StoreError(f"{url}: is a folder; name a file")
-    place = root.parent
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise StoreError(f"{url}: {place.name} is a file, not a folder; name another file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StoreError(f"{url}: nothing can be written to the folder {place}; name another file")
+    ancestor = root.parent
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise StoreError(f"{url}: {ancestor.name} is a file, not a folder; name another file")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise StoreError(f"{url}: nothing can be written to the folder {ancestor}; name another file")
 
 
 def _split(url: str) -> tuple[str, str]:

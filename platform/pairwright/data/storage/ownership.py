@@ -88,9 +88,9 @@ def refuse_occupied(url: str, kind: Kind, *, advice: str) -> None:
         StoreError: if it is a file, holds anything foreign, a link among that, or cannot be listed.
     """
     root = local_root(url)
-    for place in () if root is None else (root, *root.parents):
-        if place.is_file():
-            raise StoreError(f"{url}: {place.name} is a file; give the {kind.name} a folder of its own")
+    for ancestor in () if root is None else (root, *root.parents):
+        if ancestor.is_file():
+            raise StoreError(f"{url}: {ancestor.name} is a file; give the {kind.name} a folder of its own")
     foreign: dict[str, None] = {}
     for path in foreign_files(url, kind.leftovers):
         top = path.partition("/")[0]
@@ -225,9 +225,9 @@ def delete_folder(url: str, name: str, kind: Kind) -> None:
 
 def _is_behind_link(root: Path, path: str) -> bool:
     """Return whether a path, or a folder on the way to it below the place, is a link: what it means lies elsewhere."""
-    place = root
+    ancestor = root
     for part in path.split("/"):
-        place /= part
-        if place.is_symlink():
+        ancestor /= part
+        if ancestor.is_symlink():
             return True
     return False

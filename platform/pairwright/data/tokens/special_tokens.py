@@ -155,23 +155,23 @@ class SpecialTokens:
             text: the conversation, rendered.
             token_ids: plain tokenisation of ``text``.
         """
-        places = self._pattern
+        pattern = self._pattern
         if changed := self._changed_by_normaliser(text, conversation):
-            places = re.compile("|".join([*map(re.escape, changed), self._pattern.pattern]))
+            pattern = re.compile("|".join([*map(re.escape, changed), self._pattern.pattern]))
         for mark in MARKS:
             if mark in text or any(mark in part for turn in conversation for part in texts_of(turn)):
                 continue
             for within in (_after_first, _after_every):
-                read = self._read_marked(conversation, text, mark, places, within)
+                read = self._read_marked(conversation, text, mark, pattern, within)
                 if read is not None:
                     return Reading(read, self._named(token_ids) - self._named(read))
         return Reading(None, Counter())
 
     def _read_marked(
-        self, conversation: Conversation, text: str, mark: str, places: re.Pattern[str], within: Within
+        self, conversation: Conversation, text: str, mark: str, pattern: re.Pattern[str], within: Within
     ) -> Int32s | None:
-        marked = [with_texts(turn, lambda text: _marked(text, mark, places, within)) for turn in conversation]
-        if any(places.search(text) for turn in marked for text in texts_of(turn)):
+        marked = [with_texts(turn, lambda text: _marked(text, mark, pattern, within)) for turn in conversation]
+        if any(pattern.search(text) for turn in marked for text in texts_of(turn)):
             return None
         read = self._encode_marked(marked, text, mark)
         if read is None or self._count(read) <= self.num_written(conversation):
@@ -276,11 +276,11 @@ def _after_every(token: str, mark: str) -> str:
     return mark.join(token)
 
 
-def _marked(text: str, mark: str, places: re.Pattern[str], within: Within) -> str:
+def _marked(text: str, mark: str, pattern: re.Pattern[str], within: Within) -> str:
     """Return a text with marks in its special tokens, in overlapping ones too; a single character takes none."""
     before = None
     while text != before:
-        before, text = text, places.sub(lambda match: within(match[0], mark), text)
+        before, text = text, pattern.sub(lambda match: within(match[0], mark), text)
     return text
 
 

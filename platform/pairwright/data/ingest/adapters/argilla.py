@@ -300,12 +300,12 @@ def _is_label(value: object, shown: _Shown) -> bool:
 def _ranks(options: list[Any], path: str) -> dict[str, int]:
     """Return field -> rank; without ranks the order of the options counts, best first."""
     ranks: dict[str, int] = {}
-    for place, option in enumerate(options):
+    for position, option in enumerate(options):
         ranked = isinstance(option, dict)
         name = option["value"] if ranked else option
         if name in ranks:
-            raise RecordError(f"expected each option once, got `{name}` again", path=f"{path}[{place}]")
-        ranks[name] = whole(option.get("rank"), f"{path}[{place}].rank") if ranked else place + 1
+            raise RecordError(f"expected each option once, got `{name}` again", path=f"{path}[{position}]")
+        ranks[name] = whole(option.get("rank"), f"{path}[{position}].rank") if ranked else position + 1
     return ranks
 
 

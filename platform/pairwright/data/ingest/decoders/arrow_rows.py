@@ -142,8 +142,8 @@ def _viewed(array: Any) -> list[Any]:
     starts, sizes = (part.to_numpy(zero_copy_only=False).astype(np.int64) for part in (array.offsets, array.sizes))
     sizes = np.where(array.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
     ends = np.cumsum(sizes)
-    places = np.arange(sizes.sum()) + np.repeat(starts - ends + sizes, sizes)
-    values = values_of(array.values.take(pa.array(places)))
+    positions = np.arange(sizes.sum()) + np.repeat(starts - ends + sizes, sizes)
+    values = values_of(array.values.take(pa.array(positions)))
     return [values[start:end] for start, end in pairwise([0, *ends.tolist()])]
 
 

@@ -137,26 +137,26 @@ class _Table:
 
     def number(self, field: int, form: str) -> int:
         """Return a number, 0 where it is not given."""
-        place = self._offset_of(field)
-        return 0 if place is None else _unpacked(form, self._buffer, place)
+        offset = self._find_offset(field)
+        return 0 if offset is None else _unpacked(form, self._buffer, offset)
 
     def table(self, field: int) -> "_Table | None":
         """Return a table within this one."""
-        place = self._offset_of(field)
-        return None if place is None else _Table(self._buffer, place + _unpacked("<I", self._buffer, place))
+        offset = self._find_offset(field)
+        return None if offset is None else _Table(self._buffer, offset + _unpacked("<I", self._buffer, offset))
 
     def structs(self, field: int, form: str) -> Iterator[tuple[int, ...]]:
         """Return the structs of a vector."""
-        place = self._offset_of(field)
-        if place is None:
+        offset = self._find_offset(field)
+        if offset is None:
             return iter(())
-        start = place + _unpacked("<I", self._buffer, place)
+        start = offset + _unpacked("<I", self._buffer, offset)
         end = start + 4 + _unpacked("<I", self._buffer, start) * struct.calcsize(form)
         if end > len(self._buffer):
             raise pa.ArrowInvalid("its metadata are damaged")
         return struct.iter_unpack(form, self._buffer[start + 4 : end])
 
-    def _offset_of(self, field: int) -> int | None:
+    def _find_offset(self, field: int) -> int | None:
         entry = 4 + 2 * field
         offset = _unpacked("<H", self._buffer, self._vtable + entry) if entry + 2 <= self._vtable_bytes else 0
         return self._position + offset if offset else None

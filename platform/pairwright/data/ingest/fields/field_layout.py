@@ -111,7 +111,9 @@ class LayoutReader:
         annotation = self._annotation(same, line, prompt, completions, judgement, first)
         kept = dict(annotation.metadata or {})
         for row in rows:
-            for steps, _ in self._table.places.others({key: value for key, value in row.items() if key not in same}):
+            for steps, _ in self._table.known_paths.others(
+                {key: value for key, value in row.items() if key not in same}
+            ):
                 self._refuse_unplaced(steps)
         for path in self._table.lists["keep"]:
             values = [find_optional(row, path)[0] for row in rows]
@@ -160,41 +162,41 @@ class LayoutReader:
         else:
             value, where = find(record, path)
         prompt = read_conversation(value, where, self._roles)
-        addition, place = find_optional(record, self._table.paths.get("input"))
+        addition, location = find_optional(record, self._table.paths.get("input"))
         if is_blank(addition):
             return prompt
         if not isinstance(prompt, str) or not isinstance(addition, str):
-            raise RecordError("expected two texts, prompt and input, got others", path=place)
+            raise RecordError("expected two texts, prompt and input, got others", path=location)
         return f"{prompt}\n{addition}" if prompt else addition
 
     def _in_context(self, record: Mapping[str, Any], prompt: Prompt) -> Prompt:
         system, where = find_optional(record, self._table.paths.get("system"))
         if system is not None and not isinstance(system, str):
             raise RecordError(f"expected `str`, got `{json_name(system)}`", path=where)
-        history_value, place = find_optional(record, self._table.paths.get("history"))
-        history = [] if is_blank(history_value) else earlier(history_value, place, self._roles)
+        history_value, location = find_optional(record, self._table.paths.get("history"))
+        history = [] if is_blank(history_value) else earlier(history_value, location, self._roles)
         return with_context(prompt, system, history, where)
 
     def _of_items(
-        self, record: Mapping[str, Any], items: Sequence[Any], places: Sequence[str]
+        self, record: Mapping[str, Any], items: Sequence[Any], locations: Sequence[str]
     ) -> tuple[Prompt, list[Completion]]:
         prompt = self._prompt_of(record)
         text = self._table.paths.get("text")
         found = [
-            (item, place) if text is None else find(item, text, place)
-            for item, place in zip(items, places, strict=True)
+            (item, location) if text is None else find(item, text, location)
+            for item, location in zip(items, locations, strict=True)
         ]
         conversations = [self._read_conversation(value, where) for value, where in found]
         prompt, replies = prompt_and_replies(prompt, conversations, [where for _, where in found])
         completions = []
-        for item, place, reply in zip(items, places, replies, strict=True):
+        for item, location, reply in zip(items, locations, replies, strict=True):
             if not isinstance(item, dict) and any(name in self._table.paths for name in ("completion_id", "model")):
-                raise RecordError(f"expected `object`, got `{json_name(item)}`", path=place)
+                raise RecordError(f"expected `object`, got `{json_name(item)}`", path=location)
             completions.append(
                 Completion(
                     text=reply.content,
-                    id=self._label("completion_id", item, place),
-                    model=self._label("model", item, place),
+                    id=self._label("completion_id", item, location),
+                    model=self._label("model", item, location),
                     extra=reply.extra,
                 )
             )
@@ -285,8 +287,8 @@ class LayoutReader:
         return constant if constant is not None else self._label_at(self._table.paths.get(name), value, where)
 
     def _label_at(self, path: JsonPath | None, value: Any, where: str = "$") -> str | None:
-        found, place = find_optional(value, path, where)
-        return None if found is None else label(found, place)
+        found, location = find_optional(value, path, where)
+        return None if found is None else label(found, location)
 
     def _context_of(self, record: Mapping[str, Any]) -> str | None:
         """Return what the template is given beside the turns; of what type it must be, is the rules' to say."""
@@ -316,7 +318,9 @@ class LayoutReader:
         self, record: Mapping[str, Any], annotation: Annotation, metadata: dict[str, str]
     ) -> None:
         """Find a place for each field that no path names, or refuse the record."""
-        handle_unread_fields(self._table.places.others(record), annotation, metadata, self.reading, is_own=self._is_own)
+        handle_unread_fields(
+            self._table.known_paths.others(record), annotation, metadata, self.reading, is_own=self._is_own
+        )
         for path in self._table.lists["ignore"]:
             self.reading.unused.update(named(steps) for steps in path if not is_blank(optional(record, steps)))
         for path in self._table.lists["repeats"]:

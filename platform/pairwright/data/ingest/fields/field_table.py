@@ -52,7 +52,7 @@ class Table:
         ids: paths of what makes the record's id.
         metadata: name in metadata -> path.
         sides: paths of completions that stand in fields of their own.
-        places: every place that the table knows.
+        known_paths: every path that the table knows.
     """
 
     def __init__(self, fields: FieldPaths) -> None:

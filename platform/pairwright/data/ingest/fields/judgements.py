@@ -32,12 +32,12 @@ class Judge:
             if name in self._table.paths:
                 path = self._table.paths[name]
                 found = [find(item, path, f"{where}[{index}]") for index, item in enumerate(items)]
-                return {kind: [self._number(kind, value, place) for value, place in found]}
+                return {kind: [self._number(kind, value, location) for value, location in found]}
         for kind in ("ranks", "scores"):
             if kind in self._table.paths:
-                values, place = find(record, self._table.paths[kind])
-                values = expect_list(values, place)
-                return {kind: [self._number(kind, value, f"{place}[{k}]") for k, value in enumerate(values)]}
+                values, location = find(record, self._table.paths[kind])
+                values = expect_list(values, location)
+                return {kind: [self._number(kind, value, f"{location}[{k}]") for k, value in enumerate(values)]}
         raise AssertionError("a table of fields without a judgement was accepted")
 
     def _number(self, kind: str, value: Any, where: str) -> float:
@@ -89,9 +89,9 @@ class Judge:
             raise RecordError(f"expected a margin of at least 0, got {size}", path=where)
         if scores is not None:
             if scores[0] < scores[1]:
-                place = find(record, self._table.lists["side_scores"][0])[1]
+                location = find(record, self._table.lists["side_scores"][0])[1]
                 raise RecordError(
-                    f"expected no lower score than the rejected one's, got {scores[0]} < {scores[1]}", path=place
+                    f"expected no lower score than the rejected one's, got {scores[0]} < {scores[1]}", path=location
                 )
             if size is not None and not math.isclose(size, scores[0] - scores[1], rel_tol=1e-3, abs_tol=1e-3):
                 raise RecordError(

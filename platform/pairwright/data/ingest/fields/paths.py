@@ -79,12 +79,12 @@ def find(value: Any, path: JsonPath, where: str = "$") -> tuple[Any, str]:
     found = [(item, f"{where}{render(steps)}") for steps in path if not is_blank(item := _optional(value, steps))]
     if not found:
         return _at(value, path[0], where)
-    for item, place in found[1:]:
+    for item, location in found[1:]:
         if item != found[0][0]:
             raise RecordError(
-                f"expected one of the fields that mean the same, got `{found[0][1]}` and `{place}` with different "
+                f"expected one of the fields that mean the same, got `{found[0][1]}` and `{location}` with different "
                 "values; name one of them in [fields], and the other under fields.ignore",
-                path=place,
+                path=location,
             )
     return found[0]
 

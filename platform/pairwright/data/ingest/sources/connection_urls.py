@@ -75,9 +75,9 @@ def parse_connection_url(name: str, config: ConnectorConfig) -> ExternalSource:
     settings = _settings(kind, name, tail)
     if is_located:
         inner = scheme.partition("+")[2] or "file"
-        place = _absolute(f"{inner}://{plain}")
-        shown = f"file://{place}" if "://" not in place else place
-        return ExternalSource(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), place, settings)
+        source = _absolute(f"{inner}://{plain}")
+        shown = f"file://{source}" if "://" not in source else source
+        return ExternalSource(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), source, settings)
     if not plain.strip("/") or (kind != "huggingface" and plain.count("/") != 1):
         raise ConfigError(f"{shown_address(name)}: expected {_EXPECTED[kind]}")
     return ExternalSource(kind, _named(f"{scheme}://{plain}", settings), plain, settings)
@@ -101,15 +101,15 @@ _UNREADABLE = (
 _POSTGRESQL = re.compile(r"(?:(?:[^\s@/?#%\[\]]|%[0-9A-Fa-f]{2})*@)?[^\s@/?#]*(?:[/?][^\s@#]*)?")
 
 
-def select_all(place: ExternalSource) -> str:
+def select_all(source: ExternalSource) -> str:
     """Return the SQL whose rows are the records."""
-    if place.query is not None:
-        return place.query
-    names = place.settings["table"].split(".")
+    if source.query is not None:
+        return source.query
+    names = source.settings["table"].split(".")
     return f"SELECT * FROM {'.'.join(f'{chr(34)}{name}{chr(34)}' for name in names)}"  # noqa: S608 (names are checked)
 
 
-def offsets(place: ExternalSource, name: str, partitions: Sequence[int]) -> dict[int, int | None]:
+def offsets(source: ExternalSource, name: str, partitions: Sequence[int]) -> dict[int, int | None]:
     """Return the offset of each partition that an address asks for; None where it asks for none.
 
     Args:
@@ -120,17 +120,17 @@ def offsets(place: ExternalSource, name: str, partitions: Sequence[int]) -> dict
     Raises:
         SourceError: if it cannot be read, or names a partition that is not there.
     """
-    text = place.settings.get(name)
+    text = source.settings.get(name)
     if text is None:
         return dict.fromkeys(partitions)
     if text.isdecimal():
         return dict.fromkeys(partitions, int(text))
     pairs = [pair.split(":") for pair in text.split(",")]
     if not all(len(pair) == 2 and pair[0].isdecimal() and pair[1].isdecimal() for pair in pairs):
-        raise SourceError(f"{place.uri}: {name}={text}: expected an offset, or PARTITION:OFFSET joined by commas")
+        raise SourceError(f"{source.uri}: {name}={text}: expected an offset, or PARTITION:OFFSET joined by commas")
     found = {int(partition): int(offset) for partition, offset in pairs}
     if unknown := set(found) - set(partitions):
-        raise SourceError(f"{place.uri}: {name}={text}: there is no partition {min(unknown)}; there are {partitions}")
+        raise SourceError(f"{source.uri}: {name}={text}: there is no partition {min(unknown)}; there are {partitions}")
     return {partition: found.get(partition) for partition in partitions}
 
 

@@ -28,8 +28,8 @@ def drop_similar(
         excluded: prompts, in EXCLUDED.
         config: what pairs the groups that go would have made.
     """
-    place = _rows_of_prompts(rows["prompt_id"], excluded)
-    gone = rows.filter(place.is_valid()).combine_chunks().sort_by(_FIRST)
+    row = _rows_of_prompts(rows["prompt_id"], excluded)
+    gone = rows.filter(row.is_valid()).combine_chunks().sort_by(_FIRST)
     _, lost = expand_groups(gone, config)
     groups = gone["group_id"].to_pylist()
     starts = [row for row, name in enumerate(groups) if row == 0 or name != groups[row - 1]]
@@ -44,7 +44,7 @@ def drop_similar(
     shown = first.select(["source", "line", "group_id", "prompt"]).to_pylist()
     reasons = found["reason"].to_pylist()
     rejections = [_rejection(row, reason) for row, reason in zip(shown, reasons, strict=True)]
-    return rows.filter(place.is_null()), rejections, totals
+    return rows.filter(row.is_null()), rejections, totals
 
 
 def excludes_similar(config: ExpandConfig) -> bool:

@@ -34,8 +34,8 @@ class KeyIndex:
         """
         starts = np.searchsorted(self.keys_M, keys, side="left")
         counts = np.searchsorted(self.keys_M, keys, side="right") - starts
-        places = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        pairs = np.repeat(queries, counts).astype(np.uint64) << np.uint64(32) | self.owners_M[places]
+        positions = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        pairs = np.repeat(queries, counts).astype(np.uint64) << np.uint64(32) | self.owners_M[positions]
         pairs, num_shared = np.unique(pairs, return_counts=True)
         pairs, num_shared = pairs[num_shared >= min_shared], num_shared[num_shared >= min_shared]
         query, owner = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)

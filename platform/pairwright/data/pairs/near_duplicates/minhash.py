@@ -49,8 +49,8 @@ def band_keys(texts: Sequence[str], shingle_size: int, threshold: float) -> np.n
     signatures = np.concatenate([np.empty((0, NUM_HASHES), np.uint64), *blocks])
     rows = signatures[:, : num_bands * num_rows].reshape(-1, num_bands, num_rows)
     keys = np.broadcast_to(np.arange(num_bands, dtype=np.uint64), rows.shape[:2])
-    for place in range(num_rows):
-        keys = mixed(keys + rows[:, :, place] + np.uint64(0x9E3779B97F4A7C15))
+    for position in range(num_rows):
+        keys = mixed(keys + rows[:, :, position] + np.uint64(0x9E3779B97F4A7C15))
     return keys
 
 
@@ -64,10 +64,10 @@ def _signatures(texts: Sequence[str], shingle_size: int) -> np.ndarray:
 def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     """Yield the texts, as many at a time as have about a million characters: their hashes take 40 bytes each."""
     start, filled = 0, 0
-    for place, text in enumerate(texts):
+    for position, text in enumerate(texts):
         if filled and filled + len(text) > BLOCK_CHARACTERS:
-            yield texts[start:place]
-            start, filled = place, 0
+            yield texts[start:position]
+            start, filled = position, 0
         filled += len(text)
     if start < len(texts):
         yield texts[start:]

@@ -98,8 +98,8 @@ def _windows(units: np.ndarray, lengths: Sequence[int], size: int) -> tuple[np.n
     """Return the hash of every ``size`` units in a row that lie in one text, and the index of that text."""
     num_windows = max(len(units) - size + 1, 0)
     hashes = np.zeros(num_windows, dtype=np.uint64)
-    for place in range(size):
-        hashes = hashes * _MULTIPLIER + units[place : place + num_windows]
+    for position in range(size):
+        hashes = hashes * _MULTIPLIER + units[position : position + num_windows]
     owners = np.repeat(np.arange(len(lengths)), lengths)
     inside = owners[:num_windows] == owners[size - 1 : size - 1 + num_windows]
     return mixed(hashes[inside]), owners[:num_windows][inside]

@@ -46,7 +46,7 @@ def authority(address: str) -> str:
 
 
 def names_user(address: str) -> bool:
-    """Return whether the place of host or bucket in an address holds a user name or a password, escaped or not."""
+    """Return whether the host or bucket of an address holds a user name or a password, escaped or not."""
     scheme, _, rest = address.partition("://")
     scheme = scheme.rpartition("+")[2]
     held = authority(address)
@@ -73,7 +73,7 @@ def secret_in(address: str) -> str | None:
 
 
 def credentials_advice(address: str, found: str) -> str:
-    """Return the message that an address holds something that must not stand there."""
+    """Return the message that an address holds something that it must not hold."""
     return (
         f"{shown_address(address)}: the address holds {found}; addresses are stored and shown, so give credentials in "
         "environment variables (AWS_*, GOOGLE_*, AZURE_*)"

@@ -37,7 +37,7 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One annotator's judgement of one group, as it stands in a native input line.
+    """One annotator's judgement of one group: one native input line.
 
     Exactly one of ``ranks``, ``scores`` and ``order`` carries the judgement; ``grade`` says how much better the better
     of two completions is.
@@ -59,7 +59,7 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
-    """An input record that was refused: one line of ``refused/*.jsonl``."""
+    """An input record that was refused: one line of ``quarantine/*.jsonl``."""
 
     source: str
     line: int

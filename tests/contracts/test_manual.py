@@ -130,7 +130,7 @@ def test_every_verb_is_in_the_manual() -> None:
 def test_a_configuration_of_the_manual_loads(block: str, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(block)
-    if "[fields]" in block or "[reader" in block:
+    if "[fields]" in block or "[connectors" in block:
         loaded = load_config(IngestConfig, str(path))
         parser_for(configured_format(loaded) or "native", loaded)
     else:

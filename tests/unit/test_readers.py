@@ -56,7 +56,11 @@ def test_files_and_objects_are_no_such_places(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("sqlite:///a.db", NONE, r"sqlite:///a\.db: expected \?table=NAME .* or query in \[reader\] .* got neither"),
+        (
+            "sqlite:///a.db",
+            NONE,
+            r"sqlite:///a\.db: expected \?table=NAME .* or query in \[connectors\] .* got neither",
+        ),
         ("sqlite:///a.db?table=t", QUERY, "got both"),
         ("sqlite:///a.db?table=t;drop", NONE, "table=t;drop: expected a name; give SQL as query"),
         ("sqlite://a.db?table=t", NONE, r"expected sqlite:///PATH\?table=NAME"),
@@ -64,7 +68,7 @@ def test_files_and_objects_are_no_such_places(name: str) -> None:
         (
             "iceberg://u:p@table",
             NONE,
-            r"^iceberg://\*\*\*@table: expected no user and password in the address; give them in \[reader\]",
+            r"^iceberg://\*\*\*@table: expected no user and password in the address; give them in \[connectors\]",
         ),
         ("kafka://u:p@h:1?start=0", NONE, r"^kafka://\*\*\*@h:1\?\*\*\*: expected no user and password in the address"),
         ("kafka://u:p@h:1/t", NONE, r"^kafka://\*\*\*@h:1/t: expected no user and password in the address"),

@@ -125,7 +125,7 @@ def test_no_value_below_reader_is_told_whatever_is_wrong_with_it(
     for written in (
         f"[connectors.kafka]\nsasl.password = {text}",
         f"[connectors]\nkafka = {text}",
-        f"reader = {text}",
+        f"connectors = {text}",
         f"[connectors.delta]\nx = [{text}]",
         f"[connectors]\nkfka.password = {text}",
         f"[connectors]\nquery = [{text}]",

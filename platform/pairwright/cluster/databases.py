@@ -47,7 +47,7 @@ def read_database(source: ExternalSource, config: IngestConfig) -> Dataset:
 
 
 def query_lines(source: ExternalSource, config: IngestConfig) -> Iterator[list[bytes]]:
-    """Yield the rows of a place as lines of JSON, some at a time.
+    """Yield the rows of a query as lines of JSON, some at a time.
 
     Raises:
         SourceError: if they are too many or too long, or take too long.
@@ -103,7 +103,7 @@ def _encoded(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[bytes]
 
 @contextmanager
 def _sqlite(source: ExternalSource, config: IngestConfig, deadline: float) -> Iterator[sqlite3.Cursor]:
-    """Lend a cursor with the query's rows, on a connection that can do nothing but read this one file."""
+    """Yield a cursor with the query's rows, on a connection that can only read this one file."""
     connection = sqlite3.connect(f"{Path(source.address).as_uri()}?mode=ro", uri=True)
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -154,7 +154,7 @@ def _explained(source: ExternalSource, config: IngestConfig, deadline: float) ->
 
 @contextmanager
 def _postgresql(source: ExternalSource, config: IngestConfig, deadline: float) -> Iterator[Any]:
-    """Lend a server's cursor with the query's rows, in a transaction that is read-only and rolled back."""
+    """Yield a server-side cursor with the query's rows, in a transaction that is read-only and rolled back."""
     import psycopg
     from psycopg.types.json import set_json_loads
     from psycopg.types.string import TextLoader

@@ -28,7 +28,7 @@ SMALL_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SizedExecutor:
-    """Decides by the bytes to go through which executor works; more than ``small_bytes`` are worth Ray."""
+    """Chooses the executor by the bytes to read: Ray for more than ``small_bytes``."""
 
     small_bytes: int = SMALL_BYTES
 

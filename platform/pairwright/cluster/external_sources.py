@@ -37,7 +37,7 @@ KAFKA_TIMEOUT_SECONDS = 15.0
 
 
 def check_installed(source: ExternalSource) -> None:
-    """Refuse a place whose client is not installed.
+    """Refuse a source whose client is not installed.
 
     Raises:
         ConfigError: if so; names the pip command.
@@ -55,7 +55,7 @@ def check_installed(source: ExternalSource) -> None:
 
 
 def read_external(source: ExternalSource, config: IngestConfig) -> Iterator[Dataset]:
-    """Yield the rows of a place as datasets, to be taken one after the other.
+    """Yield the rows of a source as datasets, to be read one after the other.
 
     Raises:
         Exception: whatever its client raises; the caller says it in one line, without secrets.
@@ -79,7 +79,7 @@ def read_external(source: ExternalSource, config: IngestConfig) -> Iterator[Data
 
 
 def encoder_for(source: ExternalSource) -> Callable[[pa.RecordBatch], bytes]:
-    """Return what turns a place's rows into lines of JSON: cells of a database may hold JSON, messages are JSON."""
+    """Return the encoder of a source's rows as lines of JSON: cells of a database may hold JSON, messages are it."""
     return {"sqlite": _join_lines, "postgresql": _join_lines, "kafka": _encode_messages}.get(source.kind, encode_rows)
 
 
@@ -88,7 +88,7 @@ def _join_lines(rows: pa.RecordBatch) -> bytes:
 
 
 def resolved(properties: Mapping[str, SecretStr]) -> dict[str, str]:
-    """Return a client's settings, with what stands in the environment in its place.
+    """Return a client's settings, with the values of environment variables filled in.
 
     Raises:
         ConfigError: if a variable is not set.
@@ -105,7 +105,7 @@ def resolved(properties: Mapping[str, SecretStr]) -> dict[str, str]:
 
 
 def secrets_of(source: ExternalSource, config: ConnectorConfig) -> list[str]:
-    """Return what no message about a place may hold: ``addresses.without_secrets`` takes it out, encoded or not.
+    """Return what no message about a source may hold: ``addresses.without_secrets`` takes it out, encoded or not.
 
     Raises:
         ConfigError: if a setting is to come from a variable that is not set.

@@ -45,7 +45,7 @@ def start_local_ray(**options: Any) -> None:
 
 
 def guard_token() -> None:
-    """Let nobody else read Ray's token; an empty file made beforehand keeps its mode when Ray writes the token."""
+    """Restrict Ray's token to this user; an empty file made beforehand keeps its mode when Ray writes the token."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
     token = Path.home() / ".ray" / "auth_token"
@@ -57,7 +57,7 @@ def guard_token() -> None:
 
 
 def logs_folder() -> str:
-    """Return where this session's Ray writes its logs, on every node alike."""
+    """Return the folder of this session's Ray logs, the same on every node."""
     node = ray_worker._global_node
     return "session_latest/logs below its folder" if node is None else node.get_logs_dir_path()
 

@@ -37,7 +37,7 @@ _MODULUS = 1 << 128
 def staged_rows(
     sources: Sequence[ExternalSource], table: Table, config: IngestConfig
 ) -> Iterator[tuple[list[SourceRef], Failures]]:
-    """Write the rows of places into a folder of the table that lasts as long as the block.
+    """Write the rows of external sources into a staging folder of the table, deleted at the end of the block.
 
     Yields:
         the sources that they are now, and those that could not be read, with the reason.
@@ -84,7 +84,7 @@ def _stage(source: ExternalSource, folder: str, config: IngestConfig) -> SourceR
 
 
 def _writer(folder: str, encode: Callable[[pa.RecordBatch], bytes]) -> Callable[[pa.Table], Iterator[dict[str, Any]]]:
-    """Return what writes a block of rows as shards, in a task."""
+    """Return the function that writes a block of rows as files, in a task."""
 
     def write(block: pa.Table) -> Iterator[dict[str, Any]]:
         lines: list[bytes] = []

@@ -38,10 +38,10 @@ class Broadcast(Protocol[ValueT_co]):
 
 
 class Executor(Protocol):
-    """What maps work over items, in one process or over a cluster."""
+    """Maps work over items, in one process or on a cluster."""
 
     def session(self, num_bytes: int) -> AbstractContextManager[None]:
-        """Hold what the maps of the block share, such as a cluster's start, where so many bytes are worth it."""
+        """Keep a cluster, started where so many bytes are worth it, for the maps of the block."""
         ...
 
     def map_items(
@@ -62,7 +62,7 @@ class Executor(Protocol):
             items: what there is to do.
             sizes: bytes that each item has to go through.
             result: type of the results, for msgpack.
-            what: what items are and become, for the person who waits: ``sources hashed``.
+            what: label of the progress bar: ``sources hashed``.
 
         Raises:
             PairwrightError: the first one that ``work`` raised anywhere.
@@ -100,7 +100,7 @@ class LocalValue(Generic[ValueT]):
 
 
 class LocalExecutor:
-    """Does everything in this process, one item after the other."""
+    """Maps items in this process, one after the other."""
 
     def session(self, num_bytes: int) -> AbstractContextManager[None]:
         return nullcontext()

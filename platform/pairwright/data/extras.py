@@ -21,12 +21,12 @@ _ANY = msgspec.json.Decoder()
 
 
 def num_characters(text: str, extra: str | None) -> int:
-    """Return the length of a text and of what stands beside it, in characters."""
+    """Return the length of a text and its extra, in characters."""
     return len(text) if extra is None else len(text) + len(extra)
 
 
 def is_blank(value: Any) -> bool:
-    """Return whether a field says nothing: null, white space, or an empty list or object."""
+    """Return whether a field is blank: null, white space, or an empty list or object."""
     return value is None or (not value.strip() if isinstance(value, str) else value in ([], {}))
 
 
@@ -41,7 +41,7 @@ def write_extra(fields: Mapping[str, Any]) -> str | None:
 
 
 def has_extras(conversation: Sequence[Turn]) -> bool:
-    """Return whether anything stands beside the texts of a conversation."""
+    """Return whether a conversation has an extra or a context."""
     return any(len(turn) > 2 for turn in conversation)
 
 

@@ -30,7 +30,7 @@ class _Index(msgspec.Struct, frozen=True):
 
     partition: int
     groups: bytes
-    """64-bit ids, uint64, sorted, without repeats."""
+    """64-bit ids, uint64, sorted, distinct."""
     num_annotations: bytes
     """How many annotations each has, int64."""
 
@@ -72,7 +72,7 @@ def map_groups(
     partitions = partition_files(manifest.files, partition_bytes)
     if not partitions:
         return []
-    # One partition is one task's work, and nothing in it is spread: worth no cluster.
+    # One partition is one task's work, and no group spans two: worth no cluster.
     with executor.session(sum(file.bytes for file in manifest.files) if len(partitions) == 1 else sys.maxsize):
         spread, num_spread = _spread_groups(executor, table, partitions)
         if not len(spread):
@@ -86,7 +86,7 @@ def map_groups(
 
 
 def partition_files(files: Sequence[DataFile], partition_bytes: int) -> list[list[DataFile]]:
-    """Return the files of a version in runs of neighbours that are worth a task each."""
+    """Return the files of a version in partitions of neighbours, each worth a task."""
     partitions: list[list[DataFile]] = []
     filled = partition_bytes
     for file in files:
@@ -136,7 +136,7 @@ def _on_partitions(
     *,
     what: str,
 ) -> list[_Done]:
-    """Hand over the groups of each partition; put the rows of those that are spread into the shuffle."""
+    """Call ``work`` on the groups of each partition; write the rows of spanning groups into the shuffle."""
     shared = executor.broadcast(spread)
 
     def run(index: int) -> Iterator[_Done]:
@@ -165,7 +165,7 @@ def _on_buckets(
     *,
     what: str,
 ) -> list[_Done]:
-    """Hand over the spread groups, one bucket after the other."""
+    """Call ``work`` on the spanning groups, one bucket after the other."""
     sizes = np.sum([np.diff(at) for at in starts if at], axis=0)
     filled = np.flatnonzero(sizes).tolist()
     shared = executor.broadcast(starts)
@@ -173,7 +173,7 @@ def _on_buckets(
     def run(bucket: int) -> Iterator[_Done]:
         yield _Done(bucket, _encoded(work(shuffle.read(bucket, shared.get()))), [])
 
-    what = f"parts of the spread groups {what}"
+    what = f"buckets of spanning groups {what}"
     done = executor.map_items(run, filled, sizes[filled].tolist(), _Done, what=what)
     return sorted(done, key=lambda part: part.number)
 

@@ -26,9 +26,9 @@ from pairwright.errors import SourceError
 from pairwright.records import ANNOTATIONS_SCHEMA
 
 DUPLICATE_ID = "duplicate id"
-"""Beginning of the reason for which another record under a taken id is refused."""
+"""Beginning of the reason why another record under a taken id is refused."""
 DUPLICATE_IDS_SHARE = 0.5
-"""Of the records: an export that counts its ids anew, or names prompts by them, not a record that stands twice."""
+"""Of the records: an export that counts its ids anew, or identifies prompts by them, not a duplicated record."""
 MIN_DUPLICATE_IDS = 20
 
 _LOCATION = np.dtype(
@@ -39,7 +39,7 @@ _CONTENT = [name for name in ANNOTATIONS_SCHEMA.names if name not in ("source", 
 
 
 class RecordLocations(msgspec.Struct, frozen=True):
-    """Where some records of one file stand, and what they say, by hashes."""
+    """Rows of one file, with hashes of their ids and contents."""
 
     sources: list[str]
     packed: bytes
@@ -52,7 +52,7 @@ class RecordLocations(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """The rows of one file whose ids stood somewhere already, in row order.
+    """The rows of one file whose ids were taken already, in row order.
 
     Attributes:
         rows: their numbers, int64.
@@ -93,7 +93,7 @@ def refuse_duplicates(
         executor: what maps over files.
 
     Raises:
-        SourceError: if a source that holds a repeat is gone or has changed.
+        SourceError: if a source that holds a duplicate is gone or has changed.
         StoreError: if a file cannot be read or written.
     """
     hashes = [shard.hashes for shard in shards]
@@ -113,7 +113,7 @@ def refuse_duplicates(
 def _locations(
     files: Sequence[DataFile], hashes: np.ndarray, table: Table, executor: Executor
 ) -> list[RecordLocations]:
-    """Return, for each file, where ids with these hashes (sorted, uint64) stand in it."""
+    """Return, for each file, the locations of the ids with these hashes (sorted, uint64)."""
     locations = [RecordLocations([], b"") for _ in files]
     if not files or not len(hashes):
         return locations
@@ -123,7 +123,7 @@ def _locations(
         yield _Found(index, locations_of(table, files[index], shared.get()))
 
     sizes = [file.bytes for file in files]
-    for found in executor.map_items(work, range(len(files)), sizes, _Found, what="files searched for repeated ids"):
+    for found in executor.map_items(work, range(len(files)), sizes, _Found, what="files searched for duplicate ids"):
         locations[found.item] = found.locations
     return locations
 
@@ -131,7 +131,7 @@ def _locations(
 def _rewritten(
     todo: Sequence[tuple[IngestShard, Duplicates]], splits: Sequence[InputSplit], table: Table, executor: Executor
 ) -> dict[tuple[int, int], IngestShard]:
-    """Return the parts without their repeats; each task fetches its own, since all of them can be many."""
+    """Return the shards without their duplicates; each task fetches its own, since all of them can be many."""
     shared = [executor.broadcast(item) for item in todo]
 
     def work(index: int) -> Iterator[IngestShard]:
@@ -139,7 +139,7 @@ def _rewritten(
         yield drop_duplicates(shard, splits[shard.split_index], duplicates, table)
 
     sizes = [splits[shard.split_index].end - splits[shard.split_index].start for shard, _ in todo]
-    shards = executor.map_items(work, range(len(todo)), sizes, IngestShard, what="files written without repeated ids")
+    shards = executor.map_items(work, range(len(todo)), sizes, IngestShard, what="files written without duplicate ids")
     return {(shard.split_index, shard.index): shard for shard in shards}
 
 
@@ -150,12 +150,12 @@ def duplicate_hashes(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def holds_any(shard: IngestShard, hashes: np.ndarray) -> bool:
-    """Return whether any of the part's ids has one of ``hashes`` (sorted, uint64)."""
+    """Return whether any of the shard's ids has one of ``hashes`` (sorted, uint64)."""
     return bool(_contains(hashes, shard.hashes).any())
 
 
 def locations_of(table: Table, file: DataFile, hashes: np.ndarray) -> RecordLocations:
-    """Return the places of a file's records whose ids' hashes are among ``hashes`` (sorted, uint64), in row order."""
+    """Return the locations of a file's records whose id hashes are among ``hashes`` (sorted, uint64), in row order."""
     ids = table.read_file(file, ["id"]).column("id").to_pylist()
     hash_of = hash_ids(ids)
     found = np.flatnonzero(_contains(hashes, hash_of))
@@ -174,11 +174,11 @@ def locations_of(table: Table, file: DataFile, hashes: np.ndarray) -> RecordLoca
 
 
 def find_duplicates(before: Sequence[RecordLocations], own: Sequence[RecordLocations]) -> list[Duplicates]:
-    """Return the repeats in each of ``own``: records whose id stands in ``before``, or earlier in ``own``.
+    """Return the duplicates in each of ``own``: records whose id is in ``before``, or earlier in ``own``.
 
     Args:
-        before: places in files of the table.
-        own: places in files of this ingestion, in the order in which the earlier record wins.
+        before: locations in files of the table.
+        own: locations in files of this ingestion, in the order in which the earlier record wins.
     """
     every = [*before, *own]
     names = sorted({source for locations in every for source in locations.sources})
@@ -205,7 +205,7 @@ def find_duplicates(before: Sequence[RecordLocations], own: Sequence[RecordLocat
 
 
 def drop_duplicates(shard: IngestShard, split: InputSplit, duplicates: Duplicates, table: Table) -> IngestShard:
-    """Return the part without the rows that repeat an id; they are kept as refused, with the text of their lines.
+    """Return the shard without the rows that duplicate an id; those are quarantined, with the text of their lines.
 
     Args:
         shard: what was written; its data file is written anew and the old one deleted.
@@ -254,12 +254,12 @@ def _duplicate_error(name: str, duplicates: Duplicates, index: int) -> RecordErr
 
 
 def are_ids_not_unique(num_duplicates: int, num_records: int) -> bool:
-    """Return whether so many of the records were refused as duplicate ids that the ids do not name records."""
+    """Return whether so many of the records were refused as duplicate ids that the ids do not identify records."""
     return num_duplicates >= MIN_DUPLICATE_IDS and num_duplicates >= DUPLICATE_IDS_SHARE * num_records
 
 
 def _contents(rows: pa.Table) -> list[bytes]:
-    """Return what each record says, as bytes: equal content, equal bytes.
+    """Return each record's content as bytes: equal content, equal bytes.
 
     From flat columns: rows as Python objects cost five times as much.
     """

@@ -30,7 +30,7 @@ from pairwright.terminal import one_per_line
 
 @dataclass(frozen=True)
 class Findings:
-    """What became of every source, and what would be refused of it."""
+    """Result of a validation: what became of every source, and what would be refused of it."""
 
     summary: IngestSummary
     refused: list[Rejection]
@@ -39,12 +39,12 @@ class Findings:
 
     @property
     def num_accepted(self) -> int:
-        """How many judgements would go in."""
+        """How many judgements would be accepted."""
         return sum(source.accepted for source in self.summary.sources)
 
     @property
     def num_refused(self) -> int:
-        """How many would not."""
+        """How many judgements would be refused."""
         return sum(source.refused for source in self.summary.sources)
 
     def is_clean(self, allowance: str | None) -> bool:
@@ -61,7 +61,7 @@ class Findings:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same for programs, JSON-able."""
+        """Return the findings for programs, JSON-able."""
         summary = self.summary.as_dict()
         return {
             "accepted": self.num_accepted,
@@ -72,7 +72,7 @@ class Findings:
         }
 
     def text(self) -> str:
-        """Return the same for people: a line a finding, then how many of what kind."""
+        """Return the findings as text: a line a finding, then counts by kind."""
         lines = [str(refused) for refused in self.refused]
         more = self.num_refused - len(self.refused)
         lines += [f"and {more:,} more; --limit {self.num_refused} lists them all"] if more > 0 else []
@@ -147,15 +147,13 @@ def validate(
         def work(file: DataFile) -> Iterator[QualityWarnings]:
             yield count_quality_warnings(table, file)
 
-        found = executor.map_items(
-            work, data, [file.bytes for file in data], QualityWarnings, what="files looked through"
-        )
+        found = executor.map_items(work, data, [file.bytes for file in data], QualityWarnings, what="files checked")
         return Findings(ingestion.summary(None), refused, QualityWarnings.sum(found))
 
 
 @contextmanager
 def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
-    """Lend a table that is gone, with all that it holds, when the block ends."""
+    """Yield a table that is deleted, with all that it holds, when the block ends."""
     if url is None:
         if executor.num_nodes() > 1:
             raise ConfigError(

@@ -41,7 +41,7 @@ def ingest(
 
     A source is taken whole or not at all; records are taken one by one. What is in the table already is skipped, so
     that a second run, or one after a crash, adds what is missing and nothing twice. What has changed under its name
-    fails, or with ``replace`` takes the place of its old records, in the same commit as all the rest.
+    fails, or with ``replace`` replaces its old records, in the same commit as all the rest.
 
     Raises:
         ConfigError: if a field path or the address of a database, a table or a topic cannot be read.
@@ -60,7 +60,7 @@ def ingest(
 
 @dataclass(frozen=True)
 class NamedSources:
-    """What a command names: files and objects as listed, and places whose rows are to be staged first."""
+    """The sources that a command names: listed files and objects, and external sources to stage first."""
 
     listing: Listing
     external: list[ExternalSource]
@@ -75,7 +75,7 @@ class NamedSources:
 
 
 def named_sources(sources: Sequence[str], config: IngestConfig) -> NamedSources:
-    """Return what the names of sources name, before anything is read.
+    """Return the sources that the names stand for, before anything is read.
 
     Raises:
         ConfigError: if a field path or the address of a database, a table or a topic cannot be read.
@@ -92,14 +92,14 @@ def named_sources(sources: Sequence[str], config: IngestConfig) -> NamedSources:
 def reading(
     named: NamedSources, table: Table, config: IngestConfig, *, known: Table, replace: bool, executor: Executor
 ) -> Iterator["Ingestion"]:
-    """Read sources into files of a table that no version names yet; what was staged for it goes with the block.
+    """Read sources into uncommitted files of a table; staged files are deleted at the end of the block.
 
     Args:
         named: the sources.
         table: where the files go.
         config: how to read.
         known: the table whose sources and ids count: the same one, but for `validate`.
-        replace: whether sources may take the place of their old content.
+        replace: whether sources may replace their old content.
         executor: what maps over sources and files.
     """
     inside = [source.uri for source in named.listing.sources if source.uri.startswith(f"{known.url}/")]
@@ -117,7 +117,7 @@ def reading(
 
 
 class Ingestion:
-    """One ingestion on its way from listed sources to a manifest: what is still to go in, and what is not, and why."""
+    """One ingestion, from listed sources to a manifest: the sources to add, and those dropped with the reason."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class Ingestion:
         self._checked: set[str] = set()
 
     def read(self, sources: Sequence[SourceRef], unreadable: Failures) -> None:
-        """Parse and write every source that the table has not got yet, but those that failed before."""
+        """Parse and write every source that the table does not have yet, except those that failed before."""
         self._drop([], unreadable)
         states, failures = _file_states(sources)
         self._drop([], failures)
@@ -180,7 +180,7 @@ class Ingestion:
         return next_manifest(newest, left, self._source_entries(), self.shards, self._config)
 
     def refuse_duplicates_in(self, files: Sequence[DataFile]) -> None:
-        """Refuse what has the id of an earlier record, here or in files of the known table, each looked at once."""
+        """Refuse what has the id of an earlier record, here or in files of the known table, each read once."""
         unchecked = [file for file in files if file.path not in self._checked]
         self.shards = refuse_duplicates(self.shards, self._splits, unchecked, self._known, self._table, self._executor)
         self._checked |= {file.path for file in unchecked}
@@ -219,14 +219,14 @@ class Ingestion:
         return already_ingested(self._sources, newest, ours, replaceable=self._replaceable)
 
     def _left(self, newest: Manifest | None) -> RewrittenVersion | None:
-        """Return the files of a version without what is to be replaced there."""
+        """Return the files of a version without the sources to be replaced."""
         if newest is None:
             return None
         predicate, in_rows, in_refused = replacement(newest, self._source_entries())
         return self._deleter.rewrite(newest, predicate, rows=in_rows, refused=in_refused)
 
     def _mostly_refused(self) -> Failures:
-        """Return the sources of which so much is refused, over all their ranges, that they are not taken."""
+        """Return the sources of which so much is refused, over all their splits, that they are not ingested."""
         failures: Failures = {}
         for source in self._source_entries():
             if is_mostly_refused(source.accepted, source.refused, self._config):
@@ -237,7 +237,7 @@ class Ingestion:
         return next((shown for shard in self.shards for shown in shard.shown if shown.source == source.uri), None)
 
     def _emptied_by_replacement(self, newest: Manifest | None) -> Failures:
-        """Return the sources that would replace records, and of which nothing could be read as one."""
+        """Return the sources that would replace records, but of which nothing was accepted."""
         taken = {source.uri for source in newest.sources if source.is_taken} if newest else set()
         failures: Failures = {}
         for source in self._source_entries():
@@ -250,7 +250,7 @@ class Ingestion:
         return failures
 
     def _drop(self, skipped: Sequence[str], failures: Failures) -> None:
-        """Leave sources out, with everything that was written of them."""
+        """Drop sources, and delete everything that was written of them."""
         self._skipped += skipped
         self._failed |= {uri: reason.removeprefix(f"{uri}: ") for uri, reason in failures.items()}
         gone = {*skipped, *failures}
@@ -260,7 +260,7 @@ class Ingestion:
         self.shards = [shard for shard in self.shards if self._splits[shard.split_index].source.uri not in gone]
 
     def _source_entries(self) -> list[Source]:
-        """Return each source that goes in with the counts of its lines."""
+        """Return the manifest entry of each source that is added, with the counts of its lines."""
         shards: dict[str, list[IngestShard]] = {source.uri: [] for source in self._sources}
         for shard in self.shards:
             shards[self._splits[shard.split_index].source.uri].append(shard)

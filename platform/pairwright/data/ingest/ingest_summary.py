@@ -31,15 +31,15 @@ class IngestSummary:
     manifest: Manifest | None
     """The version that was committed; None where there was nothing to add."""
     sources: list[Source]
-    """What went in, with the counts of its lines; one with 0 lines was empty."""
+    """Sources that were added, with the counts of their lines; one with 0 lines was empty."""
     skipped: list[str]
     """Sources that are in the table already."""
     replaced: dict[str, int]
-    """Sources that took the place of their old content, and how many old annotations left with it."""
+    """Sources that replaced their old content, and how many old annotations were deleted with it."""
     failed: list[tuple[str, str]]
     """Sources that could not be read to their end, of which nothing was kept, and why."""
     ignored: dict[str, str]
-    """What was passed over in named directories, and why: no source by its name, a link that leads out, ..."""
+    """What was skipped in named directories, and why: no source by its name, a link that leads out, ..."""
     reasons: dict[str, int]
     """How many records were refused for what, the most frequent first."""
     rejections: list[Rejection]
@@ -48,7 +48,7 @@ class IngestSummary:
     """Source -> which of its fields were used for what, went into metadata, or were not used."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same for programs, JSON-able."""
+        """Return the summary for programs, JSON-able."""
         return {
             "version": None if self.manifest is None else self.manifest.version,
             "totals": None if self.manifest is None else self.manifest.totals,
@@ -63,7 +63,7 @@ class IngestSummary:
         }
 
     def text(self) -> str:
-        """Return the same for people: what went in, what did not, and why."""
+        """Return the summary as text: what was added, what was not, and why."""
         accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
         lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
         lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)

@@ -115,14 +115,14 @@ def _num_characters(judgement: Annotation) -> int:
 
 
 def rejection(error: RecordError, line: bytes, source: str, number: int) -> Rejection:
-    """Return what is kept of a refused line; bytes that are not UTF-8 stand as U+FFFD."""
+    """Return the quarantined record of a refused line; bytes that are not UTF-8 stand as U+FFFD."""
     record = line[: 4 * MAX_RECORD_CHARACTERS].decode("utf-8", errors="replace")[:MAX_RECORD_CHARACTERS]
     path, reason = one_line(error.path), one_line(error.reason)
     return Rejection(source=source, line=number, path=path, reason=reason, record=record)
 
 
 def reason_key(rejected: Rejection) -> str:
-    """Return what alike rejections share: the reason without what was found, at the path without indices."""
+    """Return the key to count a rejection by: the reason without what was found, and the path without indices."""
     path = re.sub(r"\[-?\d+\]", "[]", rejected.path)
     return _VARYING.sub("", rejected.reason) + ("" if path == "$" else f" at {path}")
 
@@ -165,7 +165,7 @@ def _json_error(message: str, line: bytes) -> RecordError:
     is_cut = message == "Input data was truncated" and line.rstrip().endswith(b"}")
     if (is_cut or "surrogate" in message) and _LONE_SURROGATE.search(line):
         return RecordError(
-            r"not JSON: \ud800 to \udfff stand in pairs, for one character; mend the text or leave it out"
+            r"not JSON: \ud800 to \udfff stand in pairs, for one character; repair the text or leave it out"
         )
     if message == "Input data was truncated":
         return RecordError("not JSON: the record is cut off; a record stands on one whole line")

@@ -8,7 +8,7 @@ from pairwright.data.table.table import DataFile, Table
 
 
 class QualityWarnings(msgspec.Struct, frozen=True):
-    """How many annotations are odd in which way."""
+    """Number of annotations for each kind of warning."""
 
     identical_ranked_apart: int = 0
     """Two completions with one text, one ranked above the other: no model can tell them apart."""
@@ -17,11 +17,11 @@ class QualityWarnings(msgspec.Struct, frozen=True):
     all_tied: int = 0
     """Every completion tied: it gives no pair."""
     no_annotator: int = 0
-    """Nobody is named: agreement between annotators cannot be measured, nor can they be forgotten."""
+    """Nobody is named: agreement between annotators cannot be measured, nor can they be erased."""
 
     @classmethod
     def sum(cls, found: Iterable["QualityWarnings"]) -> "QualityWarnings":
-        """Return what some files hold together."""
+        """Return the sum over some files."""
         every = list(found)
         return cls(**{name: sum(getattr(each, name) for each in every) for name in cls.__struct_fields__})
 
@@ -38,7 +38,7 @@ class QualityWarnings(msgspec.Struct, frozen=True):
 
 
 def count_quality_warnings(table: Table, file: DataFile) -> QualityWarnings:
-    """Return what one data file of annotations holds.
+    """Count the warnings of one data file of annotations.
 
     Raises:
         StoreError: if it cannot be read.

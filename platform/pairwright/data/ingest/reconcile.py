@@ -29,7 +29,7 @@ def already_ingested(
     *,
     replaceable: Mapping[str, Identity] | None,
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the sources that a version has got already, and those that it has got with other content, and why not.
+    """Return the sources that a version has already, and why others conflict: it has them with other content.
 
     A source of which nothing was accepted is read again, since another configuration may take it; what came of that
     replaces its entry, unless it is nothing again.
@@ -37,7 +37,7 @@ def already_ingested(
     Args:
         sources: what there is.
         newest: the version.
-        ours: what reading the sources gave, once they were read.
+        ours: entries of the sources, once they were read.
         replaceable: the content of each source that was there when this ingestion began, which alone it may replace:
             of two that replace one source at once the second finds another; None where nothing is to be replaced.
     """
@@ -60,7 +60,7 @@ def already_ingested(
 
 
 def replaced_by(newest: Manifest | None, sources: Iterable[Source | SourceRef]) -> list[Source]:
-    """Return the sources of a version whose place others of the same name take."""
+    """Return the sources of a version that others of the same name replace."""
     uris = {source.uri for source in sources}
     return [] if newest is None else [source for source in newest.sources if source.uri in uris]
 
@@ -85,7 +85,7 @@ def next_manifest(
     shards: Sequence[IngestShard],
     config: IngestConfig,
 ) -> Manifest:
-    """Return the version after ``newest`` with the parts of some sources added, in the place of what they had there.
+    """Return the version after ``newest`` with the shards of some sources added, in place of their old content.
 
     Args:
         newest: the version to go on from, if any.
@@ -116,7 +116,7 @@ def next_manifest(
 
 
 def replacement(newest: Manifest, sources: Iterable[Source]) -> tuple[DeletePredicate, bool, bool]:
-    """Return what leaves a version when sources are replaced, and whether it stands among its rows and its refused."""
+    """Return the predicate of replaced sources, and whether it can match data rows and quarantined records."""
     replaced = replaced_by(newest, sources)
     predicate = DeletePredicate(sources=frozenset(source.uri for source in replaced))
     return predicate, any(source.accepted for source in replaced), any(source.refused for source in replaced)

@@ -20,7 +20,7 @@ _CHUNK_BYTES = 2 * 1024 * 1024
 
 
 def check_whole(split: InputSplit) -> None:
-    """Refuse to group the records of a source that is read in pieces: a group may lie across two of them.
+    """Refuse to group the records of a source that has several splits: a group may span two of them.
 
     Raises:
         SourceError: if it is.
@@ -70,7 +70,7 @@ def _key(line: bytes, paths: Sequence[JsonPath]) -> Any:
 
 
 class _Waiting:
-    """Groups that are not handed on yet; the last one may grow."""
+    """Groups that have not been yielded yet; the last one may grow."""
 
     def __init__(self, max_record_bytes: int) -> None:
         self.num_bytes = 0

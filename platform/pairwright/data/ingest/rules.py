@@ -97,7 +97,7 @@ def validate_annotation(annotation: Annotation, config: IngestConfig, source: st
 
 
 def _check_labels(annotation: Annotation, config: IngestConfig) -> None:
-    """Refuse names that are texts, and metadata that are a document: they stand in every message and report."""
+    """Refuse names that are texts, and metadata that are a document: every message and report quotes them."""
     most = config.max_label_characters
     for what, label in (("id", annotation.id), ("annotator", annotation.annotator), ("subset", annotation.subset)):
         if label is not None and len(label) > most:
@@ -288,7 +288,7 @@ def check_extra(extra: str, path: str) -> set[str]:
 
     Args:
         extra: JSON object.
-        path: where the turn stands in its record.
+        path: of the turn in its record.
 
     Raises:
         RecordError: if a field is of another type than templates expect.

@@ -34,25 +34,25 @@ from pairwright.errors import ConfigError, SourceError
 from pairwright.records import Rejection
 
 NUM_SHOWN = 5
-"""Rejections that a part carries along for the summary; all of them are in its refused file."""
+"""Rejections that a shard carries along for the summary; all of them are in its quarantine file."""
 MAX_REASONS = 100
 """Kinds of reasons that are counted apart: a source may have one of its own for each record."""
 OTHER_REASONS = "other reasons"
 LINES_AT_ONCE = 8192
 MAX_REFUSED_BYTES = 16 * 1024 * 1024
-"""Refused text that one part holds; a refusal takes about 500 bytes beside it."""
+"""Refused text that one shard holds; a rejection takes about 500 bytes beside it."""
 REFUSAL_BYTES = 500
 MAX_SHARD_RECORDS = 100_000
-"""Records that one part holds at most, however short they are."""
+"""Records that one shard holds at most, however short they are."""
 
 
 class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
-    """What one stretch of a source became."""
+    """Uncommitted files written from a part of an input split, with their counts."""
 
     split_index: int
-    """Index of the range among all ranges of the ingestion, in the order of the sources."""
+    """Index of the input split among all of the ingestion, in the order of the sources."""
     index: int
-    """Index of the part in its range."""
+    """Index of the shard in its split."""
     lines: int
     blank: int = 0
     """Lines without a record; the others hold ``accepted + refused`` judgements, at least one each."""
@@ -72,7 +72,7 @@ class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
     reading: dict[str, list[str]] = {}
     """Which fields were used for what, went into metadata, were not used."""
     error: str | None = None
-    """Why the source could not be read to its end; the part before it is then worth nothing either."""
+    """Why the source could not be read to its end; earlier shards of it are then discarded too."""
 
     @property
     def hashes(self) -> np.ndarray:
@@ -92,7 +92,7 @@ def hash_ids(ids: Iterable[str]) -> np.ndarray:
 
 
 def write_shards(split_index: int, split: InputSplit, table: Table, config: IngestConfig) -> Iterator[IngestShard]:
-    """Parse a range and write it into the table; yields at least one part, the last one with ``error`` on failure.
+    """Parse a split and write it into the table; yields at least one shard, the last one with ``error`` on failure.
 
     Raises:
         StoreError: if the table cannot be written.
@@ -123,9 +123,9 @@ def write_shards(split_index: int, split: InputSplit, table: Table, config: Inge
 
 
 def _detect_format(split: InputSplit, config: IngestConfig) -> tuple[str, Iterator[Chunk]]:
-    """Return the name of the format of a source, empty where it has none, and the chunks of the range.
+    """Return the name of the format of a source, empty where it has none, and the chunks of the split.
 
-    A range that does not begin at the head of its source reads the head too, so that all ranges agree.
+    A split that does not begin at the head of its source reads the head too, so that all splits agree.
     """
     chunks = read_chunks(split)
     if (name := configured_format(config)) is not None:
@@ -143,7 +143,7 @@ def _detect_format(split: InputSplit, config: IngestConfig) -> tuple[str, Iterat
 
 
 class Counts:
-    """What a range gave so far, which must not be mostly refusals: each costs more than what it refuses."""
+    """Counts of a split so far; it fails where most is refused, since a rejection costs more than its record."""
 
     def __init__(self, source: str, config: IngestConfig) -> None:
         self._source = source
@@ -153,7 +153,7 @@ class Counts:
         self._first: Rejection | None = None
 
     def add(self, accepted: int, rejections: Sequence[Rejection]) -> None:
-        """Count more of the range.
+        """Count more of the split.
 
         Raises:
             SourceError: if it is mostly refused.
@@ -186,7 +186,7 @@ def mostly_refused(accepted: int, first: Rejection | None, config: IngestConfig)
 
 
 class ShardWriter:
-    """A part while its lines come in."""
+    """Collects the records of one shard, and writes its files."""
 
     def __init__(self, split_index: int, index: int, layout: str) -> None:
         self.split_index = split_index
@@ -202,7 +202,7 @@ class ShardWriter:
         self._rejections: list[Rejection] = []
 
     def is_full(self, config: IngestConfig) -> bool:
-        """Return whether the part holds as much as one should."""
+        """Return whether the shard is as large as one should be."""
         return (
             self.num_bytes >= config.split_bytes
             or self._refused_bytes >= MAX_REFUSED_BYTES
@@ -266,5 +266,5 @@ def num_completions(rows: pa.Table) -> int:
 
 
 def all_files(shards: Iterable[IngestShard]) -> list[DataFile]:
-    """Return every file that was written for the parts."""
+    """Return every file that was written for the shards."""
     return [file for shard in shards for file in shard.files]

@@ -62,7 +62,7 @@ def split_of(prompt_id: str, validation_fraction: float) -> str:
 
 
 def _drop_duplicates(rows: pa.Table) -> tuple[pa.Table, int]:
-    """Return sorted rows without annotations that stand there twice, and how many went.
+    """Return sorted rows without duplicate annotations, and how many were dropped.
 
     Two ingestions of one file at once can both bring it. The same id with another judgement is another annotation.
     """
@@ -105,7 +105,7 @@ def _ranking_batch(rows: pa.Table, margins: Mapping[str, float]) -> RankingBatch
 
 
 def _completion_slots(rows: pa.Table, texts_N: Ints, size_A: Ints, starts_A: Ints, group_A: Ints) -> Ints:
-    """Return where in N each completion goes when its annotation takes the order of the group's first one.
+    """Return the position in N of each completion when its annotation takes the order of the group's first one.
 
     Sorted by text, stable, both hold the same texts in the same order: that is the match, and completions of equal
     text are matched in order of appearance.

@@ -93,7 +93,7 @@ class _Votes:
 
 
 def pairs_of(rankings: RankingBatch, config: ExpandConfig) -> tuple[PairRows, dict[str, int | float]]:
-    """Return every pair that the ballots and the configuration make, and totals that add over calls.
+    """Return every pair that the rankings and the configuration make, and totals that add over calls.
 
     Completions of equal text make no pair: their difference is zero whatever the model says. So
     ``comparisons = untied + ties``, of which ``identical`` and ``identical_ties`` compare equal texts.

@@ -40,7 +40,7 @@ _DECODER = msgspec.json.Decoder(str | _Text)
 
 @dataclass(frozen=True, slots=True)
 class Exclusions:
-    """What is left out.
+    """What a configuration excludes.
 
     Attributes:
         names: what its names are names of -> the names, sorted.
@@ -54,17 +54,17 @@ class Exclusions:
 
 
 def has_exclusions(config: ExpandConfig) -> bool:
-    """Return whether the configuration leaves anything out by its name or its text."""
+    """Return whether the configuration excludes anything by its name or its text."""
     return bool(any(getattr(config, key) for key in NAMED) or config.leave_out_texts or config.max_prompts_per_text)
 
 
 def names_of(config: ExpandConfig) -> dict[str, list[str]]:
-    """Return the names that a configuration leaves out, by what they are names of."""
+    """Return the names that a configuration excludes, by what they are names of."""
     return {what: sorted(set(getattr(config, key))) for key, what in NAMED.items()}
 
 
 def unused_exclusions(totals: Mapping[str, int | float], config: Mapping[str, Any]) -> list[str]:
-    """Return a line for each thing to leave out that pairs, made with this configuration, found nowhere."""
+    """Return a line for each exclusion of a configuration that matched nothing."""
     found = []
     for key, what in NAMED.items():
         for name in config.get(key, []):
@@ -78,7 +78,7 @@ def unused_exclusions(totals: Mapping[str, int | float], config: Mapping[str, An
 
 
 def no_totals(config: ExpandConfig) -> dict[str, int | float]:
-    """Return the totals of nothing."""
+    """Return totals of zero."""
     names = [NAME_PREFIX.format(what) + name for what, named in names_of(config).items() for name in named]
     causes = ["annotator", "subset", "model", "text", "prompts"]
     return dict.fromkeys([*(f"left_out_by_{cause}" for cause in causes), "groups_left_out", *names], 0)
@@ -129,7 +129,7 @@ def repeated_texts(found: Iterable[NDArray[np.void]], max_prompts: int) -> NDArr
 
 
 def drop_excluded(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
-    """Return the rows without what is left out, and totals that add over calls.
+    """Return the rows without what is excluded, and totals that add over calls.
 
     A completion goes by its listed text, by the prompts that its text stands under, or by its model, and is counted
     under the first of these; an annotation by its annotator or its subset. A group with fewer than two completions, or
@@ -179,7 +179,7 @@ def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Tab
 
 
 def _copies_to_drop(rows: pa.Table, items: pa.StructArray, size_A: Ints, by_model: Bools) -> Bools:
-    """Return further completions to leave out, so that all annotations of a group are left with the same texts.
+    """Return further completions to drop, so that all annotations of a group keep the same texts.
 
     Annotations of one group may name other models for a text, or none. Of the copies of a text as many go in each as
     in the one where most go; those without a model first.

@@ -41,7 +41,7 @@ GROUPS_PER_FILE = 2048
 
 
 class _Expanded(msgspec.Struct, frozen=True):
-    """What some groups became."""
+    """Result of expanding some groups."""
 
     files: list[DataFile]
     refused: list[DataFile]
@@ -49,7 +49,7 @@ class _Expanded(msgspec.Struct, frozen=True):
 
 
 class _Texts(msgspec.Struct, frozen=True):
-    """The texts of a partition with the prompts that they stand under, TEXT_AND_PROMPT."""
+    """The completion texts of a partition with their prompts, TEXT_AND_PROMPT."""
 
     found: bytes
 
@@ -108,7 +108,7 @@ def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, 
 
 
 def _with_texts_listed(texts: list[str], config: ExpandConfig) -> list[Input]:
-    """Return the texts to leave out as one input: other texts make another version."""
+    """Return the excluded texts as one input: other texts make another version."""
     if not config.leave_out_texts:
         return []
     digest = sha256(msgspec.json.encode(texts)).hexdigest()
@@ -116,7 +116,7 @@ def _with_texts_listed(texts: list[str], config: ExpandConfig) -> list[Input]:
 
 
 def _repeated_texts(source: Table, read: Manifest, config: ExpandConfig, executor: Executor) -> np.ndarray:
-    """Return the hashes of the texts that stand under more prompts than allowed; 16 bytes a completion, here."""
+    """Return the hashes of the texts under more prompts than allowed; 16 bytes a completion in the driver."""
     if not config.max_prompts_per_text:
         return repeated_texts([], 0)
     partitions = partition_files(read.files, config.partition_bytes)

@@ -10,10 +10,10 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 
 def backoff_delays(retry_seconds: float) -> Iterator[float]:
-    """Yield the pause, in seconds, after each try that failed; it ends when there is no patience left.
+    """Yield the delay, in seconds, after each failed try; ends when the retry budget is used up.
 
-    They double from one second to a minute and add up to the patience. No clock is read, so ranks that try together
-    also pause, and give up, together.
+    Delays double from one second to a minute and add up to the budget. No clock is read, so ranks that try together
+    also wait, and give up, together.
     """
     left, pause = retry_seconds, FIRST_PAUSE_SECONDS
     while left > 0:
@@ -23,11 +23,11 @@ def backoff_delays(retry_seconds: float) -> Iterator[float]:
 
 
 def retry_with_backoff(store: Callable[[], None], retry_seconds: float, on_retry: Callable[[str, float], None]) -> None:
-    """Store something, trying again where the disk or the storage refuses it.
+    """Call ``store``, and retry with exponential backoff after errors of the disk or the storage.
 
     Args:
         store: stores it; called again after an OSError or a StoreError.
-        retry_seconds: how long in all.
+        retry_seconds: retry budget, in seconds.
         on_retry: called after a failed try, with the reason and the seconds until the next try.
 
     Raises:

@@ -43,17 +43,17 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lease:
-    """The right to work in a place, as long as the block lasts; a context manager.
+    """The right to work in a directory, as long as the block lasts; a context manager.
 
     Args:
-        url: of the place, which is ours.
-        kind: of the place; its ``deletable`` covers leases.
+        url: of the directory, which is ours.
+        kind: of the directory; its ``deletable`` covers leases.
         what: what only one command may do, for messages, such as ``train``.
         lost: called once, from another thread, where another command has taken the lease over.
 
     Raises:
         LeaseError: on entry, if another command holds it and lives.
-        StoreError: if the place cannot be read or written.
+        StoreError: if the directory cannot be read or written.
     """
 
     def __init__(self, url: str, kind: Kind, *, what: str, lost: Callable[[], None]) -> None:

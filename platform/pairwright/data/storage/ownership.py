@@ -24,14 +24,14 @@ _STAGED = r"(#\w+)?"  # what obstore calls a local file while it writes it
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of place, by the names that Pairwright gives to files in it, relative to the place."""
+    """A kind of directory that Pairwright owns, by the names that it gives to files, relative to the directory."""
 
     name: str
     """What a person calls it, without an article."""
     leftovers: re.Pattern[str]
     """What a command that was killed before its first commit can leave."""
     deletable: re.Pattern[str]
-    """What may be deleted in a place that is ours; always a part of what only Pairwright names so."""
+    """What may be deleted in a directory that is ours: names that only Pairwright gives."""
 
     @property
     def folders(self) -> set[str]:
@@ -67,10 +67,10 @@ RUN = Kind(
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file or object in a place."""
+    """A file or object in a directory."""
 
     path: str
-    """Relative to the place."""
+    """Relative to the directory."""
     bytes: int
     modified: datetime
     is_link: bool = False
@@ -80,9 +80,9 @@ class Stored:
 
 
 def refuse_occupied(url: str, kind: Kind, *, advice: str) -> None:
-    """Refuse a place that is neither empty nor left by a killed command of ours.
+    """Refuse a directory that is neither empty nor left by a killed command of ours.
 
-    Names that begin with a dot, right below the place, are nobody's content; they are never touched.
+    Names that begin with a dot, right below the directory, are nobody's content; they are never touched.
 
     Raises:
         StoreError: if it is a file, holds anything foreign, a link among that, or cannot be listed.
@@ -102,7 +102,7 @@ def refuse_occupied(url: str, kind: Kind, *, advice: str) -> None:
 
 
 def foreign_files(url: str, own: re.Pattern[str], *, below: str = "") -> Iterator[str]:
-    """Yield the paths in a place that are none of ours: other names, and links whatever their names."""
+    """Yield the foreign paths in a directory: other names, and links whatever their names."""
     for stored in stored_files(url, below=below):
         is_hidden = stored.path.startswith(".") and not below
         if not is_hidden and (stored.is_link or not own.fullmatch(stored.path)):
@@ -110,11 +110,11 @@ def foreign_files(url: str, own: re.Pattern[str], *, below: str = "") -> Iterato
 
 
 def stored_files(url: str, *, below: str = "") -> Iterator[Stored]:
-    """Yield every file below a folder of a place, in no order; a link is one entry, and is not followed.
+    """Yield every file below a folder of a directory, in no order; a link is one entry, and is not followed.
 
     Args:
-        url: of the place.
-        below: folder in it; the whole place if empty.
+        url: of the directory.
+        below: folder in it; the whole directory if empty.
 
     Raises:
         StoreError: if it cannot be listed.
@@ -167,12 +167,12 @@ def named(paths: Sequence[str]) -> str:
 
 
 def delete_files(url: str, paths: Iterable[str], kind: Kind) -> None:
-    """Delete files of a place that is ours; one that is gone already is no error, and one behind a link stays.
+    """Delete files of a directory that is ours; one that is gone already is no error, and one behind a link stays.
 
     Args:
-        url: of the place.
+        url: of the directory.
         paths: relative to it; each has the form that ``kind`` says may be deleted.
-        kind: of the place.
+        kind: of the directory.
 
     Raises:
         StoreError: if one cannot be deleted.
@@ -201,7 +201,7 @@ def _delete_objects(url: str, paths: list[str]) -> None:
 
 
 def delete_empty_folders(url: str, folders: Iterable[str]) -> None:
-    """Remove local folders below a place that hold no file any more, those named and what is below them."""
+    """Remove local folders below a directory that hold no file any more, those named and what is below them."""
     root = local_root(url)
     for name in () if root is None else folders:
         assert root is not None
@@ -213,7 +213,7 @@ def delete_empty_folders(url: str, folders: Iterable[str]) -> None:
 
 
 def delete_folder(url: str, name: str, kind: Kind) -> None:
-    """Delete what is ours in a folder of a place, and the folder where nothing else is in it.
+    """Delete what is ours in a folder of a directory, and the folder itself where nothing else is in it.
 
     Raises:
         StoreError: if it cannot be read or written.
@@ -224,7 +224,7 @@ def delete_folder(url: str, name: str, kind: Kind) -> None:
 
 
 def _is_behind_link(root: Path, path: str) -> bool:
-    """Return whether a path, or a folder on the way to it below the place, is a link: what it means lies elsewhere."""
+    """Return whether a path, or a folder on the way to it, is a link: what it means is elsewhere."""
     ancestor = root
     for part in path.split("/"):
         ancestor /= part

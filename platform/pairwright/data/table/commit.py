@@ -51,7 +51,7 @@ def commit_written(
 
 @contextmanager
 def staging_folder(table: Table) -> Iterator[str]:
-    """Yield the URL of a new folder; what is in it at the end of the block is deleted."""
+    """Yield the URL of a new staging folder, deleted at the end of the block."""
     folder = f"{STAGING_FOLDER}/{uuid.uuid4().hex}"
     try:
         yield f"{table.url}/{folder}"
@@ -60,7 +60,7 @@ def staging_folder(table: Table) -> Iterator[str]:
 
 
 def _delete(table: Table, folder: str) -> None:
-    """Delete a folder; what cannot be deleted now, a vacuum deletes."""
+    """Delete a folder; what cannot be deleted now, `vacuum` deletes."""
     with suppress(StoreError, OSError):
         delete_folder(table.url, folder, TABLE)
         delete_empty_folders(table.url, [STAGING_FOLDER])

@@ -120,14 +120,14 @@ def _paths(files: Sequence[DataFile]) -> tuple[str, ...]:
 
 
 class Merged(msgspec.Struct, frozen=True):
-    """What some files became."""
+    """Some files, and the one that replaces them."""
 
     paths: tuple[str, ...]
     file: DataFile
 
 
 def plan_merges(files: Sequence[DataFile], file_bytes: int) -> list[list[DataFile]]:
-    """Return runs of neighbours, each of two files or more and of at most ``file_bytes`` in all."""
+    """Return sequences of neighbours, each of two files or more and of at most ``file_bytes`` in all."""
     runs: list[list[DataFile]] = []
     filled = file_bytes
     for file in files:
@@ -154,7 +154,7 @@ def merge(table: Table, files: Sequence[DataFile]) -> Merged:
 
 
 def after_compaction(newest: Manifest, merged: Mapping[tuple[str, ...], DataFile]) -> Manifest:
-    """Return the version after ``newest`` with merged files in the place of theirs; its digest stays the same."""
+    """Return the version after ``newest`` with merged files in place of the small ones; its digest stays the same."""
     return msgspec.structs.replace(
         newest,
         operation="compact",

@@ -70,7 +70,7 @@ def _whole_word(text: str) -> re.Pattern[str]:
 
 
 class DeletePredicate(msgspec.Struct, frozen=True):
-    """What the rows to remove have in common: any one of these."""
+    """Which rows to delete: those that match any one of these."""
 
     sources: frozenset[str] = frozenset()
     annotators: frozenset[str] = frozenset()
@@ -80,7 +80,7 @@ class DeletePredicate(msgspec.Struct, frozen=True):
 
     @property
     def erases(self) -> bool:
-        """Whether something is to be forgotten, so that no refused record may keep its text."""
+        """Whether something is to be erased, so that no quarantined record may keep its text."""
         return bool(self.annotators or self.prompt_ids)
 
     def annotators_among(self, names: Iterable[str | None]) -> set[str]:
@@ -246,8 +246,8 @@ class RowDeleter:
         Args:
             manifest: the version.
             predicate: what is to leave it.
-            rows: whether it can stand in data files; where it cannot, they are not read.
-            refused: whether it can stand in files of refused records.
+            rows: whether it can match rows of data files; where it cannot, they are not read.
+            refused: whether it can match quarantined records.
 
         Raises:
             StoreError: if a file cannot be read or written.

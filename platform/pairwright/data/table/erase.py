@@ -48,7 +48,7 @@ CACHE_SECONDS = 300
 
 @dataclass(frozen=True)
 class Verification:
-    """What was read again of a version after something was forgotten, and found not to hold it."""
+    """Files and rows of a version that were read after an erasure, and found not to hold what was erased."""
 
     num_files: int
     num_rows: int
@@ -63,29 +63,29 @@ class ErasureCheck(msgspec.Struct, frozen=True):
     rows: int
     found: int
     alike: dict[str, int] = {}
-    """Other annotators whose name holds a forgotten one as a word -> rows."""
+    """Other annotators whose name holds an erased one as a word -> rows."""
     num_naming: int = 0
-    """Rows whose id, subset or metadata hold a forgotten annotator's name as a word."""
+    """Rows whose id, subset or metadata hold an erased annotator's name as a word."""
 
 
 @dataclass(frozen=True)
 class ErasureSummary:
-    """What was forgotten, and what still holds it."""
+    """Result of an erasure: what was erased, and what still holds it."""
 
     url: str
     what: str
     version: int
     num_annotations: int
     spellings: dict[str, int]
-    """Annotator, as spelled in the table -> how many of the annotations were forgotten for the name."""
+    """Annotator, as spelled in the table -> how many annotations were erased for the name."""
     sources: dict[str, int]
-    """Source -> how many of its annotations were forgotten."""
+    """Source -> how many of its annotations were erased."""
     num_refused_without_text: int
     verification: Verification
     alike: dict[str, int]
-    """Annotators that stay although a forgotten name is a word of theirs -> annotations."""
+    """Annotators that stay although an erased name is a word of theirs -> annotations."""
     num_naming: int
-    """Annotations that stay although their id, subset or metadata hold a forgotten name."""
+    """Annotations that stay although their id, subset or metadata hold an erased name."""
     older_versions: list[int]
     """Versions that can still be read as they were."""
     named_in_sources: list[str]
@@ -103,7 +103,7 @@ class ErasureSummary:
 def erase(
     url: str, *, annotators: Sequence[str], prompts: Sequence[str], is_exact: bool = False, executor: Executor = LOCAL
 ) -> ErasureSummary:
-    """Commit a version of an annotations table without some annotators and prompts, and prove that it is without them.
+    """Commit a version of an annotations table without some annotators and prompts, and verify that it is without them.
 
     Args:
         url: an annotations table.
@@ -307,10 +307,10 @@ def _num_naming(rows: pa.Table, holds: Callable[[str], bool]) -> int:
 
 
 def verify_erasure(manifest: Manifest, checks: Sequence[ErasureCheck], where: str) -> Verification:
-    """Return the verification that no file of a version holds what was forgotten.
+    """Return the verification that no file of a version holds what was erased.
 
     Raises:
-        StoreError: if one does, or was not checks at, or holds another number of rows than the version says.
+        StoreError: if one does, or was not checked, or holds another number of rows than the version says.
     """
     by_path = {each.path: each for each in checks}
     for file in manifest.all_files:

@@ -27,7 +27,7 @@ MAX_TABLES = 256
 
 
 def inspect_version(url: str, *, version: int | None, num_sample: int) -> dict[str, Any]:
-    """Return what there is to know of one version of a table, in values that JSON holds.
+    """Return the description of one version of a table, JSON-able.
 
     Args:
         url: a table of any kind.
@@ -68,7 +68,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _warnings(manifest: Manifest) -> list[str]:
-    """Return what the configuration of pairs asked for and did not find, wholly or in part."""
+    """Return a line for each thing that the configuration of pairs asked for and that was not found."""
     num_without = manifest.totals.get("pairs_without_margin", 0)
     margin = f"margin: {num_without:,} of {manifest.totals['pairs']:,} pairs have none" if num_without else ""
     return [*([margin] if margin else []), *exclusions.unused_exclusions(manifest.totals, manifest.config)]

@@ -38,7 +38,7 @@ __all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_b
 MAX_COMMIT_ATTEMPTS = 200
 
 REMOVED = b'{"removed by": "pairwright vacuum"}\n'
-"""What stands in the place of the manifest of a version that was removed; its length tells it from every manifest."""
+"""Content of the manifest file of a version that was removed; its length tells it from every manifest."""
 _VERSION_PATH = re.compile(r"^versions/(\d{8,})\.json$")
 _FILE_PATH = re.compile(r"(data|refused)/[^/\\]+")
 

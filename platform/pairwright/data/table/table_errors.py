@@ -23,7 +23,7 @@ _MARKS = {
 
 
 def no_table_message(url: str, kind: str | None) -> str:
-    """Return the message that a URL holds no table: what is there, and which verb makes one.
+    """Return the message that a URL holds no table: what is there, and which verb creates one.
 
     Args:
         url: where there is none, as the user named it.

@@ -1,7 +1,7 @@
 """Finds special tokens that stand in texts as plain characters, and tokenises them as ordinary text.
 
 A tokenizer reads ``<|im_end|>`` as the token that ends a turn, whoever wrote it: a completion could speak as another
-role. So a mark, a character that no text holds, is set into each such place before the whole conversation is rendered
+role. So a mark, a character that no text holds, is set into each of them before the whole conversation is rendered
 and tokenised, and its tokens are taken out again: what stands around it is tokenised in its own context, exactly.
 """
 
@@ -244,7 +244,7 @@ def _pattern_of(names: set[str], words: set[str]) -> re.Pattern[str]:
 
 
 def _any_of(tokens: set[str], words: set[str], before: str = "") -> str:
-    """Return a regular expression for the longest of some tokens at a place, as a trie: some vocabularies have 6,000.
+    """Return a regular expression for the longest of some tokens, as a trie: some vocabularies have 6,000.
 
     Args:
         tokens: what follows ``before``.

@@ -108,7 +108,7 @@ def _reader_of(fields: FieldPaths, layout: str, config: IngestConfig) -> Parse:
 
 
 def changed(fields: FieldPaths, changes: FieldPaths) -> FieldPaths:
-    """Return a layout with what a configuration says of it: lists of fields grow, everything else is replaced.
+    """Return a layout with the changes of a configuration: lists of fields grow, everything else is replaced.
 
     Raises:
         ConfigError: if both do not go together.
@@ -168,7 +168,7 @@ def recognise(records: Sequence[bytes]) -> str | None:
     """Return the format that the given records have, or None if they have none that is known.
 
     Each record votes for the formats that it fits; among those with most votes the one counts that leaves the fewest
-    fields without a place, and then the one that asks for more fields. A record that is no JSON does not vote.
+    unread fields, and then the one that asks for more fields. A record that is no JSON does not vote.
 
     Raises:
         SourceError: if several are alike in all of that; both are named.

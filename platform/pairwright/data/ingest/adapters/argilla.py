@@ -167,7 +167,7 @@ def _beside(flat: Mapping[str, Any], key: str, end: str, length: int) -> list[An
 
 
 def _answers(record: _Record) -> Iterator[tuple[str, _Answer, str]]:
-    """Yield question, answer and its place for every response, whatever its form."""
+    """Yield question, answer and its path for every response, whatever its form."""
     if isinstance(record.responses, dict):
         for question, answers in record.responses.items():
             for index, answer in enumerate(answers):

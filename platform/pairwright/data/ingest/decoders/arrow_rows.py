@@ -132,7 +132,7 @@ def _last(array: Any) -> int:
 
 
 def _cut(values: list[Any], array: Any, kind: type) -> list[Any]:
-    """Return the stretch of values that each list of the array holds."""
+    """Return the slice of values that the lists of the array hold."""
     offsets = (array.offsets.to_numpy() - _first(array)).tolist() if len(array) else [0]
     return [kind(values[start:end]) for start, end in pairwise(offsets)]
 

@@ -36,7 +36,7 @@ _DAMAGE = (
 
 
 def table_chunks(source: SourceRef, start: int, end: int, rows_before: int) -> Iterator[Chunk]:
-    """Yield the rows of a range, in chunks of about 2 MB and in order; a row that is too long comes alone.
+    """Yield the rows of a split, in chunks of about 2 MB and in order; a row that is too long comes alone.
 
     Raises:
         SourceError: if the source cannot be read, is no such table, or takes more than its limits.
@@ -49,7 +49,7 @@ def table_chunks(source: SourceRef, start: int, end: int, rows_before: int) -> I
 
 
 def count_rows(source: SourceRef, start: int, end: int) -> int:
-    """Return how many rows a range owns.
+    """Return how many rows a split owns.
 
     Raises:
         SourceError: if the source cannot be read, or is no such table.

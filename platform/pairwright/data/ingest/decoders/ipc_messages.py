@@ -15,7 +15,7 @@ import pyarrow as pa
 MAGIC = b"ARROW1"
 MAX_METADATA_BYTES = 64 * 1024 * 1024
 VALUE_BYTES = 8
-"""What a value of an array takes that has no buffer, such as null: its place in what is made of it."""
+"""What a value of an array takes that has no buffer, such as null: its slot in the decoded array."""
 _CONTINUATION = 0xFFFFFFFF
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _OLD_COMPRESSION = b"ARROW:experimental_compression"
@@ -23,7 +23,7 @@ _OLD_COMPRESSION = b"ARROW:experimental_compression"
 
 
 class Seekable(Protocol):
-    """A file to jump about in."""
+    """A seekable file."""
 
     def seek(self, position: int, /) -> object: ...
     def read(self, nbytes: int, /) -> bytes: ...

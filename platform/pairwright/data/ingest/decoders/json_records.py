@@ -116,7 +116,7 @@ def _is_unfinished(line: bytes) -> bool:
 
 
 def _first_own_line(source: SourceRef, start: int, end: int) -> tuple[int, int, Iterator[bytes]]:
-    """Return where the range's first own line starts, whether a partial one stands before it, and what follows.
+    """Return where the split's first own line starts, whether a partial one is before it, and what follows.
 
     Reading begins one byte early: if that byte is a newline, a line starts exactly at ``start``.
     """

@@ -8,7 +8,7 @@ DAMAGED = "a page header is damaged"
 
 
 class Cursor:
-    """A place in a text of Thrift's compact protocol."""
+    """A position in a text of Thrift's compact protocol."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text

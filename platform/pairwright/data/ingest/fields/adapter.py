@@ -31,7 +31,7 @@ _JSON_NAMES = {dict: "object", list: "array", str: "str", bool: "bool", int: "in
 
 
 class RecordError(Exception):
-    """A record, or one judgement of it, that cannot become an annotation; kept as a ``Rejection``.
+    """A record, or one judgement of it, that cannot become an annotation; quarantined as a ``Rejection``.
 
     The reason reads "expected ..., got ...; what to do": what varies from record to record stands after ", got", so
     that reasons can be counted. ``path`` is where in the record, as in ``$.ranks[2]``.
@@ -96,7 +96,7 @@ class Format:
     parser: Callable[[IngestConfig], Parse]
     """The parser under a configuration."""
     num_unplaced: Callable[[Mapping[str, Any]], int] = lambda record: 0
-    """How many fields of a record have no place in this layout."""
+    """How many fields of a record this layout does not know."""
     num_essential: int = 3
     """How many fields it asks for: of two layouts that fit alike, the one that asks for more is meant."""
     what: str = ""

@@ -85,7 +85,7 @@ class LayoutReader:
         """Return the annotation in a decoded record.
 
         Raises:
-            RecordError: if it is none, or holds a field that has no place.
+            RecordError: if it is none, or holds a field that no path reads and no list names.
         """
         if self._table.sides:
             prompt, completions, judgement = self._of_sides(record)
@@ -317,7 +317,7 @@ class LayoutReader:
     def _handle_unread_fields(
         self, record: Mapping[str, Any], annotation: Annotation, metadata: dict[str, str]
     ) -> None:
-        """Find a place for each field that no path names, or refuse the record."""
+        """Keep, ignore or refuse each field that no path reads."""
         handle_unread_fields(
             self._table.known_paths.others(record), annotation, metadata, self.reading, is_own=self._is_own
         )

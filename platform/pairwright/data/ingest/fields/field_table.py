@@ -73,7 +73,7 @@ class Table:
         self.known_paths = KnownPaths([*self._known()])
 
     def _known(self) -> Iterator[Steps]:
-        """Yield every place that the layout knows."""
+        """Yield every path that the layout knows."""
         items = self.paths.get("completions")
         for name, path in self.paths.items():
             if name in IN_ITEMS:
@@ -121,7 +121,7 @@ class Table:
         return isinstance(value, str | dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
     def num_unplaced(self, record: Mapping[str, Any]) -> int:
-        """Return how many fields of a record the layout has no place for; of a tree, of the record around it."""
+        """Return how many fields of a record no path reads; of a tree, of the record around it."""
         if "tree" in self.paths:
             tops = {steps[0] for path in (self.paths["prompt"], *self.ids, *self.lists["ignore"]) for steps in path}
             return sum(key not in tops and fate((key,)) is None for key in record)
@@ -137,10 +137,10 @@ class Table:
 
 
 def missing(record: Any, path: JsonPath) -> bool:
-    """Return whether nothing stands at any place of a path."""
+    """Return whether no alternative of a path has a value."""
     return all(optional(record, steps) is None for steps in path)
 
 
 def optional(record: Any, steps: Steps) -> Any:
-    """Return what stands at one place, None where nothing does."""
+    """Return the value at one path, None where there is none."""
     return find_optional(record, (steps,))[0]

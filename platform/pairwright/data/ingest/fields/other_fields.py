@@ -55,7 +55,7 @@ def handle_unread_fields(
     *,
     is_own: bool = False,
 ) -> None:
-    """Keep, pass over or refuse the fields of a record that nothing was read from.
+    """Keep, ignore or refuse the fields of a record that no path reads.
 
     Args:
         others: their paths and values.
@@ -66,7 +66,7 @@ def handle_unread_fields(
         is_own: the user said where everything stands: what else there is, is not used, but for the context.
 
     Raises:
-        RecordError: if one has no place; it is named.
+        RecordError: if one is neither known nor configured; it is named.
     """
     keep, ignore = ((), ()) if configured is None else (configured.keep, configured.ignore)
     for steps, value in others:
@@ -90,7 +90,7 @@ def _configured_fate(steps: Steps, keep: Sequence[str], ignore: Sequence[str]) -
 
 
 def unplaced(field: str) -> RecordError:
-    """Return why a record is refused that holds a field without a place."""
+    """Return the error for a field that is neither read nor known."""
     return RecordError(
         f"expected fields that have a place in this layout, got `{field[:100]}` as well; it may change what was "
         "judged, so give its path in [fields] (system, tools, ...), or name it in fields.keep or fields.ignore",
@@ -99,7 +99,7 @@ def unplaced(field: str) -> RecordError:
 
 
 def fate(steps: Steps) -> str | None:
-    """Return what becomes of a field by its name: kept, unused; None where it may say something."""
+    """Return what becomes of a field by its name: kept, unused; None where it may mean something."""
     name = steps[-1]
     if not isinstance(name, str):
         return None
@@ -114,7 +114,7 @@ def fate(steps: Steps) -> str | None:
 
 
 def repeats(value: Any, annotation: Annotation) -> bool:
-    """Return whether a field says only what the annotation says."""
+    """Return whether a field only repeats the annotation."""
     prompt = annotation.prompt
     texts = {prompt.strip()} if isinstance(prompt, str) else {turn.content.strip() for turn in prompt}
     texts |= {completion.text.strip() for completion in annotation.completions}

@@ -69,10 +69,10 @@ def named(steps: Steps) -> str:
 
 
 def find(value: Any, path: JsonPath, where: str = "$") -> tuple[Any, str]:
-    """Return what stands at a path, and where in the record that is.
+    """Return the value at a path, and its location in the record.
 
     Raises:
-        RecordError: if nothing stands at any of its places, or several hold different things.
+        RecordError: if no alternative of the path has a value, or several have different ones.
     """
     if len(path) == 1:
         return _at(value, path[0], where)
@@ -90,10 +90,10 @@ def find(value: Any, path: JsonPath, where: str = "$") -> tuple[Any, str]:
 
 
 def find_optional(value: Any, path: JsonPath | None, where: str = "$") -> tuple[Any, str]:
-    """Return what stands at a path, None where nothing does, and where in the record that is.
+    """Return the value at a path, None where there is none, and its location in the record.
 
     Raises:
-        RecordError: if several of its places hold different things.
+        RecordError: if several alternatives of the path have different values.
     """
     if path is None:
         return None, where
@@ -163,7 +163,7 @@ def _known_keys(record: Mapping[str, Any]) -> str:
 
 
 class KnownPaths:
-    """The places that a layout knows, to find what else a record says."""
+    """The paths that a layout knows, to find the other fields of a record."""
 
     def __init__(self, paths: Sequence[Steps]) -> None:
         self._tree: dict[Any, Any] = {}
@@ -174,7 +174,7 @@ class KnownPaths:
             node[_WHOLE] = True
 
     def others(self, record: Mapping[str, Any]) -> Iterator[tuple[Steps, Any]]:
-        """Yield what says something and stands at none of the places: the shortest path of each, and its value."""
+        """Yield each field that is not blank and at none of the known paths: its shortest path and its value."""
         yield from _others(record, self._tree, ())
 
 

@@ -40,7 +40,7 @@ _TABLE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 @dataclass(frozen=True)
 class ExternalSource:
-    """A source that is no file."""
+    """A source that is no file: a database, a lakehouse table, a dataset or a topic."""
 
     kind: Kind
     uri: str
@@ -53,13 +53,13 @@ class ExternalSource:
 
 
 def is_external_url(name: str) -> bool:
-    """Return whether a name is the address of a source that is no file."""
+    """Return whether a name is the connection URL of an external source."""
     scheme, separator, _ = name.partition("://")
     return bool(separator) and scheme.partition("+")[0] in _KINDS
 
 
 def parse_connection_url(name: str, config: ConnectorConfig) -> ExternalSource:
-    """Return what an address names.
+    """Return the external source that a connection URL names.
 
     Raises:
         ConfigError: if the address lacks something, or says something that its kind does not know.
@@ -113,7 +113,7 @@ def offsets(source: ExternalSource, name: str, partitions: Sequence[int]) -> dic
     """Return the offset of each partition that an address asks for; None where it asks for none.
 
     Args:
-        place: a topic.
+        source: a topic.
         name: ``start`` or ``end``: one offset for all partitions, or ``0:1500,1:20``.
         partitions: those that the topic has.
 

@@ -38,13 +38,13 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a place holds."""
+    """The files that were found, and what was skipped."""
 
     files: list[FoundFile] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
     """What is passed over, and why."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Parts of the place that cannot be listed, and why."""
+    """Folders or prefixes that cannot be listed, and why."""
 
 
 def shown(path: str) -> str:
@@ -109,7 +109,7 @@ def _recursive(pattern: str) -> Iterator[str]:
 
 
 def _add(found: Found, path: str, outermost: str) -> None:
-    """Add one file, or the reason why it is passed over."""
+    """Add one file, or the reason why it is skipped."""
     if not is_utf8(path):
         found.ignored[shown(path)] = NO_UTF8
         return

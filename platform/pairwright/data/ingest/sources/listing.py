@@ -55,7 +55,7 @@ NO_SOURCE = "no source by its name"
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What the named places hold."""
+    """The sources that names stand for, and what was ignored or could not be listed."""
 
     sources: list[SourceRef]
     """In the order they were named, those of one directory or pattern sorted, none twice."""

@@ -32,7 +32,7 @@ class _Outcome(msgspec.Struct, frozen=True):
 
 
 def hash_sources(sources: Sequence[SourceRef], executor: Executor) -> tuple[list[SourceRef], Failures]:
-    """Return the sources with tags of their content (a remote one has its etag), without those that failed."""
+    """Return the sources with hashes of their content (a remote one has its etag), without those that failed."""
     todo = [(source, *bounds) for source in sources if source.is_local for bounds in checksum_blocks(source)]
     owners, sizes = [source for source, *_ in todo], [end - start for _, start, end in todo]
     hashed, failures = _each(
@@ -54,13 +54,13 @@ def hash_sources(sources: Sequence[SourceRef], executor: Executor) -> tuple[list
 def plan_splits(
     sources: Sequence[SourceRef], split_bytes: int, executor: Executor
 ) -> tuple[list[InputSplit], Failures]:
-    """Return the ranges to read, in order of sources and lines; counts the lines before each."""
+    """Return the input splits, in order of sources and lines; counts the lines before each."""
     doubtful = [source for source in sources if needs_sniff(source, split_bytes)]
     sniffed, unreadable = _each(
         lambda index: ("", int(holds_array(doubtful[index]))),
         doubtful,
         [READ_BYTES] * len(doubtful),
-        "sources looked into",
+        "sources sniffed",
         executor,
     )
     arrays = {source.uri for source, (_, is_array) in zip(doubtful, sniffed, strict=True) if is_array}
@@ -76,7 +76,7 @@ def plan_splits(
         lambda index: ("", count_lines(*todo[index])),
         [source for source, *_ in todo],
         [end - start for _, start, end in todo],
-        "ranges counted",
+        "splits counted",
         executor,
     )
     counts: dict[str, list[int]] = {}
@@ -94,13 +94,13 @@ def plan_splits(
 def write_splits(
     splits: Sequence[InputSplit], table: Table, config: IngestConfig, executor: Executor
 ) -> tuple[list[IngestShard], Failures]:
-    """Return the parts that the ranges became, in order; those of a failed source are among them, worth nothing."""
+    """Return the shards of the splits, in order; those of a failed source are among them, to be dropped."""
 
     def work(index: int) -> Iterator[IngestShard]:
         return write_shards(index, splits[index], table, config)
 
     sizes = [split.end - split.start for split in splits]
-    shards = list(executor.map_items(work, range(len(splits)), sizes, IngestShard, what="ranges of sources read"))
+    shards = list(executor.map_items(work, range(len(splits)), sizes, IngestShard, what="splits of sources read"))
     shards.sort(key=lambda shard: (shard.split_index, shard.index))
     failures: Failures = {}
     for shard in shards:

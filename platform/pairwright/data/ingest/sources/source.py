@@ -18,7 +18,7 @@ DEFAULT_LIMITS = SourceLimits()
 
 Compression = Literal["gzip", "zstd"]
 FileFormat = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
-"""How a source keeps its records, by its name; ``json`` is JSON Lines or one array, which only its content says."""
+"""The file format, by the name; ``json`` is JSON Lines or one array, which only the content says."""
 
 TEXT_FORMATS: dict[str, FileFormat] = {
     ".jsonl": "lines",
@@ -33,7 +33,7 @@ COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """JSON Lines that were landed of a source that is no file: a part of its rows."""
+    """A staged file of JSON Lines: some rows of an external source."""
 
     uri: str
     size: int
@@ -46,16 +46,16 @@ class SourceRef:
     """One source as it was when it was listed; ``etag`` is None for a local file until it was hashed."""
 
     uri: str
-    """Absolute path, URL of an object, or address of what was landed, without credentials."""
+    """Absolute path, URL of an object, or connection URL of an external source, without credentials."""
     size: int
     """Bytes as stored."""
     etag: str | None
     staged_files: tuple[StagedFile, ...] | None = None
-    """Where its rows lie, in order, if it is no file and was landed."""
+    """Where its rows are staged, in order, if it is an external source."""
     newlines: tuple[int, ...] | None = None
     """Newlines in each block of 64 MB that was hashed."""
     limits: SourceLimits = DEFAULT_LIMITS
-    """What it may cost."""
+    """Limits on its size and shape."""
 
     @property
     def is_local(self) -> bool:
@@ -69,7 +69,7 @@ class SourceRef:
 
     @property
     def file_format(self) -> FileFormat:
-        """How it keeps its records, as far as its name says."""
+        """The file format that its name says."""
         if self.staged_files is not None:
             return "lines"
         file_format = file_format_of(self.uri)
@@ -95,7 +95,7 @@ def file_state(source: SourceRef) -> tuple[int, ...]:
 
 
 def with_checksum(source: SourceRef, etag: str, newlines: Sequence[int]) -> SourceRef:
-    """Return the source with the tag of its content and the newlines of its blocks."""
+    """Return the source with the hash of its content and the newlines of its blocks."""
     return replace(source, etag=etag, newlines=tuple(newlines))
 
 
@@ -107,7 +107,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def file_format_of(name: str) -> FileFormat | None:
-    """Return the layout that a file's name says, or None where it says none."""
+    """Return the file format that a file's name says, or None where it says none."""
     path = PurePosixPath(name.lower())
     if path.suffix in COMPRESSIONS:
         return TEXT_FORMATS.get(PurePosixPath(path.stem).suffix)

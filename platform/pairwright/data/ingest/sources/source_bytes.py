@@ -65,7 +65,7 @@ def text_blocks(source: SourceRef) -> Iterator[bytes]:
 
 
 def check_ratio(source: SourceRef, num_bytes: int, stored_bytes: int, what: str = "text") -> None:
-    """Refuse what unpacks to far more than data does: a source must not cost memory and time out of all proportion.
+    """Refuse a source that decompresses to far more than data does, so that it cannot exhaust memory and time.
 
     Args:
         source: what is read.
@@ -98,12 +98,12 @@ def hash_block(source: SourceRef, start: int, end: int) -> tuple[str, int]:
 
 
 def checksum_blocks(source: SourceRef) -> list[tuple[int, int]]:
-    """Return the [start, end) of the blocks that are hashed apart, and so by several tasks: at least one."""
+    """Return the [start, end) of the blocks that are hashed separately, and so by several tasks: at least one."""
     return [(start, min(start + HASHED_BYTES, source.size)) for start in range(0, max(source.size, 1), HASHED_BYTES)]
 
 
 def content_hash(digests: Sequence[str]) -> str:
-    """Return the tag of a local source's content from the SHA-256 of each of its blocks.
+    """Return the content hash of a local source from the SHA-256 of each of its blocks.
 
     It is the SHA-256 of the file where that is one block of up to 64 MB, else the SHA-256 of those of its blocks.
     """
@@ -113,7 +113,7 @@ def content_hash(digests: Sequence[str]) -> str:
 
 
 def open_file(source: SourceRef) -> pa.NativeFile:
-    """Return the stored bytes as a file to jump about in: by range requests, where the source is remote.
+    """Return the stored bytes as a seekable file: by range requests, where the source is remote.
 
     Raises:
         SourceError: if it is gone or cannot be read.

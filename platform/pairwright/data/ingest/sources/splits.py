@@ -43,34 +43,34 @@ class InputSplit:
     start: int
     end: int
     lines_before: int
-    """How many records (or newlines) stand before ``start``."""
+    """How many records (or newlines) are before ``start``."""
     staged: SourceRef | None = None
-    """Where the bytes are, if the source is no file and was landed."""
+    """The staged file that holds the bytes, if the source is external."""
 
     @property
     def head(self) -> "InputSplit":
-        """The range that holds the first records of the same source."""
+        """The split that holds the first records of the same source."""
         files = self.source.staged_files
         staged = _stored(files[0], self.source) if files else None
         return replace(self, start=0, lines_before=0, staged=staged)
 
 
 def plan_byte_ranges(source: SourceRef, split_bytes: int) -> list[tuple[int, int]]:
-    """Return the [start, end) of the ranges that a source is read in: at least one.
+    """Return the [start, end) of the input splits of a source: at least one.
 
     Raises:
-        SourceError: if it had to be looked at (``needs_sniff``) and could not be read.
+        SourceError: if it had to be sniffed (``needs_sniff``) and could not be read.
     """
     return byte_ranges(source, split_bytes, is_array=needs_sniff(source, split_bytes) and holds_array(source))
 
 
 def needs_sniff(source: SourceRef, split_bytes: int) -> bool:
-    """Return whether only a look into a source can say if it may be cut: a large .json may be one array."""
+    """Return whether a source must be sniffed to know if it can be split: a large .json may be one array."""
     return source.file_format == "json" and source.compression is None and source.size > split_bytes
 
 
 def byte_ranges(source: SourceRef, split_bytes: int, *, is_array: bool) -> list[tuple[int, int]]:
-    """Return the ranges of a source of which is known whether it is one JSON array."""
+    """Return the byte ranges of a source of which is known whether it is one JSON array."""
     if source.staged_files is not None:
         return [(0, file.size) for file in source.staged_files]
     is_stream = is_array or source.compression is not None or source.file_format not in _SPLITTABLE_FORMATS
@@ -80,13 +80,13 @@ def byte_ranges(source: SourceRef, split_bytes: int, *, is_array: bool) -> list[
 
 
 def known_newlines(source: SourceRef, split_bytes: int) -> Sequence[int] | None:
-    """Return the newlines of each range, where hashing has counted them in the same ranges; None where it has not."""
+    """Return the newlines of each byte range, where hashing has counted them in the same ranges; else None."""
     counts_newlines = source.file_format in ("lines", "json") and source.compression is None
     return source.newlines if counts_newlines and split_bytes == HASHED_BYTES else None
 
 
 def number_splits(source: SourceRef, ranges: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[InputSplit]:
-    """Return the ranges to read, given how many lines ``count_lines`` found in each but the last."""
+    """Return the input splits, given how many lines ``count_lines`` found in each but the last."""
     if source.staged_files is not None:
         return _staged_splits(source, source.staged_files)
     before = [0]
@@ -109,7 +109,7 @@ def count_lines(source: SourceRef, start: int, end: int) -> int:
 
 
 def read_chunks(split: InputSplit) -> Iterator[Chunk]:
-    """Yield the records that a range owns as lines of JSON text, in chunks of about 2 MB and in order.
+    """Yield the records that a split owns as lines of JSON text, in chunks of about 2 MB and in order.
 
     Raises:
         SourceError: if the source cannot be read to its end (gone, changed, truncated or not what its name says).
@@ -126,7 +126,7 @@ def read_chunks(split: InputSplit) -> Iterator[Chunk]:
 
 
 def fetch_lines(split: InputSplit, numbers: Iterable[int]) -> dict[int, bytes]:
-    """Return some lines of a range by their numbers, to show them to their writer.
+    """Return some lines of a split by their numbers, for quarantine.
 
     Raises:
         SourceError: if the source cannot be read.
@@ -152,7 +152,7 @@ def _stored(file: StagedFile, source: SourceRef) -> SourceRef:
 
 
 def _in_proportion(source: SourceRef, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Yield the chunks of a layout that repeats in each record what the source says once: names, values."""
+    """Yield the chunks of a file format that repeats in each record what the source holds once: names, values."""
     num_bytes = 0
     for chunk in chunks:
         num_bytes += len(chunk.text)

@@ -80,7 +80,7 @@ def prompts_in_file(item: TableFile) -> Iterator[NamedPrompt]:
 
 
 def prompts_in_source(split: InputSplit) -> Iterator[NamedPrompt]:
-    """Yield the prompts of a range of a source: each record has a ``prompt``, text or turns; the rest is ignored.
+    """Yield the prompts of an input split: each record has a ``prompt``, text or turns; the rest is ignored.
 
     Raises:
         DataError: if a record has none.

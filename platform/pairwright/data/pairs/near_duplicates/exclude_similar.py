@@ -12,7 +12,7 @@ from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.records import Rejection
 
 EXCLUDED = pa.schema([("prompt_id", pa.string()), ("kind", pa.string()), ("reason", pa.string())])
-"""Prompts to leave out, sorted by id; ``kind`` is one of KINDS."""
+"""Prompts to exclude, sorted by id; ``kind`` is one of KINDS."""
 KINDS = {"near_duplicate": "groups_near_duplicate", "contaminated": "groups_contaminated"}
 
 _FIRST = [(name, "ascending") for name in ("group_id", "id", "source", "line")]
@@ -48,12 +48,12 @@ def drop_similar(
 
 
 def excludes_similar(config: ExpandConfig) -> bool:
-    """Return whether the configuration leaves groups out for what their prompts are like."""
+    """Return whether the configuration excludes groups with similar prompts."""
     return config.near_duplicates != "keep" or bool(config.decontaminate)
 
 
 def no_totals() -> dict[str, int | float]:
-    """Return the totals of nothing."""
+    """Return totals of zero."""
     return dict.fromkeys([*KINDS.values(), "annotations_left_out", "pairs_left_out"], 0)
 
 

@@ -55,7 +55,7 @@ EXCERPT_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSets:
-    """What ``decontaminate`` names, as it was found."""
+    """The evaluation sets that ``decontaminate`` names."""
 
     inputs: list[Input]
     """Identity of each table and source, for the manifest."""
@@ -64,7 +64,7 @@ class EvaluationSets:
 
 
 class _Block(msgspec.Struct, frozen=True):
-    """Some of the prompts that others are held against."""
+    """Some of the reference prompts."""
 
     item: int
     index: int
@@ -84,7 +84,7 @@ class _ExcludedPrompts(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """The prompts that others are held against, numbered by their ids; texts are broadcast."""
+    """The reference prompts, numbered by their ids; texts are broadcast."""
 
     keys: KeyIndex
     ngrams: KeyIndex
@@ -112,7 +112,7 @@ def open_evaluation_sets(config: ExpandConfig, executor: Executor) -> Evaluation
 def find_excluded(
     source: Table, read: Manifest, config: ExpandConfig, sets: EvaluationSets, executor: Executor
 ) -> Broadcast[pa.Table] | None:
-    """Return the prompts to leave out, in EXCLUDED; None where the configuration asks for nothing.
+    """Return the prompts to exclude, in EXCLUDED; None where the configuration asks for nothing.
 
     A function of the annotations version, the configuration and the content of the evaluation sets alone.
 
@@ -226,7 +226,7 @@ def _compare(
 def _excluded_prompts(
     prompts: list[tuple[str, list[dict[str, str]]]], references: dict[str, _Reference], config: ExpandConfig
 ) -> Iterator[_ExcludedPrompts]:
-    """Yield the prompts to leave out: those that overlap an evaluation set, of the others train's near-duplicates."""
+    """Yield the prompts to exclude: those that overlap an evaluation set, of the others train's near-duplicates."""
     similarity_config = SimilarityConfig(config.shingle_size, config.near_duplicate_threshold, config.ngram_size)
     contaminated = set()
     if (reference := references.get("contaminated")) is not None:
@@ -234,7 +234,7 @@ def _excluded_prompts(
             [comparable(messages) for _, messages in prompts], reference, similarity_config
         ):
             contaminated.add(found.query)
-            how = f"`{found.ngram}` in a row as in" if found.ngram else f"{found.similarity:.2f} alike to"
+            how = f"`{found.ngram}` in a row as in" if found.ngram else f"similarity {found.similarity:.2f} to"
             reason = f"overlaps an evaluation set, got {how} {name}: `{text}`"
             yield _ExcludedPrompts(prompts[found.query][0], "contaminated", reason)
     if (reference := references.get("near_duplicate")) is not None:
@@ -244,14 +244,14 @@ def _excluded_prompts(
             if query not in contaminated and split_of(prompt[0], config.validation_fraction) == "train"
         ]
         for found, name, text in _matches([comparable(messages) for _, messages in rest], reference, similarity_config):
-            reason = f"near-duplicate of a validation prompt, got {found.similarity:.2f} alike to {name}: `{text}`"
+            reason = f"near-duplicate of a validation prompt, got similarity {found.similarity:.2f} to {name}: `{text}`"
             yield _ExcludedPrompts(rest[found.query][0], "near_duplicate", reason)
 
 
 def _matches(
     texts: list[str], reference: _Reference, similarity_config: SimilarityConfig
 ) -> Iterator[tuple[SimilarText, str, str]]:
-    """Yield what each text is like, with the name of that prompt and its beginning; each text at most once."""
+    """Yield the reference prompt that each text is similar to, its name and beginning; each text at most once."""
 
     @cache
     def block(number: int) -> pa.Table:

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class KeyIndex:
-    """Keys, sorted, with the prompt that has each; a prompt's number is its place by prompt id.
+    """Keys, sorted, with the prompt that has each; a prompt's number is its rank by prompt id.
 
     Attributes:
         keys_M: uint64, not decreasing.

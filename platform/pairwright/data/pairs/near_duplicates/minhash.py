@@ -16,7 +16,7 @@ NUM_HASHES = 128
 MIN_SHARED = 2
 """Keys that two texts must share: two short bands tell more than one long one, at the same recall."""
 MIN_RECALL = 0.995
-"""Least probability that two texts just as alike as the threshold share so many; more alike ones are surer."""
+"""Least probability that two texts right at the threshold share so many; it grows with similarity."""
 BLOCK_CHARACTERS = 1 << 20
 _SEED = 20261121
 
@@ -24,7 +24,7 @@ _SEED = 20261121
 def banding(threshold: float) -> tuple[int, int]:
     """Return how many bands of how many hashes find texts at the threshold: the longest bands that MIN_RECALL allows.
 
-    Longer bands propose fewer pairs that turn out not to be alike.
+    Longer bands propose fewer pairs that turn out not to be similar.
     """
     lengths = range(1, NUM_HASHES // MIN_SHARED + 1)
     allowed = [rows for rows in lengths if recall(threshold, NUM_HASHES // rows, rows) >= MIN_RECALL]

@@ -30,7 +30,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 def comparable(messages: Sequence[Mapping[str, str]]) -> str:
     """Return what of a prompt is compared: the turns but the system's, in NFKC, case folded, white space as one space.
 
-    A long system prompt would make all prompts of an application look alike; where there is nothing else it counts.
+    A long system prompt would make all prompts of an application similar; where there is nothing else it counts.
     """
     spoken = [turn["content"] for turn in messages if turn["role"] not in ("system", "developer")]
     chosen = spoken if any(map(str.strip, spoken)) else [turn["content"] for turn in messages]
@@ -44,7 +44,7 @@ def comparables(prompts: pa.ChunkedArray) -> list[str]:
 
 
 def shingles(text: str, shingle_size: int) -> frozenset[str]:
-    """Return the distinct runs of characters of a compared text; one shorter than that is a single shingle."""
+    """Return the distinct shingles of a compared text; a text shorter than one is a single shingle."""
     spelled = _spelled(text, shingle_size)
     return frozenset(spelled[i : i + shingle_size] for i in range(len(spelled) - shingle_size + 1))
 
@@ -55,13 +55,13 @@ def words(text: str) -> list[str]:
 
 
 def word_ngrams(text: str, ngram_size: int) -> list[tuple[str, ...]]:
-    """Return the runs of words of a compared text, in order; none where it has fewer words."""
+    """Return the word n-grams of a compared text, in order; none where it has fewer words."""
     found = words(text)
     return [tuple(found[i : i + ngram_size]) for i in range(len(found) - ngram_size + 1)]
 
 
 def shingle_hashes(texts: Sequence[str], shingle_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of each text's shingles, one text after the other, with repeats, and their bounds.
+    """Return the hashes of each text's shingles, one text after the other, duplicates included, and their bounds.
 
     Returns:
         hashes: uint64, shape (H,).
@@ -75,7 +75,7 @@ def shingle_hashes(texts: Sequence[str], shingle_size: int) -> tuple[np.ndarray,
 
 
 def ngram_hashes(texts: Sequence[str], ngram_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of each text's runs of words, uint64, and the index of the text of each, int64."""
+    """Return the hashes of each text's word n-grams, uint64, and the index of the text of each, int64."""
     code_of: dict[str, int] = {}
     lengths, codes = [], []
     for text in texts:

@@ -18,7 +18,7 @@ from pairwright.data.pairs.near_duplicates.normalize import ngram_hashes, shingl
 MAX_CHECKED = 64
 MAX_KEY_OWNERS = 64
 MAX_NGRAM_OWNERS = 10
-"""A run of words in more prompts of an evaluation set than this is a template's, and says nothing."""
+"""An n-gram in more prompts of an evaluation set than this belongs to a template, and is ignored."""
 _CACHED = 4096
 
 TextOf = Callable[[int], str]
@@ -26,24 +26,24 @@ TextOf = Callable[[int], str]
 
 @dataclass(frozen=True, slots=True)
 class SimilarityConfig:
-    """What makes prompts alike: enough shingles in common, or a run of words."""
+    """When prompts count as similar: enough shingles in common, or a shared word n-gram."""
 
     shingle_size: int
     threshold: float
     ngram_size: int
-    """0 where runs do not count."""
+    """0 where n-grams are not compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarText:
-    """That a text is like one of the others."""
+    """A text that is similar to one of the indexed texts."""
 
     query: int
     owner: int
     similarity: float
     """Jaccard similarity of the shingles."""
     ngram: str = ""
-    """The words in a row that they share, where that is what was found."""
+    """The n-gram that they share, where that is what was found."""
 
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
@@ -60,14 +60,14 @@ def index_keys(keys: np.ndarray) -> KeyIndex:
 
 
 def index_ngrams(hashes: np.ndarray, owners: np.ndarray) -> KeyIndex:
-    """Return the index of the hashed runs of words of prompts, without those of templates."""
+    """Return the index of the hashed word n-grams of prompts, without those of templates."""
     return build_index(hashes, owners, MAX_NGRAM_OWNERS, keep_full=False)
 
 
 def find_similar(
     texts: Sequence[str], index: KeyIndex, text_of: TextOf, similarity_config: SimilarityConfig
 ) -> Iterator[SimilarText]:
-    """Yield, for each text that has one, the first indexed text whose shingles are alike enough."""
+    """Yield, for each text that has one, the first indexed text whose shingles are similar enough."""
     keys = band_keys(texts, similarity_config.shingle_size, similarity_config.threshold)
     queries = np.repeat(np.arange(len(texts)), keys.shape[1])
     cached = lru_cache(maxsize=_CACHED)(lambda owner: shingles(text_of(owner), similarity_config.shingle_size))
@@ -84,7 +84,7 @@ def find_similar(
 def find_ngram_overlaps(
     texts: Sequence[str], index: KeyIndex, text_of: TextOf, similarity_config: SimilarityConfig
 ) -> Iterator[SimilarText]:
-    """Yield, for each text that has one, the indexed text with which it shares most runs of words."""
+    """Yield, for each text that has one, the indexed text with which it shares most word n-grams."""
     hashes, queries = ngram_hashes(texts, similarity_config.ngram_size)
     for query, owners in _grouped(*index.candidates(hashes, queries, min_shared=1, num_most=MAX_CHECKED)):
         own = word_ngrams(texts[query], similarity_config.ngram_size)

@@ -136,12 +136,12 @@ def wait_for_first_file(url: str, command: Command) -> None:
 
 def stored_files(url: str) -> set[str]:
     """Return the data and refused files that lie in a table's folder."""
-    return _below(url, "data/", "refused/")
+    return _below(url, "data/", "quarantine/")
 
 
 def scratch_files(url: str) -> set[str]:
     """Return the files of a table's folder that are there only while a command works on it."""
-    return _below(url, "landing/")
+    return _below(url, "staging/")
 
 
 def _below(url: str, *folders: str) -> set[str]:

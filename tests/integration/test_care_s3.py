@@ -15,7 +15,7 @@ from pairwright.data.table.vacuum import vacuum
 from pairwright.data.table.version_log import version_log
 from pairwright.records import Rejection
 
-LANDED = f"landing/{'0a' * 16}/{'1b' * 16}.jsonl"
+LANDED = f"staging/{'0a' * 16}/{'1b' * 16}.jsonl"
 NUM_FILES = 6
 
 

@@ -66,7 +66,7 @@ def test_groups_are_written_once_whether_their_annotations_lie_together_or_apart
     assert read(made, tmp_path / "pairs").equals(expected)
     assert made.totals == pytest.approx(totals)
     assert [file.rows for file in made.files] == [200, 100]
-    assert not (tmp_path / "pairs/landing").exists()
+    assert not (tmp_path / "pairs/staging").exists()
 
 
 def test_many_partitions_give_the_pairs_that_few_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_a_source_that_cannot_be_read_to_its_end_leaves_nothing_and_stops_no_oth
     assert failed[sources[0]].startswith("not a whole gzip file: Truncated compressed stream after 2,")
     assert failed[sources[2]].startswith("not a whole zstd file")
     assert failed[sources[3]] == "starts like a gzip file; name it .gz"
-    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
+    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "quarantine") == named_in(committed(summary))
 
 
 def test_only_failing_sources_commit_nothing(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_repeated_id_is_refused_wherever_it_stood_first(tmp_path: Path) -> Non
     assert [one.record.encode() + b"\n" for one in refused_of(tmp_path / "t")] == [
         record("x"), record("old"), changed,
     ]  # fmt: skip
-    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
+    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "quarantine") == named_in(committed(summary))
 
 
 def test_ids_whose_hashes_meet_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +303,7 @@ def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(
     assert "which stands at" in summary.rejections[0].reason
     assert committed(summary).totals["annotations"] == 3
     assert {Path(source.uri).name for source in committed(summary).sources} == {"ours.jsonl", "theirs.jsonl"}
-    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
+    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "quarantine") == named_in(committed(summary))
 
 
 def test_the_same_source_ingested_twice_at_once_goes_in_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

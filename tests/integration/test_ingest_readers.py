@@ -118,7 +118,7 @@ def test_every_reader_lands_its_rows_once_and_in_order(places: tuple[Path, dict[
     assert sorted(found) == sorted(
         [("file", str(file), 1), *((f"{kind}{n}", url, n + 1) for kind, url in urls.items() for n in range(3))]
     )
-    assert not (tmp_path / "t/landing").exists()
+    assert not (tmp_path / "t/staging").exists()
     again = ingest(names, str(tmp_path / "t"), config)
     assert (again.manifest, sorted(again.skipped), again.failed) == (None, sorted(names), [])
 

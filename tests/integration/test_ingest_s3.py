@@ -177,7 +177,7 @@ def test_sources_and_table_may_both_be_remote(s3_bucket: str, tmp_path: Path) ->
     table = Table.open(f"{s3_bucket}/table", "annotations")
     ids = [name for rows in table.read(table.manifest()) for name in rows.column("id").to_pylist()]
     assert sorted(ids, key=int) == [str(number) for number in range(140)]
-    assert not list(obstore.list(open_store(s3_bucket), prefix="table/landing"))
+    assert not list(obstore.list(open_store(s3_bucket), prefix="table/staging"))
     stored = {item["path"] for chunk in obstore.list(open_store(s3_bucket), prefix="table/data") for item in chunk}
     assert stored == {f"table/{file.path}" for file in table.manifest().files}
     assert IngestConfig(**table.manifest().config).split_bytes == 1024

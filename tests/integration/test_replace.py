@@ -55,7 +55,7 @@ def assert_accounted_for(table: str) -> None:
     assert newest.totals["completions"] == sum(len(row["completions"]) for row in rows.values())
     assert newest.totals["lines"] == len(rows) + len(refused) + newest.totals["blank"] + newest.totals["forgotten"]
     named = {file.path for version in opened.versions() for file in opened.manifest(version).all_files}
-    stored = {f"{folder}/{path.name}" for folder in ("data", "refused") for path in Path(table, folder).glob("*")}
+    stored = {f"{folder}/{path.name}" for folder in ("data", "quarantine") for path in Path(table, folder).glob("*")}
     assert stored == named
 
 

@@ -84,7 +84,7 @@ def meaning(annotations: list[ValidAnnotation], *, is_of_tool: bool) -> list[Any
 def test_each_text_of_a_record_is_in_the_annotation_or_named_by_the_summary(name: str, record: Any) -> None:
     annotations, num_refused, reading = read(name, record)
     if num_refused:
-        return  # the record is kept whole, under refused/
+        return  # the record is kept whole, under quarantine/
     told = said_by(annotations)
     if name == "trl":  # an implicit prompt is the beginning of each side
         told += "\0".join(one.prompt[-1].content + made.text for one in annotations for made in one.completions)

@@ -189,7 +189,7 @@ def test_a_name_matches_in_any_case_white_space_and_unicode_form_and_what_looks_
     summary = erase(spellings.url, annotators=["quixotina", "Jos\u00e9"], prompts=[])
     assert names_in(spellings) == [*OTHERS, "bob"]
     assert summary.spellings == dict.fromkeys(NAMES, 1)
-    assert summary.alike == {"quixotina@example.com": 1, "Quixotina;2026": 1}
+    assert summary.similar_names == {"quixotina@example.com": 1, "Quixotina;2026": 1}
     assert summary.num_naming == 1
     assert summary.named_in_sources == ["s3://b/by-Quixotin%61.jsonl"]
     told = render_erasure(summary)

@@ -348,7 +348,7 @@ def test_csv_without_rows_has_no_records(tmp_path: Path) -> None:
 
 def test_a_directory_gives_sources_of_every_layout_and_no_files_of_a_table_of_ours(tmp_path: Path) -> None:
     names = ["a.arrow", "a.csv.gz", "a.feather", "a.json", "a.jsonl", "a.parquet", "a.tsv", "sub/b.parquet"]
-    ours = ["t/data/x.arrow", "t/refused/x.jsonl", "t/versions/00000001.json"]
+    ours = ["t/data/x.arrow", "t/quarantine/x.jsonl", "t/versions/00000001.json"]
     for name in [*names, *ours, "a.parquet.gz", "notes.txt"]:
         write(tmp_path / name, b"")
     write(tmp_path / ours[-1], msgspec.json.encode(manifest(kind="pairs", version=1)))

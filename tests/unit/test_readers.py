@@ -59,7 +59,7 @@ def test_files_and_objects_are_no_such_places(name: str) -> None:
         (
             "sqlite:///a.db",
             NONE,
-            r"sqlite:///a\.db: expected \?table=NAME .* or query in \[connectors\] .* got neither",
+            r"sqlite:///a\.db: expected \?table=NAME .* or query in .connectors. .* got neither",
         ),
         ("sqlite:///a.db?table=t", QUERY, "got both"),
         ("sqlite:///a.db?table=t;drop", NONE, "table=t;drop: expected a name; give SQL as query"),

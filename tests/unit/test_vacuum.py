@@ -16,7 +16,7 @@ from pairwright.data.table.version_log import version_log
 from pairwright.errors import StoreError
 
 DAY = 24 * 3600
-LANDED = f"landing/{'0a' * 16}/{'1b' * 16}.jsonl"
+LANDED = f"staging/{'0a' * 16}/{'1b' * 16}.jsonl"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.ingest.ingest import named_sources, reading
 from pairwright.data.ingest.ingest_summary import IngestSummary
 from pairwright.data.ingest.quality_warnings import QualityWarnings, count_quality_warnings
-from pairwright.data.storage.ownership import TABLE, delete_folder
+from pairwright.data.storage.ownership import QUARANTINE, STAGING, TABLE, delete_folder
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
@@ -169,5 +169,5 @@ def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
     try:
         yield table
     finally:
-        for folder in ("data", "refused", "landing", ""):
+        for folder in ("data", QUARANTINE, STAGING, ""):
             delete_folder(table.url, folder, TABLE)

@@ -165,7 +165,7 @@ class Ingestion:
         self._drop(
             [], failures | dict.fromkeys(changed, "has changed while it was read; ingest it when it is finished")
         )
-        self._drop([], self._emptied_by_replacement(newest))
+        self._drop([], self._replaced_by_nothing(newest))
 
     def manifest_on(self, newest: Manifest | None) -> Manifest | None:
         """Return the version after ``newest``, or None where nothing is left to add; called again on a lost race."""
@@ -236,7 +236,7 @@ class Ingestion:
     def _first_refused(self, source: Source) -> Rejection | None:
         return next((shown for shard in self.shards for shown in shard.shown if shown.source == source.uri), None)
 
-    def _emptied_by_replacement(self, newest: Manifest | None) -> Failures:
+    def _replaced_by_nothing(self, newest: Manifest | None) -> Failures:
         """Return the sources that would replace records, but of which nothing was accepted."""
         taken = {source.uri for source in newest.sources if source.is_taken} if newest else set()
         failures: Failures = {}

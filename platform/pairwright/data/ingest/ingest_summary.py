@@ -21,7 +21,7 @@ _OTHER_IDS = (
     "so many ids stand twice that they seem to name prompts, or to be counted anew in each subset; ingest into a new "
     "table with another id, or with none: docs/formats.md"
 )
-"""Lines of a kind that a summary shows; every rejection is under ``refused/``, and ``--json`` names every source."""
+"""Lines of a kind that a summary shows; every rejection is under ``quarantine/``, and ``--json`` names every source."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class IngestSummary:
             lines.append(f"  {_OTHER_IDS}")
         lines += [f"    {rejected}" for rejected in self.rejections]
         if refused > len(self.rejections):
-            lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")
+            lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under quarantine/")
         lines += _first(f"replaced {uri}: {rows:,} old annotations left" for uri, rows in self.replaced.items())
         lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
         lines += _first(f"ignored {uri}: {reason}" for uri, reason in self.ignored.items())

@@ -39,18 +39,33 @@ class Kind:
         return set(re.findall(r"(\w+)/", self.leftovers.pattern))
 
 
+QUARANTINE = "quarantine"
+"""Folder of the records that were refused, in a table and in scores."""
+STAGING = "staging"
+"""Folder of a table for files that last one command."""
+OLD_NAMES = {QUARANTINE: "refused", STAGING: "landing"}
+"""Names of these folders in tables and scores that were made before: still read, vacuumed and erased."""
+
+
+def _any_of(folder: str, rest: str) -> str:
+    """Return a pattern for a file in a folder, under the folder's name or its old one."""
+    return f"{folder}/{rest}|{OLD_NAMES[folder]}/{rest}"
+
+
+_TABLE_FILES = "|".join(
+    [
+        r"data/[0-9a-f]{32}\.arrow",
+        _any_of(QUARANTINE, r"[0-9a-f]{32}\.jsonl"),
+        _any_of(STAGING, r"[0-9a-f]{32}/([0-9a-f]{32}\.jsonl|\d+)"),
+    ]
+)
 TABLE = Kind(
     "table",
-    leftovers=re.compile(
-        rf"(data/[0-9a-f]{{32}}\.arrow|refused/[0-9a-f]{{32}}\.jsonl|versions/\d{{8,}}\.json"
-        rf"|landing/[0-9a-f]{{32}}/([0-9a-f]{{32}}\.jsonl|\d+)){_STAGED}"
-    ),
-    deletable=re.compile(
-        rf"(data/[0-9a-f]{{32}}\.arrow|refused/[0-9a-f]{{32}}\.jsonl"
-        rf"|landing/[0-9a-f]{{32}}/([0-9a-f]{{32}}\.jsonl|\d+)){_STAGED}|versions/\d{{8,}}\.json#\w+"
-    ),
+    leftovers=re.compile(rf"({_TABLE_FILES}|versions/\d{{8,}}\.json){_STAGED}"),
+    deletable=re.compile(rf"({_TABLE_FILES}){_STAGED}|versions/\d{{8,}}\.json#\w+"),
 )
-_SCORES = re.compile(rf"(scores/[0-9a-f]{{12}}-\d{{5}}\.parquet|refused/[0-9a-f]{{12}}-\d{{5}}\.jsonl){_STAGED}")
+_REJECTIONS = _any_of(QUARANTINE, r"[0-9a-f]{12}-\d{5}\.jsonl")
+_SCORES = re.compile(rf"(scores/[0-9a-f]{{12}}-\d{{5}}\.parquet|{_REJECTIONS}){_STAGED}")
 SCORES = Kind("scores", leftovers=_SCORES, deletable=_SCORES)
 CHECKPOINT_NAME = re.compile(r"step-\d{8,}-[0-9a-f]{6}")
 """What a run calls its checkpoints; see ``training.loop``."""

@@ -8,11 +8,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from pairwright.data.storage.ownership import TABLE, delete_empty_folders, delete_folder
+from pairwright.data.storage.ownership import STAGING, TABLE, delete_empty_folders, delete_folder
 from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 
-STAGING_FOLDER = "landing"
 """A vacuum takes what a killed command left here."""
 
 
@@ -52,7 +51,7 @@ def commit_written(
 @contextmanager
 def staging_folder(table: Table) -> Iterator[str]:
     """Yield the URL of a new staging folder, deleted at the end of the block."""
-    folder = f"{STAGING_FOLDER}/{uuid.uuid4().hex}"
+    folder = f"{STAGING}/{uuid.uuid4().hex}"
     try:
         yield f"{table.url}/{folder}"
     finally:
@@ -63,4 +62,4 @@ def _delete(table: Table, folder: str) -> None:
     """Delete a folder; what cannot be deleted now, `vacuum` deletes."""
     with suppress(StoreError, OSError):
         delete_folder(table.url, folder, TABLE)
-        delete_empty_folders(table.url, [STAGING_FOLDER])
+        delete_empty_folders(table.url, [STAGING])

@@ -62,7 +62,7 @@ class ErasureCheck(msgspec.Struct, frozen=True):
     path: str
     rows: int
     found: int
-    alike: dict[str, int] = {}
+    similar_names: dict[str, int] = {}
     """Other annotators whose name holds an erased one as a word -> rows."""
     num_naming: int = 0
     """Rows whose id, subset or metadata hold an erased annotator's name as a word."""
@@ -82,7 +82,7 @@ class ErasureSummary:
     """Source -> how many of its annotations were erased."""
     num_refused_without_text: int
     verification: Verification
-    alike: dict[str, int]
+    similar_names: dict[str, int]
     """Annotators that stay although an erased name is a word of theirs -> annotations."""
     num_naming: int
     """Annotations that stay although their id, subset or metadata hold an erased name."""
@@ -92,7 +92,7 @@ class ErasureSummary:
     """Sources whose own name holds an annotator's; the manifest keeps it."""
     caches: list[ClearedCache]
     """One a machine."""
-    caches_not_emptied: list[str]
+    caches_not_cleared: list[str]
     """Machines whose cache stays, each with the reason."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,15 +123,15 @@ def erase(
     with executor.session(sum(file.bytes for file in table.manifest().all_files)):
         committed, left = _commit(table, predicate, executor)
         checks = _check_files(table, committed or table.manifest(), predicate, executor)
-        alike = dict(sum((Counter(each.alike) for each in checks), Counter[str]()))
+        similar_names = dict(sum((Counter(each.similar_names) for each in checks), Counter[str]()))
         if committed is None:
-            others = f"other annotators with such a name: {counted_names(alike)}; " if alike else ""
+            others = f"other annotators with such a name: {counted_names(similar_names)}; " if similar_names else ""
             raise DataError(
                 f"{url}: nothing of the newest version holds {what}; {others}older versions were not searched: "
                 f"`pairwright vacuum {url} --keep-versions 1` removes them"
             )
         verification = verify_erasure(committed, checks, table.url)
-        caches, not_emptied = _empty_caches(executor)
+        caches, not_cleared = _empty_caches(executor)
     holds = names_within(annotators)
     return ErasureSummary(
         url=url,
@@ -142,12 +142,12 @@ def erase(
         sources=left.rows,
         num_refused_without_text=left.num_without_text,
         verification=verification,
-        alike=alike,
+        similar_names=similar_names,
         num_naming=sum(each.num_naming for each in checks),
         older_versions=[version for version in table.versions() if version < committed.version],
         named_in_sources=[source.uri for source in committed.sources if holds(source.uri)],
         caches=caches,
-        caches_not_emptied=not_emptied,
+        caches_not_cleared=not_cleared,
     )
 
 
@@ -191,13 +191,13 @@ def _check_files(
 
 def _empty_caches(executor: Executor) -> tuple[list[ClearedCache], list[str]]:
     """Empty the cache of this machine, or of all that are up where Ray runs; return what went, and what could not."""
-    emptied, reasons = [], []
+    cleared, reasons = [], []
     for host, result in executor.map_nodes(empty_cache, seconds=CACHE_SECONDS):
         if isinstance(result, ClearedCache):
-            emptied.append(result)
+            cleared.append(result)
         else:
             reasons.append(f"{host}: {result}")
-    return emptied, reasons
+    return cleared, reasons
 
 
 def erase_predicate(annotators: Sequence[str], prompts: Sequence[str], *, is_exact: bool = False) -> DeletePredicate:
@@ -292,8 +292,8 @@ def count_matches(table: Table, file: DataFile, predicate: DeletePredicate) -> E
         return ErasureCheck(file.path, rows.num_rows, found)
     names = Counter(rows.column("annotator").drop_null().to_pylist())
     holds = names_within(predicate.annotators)
-    alike = {name: names[name] for name in sorted(names) if holds(name)}
-    return ErasureCheck(file.path, rows.num_rows, found, alike, _num_naming(rows, holds))
+    similar_names = {name: names[name] for name in sorted(names) if holds(name)}
+    return ErasureCheck(file.path, rows.num_rows, found, similar_names, _num_naming(rows, holds))
 
 
 def _num_naming(rows: pa.Table, holds: Callable[[str], bool]) -> int:

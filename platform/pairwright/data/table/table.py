@@ -25,7 +25,7 @@ from obstore.exceptions import AlreadyExistsError
 from pairwright import __version__
 from pairwright.data.storage.durable_writes import create_file, sync_files
 from pairwright.data.storage.object_store import ObjectStore, absolute_url, local_root, open_store, store_errors
-from pairwright.data.storage.ownership import TABLE, delete_files, refuse_occupied
+from pairwright.data.storage.ownership import OLD_NAMES, QUARANTINE, TABLE, delete_files, refuse_occupied
 from pairwright.data.table.arrow_io import REPAIR, SCHEMAS, check_types, in_schema, ipc_bytes, verify
 from pairwright.data.table.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
 from pairwright.data.table.table_errors import no_table_message, no_version_message, wrong_kind_message
@@ -40,7 +40,7 @@ MAX_COMMIT_ATTEMPTS = 200
 REMOVED = b'{"removed by": "pairwright vacuum"}\n'
 """Content of the manifest file of a version that was removed; its length tells it from every manifest."""
 _VERSION_PATH = re.compile(r"^versions/(\d{8,})\.json$")
-_FILE_PATH = re.compile(r"(data|refused)/[^/\\]+")
+_FILE_PATH = re.compile(rf"(data|{QUARANTINE}|{OLD_NAMES[QUARANTINE]})/[^/\\]+")
 
 
 class Table:
@@ -178,7 +178,7 @@ class Table:
     def write_quarantined(self, rejections: Sequence[Rejection]) -> DataFile:
         """Write a new file of refused records, one JSON line each; no version names it yet."""
         payload = msgspec.json.Encoder().encode_lines(rejections)
-        return self._put_new("refused", "jsonl", payload, len(rejections))
+        return self._put_new(QUARANTINE, "jsonl", payload, len(rejections))
 
     def delete(self, files: Iterable[DataFile]) -> None:
         """Delete files that no version names; one that is gone already is no error."""

@@ -26,6 +26,7 @@ from pairwright.data.ingest.sources.file_search import (
 )
 from pairwright.data.ingest.sources.source import DEFAULT_LIMITS, SourceRef, file_format_of, split_url
 from pairwright.data.storage.object_store import absolute_url, first_line, open_store
+from pairwright.data.storage.ownership import OLD_NAMES
 from pairwright.data.table.manifest import Manifest
 from pairwright.errors import SourceError, StoreError, one_line
 from pairwright.records import UNREADABLE_JSON
@@ -47,7 +48,7 @@ _DATASET_INFO_KEYS = frozenset(
     | {"splits", "version"}
 )
 REGISTRY = "another tool's list of data sets (LLaMA-Factory's), no data"
-TABLE_FOLDERS = frozenset({"data", "landing", "refused", "versions"})
+TABLE_FOLDERS = frozenset({"data", "versions", *OLD_NAMES, *OLD_NAMES.values()})
 _OWN_VERSION = re.compile(r"^(.*?/?)versions/(\d{8,})\.json$", re.DOTALL)
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 NO_SOURCE = "no source by its name"

@@ -74,13 +74,13 @@ def map_groups(
         return []
     # One partition is one task's work, and no group spans two: worth no cluster.
     with executor.session(sum(file.bytes for file in manifest.files) if len(partitions) == 1 else sys.maxsize):
-        spread, num_spread = _spread_groups(executor, table, partitions)
-        if not len(spread):
-            done = _on_partitions(executor, table, partitions, work, None, spread, what=what)
+        spanning, num_spanning = _spanning_groups(executor, table, partitions)
+        if not len(spanning):
+            done = _on_partitions(executor, table, partitions, work, None, spanning, what=what)
         else:
             with staging_folder(staging) as folder:
-                shuffle = Shuffle(folder, -(-num_spread // ROWS_PER_BUCKET))
-                done = _on_partitions(executor, table, partitions, work, shuffle, spread, what=what)
+                shuffle = Shuffle(folder, -(-num_spanning // ROWS_PER_BUCKET))
+                done = _on_partitions(executor, table, partitions, work, shuffle, spanning, what=what)
                 done += _on_buckets(executor, [part.shuffled for part in done], work, shuffle, what=what)
     return [msgspec.msgpack.decode(found, type=result) for part in done for found in part.results]
 
@@ -104,7 +104,7 @@ def group_keys(group_ids: pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), dtype=">u8")[::2].astype(np.uint64)
 
 
-def _spread_groups(
+def _spanning_groups(
     executor: Executor, table: Table, partitions: Sequence[Sequence[DataFile]]
 ) -> tuple[np.ndarray, int]:
     """Return the groups that lie in several partitions, sorted, and how many annotations they have."""
@@ -122,8 +122,8 @@ def _spread_groups(
     counts = np.concatenate([np.frombuffer(index.num_annotations, np.int64) for index in found])
     every = np.concatenate([np.frombuffer(index.groups, np.uint64) for index in found])
     values, occurrences = np.unique(every, return_counts=True)
-    spread = values[occurrences > 1]
-    return spread, int(counts[_contains(spread, every)].sum())
+    spanning = values[occurrences > 1]
+    return spanning, int(counts[_contains(spanning, every)].sum())
 
 
 def _on_partitions(
@@ -132,23 +132,23 @@ def _on_partitions(
     partitions: Sequence[Sequence[DataFile]],
     work: Callable[[pa.Table], list[ResultT]],
     shuffle: Shuffle | None,
-    spread: np.ndarray,
+    spanning: np.ndarray,
     *,
     what: str,
 ) -> list[_Done]:
     """Call ``work`` on the groups of each partition; write the rows of spanning groups into the shuffle."""
-    shared = executor.broadcast(spread)
+    shared = executor.broadcast(spanning)
 
     def run(index: int) -> Iterator[_Done]:
         rows = pa.concat_tables([table.read_file(file) for file in partitions[index]])
         shuffled: list[int] = []
         if shuffle is not None:  # a filter copies all that it keeps
             keys = group_keys(rows["group_id"])
-            is_spread = _contains(shared.get(), keys)
-            if is_spread.any():
-                buckets = _buckets(keys[is_spread], shuffle.num_buckets)
-                shuffled = shuffle.write(index, rows.filter(pa.array(is_spread)), buckets)
-                rows = rows.filter(pa.array(~is_spread))
+            is_spanning = _contains(shared.get(), keys)
+            if is_spanning.any():
+                buckets = _buckets(keys[is_spanning], shuffle.num_buckets)
+                shuffled = shuffle.write(index, rows.filter(pa.array(is_spanning)), buckets)
+                rows = rows.filter(pa.array(~is_spanning))
         yield _Done(index, _encoded(work(rows)) if rows.num_rows else [], shuffled)
 
     done = executor.map_items(

@@ -67,13 +67,13 @@ def _drop_duplicates(rows: pa.Table) -> tuple[pa.Table, int]:
     Two ingestions of one file at once can both bring it. The same id with another judgement is another annotation.
     """
     group, name = _codes(rows["group_id"]), _codes(rows["id"])
-    alike = np.flatnonzero((np.diff(group, prepend=-1) == 0) & (np.diff(name, prepend=-1) == 0))
-    if not len(alike):
+    repeated = np.flatnonzero((np.diff(group, prepend=-1) == 0) & (np.diff(name, prepend=-1) == 0))
+    if not len(repeated):
         return rows, 0
     kept = np.ones(rows.num_rows, dtype=bool)
     content = rows.select(["annotator", "completions", "ranks", "scores", "grade"])
     seen: list[dict] = []
-    follows = set(alike.tolist())
+    follows = set(repeated.tolist())
     for row in sorted(follows):
         if row - 1 not in follows:
             seen = content.slice(row - 1, 1).to_pylist()

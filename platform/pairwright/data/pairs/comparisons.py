@@ -155,15 +155,15 @@ def _votes(block: _Block, config: ExpandConfig) -> _Votes:
 def _counts(block: _Block, votes: _Votes) -> dict[str, int]:
     num_completions = block.ranks_AK.shape[1]
     upper = np.triu(np.ones((num_completions, num_completions), dtype=bool), k=1)
-    untied_GKK = votes.wins_GKK + votes.wins_GKK.swapaxes(1, 2)
-    contradicted_GKK = (votes.wins_GKK > 0) & (votes.wins_GKK.swapaxes(1, 2) > 0) & ~block.equal_GKK
+    decisive_GKK = votes.wins_GKK + votes.wins_GKK.swapaxes(1, 2)
+    conflicting_GKK = (votes.wins_GKK > 0) & (votes.wins_GKK.swapaxes(1, 2) > 0) & ~block.equal_GKK
     return {
         "comparisons": len(block.ranks_AK) * _num_pairs(num_completions),
-        "untied": int(untied_GKK[:, upper].sum()),
+        "untied": int(decisive_GKK[:, upper].sum()),
         "ties": int(votes.ties_GKK[:, upper].sum()),
-        "identical": int((untied_GKK * block.equal_GKK)[:, upper].sum()),
+        "identical": int((decisive_GKK * block.equal_GKK)[:, upper].sum()),
         "identical_ties": int((votes.ties_GKK * block.equal_GKK)[:, upper].sum()),
-        "contradicted": int(contradicted_GKK[:, upper].sum()),
+        "contradicted": int(conflicting_GKK[:, upper].sum()),
     }
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 from pairwright.errors import StoreError
 
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 60.0
+FIRST_DELAY_SECONDS = 1.0
+MAX_DELAY_SECONDS = 60.0
 
 
 def backoff_delays(retry_seconds: float) -> Iterator[float]:
@@ -15,11 +15,11 @@ def backoff_delays(retry_seconds: float) -> Iterator[float]:
     Delays double from one second to a minute and add up to the budget. No clock is read, so ranks that try together
     also wait, and give up, together.
     """
-    left, pause = retry_seconds, FIRST_PAUSE_SECONDS
+    left, delay = retry_seconds, FIRST_DELAY_SECONDS
     while left > 0:
-        yield min(pause, left)
-        left -= pause
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        yield min(delay, left)
+        left -= delay
+        delay = min(2 * delay, MAX_DELAY_SECONDS)
 
 
 def retry_with_backoff(store: Callable[[], None], retry_seconds: float, on_retry: Callable[[str, float], None]) -> None:
@@ -33,12 +33,12 @@ def retry_with_backoff(store: Callable[[], None], retry_seconds: float, on_retry
     Raises:
         StoreError: if the last try failed too.
     """
-    for pause in backoff_delays(retry_seconds):
+    for delay in backoff_delays(retry_seconds):
         try:
             return store()
         except (OSError, StoreError) as error:
-            on_retry(str(error).partition("\n")[0], pause)
-        time.sleep(pause)
+            on_retry(str(error).partition("\n")[0], delay)
+        time.sleep(delay)
     try:
         return store()
     except OSError as error:

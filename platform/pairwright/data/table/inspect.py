@@ -46,7 +46,7 @@ def inspect_version(url: str, *, version: int | None, num_sample: int) -> dict[s
         "code_version": manifest.code_version,
         "config": manifest.config,
         "totals": manifest.totals,
-        "notices": _warnings(manifest),
+        "warnings": _warnings(manifest),
         "refused": _refused(table, manifest),
         "sources": [msgspec.to_builtins(source) for source in manifest.sources],
         "lineage": _Lineage().of(table, manifest),
@@ -162,7 +162,7 @@ def format_inspection(description: dict[str, Any]) -> str:
     ]
     sections = [
         ("totals", _aligned(description["totals"])),
-        ("look at this", description["notices"]),
+        ("warnings", description["warnings"]),
         ("refused", _refused_lines(description["refused"])),
         ("sources", _source_lines(description["sources"])),
         ("made from", _lineage_lines(description["lineage"], indent=0)),

@@ -39,7 +39,7 @@ SUBMITTED = "submitted"
 
 _RESPONSES, _USERS, _STATUS, _SUGGESTION = ".responses", ".users", ".status", "-suggestion"
 _OF_RECORD = ("id", "external_id", "metadata", "status", "inserted_at", "updated_at", "vectors", "suggestions")
-"""What stands beside the fields in a flattened record."""
+"""Columns of a flattened record that are no fields."""
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,13 +113,13 @@ class ArgillaReader:
 
 
 def _opened(key: str, value: Any) -> Any:
-    """Return what stands as JSON text in the cell of a table, where answers or fields are expected."""
+    """Return the value of a cell that holds JSON text, where answers or fields are expected."""
     is_nested = key in ("fields", "responses") or key.endswith((_RESPONSES, _USERS, _STATUS))
     return opened(value) if is_nested else value
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a flattened record as its SDK would nest it; what is no answer stands among the fields."""
+    """Return a flattened record as its SDK would nest it; what is no answer becomes a field."""
     responses = {}
     for key, values in flat.items():
         if key.endswith(_RESPONSES) and isinstance(values, list):
@@ -157,7 +157,7 @@ def _of_columns(answer: Any) -> Any:
 
 
 def _beside(flat: Mapping[str, Any], key: str, end: str, length: int) -> list[Any]:
-    """Return what stands beside the answers in a column of its own, one an answer; nothing where it is not there."""
+    """Return the values of a column that has one for each answer; nothing where there is no such column."""
     values = flat.get(f"{key}{end}")
     if values is None:
         return [None] * length

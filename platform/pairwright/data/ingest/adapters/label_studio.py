@@ -85,7 +85,7 @@ class _Judged:
     """What one result, or the ratings of one person, say."""
 
     names: Sequence[str]
-    """Fields that the completions stand in."""
+    """Fields that hold the completions."""
     completions: list[Completion]
     order: list[Any] | None = None
     scores: list[float] | None = None

@@ -36,8 +36,8 @@ class TreeReader:
     """Parser of trees.
 
     Args:
-        fields: where the parts of a message stand.
-        layout: what a record of a known layout looks like; none where the user says all of it.
+        fields: paths of the parts of a message.
+        layout: shape of a record of a known layout; empty where the user gave all paths.
         limits: how many judgements a record may hold.
     """
 

@@ -34,7 +34,7 @@ class NativeReader:
     def __init__(self, keep: tuple[str, ...] = (), ignore: tuple[str, ...] = ()) -> None:
         self.reading = Reading()
         self.has_cells = False
-        """Whether records come from a table of text, where a list stands as JSON text."""
+        """Whether records come from a table of text, where a list is JSON text."""
         self._keep = keep
         self._ignore = ignore
 

@@ -115,7 +115,7 @@ def _parquet_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.Rec
                 except RepeatedValuesError as column:
                     dictionaries.append(str(column))
             pages.finish()
-            if num_done != described.num_rows:  # by which the rows of other ranges are numbered
+            if num_done != described.num_rows:  # by which the rows of other splits are numbered
                 raise pa.ArrowInvalid(
                     f"row group {group} has {num_done:,} rows, its footer says {described.num_rows:,}"
                 )
@@ -222,7 +222,7 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _without_text(kind: pa.DataType) -> pa.DataType:
-    """Return a type with bytes for the text in it, which are laid out alike."""
+    """Return a type with bytes for the text in it, which have the same layout."""
     match kind:
         case pa.StructType():
             return pa.struct([field.with_type(_without_text(field.type)) for field in kind])

@@ -41,7 +41,7 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
     header = _checked_header(source, rows.header(), delimiter)
     records: list[dict[str, Any]] = []
     first, num_characters = 1, 0
-    header_characters = sum(map(len, header)) + _ROW_BYTES  # names stand in each record again
+    header_characters = sum(map(len, header)) + _ROW_BYTES  # each record repeats the names
     for number, (cells, problem) in enumerate(rows, start=1):
         is_alone = bool(problem := problem or _shape_problem(header, cells)) or not cells
         if is_alone or num_characters > READ_BYTES:

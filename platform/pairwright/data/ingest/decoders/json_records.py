@@ -62,7 +62,7 @@ def json_chunks(source: SourceRef, start: int, end: int, lines_before: int) -> I
 
 
 def count_newlines(source: SourceRef, start: int, end: int) -> int:
-    """Return how many newlines stand in [start, end) of a plain source: what makes line numbers absolute (1.4 GB/s).
+    """Return how many newlines are in [start, end) of a plain source: what makes line numbers absolute (1.4 GB/s).
 
     Raises:
         SourceError: if the source cannot be read.
@@ -112,7 +112,7 @@ def _is_unfinished(line: bytes) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------ ranges
+# ------------------------------------------------------------------------------------------------ splits
 
 
 def _first_own_line(source: SourceRef, start: int, end: int) -> tuple[int, int, Iterator[bytes]]:

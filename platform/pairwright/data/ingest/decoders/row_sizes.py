@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 VALUE_BYTES = 24
-"""Of a number, a time or a truth value, with what stands around it."""
+"""Of a number, a time or a truth value, with its punctuation."""
 
 Int64s = NDArray[np.int64]
 
@@ -90,6 +90,6 @@ def _taken(sizes: Int64s, indices: Any) -> Int64s:
 
 
 def _summed(sizes: Int64s, starts: Any, ends: Any) -> Int64s:
-    """Return the sum of sizes in each stretch, and a little for its brackets."""
+    """Return the sum of sizes in each slice, and a little for its brackets."""
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
     return np.maximum(before[ends] - before[starts], 0) + 2

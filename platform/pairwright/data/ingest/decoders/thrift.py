@@ -15,7 +15,7 @@ class Cursor:
         self.position = 0
 
     def fields(self, depth: int) -> dict[int, Any]:
-        """Return the numbers and structs of a struct by the ids of their fields; what else it holds is passed over."""
+        """Return the numbers and structs of a struct by the ids of their fields; other fields are skipped."""
         found: dict[int, Any] = {}
         number = 0
         while byte := self._byte():

@@ -33,7 +33,7 @@ _JSON_NAMES = {dict: "object", list: "array", str: "str", bool: "bool", int: "in
 class RecordError(Exception):
     """A record, or one judgement of it, that cannot become an annotation; quarantined as a ``Rejection``.
 
-    The reason reads "expected ..., got ...; what to do": what varies from record to record stands after ", got", so
+    The reason reads "expected ..., got ...; what to do": what varies from record to record comes after ", got", so
     that reasons can be counted. ``path`` is where in the record, as in ``$.ranks[2]``.
     """
 
@@ -53,7 +53,7 @@ class Reading:
         self._left = _DESCRIBED
 
     def describe(self, used: Iterable[tuple[str, str]]) -> None:
-        """Note which field each part of an annotation came from; of the first records of a source alone."""
+        """Record which field each part of an annotation came from; for the first records of a source only."""
         if self._left:
             self._left -= 1
             for part, field in used:
@@ -71,7 +71,7 @@ _NAMES_KEPT = 100
 
 
 class Parse(Protocol):
-    """What turns one record into its judgements.
+    """Parser of one record into its judgements.
 
     Raises ``RecordError``, or msgspec's own errors, on a record that is bad as a whole.
     """
@@ -90,7 +90,7 @@ class Format:
     name: str
     """What ``--format`` calls it."""
     layout: str
-    """What a record looks like, for messages."""
+    """Shape of a record, for messages."""
     matches: Callable[[Mapping[str, Any]], bool]
     """Whether a decoded record has what this layout cannot do without."""
     parser: Callable[[IngestConfig], Parse]
@@ -98,13 +98,13 @@ class Format:
     num_unplaced: Callable[[Mapping[str, Any]], int] = lambda record: 0
     """How many fields of a record this layout does not know."""
     num_essential: int = 3
-    """How many fields it asks for: of two layouts that fit alike, the one that asks for more is meant."""
+    """How many fields it requires: of two layouts that match equally, the one that requires more wins."""
     what: str = ""
     """Whose layout it is."""
     examples: Sequence[str] = ()
     """Records of it, as JSON."""
     fields: FieldPaths | None = None
-    """Where the parts of a record stand, if paths say all of it."""
+    """Paths of the parts of a record, if paths describe all of it."""
 
 
 def schema_mismatch(error: msgspec.ValidationError, layout: str) -> RecordError:

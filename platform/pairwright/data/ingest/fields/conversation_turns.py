@@ -44,7 +44,7 @@ _SERIALISED = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|v
 _PARTS_OF_OTHERS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
 
 
-# ---------------------------------------------------------------------------------------------- one place
+# ---------------------------------------------------------------------------------------------- one value
 
 
 def read_conversation(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> Prompt:
@@ -153,7 +153,7 @@ def joined_parts(parts: Sequence[Any], where: str) -> str:
 
 
 def _read(text: str, where: str) -> list[Any] | None:
-    """Return the conversation that stands as JSON or as Python prints it; None where it is something else."""
+    """Return the conversation in a text of JSON or of Python's notation; None where it is something else."""
     value = opened(text.strip())
     if isinstance(value, str) and len(text) <= _MAX_PRINTED:
         try:  # through JSON, which holds neither half a character nor bytes

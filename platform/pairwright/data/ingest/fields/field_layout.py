@@ -38,7 +38,7 @@ from pairwright.records import Annotation, Completion
 
 _ANY = msgspec.json.Decoder()
 _OF_SHAPE = re.compile(r"missing field `|expected `(object|array)`, got ")
-"""Reasons after which a reader wants to know what a record looks like."""
+"""Reasons after which the message also gives the shape of a record."""
 _HASH_DIGITS = 8
 _CONTEXT = {"tools": "tools", "chat_template_kwargs": "template_kwargs"}
 
@@ -47,8 +47,8 @@ class LayoutReader:
     """Parser of records by the compiled paths of one ``FieldPaths``.
 
     Args:
-        fields: where the parts of a record stand.
-        layout: what a record of a known layout looks like; none where the user says all of it.
+        fields: paths of the parts of a record.
+        layout: shape of a record of a known layout; empty where the user gave all paths.
     """
 
     def __init__(self, fields: FieldPaths, layout: str = "") -> None:

@@ -19,7 +19,7 @@ IN_ITEMS = ("text", "completion_id", "model", "rank", "score")
 
 
 def shape_of(fields: FieldPaths) -> str:
-    """Return what a record of a layout looks like, in a line, for messages."""
+    """Return the shape of a record of a layout, in a line, for messages."""
     judged = [fields.winner, fields.strength, fields.ranks, fields.scores, *fields.won]
     if not any(judged):
         judged = [*fields.side_scores] if fields.sides else []
@@ -51,7 +51,7 @@ class Table:
         lists: key -> paths, for keys that name several.
         ids: paths of what makes the record's id.
         metadata: name in metadata -> path.
-        sides: paths of completions that stand in fields of their own.
+        sides: paths of completions in fields of their own.
         known_paths: every path that the table knows.
     """
 

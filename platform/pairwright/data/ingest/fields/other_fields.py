@@ -63,7 +63,7 @@ def handle_unread_fields(
         metadata: what it keeps, added to.
         reading: what is said of the source, added to.
         configured: [fields] of the configuration, if any.
-        is_own: the user said where everything stands: what else there is, is not used, but for the context.
+        is_own: the user gave all paths: other fields are not used, except those of the context, which are refused.
 
     Raises:
         RecordError: if one is neither known nor configured; it is named.

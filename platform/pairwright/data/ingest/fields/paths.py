@@ -18,7 +18,7 @@ from pairwright.records import UNREADABLE_JSON
 Steps: TypeAlias = tuple["str | int | None", ...]
 """A key, an index, or None for "each item of the list"."""
 JsonPath: TypeAlias = tuple[Steps, ...]
-"""Places that are looked at in turn: the first that holds anything counts."""
+"""Alternative paths, in order: the first that has a value counts."""
 
 _STEP = re.compile(r'(?P<key>[^.\[\]"]+)|\[(?P<index>-?\d+)\]|(?P<each>\[\])|\["(?P<quoted>[^"]+)"\]')
 MAX_KEYS_SHOWN = 12
@@ -115,7 +115,7 @@ def opened(value: Any) -> Any:
 
 
 def expect_list(value: Any, where: str) -> list[Any]:
-    """Return a list, also one that stands as JSON text.
+    """Return a list, also one given as JSON text.
 
     Raises:
         RecordError: if it is none.

@@ -18,7 +18,7 @@ def prompt_and_replies(
     Args:
         prompt: what the record says to be it; None where it says nothing.
         sides: each a text, one turn of the assistant, or a conversation: with the prompt in it, or what follows it.
-        paths: where each stands in the record, for messages.
+        paths: of each in the record, for messages.
         is_implicit: texts may begin with their prompt.
 
     Raises:

@@ -42,7 +42,7 @@ class Found:
 
     files: list[FoundFile] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
-    """What is passed over, and why."""
+    """What was skipped, and why."""
     failed: dict[str, str] = field(default_factory=dict)
     """Folders or prefixes that cannot be listed, and why."""
 

@@ -61,7 +61,7 @@ class Listing:
     sources: list[SourceRef]
     """In the order they were named, those of one directory or pattern sorted, none twice."""
     ignored: dict[str, str] = field(default_factory=dict)
-    """What is passed over in named directories, and why."""
+    """What was ignored in named directories, and why."""
     failed: dict[str, str] = field(default_factory=dict)
     """Parts of named directories that cannot be listed, and why."""
 
@@ -149,7 +149,7 @@ def _read_local(path: str) -> bytes:
 
 def _find_remote(url: str) -> Listing:
     try:
-        absolute_url(url)  # refuses what must not stand in an address, the whole of it
+        absolute_url(url)  # refuses what an address must not hold, the whole of it
         return _list_remote(url)
     except StoreError as error:
         raise SourceError(str(error)) from None

@@ -78,7 +78,7 @@ class SourceRef:
 
 
 def file_state(source: SourceRef) -> tuple[int, ...]:
-    """Return what a file system says of a local source, to notice a change while it is read; nothing for a remote one.
+    """Return the file state of a local source, to detect a change while it is read; nothing for a remote one.
 
     Remote reads are tied to the etag instead.
 

@@ -21,11 +21,11 @@ from pairwright.errors import SourceError, StoreError
 READ_BYTES = 2 * 1024 * 1024
 """What is read, and so parsed, at a time: 1 to 4 MB stay in the cache, 64 MB at a time halve the rate of parsing."""
 HASHED_BYTES = 64 * 1024 * 1024
-"""What is hashed apart; part of what a tag means, so it stays."""
+"""Size of a block that is hashed separately; content hashes depend on it, so it must not change."""
 REMOTE_BUFFER_BYTES = 256 * 1024
 """What the smallest read of a remote file fetches: fewer requests against bytes that nobody wanted."""
 FREE_TEXT_BYTES = 16 * 1024 * 1024
-"""Text that any source may have, however small it is: a ratio says nothing about a few records that are all alike."""
+"""Text that any source may have, however small it is: a ratio says nothing about a few equal records."""
 
 
 def read_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:

@@ -139,5 +139,5 @@ def test_the_real_rankings_hold_six_train_prompts_that_nearly_stand_in_validatio
     made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), config, version=None)
     reasons = refused_in(tmp_path / "pairs", made)
     assert made.totals["groups_near_duplicate"] == len(reasons)
-    assert len({reason.partition("alike to")[2] for reason in reasons}) == 1
+    assert len({reason.partition(" to ")[2] for reason in reasons}) == 1
     assert all("i like to host guests at my home" in reason for reason in reasons)

@@ -157,7 +157,7 @@ def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
     if url is None:
         if executor.num_nodes() > 1:
             raise ConfigError(
-                "validate on several machines needs a place that all of them reach: give one with --scratch URL"
+                "validate on several machines needs a folder that all of them reach: give its URL with --scratch"
             )
         folder = tempfile.mkdtemp(prefix="pairwright-validate-")
         try:

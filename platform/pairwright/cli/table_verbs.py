@@ -150,10 +150,10 @@ def validate(
     """Tell what `ingest` would refuse, without changing any table; exit status 1 where something would be."""
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import IngestConfig, load_config
-    from pairwright.data.ingest.dry_run import most_refused
+    from pairwright.data.ingest.dry_run import num_allowed
     from pairwright.data.ingest.dry_run import validate as run
 
-    most_refused(max_refused, 0)
+    num_allowed(max_refused, 0)
     named = [] if format is None else [f"format={format}"]
     loaded = load_config(IngestConfig, config, [*settings, *named])
     findings = run(sources, loaded, against=against, limit=limit, scratch=scratch, executor=EXECUTOR)

@@ -18,7 +18,7 @@ from pairwright.cluster.executor import EXECUTOR
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import rejection
-from pairwright.data.ingest.shards import LINES_AT_ONCE, Counts
+from pairwright.data.ingest.shards import LINES_AT_ONCE, SplitCounts
 from pairwright.data.ingest.sources.listing import list_sources
 from pairwright.data.ingest.sources.scan import plan_splits
 from pairwright.data.ingest.sources.source import SourceRef
@@ -108,7 +108,7 @@ def read_stretches(work: Work) -> Dataset:
 def _of_lines(unit: InputSplit, config: IngestConfig) -> Iterator[Row]:
     """Yield the stretches of a range; parsed here too, which costs little beside a model, to know what is refused."""
     name = unit.source.uri
-    counts = Counts(name, config)
+    counts = SplitCounts(name, config)
     for chunk in (piece for whole in read_chunks(unit) for piece in whole.pieces(LINES_AT_ONCE)):
         if chunk.problem:
             refused = rejection(RecordError(chunk.problem), chunk.text, name, chunk.first_line)

@@ -18,7 +18,7 @@ import msgspec
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor
-from pairwright.data.ingest.ingest import named_sources, reading
+from pairwright.data.ingest.ingest import named_sources, open_ingestion
 from pairwright.data.ingest.ingest_summary import IngestSummary
 from pairwright.data.ingest.quality_warnings import QualityWarnings, count_quality_warnings
 from pairwright.data.storage.ownership import QUARANTINE, STAGING, TABLE, delete_folder
@@ -56,7 +56,7 @@ class Findings:
         Raises:
             ConfigError: if it is neither.
         """
-        return not self.summary.failed and self.num_refused <= most_refused(
+        return not self.summary.failed and self.num_refused <= num_allowed(
             allowance, self.num_accepted + self.num_refused
         )
 
@@ -86,7 +86,7 @@ class Findings:
         )
 
 
-def most_refused(allowance: str | None, num_judgements: int) -> float:
+def num_allowed(allowance: str | None, num_judgements: int) -> float:
     """Return how many refused judgements an allowance covers.
 
     Raises:
@@ -134,7 +134,7 @@ def validate(
     with (
         executor.session(named.size_beside(known)),
         _temporary_table(scratch, executor) as table,
-        reading(named, table, config, known=known or table, replace=False, executor=executor) as ingestion,
+        open_ingestion(named, table, config, known=known or table, replace=False, executor=executor) as ingestion,
     ):
         newest = None if known is None else known.latest()
         ingestion.refuse_duplicates_in(newest.files if newest else [])

@@ -52,7 +52,7 @@ def ingest(
     table = Table.claim(into, "annotations")
     with (
         executor.session(named.size_beside(table)),
-        reading(named, table, config, known=table, replace=replace, executor=executor) as ingestion,
+        open_ingestion(named, table, config, known=table, replace=replace, executor=executor) as ingestion,
     ):
         manifest = commit_written(table, ingestion.manifest_on, ingestion.written)
     return ingestion.summary(manifest)
@@ -89,7 +89,7 @@ def named_sources(sources: Sequence[str], config: IngestConfig) -> NamedSources:
 
 
 @contextmanager
-def reading(
+def open_ingestion(
     named: NamedSources, table: Table, config: IngestConfig, *, known: Table, replace: bool, executor: Executor
 ) -> Iterator["Ingestion"]:
     """Read sources into uncommitted files of a table; staged files are deleted at the end of the block.

@@ -108,7 +108,7 @@ def write_shards(split_index: int, split: InputSplit, table: Table, config: Inge
         if keys := groups_rows(layout, config):
             check_whole(split)
             chunks = grouped(chunks, keys, config.limits.max_record_bytes)
-        counts = Counts(split.source.uri, config)
+        counts = SplitCounts(split.source.uri, config)
         for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
             counts.add(*writer.add(piece, split.source.uri, parse, config))
             if writer.is_full(config):
@@ -142,7 +142,7 @@ def _detect_format(split: InputSplit, config: IngestConfig) -> tuple[str, Iterat
         raise SourceError(f"{split.source.uri}: {error}") from None
 
 
-class Counts:
+class SplitCounts:
     """Counts of a split so far; it fails where most is refused, since a rejection costs more than its record."""
 
     def __init__(self, source: str, config: IngestConfig) -> None:

@@ -276,7 +276,7 @@ def test_a_table_inside_a_source_directory_does_not_feed_on_itself(tmp_path: Pat
     summary = ingest([str(tmp_path)], str(tmp_path / "table"), CONFIG)
     assert (summary.manifest, summary.failed) == (None, [])
     assert summary.skipped == [str(tmp_path / "a.jsonl")]
-    inside = {*(tmp_path / "table/refused").glob("*"), *(tmp_path / "table/versions").glob("*")}
+    inside = {*(tmp_path / "table/quarantine").glob("*"), *(tmp_path / "table/versions").glob("*")}
     assert {Path(name) for name in summary.ignored} == inside | set((tmp_path / "table/data").glob("*"))
 
 

@@ -224,7 +224,7 @@ def run_records(name: str, number: int) -> None:
         values = {
             "format": name,
             "fields": fields,
-            "range_bytes": rng.choice([100_000, 1_000_000, 10_000_000]),
+            "split_bytes": rng.choice([100_000, 1_000_000, 10_000_000]),
         } | limits
         batch.look(path, lambda values=values: IngestConfig.model_validate(values), limits)
     batch.finish()
@@ -250,7 +250,7 @@ def run_files(layout: str, number: int) -> None:
             for _ in range(rng.choice([1, 1, 1, 2, 5])):
                 content = test_fuzz_layouts.spoilt_bytes(content, rng) if content else content
         path.write_bytes(content)
-        ranges = {"range_bytes": rng.choice([8192, 1_000_000]), "format": rng.choice(["native", "auto"])}
+        ranges = {"split_bytes": rng.choice([8192, 1_000_000]), "format": rng.choice(["native", "auto"])}
         batch.look(path, lambda ranges=ranges: IngestConfig.model_validate(ranges | limits), limits)
     batch.finish()
 

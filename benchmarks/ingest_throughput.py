@@ -114,14 +114,18 @@ def _run_pairwright(into: Path, environment: Mapping[str, str]) -> dict[str, flo
 
 def _timed(command: list[str], environment: Mapping[str, str]) -> float:
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    subprocess.run(
+        command, validate_annotation=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     return time.perf_counter() - start
 
 
 def _run_peer(name: str, into: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--peer", name, "--into", str(into)]
     start = time.perf_counter()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(
+        command, validate_annotation=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     spent = time.perf_counter() - start
     stages = json.loads(done.stdout.splitlines()[-1])
     # What the process took beside its stages (its start) belongs to the first.
@@ -154,14 +158,14 @@ def run_pool(into: Path) -> None:
 
 def _pool_ingest(job: tuple[str, int, int, str]) -> list[tuple[str, int, int, str]]:
     from pairwright.config import IngestConfig
-    from pairwright.data.ingest.shards import write_parts
+    from pairwright.data.ingest.shards import write_shards
     from pairwright.data.ingest.sources.listing import list_sources
-    from pairwright.data.ingest.sources.splits import LineRange
+    from pairwright.data.ingest.sources.splits import InputSplit
     from pairwright.data.table.table import Table
 
     path, start, end, into = job
-    unit = LineRange(list_sources([path])[0], start, end, 0)
-    parts = write_parts(0, unit, Table(into, "annotations"), IngestConfig())
+    unit = InputSplit(list_sources([path])[0], start, end, 0)
+    parts = write_shards(0, unit, Table(into, "annotations"), IngestConfig())
     return [(part.data.path, part.data.rows, part.data.bytes, part.data.sha256) for part in parts if part.data]
 
 
@@ -207,7 +211,7 @@ def run_datasets(into: Path, *, is_flat: bool) -> None:
 
 def _checked_pairs(batch: dict) -> dict:
     from pairwright.config import IngestConfig
-    from pairwright.data.ingest.rules import check
+    from pairwright.data.ingest.rules import validate_annotation
     from pairwright.records import Annotation, Completion
 
     config, groups, pairs = IngestConfig(), [], []
@@ -215,7 +219,9 @@ def _checked_pairs(batch: dict) -> dict:
         batch["id"], batch["prompt"], batch["completions"], batch["ranks"], strict=True
     ):
         texts = [Completion(text=c["text"], model=c["model"]) for c in completions]
-        checked = check(Annotation(id=name, prompt=prompt, completions=texts, ranks=ranks), config, "json", 1)
+        checked = validate_annotation(
+            Annotation(id=name, prompt=prompt, completions=texts, ranks=ranks), config, "json", 1
+        )
         groups.append(checked.group_id)
         r = checked.ranks
         pairs.append([[i, j] for i in range(len(r)) for j in range(len(r)) if r[i] < r[j]])

@@ -46,7 +46,7 @@ def expand_by_hand(
     counts: dict[str, int] = defaultdict(int)
     pairs = {}
     for group_id, annotations in groups.items():
-        votes = _votes(annotations, ties, counts, LLAMA_2[margin_table] if margin == "grade" else None)
+        votes = _votes(annotations, ties, counts, LLAMA_2[margin_table] if margin == "strength" else None)
         pairs[group_id] = _weigh(votes, annotations, pair_weight, 0.0 if margin == "none" else margin_scale)
     return pairs, counts
 

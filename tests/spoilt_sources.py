@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pairwright.config import IngestConfig
-from pairwright.data.ingest.shards import Part, write_parts
+from pairwright.data.ingest.shards import IngestShard, write_shards
 from pairwright.data.ingest.sources.listing import find_sources
-from pairwright.data.ingest.sources.splits import count_lines, number_ranges, plan_ranges
+from pairwright.data.ingest.sources.splits import count_lines, number_splits, plan_byte_ranges
 from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection
@@ -54,7 +54,7 @@ def ingested(path: Path, table: Table, config: IngestConfig, limits: dict[str, i
         outcome.lines += part.lines
         outcome.blank += part.blank
         outcome.rows += without_nothing(table.read_file(part.data).to_pylist()) if part.data else []
-        outcome.refused += [one for file in part.refused_files for one in table.read_refused(file)]
+        outcome.refused += [one for file in part.refused_files for one in table.read_quarantined(file)]
         outcome.reasons.update(part.reasons)
         outcome.errors += [part.error] if part.error else []
         table.delete(part.files)
@@ -87,12 +87,12 @@ def assert_one_reason(path: Path, error: str) -> None:
     assert error.isprintable(), f"a reason is one line of text: {error!r}"
 
 
-def _written(path: Path, table: Table, config: IngestConfig) -> Iterator[Part]:
+def _written(path: Path, table: Table, config: IngestConfig) -> Iterator[IngestShard]:
     source = find_sources([str(path)]).sources[0]
-    ranges = plan_ranges(source, config.range_bytes)
+    ranges = plan_byte_ranges(source, config.split_bytes)
     counts = [count_lines(source, *bounds) for bounds in ranges[:-1]]
-    for index, unit in enumerate(number_ranges(source, ranges, counts)):
-        yield from write_parts(index, unit, table, config)
+    for index, unit in enumerate(number_splits(source, ranges, counts)):
+        yield from write_shards(index, unit, table, config)
 
 
 def check_refusal(refused: Rejection, line: bytes, *, is_foreign: bool = False) -> None:

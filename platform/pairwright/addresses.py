@@ -1,7 +1,7 @@
-"""Addresses of storage and servers -> what may be shown of them, and what must not stand in them. Pure.
+"""Masks secrets in addresses of storage and servers, and finds parts that no address may hold. Pure.
 
 Whoever writes a password into an address seldom escapes it, so nothing here trusts the address to be a correct URL:
-up to the last ``@`` everything may be secret.
+everything up to the last ``@`` may be secret.
 """
 
 import re
@@ -34,10 +34,10 @@ def shown_address(address: str) -> str:
         before, at, after = "", "", rest
     if at and re.search(r"[?#]", before):  # a secret that holds one of them, or settings that hold an @
         return f"{scheme}{MASK}"
-    place = re.split(r"[?#]", after, maxsplit=1)[0]
-    if not at and not _HOSTS.fullmatch(authority(f"{scheme}{place}")):  # user:password, and the @ forgotten
+    rest_of_address = re.split(r"[?#]", after, maxsplit=1)[0]
+    if not at and not _HOSTS.fullmatch(authority(f"{scheme}{rest_of_address}")):  # user:password, and the @ forgotten
         return f"{scheme}{MASK}"
-    return f"{scheme}{MASK + '@' if at else ''}{place}{'' if place == after else '?' + MASK}"
+    return f"{scheme}{MASK + '@' if at else ''}{rest_of_address}{'' if rest_of_address == after else '?' + MASK}"
 
 
 def authority(address: str) -> str:
@@ -46,7 +46,7 @@ def authority(address: str) -> str:
 
 
 def names_user(address: str) -> bool:
-    """Return whether the place of host or bucket in an address holds a user name or a password, escaped or not."""
+    """Return whether the host or bucket of an address holds a user name or a password, escaped or not."""
     scheme, _, rest = address.partition("://")
     scheme = scheme.rpartition("+")[2]
     held = authority(address)
@@ -73,7 +73,7 @@ def secret_in(address: str) -> str | None:
 
 
 def credentials_advice(address: str, found: str) -> str:
-    """Return the message that an address holds something that must not stand there."""
+    """Return the message that an address holds something that it must not hold."""
     return (
         f"{shown_address(address)}: the address holds {found}; addresses are stored and shown, so give credentials in "
         "environment variables (AWS_*, GOOGLE_*, AZURE_*)"
@@ -89,8 +89,8 @@ def _masked(word: str) -> str:
     scheme, separator, rest = word.partition("://")
     if not separator:
         return word
-    _, at, place = rest.rpartition("@")
-    return f"{scheme}://{MASK + at if at else ''}{_QUERY.sub(f'?{MASK}', place)}"
+    _, at, rest_of_address = rest.rpartition("@")
+    return f"{scheme}://{MASK + at if at else ''}{_QUERY.sub(f'?{MASK}', rest_of_address)}"
 
 
 def without_secrets(text: str, secrets: Iterable[str]) -> str:

@@ -9,9 +9,9 @@ PairwrightError
 ├── ConfigError       a configuration or a flag that cannot be used
 ├── DataError         input, or a table's content, that cannot be used
 │   └── SourceError   a source that cannot be read to its end (missing, truncated, wrong compression)
-├── StoreError        a table that is missing, of another kind, or damaged; a place that is not ours to write to
+├── StoreError        a table that is missing, of another kind, or damaged; a URL that is not ours to write to
 │   ├── CommitConflict  another writer took this version (retried; reaches a user only when retries run out)
-│   └── LeaseError      another command is at work in this place
+│   └── LeaseError      another command is at work in this directory
 ├── ModelError        a model or tokenizer that cannot be used
 ├── CheckpointError   a checkpoint that cannot be used, or belongs to another run
 │   └── DamagedCheckpointError  a checkpoint that is not what was written; an older one may do
@@ -42,7 +42,7 @@ def one_line(message: str) -> str:
 
 
 class PairwrightError(Exception):
-    """A mistake or an accident that the message explains to its reader."""
+    """An error that the message explains to its reader."""
 
     def __init__(self, message: str | Sequence[str]) -> None:
         super().__init__(message)
@@ -73,7 +73,7 @@ class CommitConflict(StoreError):  # noqa: N818 - what it is, not that it is one
 
 
 class LeaseError(StoreError):
-    """Another command is at work in this place, or has taken it over."""
+    """Another command is at work in this directory, or has taken it over."""
 
 
 class ModelError(PairwrightError):

@@ -1,4 +1,4 @@
-"""The records of the road, and the Arrow schemas of the tables that hold them.
+"""Record types and the Arrow schemas of the tables that hold them.
 
 Records by the million are msgspec structs (parse and validation in one pass); what lives inside the process is a
 frozen dataclass in the module that makes it. Every field of a table is described here and nowhere else: the files
@@ -13,7 +13,7 @@ import pyarrow as pa
 UNREADABLE_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises over bytes that are not the JSON that they should be: deep nesting is the last of them."""
 
-Grade: TypeAlias = Literal["significantly better", "better", "slightly better", "negligibly better"]
+PreferenceStrength: TypeAlias = Literal["significantly better", "better", "slightly better", "negligibly better"]
 """How much better the better of two completions is."""
 
 
@@ -37,7 +37,7 @@ class Completion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One annotator's judgement of one group, as it stands in a native input line.
+    """One annotator's judgement of one group: one native input line.
 
     Exactly one of ``ranks``, ``scores`` and ``order`` carries the judgement; ``grade`` says how much better the better
     of two completions is.
@@ -49,7 +49,7 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ranks: list[int] | None = None
     scores: list[float] | None = None
     order: list[str | list[str]] | None = None
-    grade: Grade | None = None
+    grade: PreferenceStrength | None = None
     annotator: str | None = None
     created_at: str | None = None
     subset: str | None = None
@@ -59,7 +59,7 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Rejection(msgspec.Struct, frozen=True, kw_only=True):
-    """An input record that was refused: one line of ``refused/*.jsonl``."""
+    """An input record that was refused: one line of ``quarantine/*.jsonl``."""
 
     source: str
     line: int

@@ -1,7 +1,7 @@
 r"""Prints text that holds names and data, so that a terminal or a log shows it and never acts on it.
 
-Escape sequences, newlines and marks that turn the direction of writing stand as ``\x1b``, ``\n`` and ``\u202e`` in what
-a person sees. Only ``one_per_line`` makes lines: of texts, each of which stays on its own.
+Escape sequences, newlines and marks that turn the direction of writing are printed as ``\x1b``, ``\n`` and ``\u202e``.
+Only ``one_per_line`` makes lines: of texts, each of which is escaped on its own.
 """
 
 import json

@@ -21,7 +21,7 @@ from exported_models import export_small_model
 from pairwright import config
 from pairwright.cli.main import app
 from pairwright.config import ExpandConfig, IngestConfig, Section, TrainConfig, load_config
-from pairwright.data.ingest.adapters import native, parser_for, settled_format
+from pairwright.data.ingest.adapters import configured_format, native, parser_for
 from pairwright.data.ingest.parse import parse_lines
 from pairwright.data.pairs.flat_export import export_pairs
 from pairwright.evaluation.load_exported import load_exported, open_exported
@@ -130,9 +130,9 @@ def test_every_verb_is_in_the_manual() -> None:
 def test_a_configuration_of_the_manual_loads(block: str, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(block)
-    if "[fields]" in block or "[reader" in block:
+    if "[fields]" in block or "[connectors" in block:
         loaded = load_config(IngestConfig, str(path))
-        parser_for(settled_format(loaded) or "native", loaded)
+        parser_for(configured_format(loaded) or "native", loaded)
     else:
         load_config(TrainConfig if "[model]" in block else ExpandConfig, str(path))
 

@@ -117,7 +117,7 @@ def test_a_written_manifest_keeps_its_contract(tmp_path: Path) -> None:
 
 def test_a_written_rejection_keeps_its_contract(tmp_path: Path) -> None:
     table = Table(str(tmp_path / "table"), "annotations")
-    file = table.write_refused([Rejection(source="a", line=1, path="$", reason="not JSON", record="{")])
+    file = table.write_quarantined([Rejection(source="a", line=1, path="$", reason="not JSON", record="{")])
     written = json.loads((Path(table.url) / file.path).read_text())
     jsonschema.validate(written, table_contracts()["rejection"], jsonschema.Draft202012Validator)
 

@@ -112,7 +112,7 @@ def content_of(table: Table, manifest: Manifest) -> Content:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=1024)
-    refused = [one for file in manifest.refused_files for one in table.read_refused(file)]
+    refused = [one for file in manifest.refused_files for one in table.read_quarantined(file)]
     return Content(
         rows=rows.num_rows,
         digest=hashlib.sha256(sink.getvalue()).hexdigest(),
@@ -136,12 +136,12 @@ def wait_for_first_file(url: str, command: Command) -> None:
 
 def stored_files(url: str) -> set[str]:
     """Return the data and refused files that lie in a table's folder."""
-    return _below(url, "data/", "refused/")
+    return _below(url, "data/", "quarantine/")
 
 
 def scratch_files(url: str) -> set[str]:
     """Return the files of a table's folder that are there only while a command works on it."""
-    return _below(url, "landing/")
+    return _below(url, "staging/")
 
 
 def _below(url: str, *folders: str) -> set[str]:

@@ -9,20 +9,20 @@ from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.data.storage.object_store import open_store
 from pairwright.data.table.compact import compact
 from pairwright.data.table.diff import diff
-from pairwright.data.table.erase import forget
+from pairwright.data.table.erase import erase
 from pairwright.data.table.table import Manifest, Table
 from pairwright.data.table.vacuum import vacuum
-from pairwright.data.table.version_log import history
+from pairwright.data.table.version_log import version_log
 from pairwright.records import Rejection
 
-LANDED = f"landing/{'0a' * 16}/{'1b' * 16}.jsonl"
+LANDED = f"staging/{'0a' * 16}/{'1b' * 16}.jsonl"
 NUM_FILES = 6
 
 
 def add(table: Table, name: str) -> None:
     rows = [annotation_row(f"{name} {who}", ["a", "b"], [1, 2], annotator=who) for who in ("ann", "bob")]
     file = table.write_data(annotations_table(rows))
-    refused = table.write_refused(
+    refused = table.write_quarantined(
         [Rejection(source=name, line=9, path="$", reason="no ranks", record='{"annotator": "ann"}')]
     )
 
@@ -51,12 +51,12 @@ def test_a_table_is_cared_for_on_s3_while_others_write_to_it(s3_bucket: str) -> 
         for job in [*writers, *compactions]:
             job.result()
     assert sorted(annotators(table)) == ["ann"] * NUM_FILES + ["bob"] * NUM_FILES
-    summary = forget(table.url, annotators=["ann"], prompts=[])
+    summary = erase(table.url, annotators=["ann"], prompts=[])
     assert (summary.num_annotations, summary.num_refused_without_text) == (NUM_FILES, NUM_FILES)
     assert summary.verification.num_rows == summary.verification.num_refused == NUM_FILES
     assert annotators(table) == ["bob"] * NUM_FILES
     assert diff(table.url, summary.version - 1, summary.version)["rows"]["removed"] == NUM_FILES
-    assert history(table.url, last=1)["versions"][0]["operation"] == "forget"
+    assert version_log(table.url, last=1)["versions"][0]["operation"] == "forget"
     compacted = compact(table.url, file_bytes=1 << 20)
     assert compacted.num_files == 2  # one of rows, one of refused records
     obstore.put(open_store(table.url), LANDED, b"{}\n")

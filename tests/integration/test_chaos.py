@@ -29,8 +29,8 @@ from pairwright.data.table.vacuum import vacuum
 
 SEED = 20261121
 NUM_KILLS = 25
-RANGE_BYTES = "range_bytes=131072"
-STRETCH_BYTES = "stretch_bytes=500000"
+RANGE_BYTES = "split_bytes=131072"
+STRETCH_BYTES = "partition_bytes=500000"
 """Groups are then spread over several stretches, and exchanged; in one process there is one stretch."""
 PLACES = [
     pytest.param("local", "ray", id="local on Ray"),

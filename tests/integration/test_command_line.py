@@ -199,7 +199,9 @@ def test_bad_records_are_refused_with_place_and_reason_and_the_rest_goes_in(tmp_
     assert (totals["annotations"], totals["refused"]) == (1, len(lines) - 1)
     table = Table("t", "annotations")
     refused = {
-        rejected.line: str(rejected) for file in table.manifest().refused_files for rejected in table.read_refused(file)
+        rejected.line: str(rejected)
+        for file in table.manifest().refused_files
+        for rejected in table.read_quarantined(file)
     }
     assert sorted(refused) == list(range(2, len(lines) + 1))
     for line, (_, reason) in enumerate(BAD.values(), start=2):
@@ -232,7 +234,7 @@ def test_an_ingestion_stopped_half_way_is_not_there_and_goes_in_whole_the_next_t
     with (tmp_path / "in.jsonl").open("w") as file:
         for number in range(num_records):
             file.write(json.dumps({"id": str(number), **RECORD, "metadata": {"padding": "x" * 500}}) + "\n")
-    command = ["ingest", "in.jsonl", "--into", "t", "--set", "range_bytes=262144"]
+    command = ["ingest", "in.jsonl", "--into", "t", "--set", "split_bytes=262144"]
 
     def stop_when_something_is_written() -> None:
         while not list((tmp_path / "t").glob("data/*.arrow")):

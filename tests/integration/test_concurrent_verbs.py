@@ -92,7 +92,7 @@ def check(table: Table, expected: set[str]) -> None:
     totals = manifest.totals
     rows = [row for part in table.read(manifest) for row in part.select(["id", "annotator"]).to_pylist()]
     for file in manifest.refused_files:
-        table.read_refused(file)
+        table.read_quarantined(file)
     assert len(rows) == totals["annotations"] == sum(source.accepted for source in manifest.sources)
     assert totals["annotations"] + totals["refused"] + totals["forgotten"] == totals["lines"] - totals["blank"]
     assert {row["id"] for row in rows} == expected

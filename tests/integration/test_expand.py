@@ -61,12 +61,12 @@ def test_groups_are_written_once_whether_their_annotations_lie_together_or_apart
     together, apart = rows[:400], rows[400:]
     files = [together, apart[::2], apart[1::2]]
     commit_annotations(str(tmp_path / "annotations"), [annotations_table(file) for file in files])
-    made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(stretch_bytes=1), version=None)
+    made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(partition_bytes=1), version=None)
     expected, totals = expand_groups(annotations_table(rows), ExpandConfig())
     assert read(made, tmp_path / "pairs").equals(expected)
     assert made.totals == pytest.approx(totals)
     assert [file.rows for file in made.files] == [200, 100]
-    assert not (tmp_path / "pairs/landing").exists()
+    assert not (tmp_path / "pairs/staging").exists()
 
 
 def test_many_partitions_give_the_pairs_that_few_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_many_partitions_give_the_pairs_that_few_would(tmp_path: Path, monkeypat
     files = [annotations_table(rows[::2]), annotations_table(rows[1::2])]
     commit_annotations(str(tmp_path / "annotations"), files)
     monkeypatch.setattr("pairwright.data.pairs.expand.ROWS_PER_BUCKET", 9)
-    made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(stretch_bytes=1), version=None)
+    made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(partition_bytes=1), version=None)
     expected, totals = expand_groups(annotations_table(rows), ExpandConfig())
     assert len(made.files) > 60
     assert read(made, tmp_path / "pairs").equals(expected)
@@ -89,7 +89,7 @@ def test_a_group_is_one_row_however_its_annotations_were_spread(
     tables = [annotations_table([row for row in rows if row["annotator"] == f"annotator {i}"]) for i in range(3)]
     commit_annotations(str(tmp_path / "annotations"), tables)
     monkeypatch.setattr("pairwright.data.pairs.expand.ROWS_PER_BUCKET", 500)
-    made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(stretch_bytes=1), version=None)
+    made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(partition_bytes=1), version=None)
     table = read(made, tmp_path / "pairs")
     assert len(made.files) > 1
     assert sorted(table["group_id"].to_pylist()) == sorted({row["group_id"] for row in rows})

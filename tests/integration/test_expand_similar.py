@@ -11,7 +11,7 @@ from annotation_tables import annotation_row, annotations_table, commit_annotati
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.build_pairs import split_of
 from pairwright.data.pairs.expand import expand
-from pairwright.data.table.inspect import describe, format_description
+from pairwright.data.table.inspect import format_inspection, inspect_version
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError, SourceError
 
@@ -59,7 +59,7 @@ def kept_in(url: Path | str, manifest: Manifest) -> set[str]:
 
 def refused_in(url: Path | str, manifest: Manifest) -> list[str]:
     table = Table.open(str(url))
-    return sorted(str(one) for file in manifest.refused_files for one in table.read_refused(file))
+    return sorted(str(one) for file in manifest.refused_files for one in table.read_quarantined(file))
 
 
 def test_train_prompts_that_nearly_stand_in_validation_go_whatever_the_files(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_train_prompts_that_nearly_stand_in_validation_go_whatever_the_files(tmp
     train, validation = prompts_of(rows, "train"), prompts_of(rows, "validation")
     expected = {name for name, text in train.items() if max(share(text, v) for v in validation.values()) >= 0.7}
     assert 20 < len(expected) < len(train)
-    config = DROP.model_copy(update={"stretch_bytes": 1})
+    config = DROP.model_copy(update={"partition_bytes": 1})
     made = []
     for name, tables in {"one": [rows], "many": [rows[::-1][start::5] for start in range(5)]}.items():
         commit_annotations(str(tmp_path / name), [annotations_table(table) for table in tables])
@@ -83,7 +83,7 @@ def test_train_prompts_that_nearly_stand_in_validation_go_whatever_the_files(tmp
     assert reasons == refused_in(tmp_path / "many pairs", made[1])
     assert len(reasons) == len(expected)
     assert all("near-duplicate of a validation prompt, got 0." in reason for reason in reasons)
-    shown = format_description(describe(str(tmp_path / "one pairs"), version=None, num_sample=0))
+    shown = format_inspection(inspect_version(str(tmp_path / "one pairs"), version=None, num_sample=0))
     assert "groups_near_duplicate" in shown
     assert "near-duplicate of a validation prompt, got" in shown
 
@@ -117,7 +117,7 @@ def test_groups_of_either_split_that_overlap_an_evaluation_set_go_and_a_changed_
     changed = expand(str(tmp_path / "annotations"), pairs, config, version=None)
     assert changed.version == 2
     assert changed.totals["groups_contaminated"] < made.totals["groups_contaminated"]
-    shown = format_description(describe(pairs, version=1, num_sample=0))
+    shown = format_inspection(inspect_version(pairs, version=1, num_sample=0))
     assert "bench.jsonl" in shown
     assert "no longer there" not in shown
 
@@ -139,5 +139,5 @@ def test_the_real_rankings_hold_six_train_prompts_that_nearly_stand_in_validatio
     made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), config, version=None)
     reasons = refused_in(tmp_path / "pairs", made)
     assert made.totals["groups_near_duplicate"] == len(reasons)
-    assert len({reason.partition("alike to")[2] for reason in reasons}) == 1
+    assert len({reason.partition(" to ")[2] for reason in reasons}) == 1
     assert all("i like to host guests at my home" in reason for reason in reasons)

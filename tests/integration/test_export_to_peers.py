@@ -58,7 +58,7 @@ def export(folder: Path, prompt: Any, layout: Layout, *, plain: bool = False) ->
     if not isinstance(prompt, str):
         row |= {"prompt": prompt}
     table = Table(str(folder / "pairs"), "pairs")
-    pairs = expand_groups(annotations_table([row]), ExpandConfig(margin="score_gap"))[0]
+    pairs = expand_groups(annotations_table([row]), ExpandConfig(margin="score_difference"))[0]
     file = table.write_data(pairs)
     table.commit(lambda newest: manifest(files=[file]))
     path = folder / f"flat.{layout}"

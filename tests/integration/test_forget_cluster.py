@@ -53,6 +53,6 @@ def test_the_cache_of_every_node_is_emptied_and_one_that_cannot_be_is_named(clus
         ("head", 1),
         ("one", 1),
     ]
-    (reason,) = summary["caches_not_emptied"]
+    (reason,) = summary["caches_not_cleared"]
     assert "other/pairwright/models: this folder of the cache cannot be made" in reason
     assert not [*tmp_path.glob("head/**/*.arrow"), *tmp_path.glob("one/**/*.arrow")]

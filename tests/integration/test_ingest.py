@@ -47,7 +47,7 @@ def rows_of(url: Path | str, version: int | None = None) -> list[dict[str, Any]]
 
 def refused_of(url: Path | str) -> list[Rejection]:
     table = Table.open(str(url), "annotations")
-    return [one for file in table.manifest().refused_files for one in table.read_refused(file)]
+    return [one for file in table.manifest().refused_files for one in table.read_quarantined(file)]
 
 
 def ids_of(url: Path | str) -> list[str]:
@@ -115,11 +115,11 @@ def test_bad_records_are_kept_and_counted_and_the_good_ones_go_in(tmp_path: Path
     assert sum(summary.reasons.values()) == 3
 
 
-@pytest.mark.parametrize("range_bytes", [1024, 3000])
-def test_ranges_change_files_and_nothing_else(tmp_path: Path, range_bytes: int) -> None:
+@pytest.mark.parametrize("split_bytes", [1024, 3000])
+def test_ranges_change_files_and_nothing_else(tmp_path: Path, split_bytes: int) -> None:
     path = write(tmp_path / "s.jsonl", b"\n" + records(*range(100)) + record("bad", ranks=[0, 1]))
     whole = ingest([path], str(tmp_path / "whole"), CONFIG)
-    cut = ingest([path], str(tmp_path / "cut"), IngestConfig(range_bytes=range_bytes))
+    cut = ingest([path], str(tmp_path / "cut"), IngestConfig(split_bytes=split_bytes))
     assert len(committed(cut).files) > 3 > len(committed(whole).files)
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert refused_of(tmp_path / "cut") == refused_of(tmp_path / "whole")
@@ -135,7 +135,7 @@ def test_a_source_that_cannot_be_read_to_its_end_leaves_nothing_and_stops_no_oth
         write(tmp_path / "s/half.jsonl.zst", zstandard.compress(records("x", "y", "z"))[:-3]),
         write(tmp_path / "s/packed.jsonl", packed),
     ]
-    summary = ingest(sources, str(tmp_path / "t"), IngestConfig(range_bytes=100_000))
+    summary = ingest(sources, str(tmp_path / "t"), IngestConfig(split_bytes=100_000))
     assert ids_of(tmp_path / "t") == ["a"]
     assert [source.uri for source in summary.sources] == [sources[1]]
     failed = dict(summary.failed)
@@ -143,7 +143,7 @@ def test_a_source_that_cannot_be_read_to_its_end_leaves_nothing_and_stops_no_oth
     assert failed[sources[0]].startswith("not a whole gzip file: Truncated compressed stream after 2,")
     assert failed[sources[2]].startswith("not a whole zstd file")
     assert failed[sources[3]] == "starts like a gzip file; name it .gz"
-    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
+    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "quarantine") == named_in(committed(summary))
 
 
 def test_only_failing_sources_commit_nothing(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_repeated_id_is_refused_wherever_it_stood_first(tmp_path: Path) -> Non
     b = write(tmp_path / "b.jsonl", records("x", "y", "x", "old"))
     changed = record("y", ranks=[1, 1])
     a = write(tmp_path / "a.jsonl", records("z") + changed + records("w"))
-    summary = ingest([b, a], str(tmp_path / "t"), IngestConfig(range_bytes=1024))
+    summary = ingest([b, a], str(tmp_path / "t"), IngestConfig(split_bytes=1024))
     assert ids_of(tmp_path / "t") == ["old", "x", "y", "z", "w"]
     assert [(source.accepted, source.refused) for source in summary.sources] == [(2, 2), (2, 1)]
     assert summary.reasons == {"duplicate annotation": 2, "duplicate id at $.id": 1}
@@ -202,7 +202,7 @@ def test_a_repeated_id_is_refused_wherever_it_stood_first(tmp_path: Path) -> Non
     assert [one.record.encode() + b"\n" for one in refused_of(tmp_path / "t")] == [
         record("x"), record("old"), changed,
     ]  # fmt: skip
-    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
+    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "quarantine") == named_in(committed(summary))
 
 
 def test_ids_whose_hashes_meet_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ def test_a_table_inside_a_source_directory_does_not_feed_on_itself(tmp_path: Pat
     summary = ingest([str(tmp_path)], str(tmp_path / "table"), CONFIG)
     assert (summary.manifest, summary.failed) == (None, [])
     assert summary.skipped == [str(tmp_path / "a.jsonl")]
-    inside = {*(tmp_path / "table/refused").glob("*"), *(tmp_path / "table/versions").glob("*")}
+    inside = {*(tmp_path / "table/quarantine").glob("*"), *(tmp_path / "table/versions").glob("*")}
     assert {Path(name) for name in summary.ignored} == inside | set((tmp_path / "table/data").glob("*"))
 
 
@@ -292,7 +292,7 @@ def test_an_ingestion_that_commits_meanwhile_is_kept_and_its_ids_count(tmp_path:
     assert "which stands at" in summary.rejections[0].reason
     assert committed(summary).totals["annotations"] == 3
     assert {Path(source.uri).name for source in committed(summary).sources} == {"ours.jsonl", "theirs.jsonl"}
-    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "refused") == named_in(committed(summary))
+    assert files_in(tmp_path / "t", "data") | files_in(tmp_path / "t", "quarantine") == named_in(committed(summary))
 
 
 def test_the_same_source_ingested_twice_at_once_goes_in_once(tmp_path: Path) -> None:

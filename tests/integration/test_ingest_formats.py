@@ -30,7 +30,7 @@ def test_one_ingestion_takes_the_exports_of_every_tool(tmp_path: Path) -> None:
     summary = ingest(
         [str(exports)],
         str(tmp_path / "annotations"),
-        IngestConfig(buckets=("good", "_", "bad"), range_bytes=1024),
+        IngestConfig(buckets=("good", "_", "bad"), split_bytes=1024),
     )
 
     assert {Path(source.uri).name: (source.format, source.accepted) for source in summary.sources} == expected

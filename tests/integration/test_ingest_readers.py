@@ -90,7 +90,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
 
 def config_of(folder: Path) -> IngestConfig:
     catalog = {"uri": f"sqlite:///{folder}/catalog.db", "type": "sql"}
-    return IngestConfig.model_validate({"reader": {"iceberg": catalog, "kafka": {"client.id": "test"}}})
+    return IngestConfig.model_validate({"connectors": {"iceberg": catalog, "kafka": {"client.id": "test"}}})
 
 
 def rows_of(url: Path) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def test_every_reader_lands_its_rows_once_and_in_order(places: tuple[Path, dict[
     assert sorted(found) == sorted(
         [("file", str(file), 1), *((f"{kind}{n}", url, n + 1) for kind, url in urls.items() for n in range(3))]
     )
-    assert not (tmp_path / "t/landing").exists()
+    assert not (tmp_path / "t/staging").exists()
     again = ingest(names, str(tmp_path / "t"), config)
     assert (again.manifest, sorted(again.skipped), again.failed) == (None, sorted(names), [])
 
@@ -139,7 +139,7 @@ def test_a_postgresql_server_is_read_and_its_password_is_nowhere(tmp_path: Path)
     with postgresql_server(tmp_path / "server" if (tmp_path / "server").mkdir() is None else tmp_path) as url:
         write_postgresql(url, records("pg"))
         query = "SELECT id, prompt, completions, ranks FROM judged ORDER BY id DESC"
-        config = IngestConfig.model_validate({"reader": {"query": query, "kafka": {"sasl.password": PASSWORD}}})
+        config = IngestConfig.model_validate({"connectors": {"query": query, "kafka": {"sasl.password": PASSWORD}}})
         summary = ingest([url, url.replace(PASSWORD, "wrong")], str(tmp_path / "t"), config)
         missing = ingest([f"{url}?table=missing"], str(tmp_path / "t"), IngestConfig())
     name = summary.sources[0].uri

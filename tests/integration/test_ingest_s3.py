@@ -20,7 +20,7 @@ import zstandard
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.sources.listing import find_sources, list_sources
 from pairwright.data.ingest.sources.source import SourceRef
-from pairwright.data.ingest.sources.splits import count_lines, number_ranges, plan_ranges, read_chunks
+from pairwright.data.ingest.sources.splits import count_lines, number_splits, plan_byte_ranges, read_chunks
 from pairwright.data.table.table import Table, open_store
 from pairwright.errors import SourceError
 
@@ -58,8 +58,8 @@ def test_what_is_not_there_is_named(s3_bucket: str, name: str) -> None:
 def test_remote_ranges_and_streams_give_every_line_its_number(s3_bucket: str, name: str) -> None:
     put(s3_bucket, **{name: gzip.compress(TEXT) if name.endswith(".gz") else TEXT})
     source = list_sources([f"{s3_bucket}/{name}"])[0]
-    ranges = plan_ranges(source, 1024)
-    units = number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
+    ranges = plan_byte_ranges(source, 1024)
+    units = number_splits(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
     chunks = [chunk for unit in units for chunk in read_chunks(unit)]
     assert b"".join(chunk.text for chunk in chunks) == TEXT
     for chunk in chunks:
@@ -97,14 +97,14 @@ def test_an_object_that_changes_or_goes_after_it_was_listed_fails(s3_bucket: str
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.ipc", "a.csv.gz", "a.json", "a.json.zst"])
-@pytest.mark.parametrize("range_bytes", [2000, 10**9])
-def test_every_layout_is_read_from_an_object_store(s3_bucket: str, tmp_path: Path, name: str, range_bytes: int) -> None:
+@pytest.mark.parametrize("split_bytes", [2000, 10**9])
+def test_every_layout_is_read_from_an_object_store(s3_bucket: str, tmp_path: Path, name: str, split_bytes: int) -> None:
     rows = [{"id": str(number), "completions": [{"text": f"x{number}"}, {"text": "y"}]} for number in range(300)]
     write_layout(rows, tmp_path / name)
     put(s3_bucket, **{f"layouts/{name}": (tmp_path / name).read_bytes()})
     source = list_sources([f"{s3_bucket}/layouts/{name}"])[0]
-    ranges = plan_ranges(source, range_bytes)
-    units = number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
+    ranges = plan_byte_ranges(source, split_bytes)
+    units = number_splits(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
     chunks = [chunk for unit in units for chunk in read_chunks(unit)]
     lines = [line for chunk in chunks for line in chunk.text.splitlines()]
     cells = [row | {"completions": json.dumps(row["completions"])} for row in rows]  # a cell is text
@@ -146,8 +146,8 @@ from pairwright.data.ingest.ingest import ingest
 from pairwright.config import IngestConfig
 bucket = sys.argv[1]
 names = [f"{bucket}/data/", f"delta+{bucket}/lake"]
-first = ingest(names, f"{bucket}/table", IngestConfig(range_bytes=1024), executor=EXECUTOR)
-again = ingest(names, f"{bucket}/table", IngestConfig(range_bytes=1024), executor=EXECUTOR)
+first = ingest(names, f"{bucket}/table", IngestConfig(split_bytes=1024), executor=EXECUTOR)
+again = ingest(names, f"{bucket}/table", IngestConfig(split_bytes=1024), executor=EXECUTOR)
 print(json.dumps([first.failed, [source.uri for source in first.sources], again.manifest is None, again.skipped]))
 """
 
@@ -178,7 +178,7 @@ def test_sources_and_table_may_both_be_remote(s3_bucket: str, tmp_path: Path) ->
     table = Table.open(f"{s3_bucket}/table", "annotations")
     ids = [name for rows in table.read(table.manifest()) for name in rows.column("id").to_pylist()]
     assert sorted(ids, key=int) == [str(number) for number in range(140)]
-    assert not list(obstore.list(open_store(s3_bucket), prefix="table/landing"))
+    assert not list(obstore.list(open_store(s3_bucket), prefix="table/staging"))
     stored = {item["path"] for chunk in obstore.list(open_store(s3_bucket), prefix="table/data") for item in chunk}
     assert stored == {f"table/{file.path}" for file in table.manifest().files}
-    assert IngestConfig(**table.manifest().config).range_bytes == 1024
+    assert IngestConfig(**table.manifest().config).split_bytes == 1024

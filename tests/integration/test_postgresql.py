@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from databases import postgresql_server
 
-from pairwright.cluster.databases import lines_of_query
+from pairwright.cluster.databases import query_lines
 from pairwright.config import IngestConfig
-from pairwright.data.ingest.sources.connection_urls import parse_place
+from pairwright.data.ingest.sources.connection_urls import parse_connection_url
 from pairwright.errors import SourceError
 
 
@@ -30,14 +30,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def lines_of(url: str, query: str, **reader: Any) -> list[Any]:
-    config = IngestConfig.model_validate({"reader": {"query": query} | reader})
-    place = parse_place(url, config.reader)
-    return [json.loads(line) for lines in lines_of_query(place, config) for line in lines]
+    config = IngestConfig.model_validate({"connectors": {"query": query} | reader})
+    place = parse_connection_url(url, config.connectors)
+    return [json.loads(line) for lines in query_lines(place, config) for line in lines]
 
 
 def test_rows_come_in_pieces_and_whole(server: str) -> None:
-    config = IngestConfig.model_validate({"reader": {"query": "SELECT * FROM judged ORDER BY id"}})
-    pieces = list(lines_of_query(parse_place(server, config.reader), config))
+    config = IngestConfig.model_validate({"connectors": {"query": "SELECT * FROM judged ORDER BY id"}})
+    pieces = list(query_lines(parse_connection_url(server, config.connectors), config))
     assert max(map(len, pieces)) <= 512
     records = [json.loads(line) for lines in pieces for line in lines]
     assert records == [{"id": number, "ranks": [1, 2]} for number in range(1, 3001)]

@@ -12,7 +12,7 @@ from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.ingest.ingest import ingest
 from pairwright.data.table.compact import compact
 from pairwright.data.table.diff import diff
-from pairwright.data.table.erase import forget
+from pairwright.data.table.erase import erase
 from pairwright.data.table.table import Table
 from racing_executor import CHECKED, RacingExecutor
 
@@ -41,7 +41,7 @@ def rows_of(table: str, version: int | None = None) -> dict[str, Any]:
 
 def refused_of(table: str, version: int | None = None) -> list[tuple[str, int]]:
     opened = Table.open(table)
-    found = [one for file in opened.manifest(version).refused_files for one in opened.read_refused(file)]
+    found = [one for file in opened.manifest(version).refused_files for one in opened.read_quarantined(file)]
     return [(Path(one.source).name, one.line) for one in found]
 
 
@@ -55,7 +55,7 @@ def assert_accounted_for(table: str) -> None:
     assert newest.totals["completions"] == sum(len(row["completions"]) for row in rows.values())
     assert newest.totals["lines"] == len(rows) + len(refused) + newest.totals["blank"] + newest.totals["forgotten"]
     named = {file.path for version in opened.versions() for file in opened.manifest(version).all_files}
-    stored = {f"{folder}/{path.name}" for folder in ("data", "refused") for path in Path(table, folder).glob("*")}
+    stored = {f"{folder}/{path.name}" for folder in ("data", "quarantine") for path in Path(table, folder).glob("*")}
     assert stored == named
 
 
@@ -144,7 +144,7 @@ def test_large_tables_are_maintained_on_ray_and_small_ones_in_this_process_with_
     for name, executor in executors.items():
         table = str(tmp_path / name)
         ingest(sources, table, CONFIG, executor=executor)
-        summary = forget(table, annotators=["ann"], prompts=[], executor=executor)
+        summary = erase(table, annotators=["ann"], prompts=[], executor=executor)
         told = diff(table, 1, 2, executor=executor)
         compacted = compact(table, file_bytes=1 << 20, executor=executor)
         rows = rows_of(table)

@@ -73,7 +73,7 @@ def test_every_good_line_gets_its_rewards_in_order_on_one_worker_and_on_two(mode
     totals = summary.manifest.totals
     assert (totals["records"], totals["records_refused"]) == (NUM_RECORDS + 2, 2)
     assert totals["completions"] == len(wanted)
-    (refused,) = (tmp_path / "one/refused").iterdir()
+    (refused,) = (tmp_path / "one/quarantine").iterdir()
     assert [json.loads(line)["line"] for line in refused.read_text().splitlines()] == [151, 302]
     assert "in.jsonl.zst:151" in summary.text()
 

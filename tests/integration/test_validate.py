@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from pairwright.cli.main import app
 from pairwright.config import IngestConfig
-from pairwright.data.ingest.dry_run import Findings, most_refused, validate
+from pairwright.data.ingest.dry_run import Findings, num_allowed, validate
 from pairwright.data.ingest.ingest import ingest
 from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError
@@ -97,7 +97,7 @@ def test_the_exit_status_says_whether_more_was_refused_than_is_allowed(
 @pytest.mark.parametrize("wrong", ["many", "-1", "101%", "nan", ""])
 def test_an_allowance_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(ConfigError, match="--max-refused"):
-        most_refused(wrong, 10)
+        num_allowed(wrong, 10)
 
 
 def test_against_must_be_a_table(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pairwright.data.pairs.expand import expand
 from pairwright.data.synthetic import write_rankings
 from pairwright.data.table.table import Table
 from pairwright.data.tokens.tokenize import ensure_tokens
-from pairwright.model.tiny_models import new_small_model
+from pairwright.model.tiny_models import new_tiny_model
 
 HERE = """
 import sys
@@ -27,7 +27,7 @@ from pairwright.data.ingest.dry_run import validate
 from pairwright.config import ExpandConfig, IngestConfig
 
 sources, annotations, pairs = sys.argv[1:]
-config = IngestConfig(range_bytes=65536)
+config = IngestConfig(split_bytes=65536)
 findings = validate([sources], config, against=None, limit=10, scratch=None, executor=EXECUTOR)
 summary = ingest([sources], annotations, config, executor=EXECUTOR)
 assert findings.num_refused == sum(source.refused for source in summary.sources) == 3
@@ -51,7 +51,7 @@ def test_small_work_gives_the_same_tables_without_ray_as_on_it(tmp_path: Path) -
     done = subprocess.run([sys.executable, "-c", HERE, *here], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     on_ray = [str(tmp_path / "ray" / "annotations"), str(tmp_path / "ray" / "pairs")]
-    ingest([str(sources)], on_ray[0], IngestConfig(range_bytes=65536), executor=EXECUTOR)
+    ingest([str(sources)], on_ray[0], IngestConfig(split_bytes=65536), executor=EXECUTOR)
     expand(on_ray[0], on_ray[1], ExpandConfig(), version=None, executor=EXECUTOR)
     totals = []
     for mine, theirs in zip(here[1:], on_ray, strict=True):
@@ -74,15 +74,15 @@ def test_every_search_of_an_expansion_and_tokens_are_the_same_in_this_process_an
     evaluation = tmp_path / "evaluation.jsonl"
     evaluation.write_text("".join(json.dumps({"prompt": record["prompt"]}) + "\n" for record in asked[-9:]))
     annotations = str(tmp_path / "annotations")
-    ingest([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], annotations, IngestConfig(range_bytes=16384))
+    ingest([str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")], annotations, IngestConfig(split_bytes=16384))
     config = ExpandConfig(
         near_duplicates="drop_train",
         decontaminate=[str(evaluation)],
         max_prompts_per_text=3,
         validation_fraction=0.3,
-        stretch_bytes=4096,
+        partition_bytes=4096,
     )
-    model = new_small_model(
+    model = new_tiny_model(
         tmp_path / "model",
         architecture="llama",
         texts=[completion["text"] for record in records for completion in record["completions"]],

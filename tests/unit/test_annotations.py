@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import RecordError, native
 from pairwright.data.ingest.parse import (
-    CheckedAnnotation,
+    ValidAnnotation,
     annotations_to_arrow,
     group_id,
     parse_lines,
@@ -31,11 +31,11 @@ GOOD: dict[str, Any] = {
 }
 
 
-def parse(line: bytes) -> tuple[list[CheckedAnnotation], list[Rejection]]:
+def parse(line: bytes) -> tuple[list[ValidAnnotation], list[Rejection]]:
     return parse_lines(line, 417, "annotations.jsonl", native, CONFIG)
 
 
-def accept(**change: object) -> CheckedAnnotation:
+def accept(**change: object) -> ValidAnnotation:
     annotations, rejections = parse(msgspec.json.encode(changed(**change)))
     assert not rejections, str(rejections[0])
     return annotations[0]

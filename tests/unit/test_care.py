@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL
-from pairwright.data.ingest.reconcile import after_ingestion, replacement, settled
-from pairwright.data.ingest.shards import Part, all_files, write_parts
+from pairwright.data.ingest.reconcile import already_ingested, next_manifest, replacement
+from pairwright.data.ingest.shards import IngestShard, all_files, write_shards
 from pairwright.data.ingest.sources.listing import list_sources
-from pairwright.data.ingest.sources.splits import number_ranges, plan_ranges
+from pairwright.data.ingest.sources.splits import number_splits, plan_byte_ranges
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.compact import compact
 from pairwright.data.table.delete_rows import RowDeleter
 from pairwright.data.table.diff import diff
-from pairwright.data.table.erase import forget
+from pairwright.data.table.erase import erase
 from pairwright.data.table.table import Manifest, Source, Table
 from pairwright.data.table.vacuum import vacuum
 from pairwright.errors import DataError
@@ -58,8 +58,10 @@ def ingest(url: str, path: Path, *, replace: bool) -> Manifest | None:
     newest = table.latest()
     known = {each.uri: each.identity for each in newest.sources} if newest else {}
     replaceable = known if replace else None
-    units = number_ranges(source, plan_ranges(source, 1 << 20), [])
-    parts: list[Part] = [part for n, unit in enumerate(units) for part in write_parts(n, unit, table, IngestConfig())]
+    units = number_splits(source, plan_byte_ranges(source, 1 << 20), [])
+    parts: list[IngestShard] = [
+        part for n, unit in enumerate(units) for part in write_shards(n, unit, table, IngestConfig())
+    ]
     ours = [
         Source(
             uri=source.uri,
@@ -73,12 +75,12 @@ def ingest(url: str, path: Path, *, replace: bool) -> Manifest | None:
     deleter = RowDeleter(table, LOCAL)
 
     def build(newest: Manifest | None) -> Manifest | None:
-        skipped, failures = settled([source], newest, ours, replaceable=replaceable)
+        skipped, failures = already_ingested([source], newest, ours, replaceable=replaceable)
         if skipped or failures:
             return None
         predicate, in_rows, in_refused = replacement(newest, ours) if newest else (None, False, False)
         left = deleter.rewrite(newest, predicate, rows=in_rows, refused=in_refused) if newest and predicate else None
-        return after_ingestion(newest, left, ours, parts, IngestConfig())
+        return next_manifest(newest, left, ours, parts, IngestConfig())
 
     return commit_written(table, build, lambda: [*all_files(parts), *deleter.written()])
 
@@ -120,7 +122,7 @@ class Model:
             self.taken[source] = text
         return True
 
-    def forget(self, index: int, value: str) -> bool:
+    def erase(self, index: int, value: str) -> bool:
         before = len(self.all_rows())
         for source, rows in self.rows.items():
             kept = [row for row in rows if row[index] != value]
@@ -150,10 +152,12 @@ def assert_as_the_model_says(table: Table, model: Model) -> None:
     assert {Path(source.uri).name: source.accepted for source in newest.sources} == {
         source: len(rows) for source, rows in model.rows.items()
     }
-    records = [one for file in newest.refused_files for one in table.read_refused(file)]
+    records = [one for file in newest.refused_files for one in table.read_quarantined(file)]
     assert {Path(one.source).name for one in records if one.record} == model.with_text
     named = {file.path for version in table.versions() for file in table.manifest(version).all_files}
-    stored = {f"{folder}/{path.name}" for folder in ("data", "refused") for path in Path(table.url, folder).glob("*")}
+    stored = {
+        f"{folder}/{path.name}" for folder in ("data", "quarantine") for path in Path(table.url, folder).glob("*")
+    }
     assert stored >= named
 
 
@@ -211,16 +215,16 @@ def do(folder: Path, url: str, model: Model, step: tuple[Any, ...]) -> bool | No
             assert (manifest is not None) == is_new
             return is_new
         case ("annotator", name):
-            return forgotten(url, model.forget(1, name), annotators=[name], prompts=[])
+            return forgotten(url, model.erase(1, name), annotators=[name], prompts=[])
         case ("prompt", text):
             (folder / "prompt.txt").write_text(f" {text}\n")
-            return forgotten(url, model.forget(2, text), annotators=[], prompts=[str(folder / "prompt.txt")])
+            return forgotten(url, model.erase(2, text), annotators=[], prompts=[str(folder / "prompt.txt")])
         case ("compact",):
             return compact(url, file_bytes=1 << 20).is_new
         case ("vacuum", keep):
             summary = vacuum(url, older_than=timedelta(), keep_versions=keep, is_dry_run=False)
             named = {file.path for v in Table.open(url).versions() for file in Table.open(url).manifest(v).all_files}
-            stored = {f"{f}/{path.name}" for f in ("data", "refused") for path in Path(url, f).glob("*")}
+            stored = {f"{f}/{path.name}" for f in ("data", "quarantine") for path in Path(url, f).glob("*")}
             assert stored == named
             assert len(summary.kept_versions) <= (keep or 1 << 30)
             return None
@@ -230,7 +234,7 @@ def do(folder: Path, url: str, model: Model, step: tuple[Any, ...]) -> bool | No
 
 def forgotten(url: str, is_expected: bool, **what: list[str]) -> bool:
     try:
-        summary = forget(url, annotators=what["annotators"], prompts=what["prompts"])
+        summary = erase(url, annotators=what["annotators"], prompts=what["prompts"])
     except DataError:
         assert not is_expected
         return False

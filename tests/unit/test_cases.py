@@ -8,9 +8,9 @@ import pyarrow.ipc as ipc
 import pytest
 
 from pairwright.config import IngestConfig
-from pairwright.data.ingest.shards import Part, write_parts
+from pairwright.data.ingest.shards import IngestShard, write_shards
 from pairwright.data.ingest.sources.listing import find_sources
-from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.ingest.sources.splits import InputSplit
 from pairwright.data.table.table import Table
 
 CASES = Path(__file__).parents[2].parent / "shared/cases"
@@ -224,10 +224,10 @@ EXPECTED: dict[str, tuple[str, list[str], list[Any], list[str]]] = {
 }
 
 
-def ingested(path: Path, table: Table, config: IngestConfig) -> tuple[list[Part], list[dict[str, Any]]]:
+def ingested(path: Path, table: Table, config: IngestConfig) -> tuple[list[IngestShard], list[dict[str, Any]]]:
     """Return the parts that a file gives, and the rows in them."""
     source = find_sources([str(path)], config.limits).sources[0]
-    parts = list(write_parts(0, LineRange(source, 0, source.size, 0), table, config))
+    parts = list(write_shards(0, InputSplit(source, 0, source.size, 0), table, config))
     files = [Path(table.url) / part.data.path for part in parts if part.data]
     return parts, [row for file in files for row in ipc.open_file(file.read_bytes()).read_all().to_pylist()]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pairwright.config import IngestConfig, LossConfig, TrainConfig, config_digest, load_config
+from pairwright.config import ExpandConfig, IngestConfig, LossConfig, TrainConfig, config_digest, load_config
 from pairwright.config.loading import RENAMED_KEYS
+from pairwright.config.section import Section
 from pairwright.errors import ConfigError
 
 MINIMAL = 'output = "o"\n[model]\npath = "m"\n[data]\npairs = "p"\n'
@@ -107,3 +108,20 @@ def test_equal_configurations_have_equal_digests_whatever_the_order_of_keys(tmp_
     two = load_config(TrainConfig, write(tmp_path, MINIMAL + "[training]\nepochs = 2\nseed = 1\n"))
     other = load_config(TrainConfig, write(tmp_path, MINIMAL + "[training]\nepochs = 2\nseed = 2\n"))
     assert config_digest(one) == config_digest(two) != config_digest(other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "renamed"),
+    [
+        (IngestConfig, "range_bytes=65536", "range_bytes: has been renamed to split_bytes"),
+        (IngestConfig, "reader.query=SELECT 1", "reader: has been renamed to connectors"),
+        (ExpandConfig, "stretch_bytes=1", "stretch_bytes: has been renamed to partition_bytes"),
+        (ExpandConfig, "overlap_words=13", "overlap_words: has been renamed to ngram_size"),
+        (ExpandConfig, "shingle_characters=5", "shingle_characters: has been renamed to shingle_size"),
+        (ExpandConfig, "margin=score_gap", "margin: 'score_gap' has been renamed to 'score_difference'"),
+        (ExpandConfig, "margin=grade", "margin: 'grade' has been renamed to 'strength'"),
+    ],
+)
+def test_an_old_key_or_value_is_refused_with_its_new_name(kind: type[Section], override: str, renamed: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(renamed)):
+        load_config(kind, None, [override])

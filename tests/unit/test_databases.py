@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pairwright.cluster.databases import lines_of_query
+from pairwright.cluster.databases import query_lines
 from pairwright.config import IngestConfig
-from pairwright.data.ingest.sources.connection_urls import parse_place
+from pairwright.data.ingest.sources.connection_urls import parse_connection_url
 from pairwright.errors import SourceError
 
 ENDLESS = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t)"
@@ -35,9 +35,9 @@ def database(tmp_path: Path) -> Path:
 
 def lines_of(path: Path, table: str = "", query: str = "", limits: dict[str, Any] | None = None, **reader: Any) -> Any:
     asked = {"query": query} if query else {}
-    config = IngestConfig.model_validate({"reader": asked | reader, "limits": limits or {}})
-    place = parse_place(f"sqlite://{path}" + (f"?table={table}" if table else ""), config.reader)
-    return [json.loads(line) for lines in lines_of_query(place, config) for line in lines]
+    config = IngestConfig.model_validate({"connectors": asked | reader, "limits": limits or {}})
+    place = parse_connection_url(f"sqlite://{path}" + (f"?table={table}" if table else ""), config.connectors)
+    return [json.loads(line) for lines in query_lines(place, config) for line in lines]
 
 
 def test_every_row_comes_as_a_record_also_where_types_differ(database: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_query_that_does_more_than_read_is_refused_and_changes_nothing(databas
 @pytest.mark.timeout(60)
 def test_a_query_without_an_end_is_ended(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for table in ("counting", "distinct_ones"):
-        with pytest.raises(SourceError, match=r"not ended after 1 s; .* reader\.statement_timeout_seconds"):
+        with pytest.raises(SourceError, match=r"not ended after 1 s; .* connectors\.statement_timeout_seconds"):
             lines_of(database, table, statement_timeout_seconds=1)
     monkeypatch.setattr("pairwright.cluster.databases.FREE_TEXT_BYTES", 100_000)
     with pytest.raises(SourceError, match=r"expected at most 1 times as many; .* limits\.max_text_ratio"):
@@ -85,7 +85,7 @@ def test_a_query_without_an_end_is_ended(database: Path, monkeypatch: pytest.Mon
 
 
 def test_what_takes_too_much_memory_is_refused_by_name(database: Path) -> None:
-    with pytest.raises(SourceError, match=r"more than 2,000,000 bytes of memory; .* reader\.query_memory_bytes"):
+    with pytest.raises(SourceError, match=r"more than 2,000,000 bytes of memory; .* connectors\.query_memory_bytes"):
         lines_of(database, "distinct_ones", query_memory_bytes=2_000_000)
     with pytest.raises(SourceError, match=r"more than 50,000 bytes; .* limits\.max_record_bytes"):
         lines_of(database, "long", limits={"max_record_bytes": 50_000})

@@ -11,7 +11,7 @@ from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.profile.table_report import find_annotations
-from pairwright.data.table.inspect import describe, format_description
+from pairwright.data.table.inspect import format_inspection, inspect_version
 from pairwright.data.table.table import Input, Source, Table
 from pairwright.errors import StoreError
 from pairwright.records import TOKENS_SCHEMA, Rejection
@@ -41,13 +41,13 @@ def tables(tmp_path: Path) -> tuple[Table, Table]:
         lambda newest: manifest(
             kind="annotations",
             files=files,
-            refused_files=[annotations.write_refused(refused)],
+            refused_files=[annotations.write_quarantined(refused)],
             sources=[SOURCE],
             totals={"annotations": 50},
         )
     )
     assert read is not None
-    made, totals = expand_groups(annotations_table(ROWS), ExpandConfig(margin="score_gap"))
+    made, totals = expand_groups(annotations_table(ROWS), ExpandConfig(margin="score_difference"))
     file = pairs.write_data(made)
     made_from = Input(url=annotations.url, version=1, digest=read.digest)
     pairs.commit(lambda newest: manifest(files=[file], totals=totals, inputs=[made_from], config={"ties": "drop"}))
@@ -56,7 +56,7 @@ def tables(tmp_path: Path) -> tuple[Table, Table]:
 
 def test_a_description_is_json_and_holds_the_figures_of_the_manifest(tables: tuple[Table, Table]) -> None:
     for table in tables:
-        description = json.loads(json.dumps(describe(table.url, version=None, num_sample=50)))
+        description = json.loads(json.dumps(inspect_version(table.url, version=None, num_sample=50)))
         newest = table.manifest()
         assert description["kind"] == table.kind
         assert description["totals"] == newest.totals
@@ -67,7 +67,7 @@ def test_a_description_is_json_and_holds_the_figures_of_the_manifest(tables: tup
 
 def test_lineage_runs_back_to_the_source_files(tables: tuple[Table, Table]) -> None:
     annotations, pairs = tables
-    (parent,) = describe(pairs.url, version=None, num_sample=0)["lineage"]
+    (parent,) = inspect_version(pairs.url, version=None, num_sample=0)["lineage"]
     assert (parent["url"], parent["version"], parent["kind"]) == (annotations.url, 1, "annotations")
     assert [source["uri"] for source in parent["sources"]] == ["s3://bucket/a.jsonl"]
     assert "s3://bucket/a.jsonl: 52 lines, 50 accepted, 2 refused" in text_of(pairs)
@@ -76,24 +76,24 @@ def test_lineage_runs_back_to_the_source_files(tables: tuple[Table, Table]) -> N
 def test_a_parent_that_is_gone_is_said_to_be_and_the_rest_is_shown(tables: tuple[Table, Table]) -> None:
     annotations, pairs = tables
     Path(annotations.url).rename(f"{annotations.url} moved")
-    (parent,) = describe(pairs.url, version=None, num_sample=1)["lineage"]
+    (parent,) = inspect_version(pairs.url, version=None, num_sample=1)["lineage"]
     assert "no table here" in parent["missing"]
     assert "no longer there" in text_of(pairs)
 
 
 def test_the_sample_is_spread_over_all_files_and_the_same_each_time(tables: tuple[Table, Table]) -> None:
     annotations, _ = tables
-    sample = describe(annotations.url, version=None, num_sample=5)["sample"]
+    sample = inspect_version(annotations.url, version=None, num_sample=5)["sample"]
     assert [row["id"] for row in sample] == ["5", "15", "25", "35", "45"]
-    assert sample == describe(annotations.url, version=None, num_sample=5)["sample"]
+    assert sample == inspect_version(annotations.url, version=None, num_sample=5)["sample"]
     assert sample[0]["metadata"] == {"k": "v"}
     assert sample[0]["created_at"] == "2026-11-20T00:00:00+00:00"
-    assert len(describe(annotations.url, version=None, num_sample=99)["sample"]) == 50
+    assert len(inspect_version(annotations.url, version=None, num_sample=99)["sample"]) == 50
 
 
 def test_refused_records_are_counted_and_some_are_shown(tables: tuple[Table, Table]) -> None:
     annotations, _ = tables
-    refused = describe(annotations.url, version=None, num_sample=0)["refused"]
+    refused = inspect_version(annotations.url, version=None, num_sample=0)["refused"]
     assert refused["records"] == 2
     assert refused["examples"][0] == "s3://bucket/a.jsonl:3: expected `str` at $.id"
     assert "s3://bucket/a.jsonl:7: expected `str` at $.id" in text_of(annotations)
@@ -131,7 +131,7 @@ def test_a_tokens_table_shows_lengths_and_not_ids(tmp_path: Path) -> None:
     }
     file = table.write_data(pa.Table.from_pylist([row], schema=TOKENS_SCHEMA), compress=False)
     table.commit(lambda newest: manifest(kind="tokens", files=[file]))
-    (shown,) = describe(str(tmp_path), version=None, num_sample=1)["sample"]
+    (shown,) = inspect_version(str(tmp_path), version=None, num_sample=1)["sample"]
     assert (shown["prompt_tokens"], shown["completion_tokens"]) == (3, [1, 2])
     assert "prompt 3 tokens, completions [1, 2]" in text_of(table, num_sample=1)
 
@@ -140,12 +140,12 @@ def test_older_versions_are_listed_and_can_be_described(tables: tuple[Table, Tab
     annotations, _ = tables
     for _ in range(12):
         annotations.commit(lambda newest: manifest(kind="annotations"))
-    versions = describe(annotations.url, version=None, num_sample=1)["versions"]
+    versions = inspect_version(annotations.url, version=None, num_sample=1)["versions"]
     assert (versions["number"], versions["first"], versions["last"]) == (13, 1, 13)
     assert [facts["version"] for facts in versions["newest"]] == list(range(13, 3, -1))
-    assert describe(annotations.url, version=1, num_sample=0)["rows"] == 50
+    assert inspect_version(annotations.url, version=1, num_sample=0)["rows"] == 50
     with pytest.raises(StoreError, match="no version 14; there are 1 to 13"):
-        describe(annotations.url, version=14, num_sample=0)
+        inspect_version(annotations.url, version=14, num_sample=0)
 
 
 def test_an_empty_table_is_described(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_an_empty_table_is_described(tmp_path: Path) -> None:
 
 
 def text_of(table: Table, *, num_sample: int = 0) -> str:
-    return format_description(describe(table.url, version=None, num_sample=num_sample))
+    return format_inspection(inspect_version(table.url, version=None, num_sample=num_sample))
 
 
 def commit_made_from(table: Table, *inputs: Input) -> Input:
@@ -186,7 +186,7 @@ def test_a_lineage_of_any_depth_or_width_is_followed_so_far_and_no_further(tmp_p
     for n in range(40):
         table = pairs_at(tmp_path, f"t{n}")
         given = commit_made_from(table, given, given)  # 2^40 ways back to the first
-    described = json.dumps(describe(given.url, version=None, num_sample=0))
+    described = json.dumps(inspect_version(given.url, version=None, num_sample=0))
     assert "more than 16 tables in a row, or 256 in all" in described
     assert "not followed: more than 16" in text_of(table)
     with pytest.raises(StoreError, match="is 16 tables away from its annotations; name the annotations table"):

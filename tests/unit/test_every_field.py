@@ -10,7 +10,7 @@ import pytest
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import formats, groups_rows, parser_for, recognise
 from pairwright.data.ingest.fields.adapter import Reading
-from pairwright.data.ingest.parse import CheckedAnnotation, parse_lines
+from pairwright.data.ingest.parse import ValidAnnotation, parse_lines
 from pairwright.errors import SourceError
 from spoilt_sources import texts_in
 
@@ -38,7 +38,7 @@ def seeds() -> Iterator[Any]:
 SEEDS = list(seeds())
 
 
-def read(name: str, record: Any) -> tuple[list[CheckedAnnotation], int, Reading]:
+def read(name: str, record: Any) -> tuple[list[ValidAnnotation], int, Reading]:
     """Return the annotations in a record, how many judgements of it were refused, and how it was read."""
     line = json.dumps(record).encode()
     if groups_rows(name, CONFIG):
@@ -48,7 +48,7 @@ def read(name: str, record: Any) -> tuple[list[CheckedAnnotation], int, Reading]
     return accepted, len(refused), parse.reading
 
 
-def said_by(annotations: list[CheckedAnnotation]) -> str:
+def said_by(annotations: list[ValidAnnotation]) -> str:
     """Return all text of annotations, in one."""
     texts: list[str] = []
     for one in annotations:
@@ -65,7 +65,7 @@ def said_by(annotations: list[CheckedAnnotation]) -> str:
     return "\0".join(texts)
 
 
-def meaning(annotations: list[CheckedAnnotation], *, is_of_tool: bool) -> list[Any]:
+def meaning(annotations: list[ValidAnnotation], *, is_of_tool: bool) -> list[Any]:
     """Return what annotations say of prompts and completions; of a tool's export, not who said it."""
     return sorted(
         (
@@ -84,7 +84,7 @@ def meaning(annotations: list[CheckedAnnotation], *, is_of_tool: bool) -> list[A
 def test_each_text_of_a_record_is_in_the_annotation_or_named_by_the_summary(name: str, record: Any) -> None:
     annotations, num_refused, reading = read(name, record)
     if num_refused:
-        return  # the record is kept whole, under refused/
+        return  # the record is kept whole, under quarantine/
     told = said_by(annotations)
     if name == "trl":  # an implicit prompt is the beginning of each side
         told += "\0".join(one.prompt[-1].content + made.text for one in annotations for made in one.completions)

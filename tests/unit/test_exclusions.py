@@ -11,9 +11,9 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, commit_annotations, real_rows
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.build_pairs import expand_groups
-from pairwright.data.pairs.exclusions import Exclusions, leave_out, names_of, repeated_texts, texts_and_prompts
+from pairwright.data.pairs.exclusions import Exclusions, drop_excluded, names_of, repeated_texts, texts_and_prompts
 from pairwright.data.pairs.expand import expand
-from pairwright.data.table.inspect import describe, format_description
+from pairwright.data.table.inspect import format_inspection, inspect_version
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import DataError
 from report_tables import random_rows
@@ -56,7 +56,7 @@ def rows() -> list[Row]:
 
 def test_models_are_left_out_as_if_their_completions_had_never_been_there(rows: list[Row], tmp_path: Path) -> None:
     models = {"model 1", "model 5", "model 6", "model 7"}
-    config = {"leave_out_models": [*models], "ties": "half", "margin": "score_gap"}
+    config = {"leave_out_models": [*models], "ties": "half", "margin": "score_difference"}
     made, found = expanded(rows, tmp_path, **config)
     left = without(rows, lambda completion: completion["model"] in models)
     assert found == pairs_of(left, **config)
@@ -96,7 +96,7 @@ def test_listed_texts_are_left_out_to_the_last_character(rows: list[Row], tmp_pa
     changed, _ = expanded(rows, tmp_path, leave_out_texts=[str(listed)])
     assert (made.version, changed.version) == (1, 2)
     assert changed.totals["left_out_by_text"] < gone
-    description = describe(str(tmp_path / "pairs"), version=None, num_sample=0)
+    description = inspect_version(str(tmp_path / "pairs"), version=None, num_sample=0)
     assert [entry["kind"] for entry in description["lineage"]] == ["annotations", "texts left out"]
     listed.write_text('"good"\n17\n')
     with pytest.raises(DataError, match=r"texts\.jsonl:2: no text to leave out"):
@@ -138,7 +138,7 @@ def test_annotations_that_name_other_models_for_a_text_are_left_with_the_same_te
             completion["model"] = model
     nothing = np.empty(0, np.uint64)
     exclusions = Exclusions(names_of(ExpandConfig(leave_out_models=["spam"])), [], nothing)
-    left, totals = leave_out(annotations_table(rows), exclusions)
+    left, totals = drop_excluded(annotations_table(rows), exclusions)
     models = [[completion["model"] for completion in row] for row in left["completions"].to_pylist()]
     assert models == [["good", None, None], ["good", None, None], [None, None, None]]
     assert (totals["left_out_by_model"], totals["left_out_model:spam"]) == (3, 2)
@@ -149,7 +149,7 @@ def test_annotations_that_name_other_models_for_a_text_are_left_with_the_same_te
 def test_what_is_to_be_left_out_and_is_nowhere_is_said(rows: list[Row], tmp_path: Path) -> None:
     names = {"leave_out_models": ["model 1", "modle 2"], "leave_out_annotators": ["Ann"], "leave_out_subsets": ["fact"]}
     expanded(rows, tmp_path, **names, max_prompts_per_text=40)
-    text = format_description(describe(str(tmp_path / "pairs"), version=None, num_sample=0))
+    text = format_inspection(inspect_version(str(tmp_path / "pairs"), version=None, num_sample=0))
     for line in (
         "leave_out_models: nothing is of model 'modle 2'",
         "leave_out_annotators: nothing is of annotator 'Ann'",
@@ -163,7 +163,7 @@ def test_what_is_to_be_left_out_and_is_nowhere_is_said(rows: list[Row], tmp_path
 def test_pairs_from_which_nothing_is_left_out_are_recorded_as_before() -> None:
     """Their digest holds the configuration: keys that are not used would change that of every table."""
     dumped = ExpandConfig().model_dump(mode="json")
-    assert not [key for key in dumped if key.startswith("leave_out") or key == "max_prompts_per_text"]
+    assert not [key for key in dumped if key.startswith("drop_excluded") or key == "max_prompts_per_text"]
     assert "leave_out_models" in ExpandConfig(leave_out_models=["m"]).model_dump(mode="json")
 
 
@@ -176,7 +176,7 @@ def test_the_one_text_of_a_model_of_the_real_rankings_is_left_out_by_either_rule
     assert by_name.totals["pairs"] == 16_448
 
 
-@pytest.mark.parametrize(("margin", "what"), [("score_gap", "scores"), ("grade", "a grade")])
+@pytest.mark.parametrize(("margin", "what"), [("score_difference", "scores"), ("strength", "a grade")])
 def test_a_margin_that_finds_nothing_is_refused_and_leaves_nothing(margin: str, what: str, tmp_path: Path) -> None:
     rows = [annotation_row(str(n), ["a", "b"], [1, 2], prompt=f"p{n}") for n in range(3)]
     with pytest.raises(DataError, match=f'margin = "{margin}" finds nothing, since none of 3 annotations has {what}'):
@@ -187,8 +187,8 @@ def test_a_margin_that_finds_nothing_is_refused_and_leaves_nothing(margin: str, 
 def test_pairs_with_and_without_a_margin_are_counted_and_said(tmp_path: Path) -> None:
     rows = [annotation_row(str(n), ["a", "b"], [1, 2], prompt=f"p{n}") for n in range(3)]
     rows += [annotation_row(f"s{n}", ["a", "b", "c"], scores=[3.0, 2.0, 1.0], prompt=f"q{n}") for n in range(2)]
-    made, _ = expanded(rows, tmp_path, margin="score_gap")
+    made, _ = expanded(rows, tmp_path, margin="score_difference")
     names = ("annotations_scored", "pairs_with_margin", "pairs_without_margin")
     assert [made.totals[name] for name in names] == [2, 6, 3]
-    text = format_description(describe(str(tmp_path / "pairs"), version=None, num_sample=0))
+    text = format_inspection(inspect_version(str(tmp_path / "pairs"), version=None, num_sample=0))
     assert "margin: 3 of 9 pairs have none" in text

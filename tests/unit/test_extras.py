@@ -11,10 +11,10 @@ from pairwright.config import ExpandConfig, IngestConfig
 from pairwright.data.identity import group_id, prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import annotations_to_arrow
-from pairwright.data.ingest.quality_warnings import notices_in
-from pairwright.data.ingest.rules import CheckedAnnotation, check
+from pairwright.data.ingest.quality_warnings import count_quality_warnings
+from pairwright.data.ingest.rules import ValidAnnotation, validate_annotation
 from pairwright.data.pairs.build_pairs import expand_groups
-from pairwright.data.profile.compact_rows import COLUMNS, report_rows
+from pairwright.data.profile.compact_rows import compact_rows
 from pairwright.data.table.compact import merge
 from pairwright.data.table.diff import hash_rows
 from pairwright.data.table.table import Table
@@ -43,13 +43,13 @@ def annotation(
     return Annotation(**(given | others))
 
 
-def accept(*extras: str | None, **others: Any) -> CheckedAnnotation:
-    return check(annotation(*extras, **others), IngestConfig(), "f.jsonl", 1)
+def accept(*extras: str | None, **others: Any) -> ValidAnnotation:
+    return validate_annotation(annotation(*extras, **others), IngestConfig(), "f.jsonl", 1)
 
 
 def refusal(*extras: str | None, **others: Any) -> str:
     with pytest.raises(RecordError) as error:
-        check(annotation(*extras, **others), IngestConfig(max_characters=1000), "f.jsonl", 1)
+        validate_annotation(annotation(*extras, **others), IngestConfig(max_characters=1000), "f.jsonl", 1)
     return f"{error.value.path}: {error.value.reason}"
 
 
@@ -116,8 +116,8 @@ def test_completions_that_differ_beside_their_texts_are_a_pair_and_meet_across_a
     assert (totals["groups"], totals["pairs"], totals["contradicted"], totals["identical"]) == (2, 2, 1, 1)
     assert [len(row["pairs"]) for row in pairs.to_pylist() if row["context"] == TOOLS] == [2]
     table = Table(str(tmp_path / "t"), "annotations")
-    assert notices_in(table, table.write_data(rows)).identical_ranked_apart == 1
-    texts = report_rows(rows.select(COLUMNS), {})["texts"].to_pylist()
+    assert count_quality_warnings(table, table.write_data(rows)).identical_ranked_apart == 1
+    texts = compact_rows(rows, {})["texts"].to_pylist()
     assert [len(set(hashes)) for hashes in texts] == [2, 2, 1]
     assert texts[0] == texts[1]
 

@@ -16,7 +16,7 @@ from foreign_exports import EXPORTS, Export, Native, turns
 from pairwright.config import FieldPaths, IngestConfig, load_config
 from pairwright.data.ingest.adapters import formats, groups_rows, parser_for, recognise
 from pairwright.data.ingest.format_pages import format_text, formats_table
-from pairwright.data.ingest.parse import CheckedAnnotation, parse_lines
+from pairwright.data.ingest.parse import ValidAnnotation, parse_lines
 from pairwright.data.synthetic import make_rankings
 from pairwright.errors import ConfigError, SourceError
 from pairwright.records import Message, Rejection
@@ -39,7 +39,7 @@ def records(path: Path) -> list[bytes]:
 
 def ingest(
     lines: list[bytes], name: str, config: IngestConfig = CONFIG
-) -> tuple[list[CheckedAnnotation], list[Rejection]]:
+) -> tuple[list[ValidAnnotation], list[Rejection]]:
     return parse_lines(b"\n".join(lines), 1, "export.jsonl", parser_for(name, config), config)
 
 
@@ -57,7 +57,7 @@ def test_a_fixture_becomes_exactly_the_annotations_written_beside_it(path: Path)
     expected, none = ingest(records(path.with_name(f"{path.stem}.expected.jsonl")), "native")
     assert (refused, none) == ([], [])
 
-    def content(annotation: CheckedAnnotation) -> dict[str, Any]:
+    def content(annotation: ValidAnnotation) -> dict[str, Any]:
         return {**msgspec.to_builtins(annotation), "line": None}
 
     named = [{**content(annotation), "id": _name(annotation.id, lines)} for annotation in expected]

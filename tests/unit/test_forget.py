@@ -16,10 +16,10 @@ from pairwright.cli.render import render_erasure
 from pairwright.data.identity import prompt_id
 from pairwright.data.storage.local_cache import cache_folder
 from pairwright.data.table.compact import compact
-from pairwright.data.table.delete_rows import DeletePredicate, rewrite_refused_file, without_text
-from pairwright.data.table.erase import MAX_PROMPT_BYTES, count_matches, erase_predicate, forget, verify_erasure
+from pairwright.data.table.delete_rows import DeletePredicate, rewrite_quarantine_file, without_text
+from pairwright.data.table.erase import MAX_PROMPT_BYTES, count_matches, erase, erase_predicate, verify_erasure
 from pairwright.data.table.table import Input, Source, Table
-from pairwright.data.table.version_log import history
+from pairwright.data.table.version_log import version_log
 from pairwright.errors import ConfigError, DataError, StoreError
 from pairwright.records import Message, Rejection
 
@@ -55,7 +55,7 @@ def table(tmp_path: Path) -> Table:
         Source(uri="s3://b/y.jsonl", size=1, etag="f", lines=2, accepted=2, refused=0),
     ]
     totals = {"annotations": 5, "refused": 2, "forgotten": 0, "lines": 7, "completions": 10}
-    refused_files = [table.write_refused(refused)]
+    refused_files = [table.write_quarantined(refused)]
     table.commit(
         lambda newest: manifest(
             kind="annotations", files=files, refused_files=refused_files, sources=sources, totals=totals
@@ -66,7 +66,7 @@ def table(tmp_path: Path) -> Table:
 
 def test_an_annotator_is_in_no_file_of_the_new_version_and_files_without_him_are_the_same_ones(table: Table) -> None:
     before = table.manifest()
-    summary = forget(table.url, annotators=["ann"], prompts=[])
+    summary = erase(table.url, annotators=["ann"], prompts=[])
     after = table.manifest()
     assert summary.sources == {"s3://b/x.jsonl": 1, "s3://b/y.jsonl": 1}
     assert after.files[2] == before.files[2]
@@ -74,7 +74,7 @@ def test_an_annotator_is_in_no_file_of_the_new_version_and_files_without_him_are
     assert names == ["bob", None, "bob"]
     assert [(s.accepted, s.forgotten) for s in after.sources] == [(2, 1), (1, 1)]
     assert (after.totals["annotations"], after.totals["forgotten"], after.totals["completions"]) == (3, 2, 6)
-    refused = table.read_refused(after.refused_files[0])
+    refused = table.read_quarantined(after.refused_files[0])
     assert [(one.line, one.record) for one in refused] == [(7, ""), (8, "")]
     assert (summary.verification.num_files, summary.verification.num_rows, summary.verification.num_refused) == (
         3,
@@ -83,7 +83,7 @@ def test_an_annotator_is_in_no_file_of_the_new_version_and_files_without_him_are
     )
     assert '"ann"' not in json.dumps(after.config)
     assert [row.num_rows for row in table.read(table.manifest(1))] == [2, 2, 1]
-    assert history(table.url, last=9)["versions"][0]["sources"]["thinned"] == ["s3://b/x.jsonl", "s3://b/y.jsonl"]
+    assert version_log(table.url, last=9)["versions"][0]["sources"]["thinned"] == ["s3://b/x.jsonl", "s3://b/y.jsonl"]
 
 
 @pytest.mark.parametrize("named", ["id", "text file", "messages"])
@@ -91,19 +91,19 @@ def test_a_prompt_is_named_by_its_id_its_text_or_its_messages(table: Table, tmp_
     (tmp_path / "prompt.txt").write_text(f"\n{QUESTION} \n")
     (tmp_path / "prompt.json").write_text(json.dumps([{"role": "user", "content": QUESTION}]))
     given = {"id": ID, "text file": str(tmp_path / "prompt.txt"), "messages": str(tmp_path / "prompt.json")}[named]
-    summary = forget(table.url, annotators=[], prompts=[given])
+    summary = erase(table.url, annotators=[], prompts=[given])
     assert (summary.num_annotations, summary.num_refused_without_text) == (1, 2)
     newest = table.manifest()
     assert [row["id"] for rows in table.read(newest) for row in rows.to_pylist()] == ["r0", "r2", "r3", "r4"]
-    assert [one.record for one in table.read_refused(newest.refused_files[0])] == ["", ""]
+    assert [one.record for one in table.read_quarantined(newest.refused_files[0])] == ["", ""]
 
 
 def test_what_nothing_matches_makes_no_version_and_exits_with_1(table: Table) -> None:
-    summary = forget(table.url, annotators=["nobody"], prompts=[])  # a refused record may hold any name
+    summary = erase(table.url, annotators=["nobody"], prompts=[])  # a refused record may hold any name
     assert (summary.num_annotations, summary.num_refused_without_text) == (0, 2)
     assert "no annotation matched" in render_erasure(summary)
     with pytest.raises(DataError, match=r"nothing of the newest version holds annotator nobody"):
-        forget(table.url, annotators=["nobody"], prompts=[])
+        erase(table.url, annotators=["nobody"], prompts=[])
     assert table.versions() == [1, 2]
     done = CliRunner().invoke(app, ["forget", table.url, "--annotator", "nobody"])
     assert isinstance(done.exception, DataError)
@@ -132,7 +132,7 @@ def test_pairs_point_to_the_annotations_that_they_were_made_from(tmp_path: Path)
     pairs = Table(str(tmp_path / "pairs"), "pairs")
     pairs.commit(lambda newest: manifest(inputs=[Input(url="s3://b/annotations", version=3, digest="d")]))
     with pytest.raises(StoreError, match=r"forget there \(`pairwright forget s3://b/annotations \.\.\.`\)"):
-        forget(pairs.url, annotators=["ann"], prompts=[])
+        erase(pairs.url, annotators=["ann"], prompts=[])
 
 
 def test_a_version_that_still_holds_something_is_no_proof(table: Table) -> None:
@@ -154,7 +154,7 @@ def test_a_compacted_version_is_the_same_content_and_is_what_pairs_were_made_fro
     rows = [[row for rows in table.read(version) for row in rows.to_pylist()] for version in (before, after)]
     assert rows[0] == rows[1]
     assert not compact(table.url, file_bytes=1 << 20).is_new
-    forget(table.url, annotators=["ann"], prompts=[])
+    erase(table.url, annotators=["ann"], prompts=[])
     assert table.manifest().digest != before.digest
 
 
@@ -186,17 +186,17 @@ def names_in(table: Table) -> list[str | None]:
 def test_a_name_matches_in_any_case_white_space_and_unicode_form_and_what_looks_like_it_is_listed(
     spellings: Table,
 ) -> None:
-    summary = forget(spellings.url, annotators=["quixotina", "Jos\u00e9"], prompts=[])
+    summary = erase(spellings.url, annotators=["quixotina", "Jos\u00e9"], prompts=[])
     assert names_in(spellings) == [*OTHERS, "bob"]
     assert summary.spellings == dict.fromkeys(NAMES, 1)
-    assert summary.alike == {"quixotina@example.com": 1, "Quixotina;2026": 1}
+    assert summary.similar_names == {"quixotina@example.com": 1, "Quixotina;2026": 1}
     assert summary.num_naming == 1
     assert summary.named_in_sources == ["s3://b/by-Quixotin%61.jsonl"]
     told = render_erasure(summary)
     for words in ("quixotina@example.com (1)", "1 annotations of others have the name", "source s3://b/by-Quixotin"):
         assert words in told
     with pytest.raises(DataError, match=r"other annotators with such a name: Quixotina;2026 \(1\), quixotina@ex"):
-        forget(spellings.url, annotators=["quixotina"], prompts=[])
+        erase(spellings.url, annotators=["quixotina"], prompts=[])
 
 
 def test_exact_takes_a_name_to_the_letter(spellings: Table) -> None:
@@ -246,14 +246,14 @@ def test_deeply_nested_refused_records_of_every_depth_do_not_stop_it(tmp_path: P
     records = ["[" * depth + "1" + "]" * depth for depth in range(1, 5000)]
     refused = [Rejection(source="s", line=1, path="$", reason="expected", record=text) for text in records]
     files = [table.write_data(annotations_table([annotation_row("r", ["a", "b"], [1, 2], annotator="ann")]))]
-    kept = [table.write_refused(refused)]
+    kept = [table.write_quarantined(refused)]
     table.commit(lambda newest: manifest(kind="annotations", files=files, refused_files=kept))
-    assert forget(table.url, annotators=["ann"], prompts=[]).num_refused_without_text == len(records)
+    assert erase(table.url, annotators=["ann"], prompts=[]).num_refused_without_text == len(records)
 
 
 def test_a_source_that_is_replaced_takes_no_text_of_other_sources_with_it(table: Table) -> None:
     file = table.manifest().refused_files[0]
-    other = rewrite_refused_file(table, file, DeletePredicate(sources=frozenset(["s3://b/other.jsonl"])))
+    other = rewrite_quarantine_file(table, file, DeletePredicate(sources=frozenset(["s3://b/other.jsonl"])))
     assert other.file == file
 
 
@@ -307,7 +307,7 @@ def forget_apart(table: Table, annotator: str) -> str:
 
 
 def test_what_else_may_hold_them_is_listed_with_the_command_that_removes_it(table: Table) -> None:
-    told = render_erasure(forget(table.url, annotators=["ann"], prompts=[]))
+    told = render_erasure(erase(table.url, annotators=["ann"], prompts=[]))
     for words in (
         f"`pairwright vacuum {table.url} --keep-versions 1 --older-than 0`",
         f"`pairwright expand {table.url} --into PAIRS`",

@@ -8,7 +8,7 @@ import pytest
 
 from pairwright.config import FieldPaths, IngestConfig
 from pairwright.data.ingest.adapters import LayoutReader, RecordError, compile_path, native, parser_for
-from pairwright.data.ingest.parse import CheckedAnnotation, parse_lines
+from pairwright.data.ingest.parse import ValidAnnotation, parse_lines
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
 
@@ -26,7 +26,7 @@ RANKINGS = FieldPaths(
 )
 
 
-def parse_fields(text: bytes, fields: FieldPaths) -> tuple[list[CheckedAnnotation], list[Rejection]]:
+def parse_fields(text: bytes, fields: FieldPaths) -> tuple[list[ValidAnnotation], list[Rejection]]:
     config = IngestConfig(fields=fields)
     return parse_lines(text, 1, "file", parser_for("fields", config), config)
 

@@ -68,7 +68,7 @@ def test_every_spoilt_native_record_is_accepted_by_the_rules_or_refused_with_lin
         path = tmp_path / f"spoilt-{start}.jsonl"
         lines = list(islice(stream, min(LINES_PER_FILE, num_records - start)))
         path.write_bytes(b"\n".join([FIRST, *lines]) + rng.choice([b"", b"\n"]))
-        ranges = {"range_bytes": rng.choice([1024, 100_000, 1_000_000])}
+        ranges = {"split_bytes": rng.choice([1024, 100_000, 1_000_000])}
         config = IngestConfig.model_validate({"format": "native"} | ranges | LIMITS)
         outcome = ingested(path, table, config, LIMITS)
         check_lines(path, outcome, names)

@@ -47,8 +47,8 @@ SIZES = [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(
 LAYOUTS = [".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet", ".arrow"]
 
 
-def config(range_bytes: int = 4096) -> IngestConfig:
-    return IngestConfig.model_validate({"format": "native", "range_bytes": range_bytes} | LIMITS)
+def config(split_bytes: int = 4096) -> IngestConfig:
+    return IngestConfig.model_validate({"format": "native", "split_bytes": split_bytes} | LIMITS)
 
 
 def spoilt_records(rng: random.Random, num_records: int) -> list[dict[str, Any]]:

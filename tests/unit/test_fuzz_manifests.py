@@ -11,11 +11,11 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.data.storage.lease import Lease
 from pairwright.data.storage.ownership import RUN
-from pairwright.data.table.inspect import describe, format_description
+from pairwright.data.table.inspect import format_inspection, inspect_version
 from pairwright.data.table.manifest import Source
 from pairwright.data.table.table import Table
 from pairwright.data.table.vacuum import vacuum
-from pairwright.data.table.version_log import format_history, history
+from pairwright.data.table.version_log import format_version_log, version_log
 from pairwright.errors import LeaseError, StoreError
 from pairwright.evaluation.load_exported import ModelIdentity
 from pairwright.evaluation.score_files import ScoreFiles, read_scores_manifest
@@ -43,8 +43,8 @@ def use_table(url: Path) -> None:
     table = Table.open(str(url))
     for rows in table.read(table.manifest()):
         assert rows.num_rows >= 0
-    format_description(describe(str(url), version=None, num_sample=2))
-    format_history(history(str(url), last=5))
+    format_inspection(inspect_version(str(url), version=None, num_sample=2))
+    format_version_log(version_log(str(url), last=5))
     vacuum(str(url), older_than=timedelta(), keep_versions=1, is_dry_run=True)
 
 

@@ -29,11 +29,11 @@ from pairwright.data.ingest.sources.listing import REGISTRY, find_sources, list_
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.splits import (
     Chunk,
-    LineRange,
+    InputSplit,
     count_lines,
-    number_ranges,
-    pick_lines,
-    plan_ranges,
+    fetch_lines,
+    number_splits,
+    plan_byte_ranges,
     read_chunks,
 )
 from pairwright.errors import SourceError
@@ -56,14 +56,14 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def units_of(source: SourceRef, range_bytes: int) -> list[LineRange]:
-    ranges = plan_ranges(source, range_bytes)
-    return number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
+def units_of(source: SourceRef, split_bytes: int) -> list[InputSplit]:
+    ranges = plan_byte_ranges(source, split_bytes)
+    return number_splits(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
 
 
-def chunks_of(path: Path, range_bytes: int = 10**9) -> list[Chunk]:
+def chunks_of(path: Path, split_bytes: int = 10**9) -> list[Chunk]:
     source = list_sources([str(path)])[0]
-    return [chunk for unit in units_of(source, range_bytes) for chunk in read_chunks(unit)]
+    return [chunk for unit in units_of(source, split_bytes) for chunk in read_chunks(unit)]
 
 
 def numbered(found: list[Chunk]) -> list[tuple[int, bytes]]:
@@ -76,8 +76,8 @@ def numbered(found: list[Chunk]) -> list[tuple[int, bytes]]:
     return every
 
 
-def records_of(path: Path, range_bytes: int = 10**9) -> list[Any]:
-    found = numbered(chunks_of(path, range_bytes))
+def records_of(path: Path, split_bytes: int = 10**9) -> list[Any]:
+    found = numbered(chunks_of(path, split_bytes))
     assert [number for number, _ in found] == list(range(1, len(found) + 1))
     return [json.loads(text) for _, text in found]
 
@@ -203,15 +203,15 @@ WRITERS: dict[str, Callable[[pa.Table, Path, int], None]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("range_bytes", [500, 4000, 10**9])
+@pytest.mark.parametrize("split_bytes", [500, 4000, 10**9])
 def test_rows_of_a_table_are_records_with_their_numbers_whatever_the_range(
-    tmp_path: Path, name: str, range_bytes: int
+    tmp_path: Path, name: str, split_bytes: int
 ) -> None:
     WRITERS[name](pa.Table.from_pylist(RECORDS), tmp_path / name, 17)
-    assert records_of(tmp_path / name, range_bytes) == without_nulls(RECORDS)
+    assert records_of(tmp_path / name, split_bytes) == without_nulls(RECORDS)
     source = list_sources([str(tmp_path / name)])[0]
-    unit = units_of(source, range_bytes)[0]
-    assert json.loads(pick_lines(unit, [3])[3]) == without_nulls(RECORDS[2])
+    unit = units_of(source, split_bytes)[0]
+    assert json.loads(fetch_lines(unit, [3])[3]) == without_nulls(RECORDS[2])
 
 
 def test_a_large_table_is_read_by_several_ranges(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_bad_row_is_refused_alone_with_its_number(tmp_path: Path) -> None:
         (7, "", b'{"a":"6","b":"u"}\n'),
     ]
     unit = units_of(list_sources([str(tmp_path / "a.csv")])[0], 10**9)[0]
-    assert pick_lines(unit, [2, 7]) == {2: b"2", 7: b'{"a":"6","b":"u"}'}
+    assert fetch_lines(unit, [2, 7]) == {2: b"2", 7: b'{"a":"6","b":"u"}'}
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_csv_without_rows_has_no_records(tmp_path: Path) -> None:
 
 def test_a_directory_gives_sources_of_every_layout_and_no_files_of_a_table_of_ours(tmp_path: Path) -> None:
     names = ["a.arrow", "a.csv.gz", "a.feather", "a.json", "a.jsonl", "a.parquet", "a.tsv", "sub/b.parquet"]
-    ours = ["t/data/x.arrow", "t/refused/x.jsonl", "t/versions/00000001.json"]
+    ours = ["t/data/x.arrow", "t/quarantine/x.jsonl", "t/versions/00000001.json"]
     for name in [*names, *ours, "a.parquet.gz", "notes.txt"]:
         write(tmp_path / name, b"")
     write(tmp_path / ours[-1], msgspec.json.encode(manifest(kind="pairs", version=1)))

@@ -10,10 +10,12 @@ import pytest
 from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.data.storage.model_listing import RULES_FILE, list_files
 from pairwright.data.storage.outputs import new_file, put_directory, put_output
-from pairwright.data.storage.ownership import TABLE, check_free, delete_files
+from pairwright.data.storage.ownership import SCORES, TABLE, delete_files, refuse_occupied
+from pairwright.data.table.erase import erase
 from pairwright.data.table.table import REMOVED, Table
 from pairwright.data.table.vacuum import vacuum
 from pairwright.errors import StoreError
+from pairwright.records import Rejection
 from pairwright.runs.folder_transfer import copy_folder, remove_folder
 from pairwright.runs.repair import remove_uncommitted, repair_snapshot
 from pairwright.runs.run_dir import RunFolder, check_model_place, store_model
@@ -57,9 +59,12 @@ def clean(url: Path, *, keep: int | None = None) -> list[str]:
         f"data/{'0A' * 16}.arrow",
         f"data/{'0a' * 16}.csv",
         f"refused/{'0a' * 16}.arrow",
+        f"quarantine/{'0a' * 16}.arrow",
+        "quarantine/essays.jsonl",
         "refused/essays.jsonl",
+        "staging/page.html",
         "landing/page.html",
-        f"landing/{'0a' * 16}/page.html",
+        f"staging/{'0a' * 16}/page.html",
         "versions/20240101.txt",
         "run.json",
         "notes",
@@ -72,7 +77,7 @@ def test_a_place_with_anything_foreign_becomes_no_table(tmp_path: Path, path: st
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("folder", ["data", "refused", "landing"])
+@pytest.mark.parametrize("folder", ["data", "quarantine", "staging", "refused", "landing"])
 def test_a_place_whose_folders_are_links_becomes_no_table(tmp_path: Path, folder: str) -> None:
     before = write(tmp_path / "elsewhere", f"{'0a' * 16}.arrow")
     (tmp_path / "t").mkdir()
@@ -85,8 +90,38 @@ def test_a_place_whose_folders_are_links_becomes_no_table(tmp_path: Path, folder
 def test_what_a_killed_writer_left_is_no_obstacle(tmp_path: Path) -> None:
     one, two = "0a" * 16, "1b" * 16
     write(tmp_path, f"data/{one}.arrow", f"data/{two}.arrow#1", f"refused/{one}.jsonl", f"landing/{one}/{two}.jsonl")
+    write(tmp_path, f"quarantine/{one}.jsonl", f"staging/{one}/{two}.jsonl", f"staging/{one}/8")
     write(tmp_path, f"landing/{one}/7", "versions/00000001.json#0a1b2c3d", ".DS_Store")
     assert Table.claim(str(tmp_path), "annotations").versions() == []
+
+
+def test_a_table_with_the_old_names_of_its_folders_is_read_erased_and_vacuumed(tmp_path: Path) -> None:
+    table = Table(str(tmp_path / "t"), "annotations")
+    rows = [annotation_row("1", ["a", "b"], [1, 2], annotator="ann"), annotation_row("2", ["c", "d"], [1, 2])]
+    data = table.write_data(annotations_table(rows))
+    refused = [Rejection(source="s.jsonl", line=3, path="$", reason="of no use", record="ann wrote this")]
+    quarantined = table.write_quarantined(refused)
+    table.commit(lambda _: manifest(kind="annotations", files=[data], refused_files=[quarantined]))
+    (tmp_path / "t/quarantine").rename(tmp_path / "t/refused")
+    path = tmp_path / "t/versions/00000001.json"
+    path.write_text(path.read_text().replace("quarantine/", "refused/"))
+
+    old = Table.claim(table.url, "annotations").manifest()
+    assert table.read_quarantined(old.refused_files[0]) == refused
+    assert erase(table.url, annotators=["ann"], prompts=[]).num_refused_without_text == 1
+    newest = table.manifest()
+    assert [file.path.partition("/")[0] for file in newest.refused_files] == ["quarantine"]
+    assert [one.record for one in table.read_quarantined(newest.refused_files[0])] == [""]
+    unnamed = [f"refused/{'1b' * 16}.jsonl", f"landing/{'0a' * 16}/7", f"staging/{'0a' * 16}/8"]
+    write(tmp_path / "t", *unnamed)
+    assert sorted(clean(tmp_path / "t", keep=1)) == sorted([*unnamed, old.files[0].path, old.refused_files[0].path])
+    assert not (tmp_path / f"t/landing/{'0a' * 16}").exists()
+
+
+@pytest.mark.parametrize("folder", ["quarantine", "refused"])
+def test_scores_own_their_rejections_under_the_old_name_too(folder: str) -> None:
+    assert SCORES.deletable.fullmatch(f"{folder}/0a1b2c3d4e5f-00000.jsonl")
+    assert not SCORES.deletable.fullmatch(f"{folder}/mine.jsonl")
 
 
 def test_a_vacuum_leaves_every_foreign_file_and_says_so(tmp_path: Path) -> None:
@@ -338,4 +373,4 @@ def _umask() -> int:
 
 def test_hidden_names_right_below_a_place_are_nobodys_content(tmp_path: Path) -> None:
     write(tmp_path, ".DS_Store", ".git/config")
-    check_free(str(tmp_path), TABLE, advice=ADVICE)
+    refuse_occupied(str(tmp_path), TABLE, advice=ADVICE)

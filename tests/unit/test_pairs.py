@@ -55,7 +55,7 @@ configs = st.builds(
     ExpandConfig,
     pair_weight=st.sampled_from(["comparisons", "group", "uniform"]),
     ties=st.sampled_from(["drop", "half"]),
-    margin=st.sampled_from(["none", "score_gap", "grade"]),
+    margin=st.sampled_from(["none", "score_difference", "strength"]),
     margin_table=st.sampled_from(["small", "large"]),
     margin_scale=st.sampled_from([1.0, 0.5]),
 )
@@ -229,14 +229,14 @@ def test_a_grade_gives_the_margin_of_llama_2_averaged_over_those_who_agree() -> 
         annotation_row("3", ["a", "b"], [2, 1], grade="better"),
         annotation_row("4", ["a", "b"], [1, 2]),
     ]
-    (small,) = expanded(rows, margin="grade")
-    (large,) = expanded(rows, margin="grade", margin_table="large", margin_scale=0.5)
+    (small,) = expanded(rows, margin="strength")
+    (large,) = expanded(rows, margin="strength", margin_table="large", margin_scale=0.5)
     for row, margins in ((small, {0: (1 + 1 / 3) / 2, 1: 2 / 3}), (large, {0: 0.5 * (3 + 1) / 2, 1: 0.5 * 2})):
         found = {pair["chosen"]: pair["margin"] for pair in row["pairs"]}
         assert found == pytest.approx(margins, rel=WEIGHT_TOLERANCE)
-    (faint,) = expanded([annotation_row("1", ["a", "b"], [1, 2], grade="negligibly better")], margin="grade")
+    (faint,) = expanded([annotation_row("1", ["a", "b"], [1, 2], grade="negligibly better")], margin="strength")
     assert faint["pairs"][0]["margin"] == 0.0
-    (ungraded,) = expanded([annotation_row("1", ["a", "b", "c"], [1, 2, 3], scores=[3, 2, 1])], margin="grade")
+    (ungraded,) = expanded([annotation_row("1", ["a", "b", "c"], [1, 2, 3], scores=[3, 2, 1])], margin="strength")
     assert {pair["margin"] for pair in ungraded["pairs"]} == {None}
 
 
@@ -248,9 +248,9 @@ def test_a_margin_is_the_mean_score_gap_of_those_who_agree() -> None:
         annotation_row("4", ["a", "b"], [1, 2]),
         annotation_row("5", ["a", "b"], scores=[3.0, 3.0]),
     ]
-    (row,) = expanded(rows, margin="score_gap", margin_scale=0.5)
+    (row,) = expanded(rows, margin="score_difference", margin_scale=0.5)
     assert {pair["chosen"]: pair["margin"] for pair in row["pairs"]} == {0: 0.5 * (4 + 2) / 2, 1: 0.5 * 1.5}
-    (unscored,) = expanded([annotation_row("1", ["a", "b"], [1, 2])], margin="score_gap")
+    (unscored,) = expanded([annotation_row("1", ["a", "b"], [1, 2])], margin="score_difference")
     assert unscored["pairs"][0]["margin"] is None
     (unwanted,) = expanded(rows, margin="none")
     assert {pair["margin"] for pair in unwanted["pairs"]} == {None}

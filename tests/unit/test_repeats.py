@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from annotation_tables import annotation_row, annotations_table
-from pairwright.data.ingest.dedup import Places, Repeats, find_repeats, places_of
+from pairwright.data.ingest.dedup import Duplicates, RecordLocations, find_duplicates, locations_of
 from pairwright.data.ingest.shards import hash_ids
 from pairwright.data.table.table import Table
 
@@ -44,13 +44,13 @@ SAMES: dict[str, dict[str, Any]] = {
 }
 
 
-def places_in(tmp_path: Path, rows: list[dict[str, Any]]) -> Places:
+def places_in(tmp_path: Path, rows: list[dict[str, Any]]) -> RecordLocations:
     table = Table(str(tmp_path / "t"), "annotations")
     wanted = np.unique(hash_ids([row["id"] for row in rows]))
-    return places_of(table, table.write_data(annotations_table(rows)), wanted)
+    return locations_of(table, table.write_data(annotations_table(rows)), wanted)
 
 
-def told(repeats: Repeats) -> list[tuple[int, bool, str]]:
+def told(repeats: Duplicates) -> list[tuple[int, bool, str]]:
     """Return row, whether it is the same annotation, and the earlier one's place, of each repeat."""
     where = [f"{repeats.sources[code]}:{line}" for code, line in zip(repeats.source_codes, repeats.lines, strict=True)]
     return list(zip(repeats.rows.tolist(), repeats.is_same.tolist(), where, strict=True))
@@ -61,13 +61,13 @@ def test_only_a_record_that_says_nothing_new_is_the_same_annotation(
     tmp_path: Path, change: str, *, is_same: bool
 ) -> None:
     second = ROW | (OTHERS | SAMES)[change]
-    assert told(find_repeats([], [places_in(tmp_path, [ROW, second])])[0]) == [(1, is_same, "file.jsonl:1")]
+    assert told(find_duplicates([], [places_in(tmp_path, [ROW, second])])[0]) == [(1, is_same, "file.jsonl:1")]
 
 
 def test_neighbouring_texts_do_not_run_into_each_other(tmp_path: Path) -> None:
     one = annotation_row("x", ["ab", "c"], [1, 2])
     other = one | {"completions": [{"id": "0", "text": "a", "model": None}, {"id": "1", "text": "bc", "model": None}]}
-    assert told(find_repeats([], [places_in(tmp_path, [one, other])])[0]) == [(1, False, "file.jsonl:1")]
+    assert told(find_duplicates([], [places_in(tmp_path, [one, other])])[0]) == [(1, False, "file.jsonl:1")]
 
 
 def test_the_first_record_of_an_id_stays_wherever_the_others_stand(tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_the_first_record_of_an_id_stays_wherever_the_others_stand(tmp_path: Pat
         expected.append(repeated)
     # Whatever is found within the table's own files is not this ingestion's to settle: here they hold no repeats.
     places = [places_in(tmp_path, rows) for rows in files]
-    assert [told(repeats) for repeats in find_repeats([], places)] == expected
+    assert [told(repeats) for repeats in find_duplicates([], places)] == expected
     assert sum(same for rows in expected for _, same, _ in rows) > 5
     assert sum(not same for rows in expected for _, same, _ in rows) > 5
-    assert [told(repeats) for repeats in find_repeats(places[:2], places[2:])] == expected[2:]
+    assert [told(repeats) for repeats in find_duplicates(places[:2], places[2:])] == expected[2:]
 
 
 def test_a_file_without_the_wanted_ids_is_not_read_for_its_content(tmp_path: Path) -> None:
     table = Table(str(tmp_path / "t"), "annotations")
     file = table.write_data(annotations_table([ROW]))
-    assert len(places_of(table, file, np.array([1], "<u8")).rows) == 0
-    assert find_repeats([], [Places([], b"")])[0].rows.tolist() == []
+    assert len(locations_of(table, file, np.array([1], "<u8")).rows) == 0
+    assert find_duplicates([], [RecordLocations([], b"")])[0].rows.tolist() == []

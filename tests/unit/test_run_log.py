@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pairwright.data.storage.backoff import with_patience
+from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.errors import StoreError
 from pairwright.events import StepTaken
 from pairwright.runs.event_log import EventLog
@@ -71,7 +71,7 @@ def test_a_storage_that_refuses_is_asked_until_the_patience_is_over(tmp_path: Pa
         (tmp_path / "missing" / "file").write_bytes(b"")
 
     with pytest.raises(StoreError, match="No such file"):
-        with_patience(store, 1.0, lambda reason, pause: told.append((reason, pause)))
+        retry_with_backoff(store, 1.0, lambda reason, pause: told.append((reason, pause)))
     assert len(tries) == 2
     (only,) = told
     assert "No such file" in only[0]

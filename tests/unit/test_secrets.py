@@ -13,8 +13,8 @@ from pairwright.addresses import secret_in, shown_address, without_credentials
 from pairwright.cluster.external_sources import secrets_of
 from pairwright.cluster.session import _why_not_started
 from pairwright.cluster.stage_external import _explained
-from pairwright.config import IngestConfig, ReaderConfig, load_config
-from pairwright.data.ingest.sources.connection_urls import parse_place
+from pairwright.config import ConnectorConfig, IngestConfig, load_config
+from pairwright.data.ingest.sources.connection_urls import parse_connection_url
 from pairwright.data.storage.object_store import absolute_url, local_root, open_store
 from pairwright.errors import ConfigError, StoreError
 
@@ -105,14 +105,14 @@ def test_no_address_of_a_place_is_shown_with_a_secret(form: str, secret: str, is
     address = form.format(quote(secret, safe="") if is_escaped else secret)
     check_hidden(secret, shown_address(address))
     try:
-        place = parse_place(address, ReaderConfig())
+        place = parse_connection_url(address, ConnectorConfig())
     except ConfigError as error:
         check_hidden(secret, str(error))
         return
     assert place.kind == "postgresql", "no other address may hold one"
     check_hidden(secret, place.uri + repr(place))
     quoted = f'{place.address} {secret!r} {quote(secret)} "{secret[2:]}" for user "{secret[:7]}"'
-    check_hidden(secret, _explained(ValueError(quoted), place, secrets_of(place, ReaderConfig())))
+    check_hidden(secret, _explained(ValueError(quoted), place, secrets_of(place, ConnectorConfig())))
 
 
 @settings(deadline=None)
@@ -123,14 +123,14 @@ def test_no_value_below_reader_is_told_whatever_is_wrong_with_it(
     file = tmp_path_factory.getbasetemp() / "secret.toml"
     text = json.dumps(secret)
     for written in (
-        f"[reader.kafka]\nsasl.password = {text}",
-        f"[reader]\nkafka = {text}",
-        f"reader = {text}",
-        f"[reader.delta]\nx = [{text}]",
-        f"[reader]\nkfka.password = {text}",
-        f"[reader]\nquery = [{text}]",
-        f"[reader.iceberg]\ntoken = {{ a = {text} }}\nn = 1",
-        f"max_completions = 'x'\n[reader.kafka]\nn = 1\n'sasl.password' = {text}",
+        f"[connectors.kafka]\nsasl.password = {text}",
+        f"[connectors]\nkafka = {text}",
+        f"connectors = {text}",
+        f"[connectors.delta]\nx = [{text}]",
+        f"[connectors]\nkfka.password = {text}",
+        f"[connectors]\nquery = [{text}]",
+        f"[connectors.iceberg]\ntoken = {{ a = {text} }}\nn = 1",
+        f"max_completions = 'x'\n[connectors.kafka]\nn = 1\n'sasl.password' = {text}",
         f"output = {json.dumps('s3://u:' + secret + '@b/x')}",
     ):
         file.write_text(written, encoding="utf-8")
@@ -138,18 +138,18 @@ def test_no_value_below_reader_is_told_whatever_is_wrong_with_it(
             load_config(IngestConfig, str(file))
         check_hidden(secret, str(error.value))
     for override in (
-        f"reader.kafka.sasl.password={secret}",
-        f"reader.kafka.sasl.password={text}",
-        f"reader.kafka={secret}",
-        f"reader={secret}",
-        f"reader.kafka:{secret.replace('=', '')}",
+        f"connectors.kafka.sasl.password={secret}",
+        f"connectors.kafka.sasl.password={text}",
+        f"connectors.kafka={secret}",
+        f"connectors={secret}",
+        f"connectors.kafka:{secret.replace('=', '')}",
         f"format=postgresql://u:{secret}@h/d",
         f"buckets=['s3://u:{secret.replace(chr(39), '')}@h/d']",
     ):
         with pytest.raises(ConfigError) as error:
             load_config(IngestConfig, None, [override])
         check_hidden(secret, str(error.value))
-    config = load_config(IngestConfig, None, [f'reader.kafka={{ "sasl.password" = {text} }}'])
+    config = load_config(IngestConfig, None, [f'connectors.kafka={{ "sasl.password" = {text} }}'])
     check_hidden(secret, config.model_dump_json() + repr(config) + str(config.model_dump(mode="json")))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pairwright.config import ExpandConfig, IngestConfig, TokensConfig
 from pairwright.data.ingest.parse import annotations_to_arrow
-from pairwright.data.ingest.rules import check
+from pairwright.data.ingest.rules import validate_annotation
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.tokens.conversation_tokens import TokenSpec
 from pairwright.data.tokens.tokenize_groups import REFUSED_PREFIX, counts_behind, tokenize_groups
@@ -89,7 +89,9 @@ def annotation(
 
 
 def pairs_of(*annotations: Annotation) -> tuple[pa.Table, dict[str, int | float]]:
-    checked = [check(one, IngestConfig(), "f.jsonl", number) for number, one in enumerate(annotations, start=1)]
+    checked = [
+        validate_annotation(one, IngestConfig(), "f.jsonl", number) for number, one in enumerate(annotations, start=1)
+    ]
     return expand_groups(annotations_to_arrow(checked), ExpandConfig(validation_fraction=0.0))
 
 

@@ -12,26 +12,26 @@ import pytest
 
 from annotation_tables import annotation_row, annotations_table
 from pairwright.config import ExpandConfig
-from pairwright.data.ingest.sources.splits import number_ranges, plan_ranges
+from pairwright.data.ingest.sources.splits import number_splits, plan_byte_ranges
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.pairs.near_duplicates.evaluation_sets import find_evaluation_sets, prompts_in_source
-from pairwright.data.pairs.near_duplicates.exclude_similar import LEFT_OUT, split_off
+from pairwright.data.pairs.near_duplicates.exclude_similar import EXCLUDED, drop_similar
 from pairwright.data.pairs.near_duplicates.key_index import build_index
 from pairwright.data.pairs.near_duplicates.minhash import MIN_SHARED, NUM_HASHES, band_keys, banding, recall
-from pairwright.data.pairs.near_duplicates.normalize import comparable, run_hashes, shingle_hashes, shingles, words
+from pairwright.data.pairs.near_duplicates.normalize import comparable, ngram_hashes, shingle_hashes, shingles, words
 from pairwright.data.pairs.near_duplicates.verify import (
     MAX_CHECKED,
-    MAX_RUN_OWNERS,
-    Likeness,
-    find_alike,
-    find_runs,
+    MAX_NGRAM_OWNERS,
+    SimilarityConfig,
+    find_ngram_overlaps,
+    find_similar,
     index_keys,
-    index_runs,
+    index_ngrams,
     jaccard,
 )
 from pairwright.errors import DataError
 
-LIKENESS = Likeness(num_characters=5, threshold=0.7, num_words=13)
+LIKENESS = SimilarityConfig(shingle_size=5, threshold=0.7, ngram_size=13)
 ALPHABETS = {
     "English": "the of and to in is you that it he was for on are as with his they at be this have from or one had by",
     "Russian": "и в не на я быть он с что а по это она этот к но они мы весь который из у за свой ты год так",  # noqa: RUF001
@@ -116,7 +116,7 @@ def test_hashed_shingles_are_the_shingles(size: int) -> None:
 def test_hashed_runs_are_the_runs() -> None:
     rng = random.Random(0)
     texts = [sentence(rng, rng.choice([*ALPHABETS]), rng.randint(1, 12)) for _ in range(300)]
-    hashes, owners = run_hashes(texts, 4)
+    hashes, owners = ngram_hashes(texts, 4)
     for number, text in enumerate(texts):
         found = words(text)
         distinct = {tuple(found[i : i + 4]) for i in range(len(found) - 3)}
@@ -152,8 +152,8 @@ def flat(keys: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 def test_nothing_is_like_an_empty_set() -> None:
     index = index_keys(band_keys([], 5, 0.7))
-    assert list(find_alike(["a text"], index, lambda _: "", LIKENESS)) == []
-    assert list(find_alike([], index, lambda _: "", LIKENESS)) == []
+    assert list(find_similar(["a text"], index, lambda _: "", LIKENESS)) == []
+    assert list(find_similar([], index, lambda _: "", LIKENESS)) == []
 
 
 # ---------------------------------------------------------------------------------------------- alike
@@ -165,9 +165,9 @@ def test_what_is_found_is_what_all_pairs_say(threshold: float) -> None:
     rng = random.Random(3)
     theirs = [sentence(rng, rng.choice([*ALPHABETS]), rng.randint(3, 40)) for _ in range(150)]
     ours = [edited(rng, rng.choice(theirs), rng.randrange(5)) for _ in range(300)]
-    likeness = Likeness(5, threshold, 13)
+    likeness = SimilarityConfig(5, threshold, 13)
     index = index_keys(band_keys(theirs, 5, threshold))
-    found = {one.query: one for one in find_alike(ours, index, theirs.__getitem__, likeness)}
+    found = {one.query: one for one in find_similar(ours, index, theirs.__getitem__, likeness)}
     expected = 0
     for query, text in enumerate(ours):
         similarities = [share(by_hand(text, 5), by_hand(other, 5)) for other in theirs]
@@ -225,7 +225,9 @@ def test_a_text_is_found_among_thousands_from_its_template() -> None:
     pairs = index.candidates(keys.reshape(-1), queries, min_shared=MIN_SHARED, num_most=MAX_CHECKED)
     assert np.bincount(pairs[0]).max() <= MAX_CHECKED
     ours = [edited(rng, text, 1) for text in theirs[::40]]
-    found = {one.query: one.owner for one in find_alike(ours, index, theirs.__getitem__, Likeness(5, 0.9, 13))}
+    found = {
+        one.query: one.owner for one in find_similar(ours, index, theirs.__getitem__, SimilarityConfig(5, 0.9, 13))
+    }
     expected = [
         query for query, text in enumerate(ours) if share(by_hand(text, 5), by_hand(theirs[40 * query], 5)) >= 0.9
     ]
@@ -240,20 +242,26 @@ def test_an_evaluation_prompt_within_a_longer_one_is_found_by_its_words() -> Non
     rng = random.Random(6)
     theirs = [sentence(rng, alphabet, 30) for alphabet in ("English", "Russian", "Chinese") for _ in range(50)]
     ours = [f"Answer: {theirs[number]}; think first. {sentence(rng, 'English', 60)}" for number in range(0, 150, 10)]
-    index = index_runs(*run_hashes(theirs, 13))
-    found = list(find_runs(ours, index, theirs.__getitem__, LIKENESS))
+    index = index_ngrams(*ngram_hashes(theirs, 13))
+    found = list(find_ngram_overlaps(ours, index, theirs.__getitem__, LIKENESS))
     assert [(one.query, one.owner) for one in found] == [(place, 10 * place) for place in range(15)]
     for one in found:
-        assert one.run.replace(" ", "") in theirs[one.owner].replace(" ", "")
-    assert list(find_runs([text[: len(text) // 9] for text in theirs], index, theirs.__getitem__, LIKENESS)) == []
+        assert one.ngram.replace(" ", "") in theirs[one.owner].replace(" ", "")
+    assert (
+        list(find_ngram_overlaps([text[: len(text) // 9] for text in theirs], index, theirs.__getitem__, LIKENESS))
+        == []
+    )
 
 
 def test_words_that_many_evaluation_prompts_begin_with_do_not_count() -> None:
     opening = "read the text below and then say in one word which of the two is meant "
-    theirs = [f"{opening} number {number}" for number in range(MAX_RUN_OWNERS + 1)]
-    assert len(list(find_runs([opening], index_runs(*run_hashes(theirs, 13)), theirs.__getitem__, LIKENESS))) == 0
-    fewer = index_runs(*run_hashes(theirs[:-1], 13))
-    assert [one.owner for one in find_runs([opening], fewer, theirs.__getitem__, LIKENESS)] == [0]
+    theirs = [f"{opening} number {number}" for number in range(MAX_NGRAM_OWNERS + 1)]
+    assert (
+        len(list(find_ngram_overlaps([opening], index_ngrams(*ngram_hashes(theirs, 13)), theirs.__getitem__, LIKENESS)))
+        == 0
+    )
+    fewer = index_ngrams(*ngram_hashes(theirs[:-1], 13))
+    assert [one.owner for one in find_ngram_overlaps([opening], fewer, theirs.__getitem__, LIKENESS)] == [0]
 
 
 # -------------------------------------------------------------------------------------------- groups
@@ -269,8 +277,8 @@ def test_groups_of_a_prompt_go_whole_and_are_accounted_for() -> None:
     ids = {row["prompt"][0]["content"]: row["prompt_id"] for row in rows}
     kinds = {ids["a"]: "near_duplicate", ids["c"]: "contaminated", "0" * 32: "contaminated"}
     columns = {"prompt_id": sorted(kinds), "kind": [kinds[k] for k in sorted(kinds)], "reason": ["why"] * 3}
-    left_out = pa.table(columns, schema=LEFT_OUT)
-    kept, rejections, totals = split_off(annotations_table(rows[::-1]), left_out, ExpandConfig())
+    left_out = pa.table(columns, schema=EXCLUDED)
+    kept, rejections, totals = drop_similar(annotations_table(rows[::-1]), left_out, ExpandConfig())
     assert {row["prompt_id"] for row in kept.to_pylist()} == {ids["b"]}
     _, lost = expand_groups(annotations_table([row for row in rows if row["prompt_id"] != ids["b"]]), ExpandConfig())
     assert totals == {
@@ -301,6 +309,6 @@ def test_a_record_without_a_prompt_stops_the_command_and_says_where(tmp_path: Pa
     path = tmp_path / "bench.jsonl"
     path.write_text('{"prompt": "fine", "answer": 5}\n\n' + line + "\n")
     _, _, sources = find_evaluation_sets([str(path)])
-    (unit,) = number_ranges(sources[0], plan_ranges(sources[0], 1 << 20), [])
+    (unit,) = number_splits(sources[0], plan_byte_ranges(sources[0], 1 << 20), [])
     with pytest.raises(DataError, match=rf"bench\.jsonl:3: .*{expected}"):
         list(prompts_in_source(unit))

@@ -21,9 +21,9 @@ from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data.ingest.decoders import parquet_pages
 from pairwright.data.ingest.decoders.arrow_rows import values_of
 from pairwright.data.ingest.decoders.row_sizes import row_bytes
-from pairwright.data.ingest.shards import MAX_REASONS, OTHER_REASONS, Part, most_common, write_parts
+from pairwright.data.ingest.shards import MAX_REASONS, OTHER_REASONS, IngestShard, most_common, write_shards
 from pairwright.data.ingest.sources.listing import list_sources
-from pairwright.data.ingest.sources.splits import count_lines, number_ranges, plan_ranges, read_chunks
+from pairwright.data.ingest.sources.splits import count_lines, number_splits, plan_byte_ranges, read_chunks
 from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 
@@ -35,14 +35,14 @@ def line(**changes: Any) -> bytes:
     return json.dumps(GOOD | changes).encode() + b"\n"
 
 
-def parts_of(path: Path, **limits: Any) -> list[Part]:
+def parts_of(path: Path, **limits: Any) -> list[IngestShard]:
     """Return what a source becomes, as a task of an ingestion makes it."""
     config = IngestConfig.model_validate({"limits": limits})
     [source] = list_sources([str(path)], config.limits)
-    ranges = plan_ranges(source, config.range_bytes)
-    units = number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
+    ranges = plan_byte_ranges(source, config.split_bytes)
+    units = number_splits(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
     table = Table(str(path.parent / "table"), "annotations")
-    return [part for index, unit in enumerate(units) for part in write_parts(index, unit, table, config)]
+    return [part for index, unit in enumerate(units) for part in write_shards(index, unit, table, config)]
 
 
 def failure(path: Path, **limits: Any) -> str:
@@ -56,7 +56,7 @@ def failure(path: Path, **limits: Any) -> str:
 def records_of(path: Path, **limits: Any) -> list[Any]:
     """Return the records of a source, and the reason for each that is none."""
     [source] = list_sources([str(path)], SourceLimits(**limits))
-    [unit] = number_ranges(source, [(0, source.size)], [])
+    [unit] = number_splits(source, [(0, source.size)], [])
     found: list[Any] = []
     for chunk in read_chunks(unit):
         assert chunk.first_line == len(found) + 1
@@ -128,7 +128,7 @@ def test_a_source_that_is_mostly_refused_fails_and_one_that_is_partly_does_not(t
 def test_refusals_go_to_files_of_their_own_long_before_a_range_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pairwright.data.ingest.shards.REFUSED_BYTES", 1_000_000)
+    monkeypatch.setattr("pairwright.data.ingest.shards.MAX_REFUSED_BYTES", 1_000_000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"1\n" * 20_000)
     parts = parts_of(path)
@@ -136,7 +136,7 @@ def test_refusals_go_to_files_of_their_own_long_before_a_range_is_full(
     assert [part.index for part in parts] == [0, 1, 2]
     assert sum(part.refused for part in parts) == sum(part.lines for part in parts) == 20_000
     table = Table(str(tmp_path / "table"), "annotations")
-    numbers = [one.line for part in parts for file in part.refused_files for one in table.read_refused(file)]
+    numbers = [one.line for part in parts for file in part.refused_files for one in table.read_quarantined(file)]
     assert numbers == list(range(1, 20_001))
 
 
@@ -195,7 +195,7 @@ def test_a_cell_of_any_depth_is_a_cell(tmp_path: Path) -> None:
 
 def records_without_depth(path: Path) -> list[Any]:
     [source] = list_sources([str(path)])
-    [unit] = number_ranges(source, [(0, source.size)], [])
+    [unit] = number_splits(source, [(0, source.size)], [])
     lines = b"".join(chunk.text for chunk in read_chunks(unit)).splitlines()
     return [json.loads(one.partition(b',"b"')[0] + b"}") for one in lines]
 
@@ -312,7 +312,7 @@ def test_no_byte_of_a_parquet_footer_ends_the_process(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from pairwright.data.ingest.sources.splits import count_lines, number_ranges, read_chunks\n"
+        "from pairwright.data.ingest.sources.splits import count_lines, number_splits, read_chunks\n"
         "from pairwright.data.ingest.sources.listing import list_sources\n"
         "from pairwright.errors import SourceError\n"
         "path = Path(sys.argv[1])\n"
@@ -325,7 +325,7 @@ def test_no_byte_of_a_parquet_footer_ends_the_process(tmp_path: Path) -> None:
         "        try:\n"
         "            [source] = list_sources([str(path)])\n"
         "            num_rows = count_lines(source, 0, source.size)\n"
-        "            [unit] = number_ranges(source, [(0, source.size)], [])\n"
+        "            [unit] = number_splits(source, [(0, source.size)], [])\n"
         "            assert num_rows == sum(chunk.num_lines for chunk in read_chunks(unit))\n"
         "        except SourceError as error:\n"
         "            assert str(error).isprintable()\n"

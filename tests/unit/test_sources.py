@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 
 from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data.ingest.decoders import chunks
-from pairwright.data.ingest.shards import Part, write_parts
+from pairwright.data.ingest.shards import IngestShard, write_shards
 from pairwright.data.ingest.sources import source_bytes as blocks
 from pairwright.data.ingest.sources.listing import find_sources, list_sources
-from pairwright.data.ingest.sources.source import SourceRef, surveyed
-from pairwright.data.ingest.sources.source_bytes import content_tag, hash_block, hash_bounds
+from pairwright.data.ingest.sources.source import SourceRef, with_checksum
+from pairwright.data.ingest.sources.source_bytes import checksum_blocks, content_hash, hash_block
 from pairwright.data.ingest.sources.splits import (
-    LineRange,
+    InputSplit,
     count_lines,
+    fetch_lines,
     known_newlines,
-    number_ranges,
-    pick_lines,
-    plan_ranges,
+    number_splits,
+    plan_byte_ranges,
     read_chunks,
 )
 from pairwright.data.table.table import Table
@@ -45,15 +45,15 @@ def source_of(path: Path) -> SourceRef:
     return list_sources([str(path)])[0]
 
 
-def units_of(source: SourceRef, range_bytes: int) -> list[LineRange]:
-    ranges = plan_ranges(source, range_bytes)
-    return number_ranges(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
+def units_of(source: SourceRef, split_bytes: int) -> list[InputSplit]:
+    ranges = plan_byte_ranges(source, split_bytes)
+    return number_splits(source, ranges, [count_lines(source, *bounds) for bounds in ranges[:-1]])
 
 
-def lines_of(source: SourceRef, range_bytes: int) -> list[tuple[int, bytes]]:
+def lines_of(source: SourceRef, split_bytes: int) -> list[tuple[int, bytes]]:
     """Return (number, line) of every line, read range by range."""
     found = []
-    for unit in units_of(source, range_bytes):
+    for unit in units_of(source, split_bytes):
         for chunk in read_chunks(unit):
             texts = chunk.text.split(b"\n")
             texts = texts[:-1] if texts[-1] == b"" else texts
@@ -86,16 +86,16 @@ def block_bytes(size: int) -> Iterator[None]:
     content=st.lists(st.sampled_from([b"\n", b"a", b"\r", b"long line", b"\r\n", b"\xff", "\u2028".encode()])).map(
         b"".join
     ),
-    range_bytes=st.integers(1, 40),
+    split_bytes=st.integers(1, 40),
     block=st.integers(1, 20),
 )
 def test_any_cut_gives_the_same_lines_with_the_same_numbers(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, range_bytes: int, block: int
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, split_bytes: int, block: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.jsonl"
     source = source_of(write(path, content))
     with block_bytes(block):
-        assert lines_of(source, range_bytes) == expected_lines(content)
+        assert lines_of(source, split_bytes) == expected_lines(content)
 
 
 def test_a_line_longer_than_several_ranges_belongs_to_the_one_it_starts_in(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_lines_are_found_again_by_their_numbers(tmp_path: Path) -> None:
     source = source_of(write(tmp_path / "a.jsonl", TEXT))
     unit = units_of(source, 300_000)[1]
     first = next(read_chunks(unit)).first_line
-    assert pick_lines(unit, [first, first + 2, 1]) == {
+    assert fetch_lines(unit, [first, first + 2, 1]) == {
         first: b'{"line": %d}' % first,
         first + 2: b'{"line": %d}' % (first + 2),
     }
@@ -270,7 +270,7 @@ def test_all_missing_sources_are_named_at_once(tmp_path: Path) -> None:
 
 def tag_of(path: Path) -> str:
     source = source_of(path)
-    return content_tag([hash_block(source, *bounds)[0] for bounds in hash_bounds(source)])
+    return content_hash([hash_block(source, *bounds)[0] for bounds in checksum_blocks(source)])
 
 
 def test_the_tag_of_a_file_follows_its_content_and_not_its_times(tmp_path: Path) -> None:
@@ -289,23 +289,23 @@ def test_blocks_that_are_hashed_apart_make_one_tag_and_count_the_lines(tmp_path:
     source = source_of(write(tmp_path / "a.jsonl", TEXT))
     blocks = [TEXT[start : start + 50] for start in range(0, len(TEXT), 50)]
     assert len(blocks) > 2
-    assert hash_bounds(source, 50) == plan_ranges(source, 50)
-    hashed = [hash_block(source, *bounds) for bounds in hash_bounds(source, 50)]
+    assert checksum_blocks(source, 50) == plan_byte_ranges(source, 50)
+    hashed = [hash_block(source, *bounds) for bounds in checksum_blocks(source, 50)]
     digests = b"".join(hashlib.sha256(block).digest() for block in blocks)
-    assert content_tag([digest for digest, _ in hashed]) == f"sha256-64m:{hashlib.sha256(digests).hexdigest()}"
-    known = known_newlines(surveyed(source, "tag", [count for _, count in hashed]), 50, 50)
+    assert content_hash([digest for digest, _ in hashed]) == f"sha256-64m:{hashlib.sha256(digests).hexdigest()}"
+    known = known_newlines(with_checksum(source, "tag", [count for _, count in hashed]), 50, 50)
     assert known == tuple(block.count(b"\n") for block in blocks)
-    assert known_newlines(surveyed(source, "tag", [1]), 51, 50) is None
+    assert known_newlines(with_checksum(source, "tag", [1]), 51, 50) is None
 
 
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def parts_of(path: Path, table: Path, range_bytes: int) -> list[Part]:
-    config = IngestConfig(range_bytes=range_bytes)
-    units = units_of(source_of(path), range_bytes)
+def parts_of(path: Path, table: Path, split_bytes: int) -> list[IngestShard]:
+    config = IngestConfig(split_bytes=split_bytes)
+    units = units_of(source_of(path), split_bytes)
     target = Table(str(table), "annotations")
-    return [part for index, unit in enumerate(units) for part in write_parts(index, unit, target, config)]
+    return [part for index, unit in enumerate(units) for part in write_shards(index, unit, target, config)]
 
 
 def records(count: int) -> bytes:
@@ -313,13 +313,13 @@ def records(count: int) -> bytes:
     return b"".join(record % (number, number % 3) for number in range(1, count + 1))
 
 
-@pytest.mark.parametrize("range_bytes", [1024, 5000, 10**6])
-def test_parts_hold_every_line_once_whatever_the_range(tmp_path: Path, range_bytes: int) -> None:
+@pytest.mark.parametrize("split_bytes", [1024, 5000, 10**6])
+def test_parts_hold_every_line_once_whatever_the_range(tmp_path: Path, split_bytes: int) -> None:
     content = b"\n" + records(300) + b"  "
-    parts = parts_of(write(tmp_path / "a.jsonl", content), tmp_path / "table", range_bytes)
+    parts = parts_of(write(tmp_path / "a.jsonl", content), tmp_path / "table", split_bytes)
     table = Table(str(tmp_path / "table"), "annotations")
     rows = [row for part in parts if part.data for row in table.read_file(part.data).to_pylist()]
-    refused = [one for part in parts for file in part.refused_files for one in table.read_refused(file)]
+    refused = [one for part in parts for file in part.refused_files for one in table.read_quarantined(file)]
     assert [(row["id"], row["line"]) for row in rows] == [(str(n), n + 1) for n in range(1, 301) if n % 3]
     assert [one.line for one in refused] == [n + 1 for n in range(1, 301) if n % 3 == 0]
     assert {(one.path, one.reason) for one in refused} == {("$.ranks[1]", "expected `int` >= 1 (1 = best), got 0")}

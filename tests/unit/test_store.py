@@ -141,9 +141,9 @@ def test_refused_records_come_back_as_they_were_written(table: Table) -> None:
         Rejection(source="a.jsonl", line=3, path="$.ranks[2]", reason="expected\n1", record='{"x": "\u2028\r\n"}'),
         Rejection(source="a.jsonl", line=4, path="$", reason="not JSON", record="{"),
     ]
-    file = table.write_refused(refused)
+    file = table.write_quarantined(refused)
     assert file.rows == 2
-    assert table.read_refused(file) == refused
+    assert table.read_quarantined(file) == refused
 
 
 @pytest.mark.parametrize("compress", [True, False])

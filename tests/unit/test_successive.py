@@ -8,9 +8,9 @@ import pytest
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.decoders.chunks import Chunk
 from pairwright.data.ingest.row_groups import grouped
-from pairwright.data.ingest.shards import write_parts
+from pairwright.data.ingest.shards import write_shards
 from pairwright.data.ingest.sources.listing import find_sources
-from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.ingest.sources.splits import InputSplit
 from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
 
@@ -54,9 +54,9 @@ def test_a_source_that_is_read_in_pieces_is_refused_with_what_to_set(tmp_path: P
     config = IngestConfig(format="helpsteer-rows")
     source = find_sources([str(path)], config.limits).sources[0]
     table = Table(str(tmp_path / "table"), "annotations")
-    (part,) = write_parts(0, LineRange(source, 0, source.size // 2, 0), table, config)
-    assert f"set range_bytes={source.size} to read it as a whole" in str(part.error)
-    (part,) = write_parts(0, LineRange(source, 0, source.size, 0), table, config)
+    (part,) = write_shards(0, InputSplit(source, 0, source.size // 2, 0), table, config)
+    assert f"set split_bytes={source.size} to read it as a whole" in str(part.error)
+    (part,) = write_shards(0, InputSplit(source, 0, source.size, 0), table, config)
     assert (part.error, part.accepted, part.refused, part.blank) == (None, 10, 0, 20)
     with pytest.raises(SourceError, match="read in pieces"):
-        raise SourceError(str(next(iter(write_parts(0, LineRange(source, 10, 20, 1), table, config))).error))
+        raise SourceError(str(next(iter(write_shards(0, InputSplit(source, 10, 20, 1), table, config))).error))

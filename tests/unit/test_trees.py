@@ -7,7 +7,7 @@ import pytest
 
 from pairwright.config import FieldPaths, IngestConfig
 from pairwright.data.ingest.adapters import parser_for, recognise
-from pairwright.data.ingest.parse import CheckedAnnotation, parse_lines
+from pairwright.data.ingest.parse import ValidAnnotation, parse_lines
 from pairwright.records import Rejection
 
 
@@ -32,7 +32,7 @@ TREE = {
 }
 
 
-def read(record: Any, config: IngestConfig | None = None) -> tuple[list[CheckedAnnotation], list[Rejection]]:
+def read(record: Any, config: IngestConfig | None = None) -> tuple[list[ValidAnnotation], list[Rejection]]:
     config = config or IngestConfig(format="oasst")
     name = "fields" if config.fields else "oasst"
     return parse_lines(json.dumps(record).encode(), 1, "file", parser_for(name, config), config)

@@ -12,13 +12,13 @@ from ray.train.v2._internal.execution.storage import StorageContext
 
 from pairwright.cluster.train.checkpoint_upload import CheckpointUploader, LocalCheckpointDir
 from pairwright.cluster.train.ray_workarounds import UploadAborted
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 
 
 def test_pauses_double_to_a_minute_and_add_up_to_the_patience() -> None:
-    assert list(pauses(0)) == []
-    assert list(pauses(10)) == [1, 2, 4, 3]
-    assert list(itertools.islice(pauses(1e9), 8)) == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert list(backoff_delays(0)) == []
+    assert list(backoff_delays(10)) == [1, 2, 4, 3]
+    assert list(itertools.islice(backoff_delays(1e9), 8)) == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from annotation_tables import annotation_row, annotations_table, manifest
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.data.table.vacuum import VacuumSummary, vacuum
-from pairwright.data.table.version_log import history
+from pairwright.data.table.version_log import version_log
 from pairwright.errors import StoreError
 
 DAY = 24 * 3600
-LANDED = f"landing/{'0a' * 16}/{'1b' * 16}.jsonl"
+LANDED = f"staging/{'0a' * 16}/{'1b' * 16}.jsonl"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_removed_version_says_so_and_its_number_is_not_given_again(table: Tabl
         commit(table, file_of(table, name))
     clean(table, keep=1)
     assert (table.versions(), table.removed_versions()) == ([3], [1, 2])
-    found = history(table.url, last=5)
+    found = version_log(table.url, last=5)
     assert (found["removed"], [entry["changed_totals"] for entry in found["versions"]]) == ([1, 2], [{}])
     with pytest.raises(StoreError, match=r"version 2 was removed by `pairwright vacuum`; there are 3"):
         table.manifest(2)

@@ -110,11 +110,11 @@ def expand(
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import ExpandConfig, load_config
     from pairwright.data.pairs.expand import expand as run
-    from pairwright.data.table.inspect import describe, format_description
+    from pairwright.data.table.inspect import format_inspection, inspect_version
 
     manifest = run(annotations, into, load_config(ExpandConfig, config, settings), version=version, executor=EXECUTOR)
-    description = describe(into, version=manifest.version, num_sample=0)
-    say_json(description) if as_json else say(format_description(description))
+    description = inspect_version(into, version=manifest.version, num_sample=0)
+    say_json(description) if as_json else say(format_inspection(description))
 
 
 @app.command()
@@ -125,10 +125,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show a table's versions, totals, lineage and a sample."""
-    from pairwright.data.table.inspect import describe, format_description
+    from pairwright.data.table.inspect import format_inspection, inspect_version
 
-    description = describe(url, version=version, num_sample=sample)
-    say_json(description) if as_json else say(format_description(description))
+    description = inspect_version(url, version=version, num_sample=sample)
+    say_json(description) if as_json else say(format_inspection(description))
 
 
 @app.command()

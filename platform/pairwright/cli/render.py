@@ -35,8 +35,8 @@ def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
         f"records in {verification.num_refused_files:,} files none has a text; the texts of other prompts and "
         "completions were not searched"
     )
-    if summary.alike:
-        others = counted_names(summary.alike)
+    if summary.similar_names:
+        others = counted_names(summary.similar_names)
         yield f"other annotators with such a name stay; forget them too if they are the same: {others}"
     if summary.num_naming:
         yield f"{summary.num_naming:,} annotations of others have the name in their id, subset or metadata, and stay"
@@ -53,7 +53,7 @@ def _caches(summary: ErasureSummary) -> Iterator[str]:
     for each in summary.caches:
         if each.num_in_use:
             yield f"  {each.host}: {each.num_in_use:,} models in use stay; `rm -r {each.folder}/models` later"
-    for reason in summary.caches_not_emptied:
+    for reason in summary.caches_not_cleared:
         yield f"  not emptied: {reason}; `rm -r ~/.cache/pairwright` there"
 
 

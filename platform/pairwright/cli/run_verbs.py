@@ -168,9 +168,9 @@ def new_model(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Make a small untrained model and a tokenizer, to try things without a download."""
-    from pairwright.model.tiny_models import publish_small_model
+    from pairwright.model.tiny_models import publish_tiny_model
 
-    publish_small_model(
+    publish_tiny_model(
         Path(directory),
         architecture=architecture,
         texts=_texts_in(Path(texts)),

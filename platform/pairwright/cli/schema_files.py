@@ -113,7 +113,7 @@ def table_contracts() -> dict[str, dict[str, Any]]:
         "tokens.v1": arrow_contract("tokens", TOKENS_SCHEMA_V1, _TABLE.format("a tokens")),
         "scores": arrow_contract("scores", SCORES_SCHEMA, "Rows that `pairwright score` writes."),
         "manifest": _manifest_contract(),
-        "rejection": json_contract(Rejection, "rejection", "One refused record: a line of refused/*.jsonl."),
+        "rejection": json_contract(Rejection, "rejection", "One refused record: a line of quarantine/*.jsonl."),
     }
 
 

@@ -34,10 +34,10 @@ def versions(
     as_json: AsJson = False,
 ) -> None:
     """List a table's versions, and what each one changed."""
-    from pairwright.data.table.version_log import format_history, history
+    from pairwright.data.table.version_log import format_version_log, version_log
 
-    found = history(url, last=last)
-    say_json(found) if as_json else say(format_history(found))
+    found = version_log(url, last=last)
+    say_json(found) if as_json else say(format_version_log(found))
 
 
 @app.command()
@@ -121,7 +121,7 @@ def forget(
     """Erase an annotator or a prompt from a table. The new version is verified to hold neither."""
     from pairwright.cli.render import render_erasure
     from pairwright.cluster.executor import EXECUTOR
-    from pairwright.data.table.erase import forget as run
+    from pairwright.data.table.erase import erase as run
 
     summary = run(url, annotators=annotator, prompts=prompt, is_exact=exact, executor=EXECUTOR)
     say_json(summary.as_dict()) if as_json else say(render_erasure(summary))
@@ -153,10 +153,10 @@ def validate(
     """Check what `ingest` would refuse, and change no table. The exit status is 1 if anything would be refused."""
     from pairwright.cluster.executor import EXECUTOR
     from pairwright.config import IngestConfig, load_config
-    from pairwright.data.ingest.dry_run import most_refused
+    from pairwright.data.ingest.dry_run import num_allowed
     from pairwright.data.ingest.dry_run import validate as run
 
-    most_refused(max_refused, 0)
+    num_allowed(max_refused, 0)
     named = [] if format is None else [f"format={format}"]
     loaded = load_config(IngestConfig, config, [*settings, *named])
     findings = run(sources, loaded, against=against, limit=limit, scratch=scratch, executor=EXECUTOR)

@@ -1,8 +1,8 @@
 """The executor that the commands use: this process for small work, Ray Data for the rest.
 
-Starting Ray takes about five seconds, in which one process goes through 400 MB of text: a command should not take
-longer to start than to do its work. Where a cluster runs already (a submitted job, an open session) it is used. Ray is
-imported when it is needed, not before.
+Starting Ray takes about five seconds, in which one process reads 400 MB of text: a command should not take longer to
+start than to do its work. Where a cluster runs already (a submitted job, an open session) it is used. Ray is imported
+only when it is needed.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Broadcast, Executor, Failures
-from pairwright.data.ingest.sources.connection_urls import Place
+from pairwright.data.ingest.sources.connection_urls import ExternalSource
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.table.table import Table
 
@@ -28,7 +28,7 @@ SMALL_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SizedExecutor:
-    """Decides by the bytes to go through which executor works; more than ``small_bytes`` are worth Ray."""
+    """Chooses the executor by the bytes to read: Ray for more than ``small_bytes``."""
 
     small_bytes: int = SMALL_BYTES
 
@@ -78,13 +78,13 @@ class SizedExecutor:
         return num_nodes()
 
     def stage_rows(
-        self, places: Sequence[Place], table: Table, config: IngestConfig
+        self, sources: Sequence[ExternalSource], table: Table, config: IngestConfig
     ) -> AbstractContextManager[tuple[list[SourceRef], Failures]]:
-        if not places:
-            return LOCAL.stage_rows(places, table, config)
+        if not sources:
+            return LOCAL.stage_rows(sources, table, config)
         from pairwright.cluster.stage_external import staged_rows
 
-        return staged_rows(places, table, config)
+        return staged_rows(sources, table, config)
 
 
 def _is_ray_up() -> bool:

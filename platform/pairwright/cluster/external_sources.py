@@ -1,7 +1,8 @@
-"""Sources that are no files -> Ray Data datasets, through Ray Data's own readers.
+"""Reads external sources (databases, lakehouse tables, Hugging Face datasets, topics) as Ray Data datasets.
 
-What a reader would do in silence is settled before it runs: offsets are resolved and checked (Ray moves a start that is
-gone to the earliest message), a Hugging Face dataset is read in slices (Ray would put all of it into memory at once).
+Ray Data's own connectors do the reading. What they would do silently is decided before: offsets are resolved and
+checked (Ray moves a start that retention has removed to the earliest message), and a Hugging Face dataset is read in
+slices (Ray would hold all of it in memory).
 """
 
 import os
@@ -17,9 +18,9 @@ from pydantic import SecretStr
 from ray.data import Dataset
 
 from pairwright.cluster.databases import LINE, read_database
-from pairwright.config import IngestConfig, ReaderConfig
+from pairwright.config import ConnectorConfig, IngestConfig
 from pairwright.data.ingest.decoders.arrow_rows import encode_rows
-from pairwright.data.ingest.sources.connection_urls import Place, offsets
+from pairwright.data.ingest.sources.connection_urls import ExternalSource, offsets
 from pairwright.errors import ConfigError, SourceError
 
 _PACKAGES = {
@@ -35,51 +36,51 @@ HUGGINGFACE_ROWS = 50_000
 KAFKA_TIMEOUT_SECONDS = 15.0
 
 
-def check_installed(place: Place) -> None:
-    """Refuse a place whose client is not installed.
+def check_installed(source: ExternalSource) -> None:
+    """Refuse a source whose client is not installed.
 
     Raises:
         ConfigError: if so; names the pip command.
     """
-    if place.kind not in _PACKAGES:
+    if source.kind not in _PACKAGES:
         return
-    package, extra = _PACKAGES[place.kind]
+    package, extra = _PACKAGES[source.kind]
     try:
         import_module(package)
     except ImportError as error:
         raise ConfigError(
-            f"{place.uri}: a {place.kind} source needs a package that is not there ({error}); "
+            f"{source.uri}: a {source.kind} source needs a package that is not there ({error}); "
             f"`pip install 'pairwright[{extra}]'`"
         ) from None
 
 
-def read_place(place: Place, config: IngestConfig) -> Iterator[Dataset]:
-    """Yield the rows of a place as datasets, to be taken one after the other.
+def read_external(source: ExternalSource, config: IngestConfig) -> Iterator[Dataset]:
+    """Yield the rows of a source as datasets, to be read one after the other.
 
     Raises:
         Exception: whatever its client raises; the caller says it in one line, without secrets.
     """
-    match place.kind:
+    match source.kind:
         case "sqlite" | "postgresql":
-            yield read_database(place, config)
+            yield read_database(source, config)
         case "delta":
-            version = place.settings.get("version")
+            version = source.settings.get("version")
             yield ray.data.read_delta(
-                place.address,
+                source.address,
                 version=None if version is None else int(version),
-                storage_options=resolved(config.reader.delta),
+                storage_options=resolved(config.connectors.delta),
             )
         case "iceberg":
-            yield _iceberg(place, resolved(config.reader.iceberg))
+            yield _iceberg(source, resolved(config.connectors.iceberg))
         case "huggingface":
-            yield from _huggingface(place)
+            yield from _huggingface(source)
         case "kafka":
-            yield _kafka(place, resolved(config.reader.kafka))
+            yield _kafka(source, resolved(config.connectors.kafka))
 
 
-def encoder_for(place: Place) -> Callable[[pa.RecordBatch], bytes]:
-    """Return what turns a place's rows into lines of JSON: cells of a database may hold JSON, messages are JSON."""
-    return {"sqlite": _join_lines, "postgresql": _join_lines, "kafka": _encode_messages}.get(place.kind, encode_rows)
+def encoder_for(source: ExternalSource) -> Callable[[pa.RecordBatch], bytes]:
+    """Return the encoder of a source's rows as lines of JSON: cells of a database may hold JSON, messages are it."""
+    return {"sqlite": _join_lines, "postgresql": _join_lines, "kafka": _encode_messages}.get(source.kind, encode_rows)
 
 
 def _join_lines(rows: pa.RecordBatch) -> bytes:
@@ -87,7 +88,7 @@ def _join_lines(rows: pa.RecordBatch) -> bytes:
 
 
 def resolved(properties: Mapping[str, SecretStr]) -> dict[str, str]:
-    """Return a client's settings, with what stands in the environment in its place.
+    """Return a client's settings, with the values of environment variables filled in.
 
     Raises:
         ConfigError: if a variable is not set.
@@ -97,21 +98,21 @@ def resolved(properties: Mapping[str, SecretStr]) -> dict[str, str]:
         value = secret.get_secret_value()
         if value.startswith("$"):
             if value[1:] not in os.environ:
-                raise ConfigError(f"[reader]: {name} is {value}, which the environment has not got; set it")
+                raise ConfigError(f"[connectors]: {name} is {value}, which the environment has not got; set it")
             value = os.environ[value[1:]]
         found[name] = value
     return found
 
 
-def secrets_of(place: Place, config: ReaderConfig) -> list[str]:
-    """Return what no message about a place may hold: ``addresses.without_secrets`` takes it out, encoded or not.
+def secrets_of(source: ExternalSource, config: ConnectorConfig) -> list[str]:
+    """Return what no message about a source may hold: ``addresses.without_secrets`` takes it out, encoded or not.
 
     Raises:
         ConfigError: if a setting is to come from a variable that is not set.
     """
     found = []
-    if place.kind == "postgresql":
-        parts = urlsplit(place.address)
+    if source.kind == "postgresql":
+        parts = urlsplit(source.address)
         found += [parts.username or "", parts.password or ""]
         found += [value for name, value in parse_qsl(parts.query) if _SECRET.search(name)]
         if secret := _SECRET.search(parts.query):  # a password that holds &a=b goes on to the end
@@ -126,9 +127,9 @@ def secrets_of(place: Place, config: ReaderConfig) -> list[str]:
 # -------------------------------------------------------------------------------------- tables and datasets
 
 
-def _iceberg(place: Place, properties: dict[str, str]) -> Dataset:
-    catalog, _, table = place.address.partition("/")
-    snapshot = place.settings.get("snapshot")
+def _iceberg(source: ExternalSource, properties: dict[str, str]) -> Dataset:
+    catalog, _, table = source.address.partition("/")
+    snapshot = source.settings.get("snapshot")
     return ray.data.read_iceberg(
         table_identifier=table,
         snapshot_id=None if snapshot is None else int(snapshot),
@@ -136,30 +137,30 @@ def _iceberg(place: Place, properties: dict[str, str]) -> Dataset:
     )
 
 
-def _huggingface(place: Place) -> Iterator[Dataset]:
+def _huggingface(source: ExternalSource) -> Iterator[Dataset]:
     import datasets
 
-    split = place.settings.get("split")
-    if not place.address.startswith("/"):
+    split = source.settings.get("split")
+    if not source.address.startswith("/"):
         if split is None:
-            raise SourceError(f"{place.uri}: which split? expected {place.uri}?split=NAME")
+            raise SourceError(f"{source.uri}: which split? expected {source.uri}?split=NAME")
         yield ray.data.from_huggingface(
             datasets.load_dataset(
-                place.address,
-                place.settings.get("config"),
+                source.address,
+                source.settings.get("config"),
                 split=split,
-                revision=place.settings.get("revision"),
+                revision=source.settings.get("revision"),
                 trust_remote_code=False,
             )
         )
         return
-    loaded = datasets.load_from_disk(place.address)
+    loaded = datasets.load_from_disk(source.address)
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
-            raise SourceError(f"{place.uri}: has the splits {', '.join(map(str, loaded))}; name one with ?split=NAME")
+            raise SourceError(f"{source.uri}: has the splits {', '.join(map(str, loaded))}; name one with ?split=NAME")
         loaded = loaded[split]
     elif split is not None:
-        raise SourceError(f"{place.uri}: has no splits; leave ?split={split} out")
+        raise SourceError(f"{source.uri}: has no splits; leave ?split={split} out")
     # Under this name Ray would look for the same dataset on the hub, and in the current folder.
     loaded.info.dataset_name = None
     for start in range(0, len(loaded), HUGGINGFACE_ROWS):
@@ -169,9 +170,9 @@ def _huggingface(place: Place) -> Iterator[Dataset]:
 # --------------------------------------------------------------------------------------------------- Kafka
 
 
-def _kafka(place: Place, properties: dict[str, str]) -> Dataset:
-    servers, _, topic = place.address.partition("/")
-    start, end = _bounds(place, {**properties, "bootstrap.servers": servers, "group.id": "pairwright"}, topic)
+def _kafka(source: ExternalSource, properties: dict[str, str]) -> Dataset:
+    servers, _, topic = source.address.partition("/")
+    start, end = _bounds(source, {**properties, "bootstrap.servers": servers, "group.id": "pairwright"}, topic)
     return ray.data.read_kafka(
         topic,
         bootstrap_servers=servers.split(","),
@@ -181,7 +182,7 @@ def _kafka(place: Place, properties: dict[str, str]) -> Dataset:
     )
 
 
-def _bounds(place: Place, settings: dict[str, str], topic: str) -> tuple[dict[int, Any], dict[int, Any]]:
+def _bounds(source: ExternalSource, settings: dict[str, str], topic: str) -> tuple[dict[int, Any], dict[int, Any]]:
     """Return the first offset of each partition, and the one after the last, once they are known to be there."""
     from confluent_kafka import Consumer, TopicPartition
 
@@ -189,7 +190,7 @@ def _bounds(place: Place, settings: dict[str, str], topic: str) -> tuple[dict[in
     try:
         described = consumer.list_topics(topic, timeout=KAFKA_TIMEOUT_SECONDS).topics[topic]
         if described.error is not None or not described.partitions:
-            raise SourceError(f"{place.uri}: there is no such topic")
+            raise SourceError(f"{source.uri}: there is no such topic")
         numbers = sorted(described.partitions)
         marks = {
             number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=KAFKA_TIMEOUT_SECONDS)
@@ -197,13 +198,13 @@ def _bounds(place: Place, settings: dict[str, str], topic: str) -> tuple[dict[in
         }
     finally:
         consumer.close()
-    wanted = {name: offsets(place, name, numbers) for name in ("start", "end")}
+    wanted = {name: offsets(source, name, numbers) for name in ("start", "end")}
     start = {number: marks[number][0] if (at := wanted["start"][number]) is None else at for number in numbers}
     end = {number: marks[number][1] if (at := wanted["end"][number]) is None else at for number in numbers}
     for number, (low, high) in marks.items():
         if not low <= start[number] <= end[number] <= high:
             raise SourceError(
-                f"{place.uri}: partition {number} holds the offsets {low} to {high}, which {start[number]} to "
+                f"{source.uri}: partition {number} holds the offsets {low} to {high}, which {start[number]} to "
                 f"{end[number]} are not part of; give start and end that are there"
             )
     return start, end

@@ -4,7 +4,7 @@ Neither Ray 2.60 nor torch 2.13 has a setting for it. Ray takes the machine's ad
 (``services.resolve_ip_for_localhost``), unless it believes that it runs on macOS or Windows; its metrics ports, which
 ask for no token, then listen on every interface. It gives its folders mode 0777 and its token 0644. torch's TCPStore
 listens on every interface whatever its host name. ``test_local_ray.py`` and ``test_training.py`` in
-``tests/integration`` hold the result.
+``tests/integration`` check the result.
 """
 
 import os
@@ -45,7 +45,7 @@ def start_local_ray(**options: Any) -> None:
 
 
 def guard_token() -> None:
-    """Let nobody else read Ray's token; an empty file made beforehand keeps its mode when Ray writes the token."""
+    """Restrict Ray's token to this user; an empty file made beforehand keeps its mode when Ray writes the token."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         return
     token = Path.home() / ".ray" / "auth_token"
@@ -57,7 +57,7 @@ def guard_token() -> None:
 
 
 def logs_folder() -> str:
-    """Return where this session's Ray writes its logs, on every node alike."""
+    """Return the folder of this session's Ray logs, the same on every node."""
     node = ray_worker._global_node
     return "session_latest/logs below its folder" if node is None else node.get_logs_dir_path()
 

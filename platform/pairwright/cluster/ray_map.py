@@ -1,7 +1,7 @@
-"""Maps a function over items with Ray Data, and gives values to its tasks.
+"""Maps a function over items with Ray Data, and broadcasts values to its tasks.
 
-Small items share a task, since a task costs about 20 ms whatever it does. What a ``PairwrightError`` explains crosses
-as data: Ray would wrap it and print a traceback of its own first.
+Small items share a task, since a task costs about 20 ms whatever it does. A ``PairwrightError`` is returned as data:
+Ray would wrap it and print a traceback of its own first.
 """
 
 import os
@@ -74,7 +74,7 @@ def map_on_ray(
             kind = type(error).__name__
             yield {"kind": kind if kind in _KINDS else "PairwrightError", "payload": str(error).encode()}
 
-    tasks = [{"items": indices} for indices in tasks_of(sizes, _num_tasks())]
+    tasks = [{"items": indices} for indices in batch_items(sizes, _num_tasks())]
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(run)
     # With its reservations Ray Data 2.60 starts one task where two CPUs are free, and waits between tasks.
     rows.context.op_resource_reservation_enabled = False
@@ -128,7 +128,7 @@ def _num_tasks() -> int:
     return TASKS_PER_CPU * int(ray.cluster_resources()["CPU"])
 
 
-def tasks_of(sizes: Sequence[int], num_tasks: int) -> list[list[int]]:
+def batch_items(sizes: Sequence[int], num_tasks: int) -> list[list[int]]:
     """Return indices of the items of each task: neighbours together until they are worth a task."""
     enough = min(TASK_BYTES, max(MIN_TASK_BYTES, sum(sizes) // num_tasks))
     tasks: list[list[int]] = []

@@ -14,14 +14,15 @@ import pyarrow as pa
 import ray.data
 from ray.data import Dataset
 
+from pairwright.cluster.executor import EXECUTOR
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import rejection
-from pairwright.data.ingest.shards import LINES_AT_ONCE, Counts
+from pairwright.data.ingest.shards import LINES_AT_ONCE, SplitCounts
 from pairwright.data.ingest.sources.listing import list_sources
-from pairwright.data.ingest.sources.scan import plan_units
+from pairwright.data.ingest.sources.scan import plan_splits
 from pairwright.data.ingest.sources.source import SourceRef
-from pairwright.data.ingest.sources.splits import LineRange, read_chunks
+from pairwright.data.ingest.sources.splits import InputSplit, read_chunks
 from pairwright.data.table.table import DataFile, Input, Table
 from pairwright.errors import SourceError, StoreError
 from pairwright.evaluation.requests import DEFAULT_LIMITS, parse_requests
@@ -32,7 +33,7 @@ RANGE_BYTES = 64 * 1024 * 1024
 MAX_TASKS = 4096
 
 Row: TypeAlias = dict[str, Any]
-Unit: TypeAlias = LineRange | DataFile
+Unit: TypeAlias = InputSplit | DataFile
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ScoringInput:
         unit = self.units[row["id"]]
         head = {"source": self.source_indices[row["id"]]}
         try:
-            pieces = _of_lines(unit, self.config) if isinstance(unit, LineRange) else _of_file(unit, self.table)
+            pieces = _of_lines(unit, self.config) if isinstance(unit, InputSplit) else _of_file(unit, self.table)
             for piece in pieces:
                 yield head | piece
         except (SourceError, StoreError) as error:
@@ -84,7 +85,7 @@ def plan_input(url: str, version: int | None, config: IngestConfig) -> ScoringIn
 
 
 def _plan_sources(sources: list[SourceRef], config: IngestConfig) -> ScoringInput:
-    ranges, failures = plan_units(sources, RANGE_BYTES)
+    ranges, failures = plan_splits(sources, RANGE_BYTES, EXECUTOR)
     index = {source.uri: number for number, source in enumerate(sources)}
     return ScoringInput(
         units=list(ranges),
@@ -104,10 +105,10 @@ def chunk_dataset(planned: ScoringInput) -> Dataset:
     return units.flat_map(planned.chunks, num_cpus=0)
 
 
-def _of_lines(unit: LineRange, config: IngestConfig) -> Iterator[Row]:
+def _of_lines(unit: InputSplit, config: IngestConfig) -> Iterator[Row]:
     """Yield the chunks of a line range; it is parsed here too, which is cheap beside a model, to count rejections."""
     name = unit.source.uri
-    counts = Counts(name, config)
+    counts = SplitCounts(name, config)
     for chunk in (piece for whole in read_chunks(unit) for piece in whole.pieces(LINES_AT_ONCE)):
         if chunk.problem:
             refused = rejection(RecordError(chunk.problem), chunk.text, name, chunk.first_line)
@@ -148,4 +149,4 @@ def _of_file(file: DataFile, table: Table | None) -> Iterator[Row]:
 
 
 def _name(unit: Unit) -> str:
-    return unit.source.uri if isinstance(unit, LineRange) else unit.path
+    return unit.source.uri if isinstance(unit, InputSplit) else unit.path

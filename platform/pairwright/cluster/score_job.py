@@ -30,7 +30,7 @@ from pairwright.records import Rejection
 from pairwright.terminal import one_per_line
 
 NUM_SHOWN = 5
-"""Rejections that a summary shows; all of them are under ``refused/``."""
+"""Rejections that a summary shows; all of them are under ``quarantine/``."""
 # A block goes to one actor as a whole: about one chunk, so that all actors have work even on a small input.
 _BLOCK_BYTES = 16 * 1024
 
@@ -133,7 +133,8 @@ def score(
         model: directory or URL of an exported model.
         input: file, directory, pattern or URL of JSON Lines; or the URL of an annotations or pairs table, whose newest
             version is scored.
-        output: directory or URL; gets ``scores/*.parquet`` in SCORES_SCHEMA, ``refused/*.jsonl`` and ``scores.json``.
+        output: directory or URL; gets ``scores/*.parquet`` in SCORES_SCHEMA, ``quarantine/*.jsonl`` and
+            ``scores.json``.
         num_workers: number of models in parallel; does not change the rewards.
         use_gpu: give each a GPU.
         micro_batch_tokens: token budget of one forward pass, padding included.

@@ -1,4 +1,4 @@
-"""Where Ray comes from: the cluster that a job runs on, or one started here for this command.
+"""Connects to the Ray cluster that a job runs on, or starts a local one for this command.
 
 ``ray.init()`` alone would attach to any cluster that happens to run on this machine; only ``RAY_ADDRESS``, which
 ``ray job submit`` sets, says that one is meant.

@@ -1,8 +1,8 @@
-"""Rows of databases, lakehouse tables, datasets and topics -> shards of JSON Lines in a table's ``landing/`` folder.
+"""Writes the rows of external sources as JSON Lines files into a table's ``staging/`` folder.
 
-From there they are read like any other source, so that line numbers, refused text and repeats have one path. The price
-is one more write of the text, gone when the ingestion ends. The tag is a sum of hashes over rows: the same rows in
-another order, as databases give them, are the same source.
+From there they are read like any other source, so that line numbers, quarantined text and duplicates are handled in
+one way. The price is one more write of the text, deleted when the ingestion ends. The etag is a sum of hashes over
+rows: the same rows in another order, as databases return them, are the same source.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ import pyarrow as pa
 from ray.exceptions import RayTaskError
 
 from pairwright.addresses import without_credentials, without_secrets
-from pairwright.cluster.external_sources import check_installed, encoder_for, read_place, secrets_of
+from pairwright.cluster.external_sources import check_installed, encoder_for, read_external, secrets_of
 from pairwright.cluster.session import ray_resources
 from pairwright.config import IngestConfig
 from pairwright.data.executor import Failures
-from pairwright.data.ingest.sources.connection_urls import Place
-from pairwright.data.ingest.sources.source import Shard, SourceRef
+from pairwright.data.ingest.sources.connection_urls import ExternalSource
+from pairwright.data.ingest.sources.source import SourceRef, StagedFile
 from pairwright.data.storage.object_store import open_store, store_errors
 from pairwright.data.table.commit import staging_folder
 from pairwright.data.table.table import Table
@@ -35,9 +35,9 @@ _MODULUS = 1 << 128
 
 @contextmanager
 def staged_rows(
-    places: Sequence[Place], table: Table, config: IngestConfig
+    sources: Sequence[ExternalSource], table: Table, config: IngestConfig
 ) -> Iterator[tuple[list[SourceRef], Failures]]:
-    """Write the rows of places into a folder of the table that lasts as long as the block.
+    """Write the rows of external sources into a staging folder of the table, deleted at the end of the block.
 
     Yields:
         the sources that they are now, and those that could not be read, with the reason.
@@ -46,45 +46,45 @@ def staged_rows(
         ConfigError: if a client is not installed, or a setting is not in the environment.
         StoreError: if the table cannot be written.
     """
-    for place in places:
-        check_installed(place)
-        secrets_of(place, config.reader)
-    sources: list[SourceRef] = []
+    for source in sources:
+        check_installed(source)
+        secrets_of(source, config.connectors)
+    staged: list[SourceRef] = []
     failures: Failures = {}
-    if not places:
-        yield sources, failures
+    if not sources:
+        yield staged, failures
         return
     with staging_folder(table) as folder:
-        for place in places:
+        for source in sources:
             try:
-                sources.append(_land(place, folder, config))
+                staged.append(_stage(source, folder, config))
             except Exception as error:
-                failures[place.uri] = _explained(error, place, secrets_of(place, config.reader))
-        yield sources, failures
+                failures[source.uri] = _explained(error, source, secrets_of(source, config.connectors))
+        yield staged, failures
 
 
-def _land(place: Place, folder: str, config: IngestConfig) -> SourceRef:
-    write = _writer(folder, encoder_for(place))
-    shards: list[Shard] = []
+def _stage(source: ExternalSource, folder: str, config: IngestConfig) -> SourceRef:
+    write = _writer(folder, encoder_for(source))
+    files: list[StagedFile] = []
     tag = 0
-    with progress_bar(f"shards landed of {place.uri}", total=None, resources=ray_resources) as advance:
-        for rows in read_place(place, config):
+    with progress_bar(f"files staged of {source.uri}", total=None, resources=ray_resources) as advance:
+        for rows in read_external(source, config):
             rows.context.execution_options.preserve_order = True
-            for shard in rows.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
-                tag = (tag + int(shard.pop("tag"), 16)) % _MODULUS
-                shards.append(Shard(**shard))
+            for file in rows.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
+                tag = (tag + int(file.pop("tag"), 16)) % _MODULUS
+                files.append(StagedFile(**file))
                 advance(1)
     return SourceRef(
-        uri=place.uri,
-        size=sum(shard.size for shard in shards),
+        uri=source.uri,
+        size=sum(file.size for file in files),
         etag=f"rows:{tag:032x}",
-        shards=tuple(shards),
+        staged_files=tuple(files),
         limits=config.limits,
     )
 
 
 def _writer(folder: str, encode: Callable[[pa.RecordBatch], bytes]) -> Callable[[pa.Table], Iterator[dict[str, Any]]]:
-    """Return what writes a block of rows as shards, in a task."""
+    """Return the function that writes a block of rows as files, in a task."""
 
     def write(block: pa.Table) -> Iterator[dict[str, Any]]:
         lines: list[bytes] = []
@@ -105,16 +105,16 @@ def _put(folder: str, text: bytes) -> dict[str, Any]:
         stored = obstore.put(open_store(folder), name, text)
     every = text.removesuffix(b"\n").split(b"\n")
     tag = sum(int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big") for line in every) % _MODULUS
-    shard = {"uri": f"{folder}/{name}", "size": len(text), "etag": stored["e_tag"], "rows": len(every)}
-    return {name: [value] for name, value in shard.items()} | {"tag": [f"{tag:x}"]}
+    file = {"uri": f"{folder}/{name}", "size": len(text), "etag": stored["e_tag"], "rows": len(every)}
+    return {name: [value] for name, value in file.items()} | {"tag": [f"{tag:x}"]}
 
 
-def _explained(error: Exception, place: Place, secrets: Sequence[str]) -> str:
+def _explained(error: Exception, source: ExternalSource, secrets: Sequence[str]) -> str:
     """Return what a client, here or in a task, says went wrong: one line without secrets."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         error = error.cause
     if isinstance(error, PairwrightError):
-        return str(error).removeprefix(f"{place.uri}: ")
+        return str(error).removeprefix(f"{source.uri}: ")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
     return f"cannot be read: {without_secrets(without_credentials(said), secrets)}"

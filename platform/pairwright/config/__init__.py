@@ -6,7 +6,7 @@ the remedy. ``load_config`` is the only way in, so that every verb reports a mis
 
 from pairwright.config.expand import ExpandConfig
 from pairwright.config.fields import BOTH_BAD, TIE, FieldPaths, LayoutFile
-from pairwright.config.ingest import IngestConfig, ReaderConfig, SourceLimits
+from pairwright.config.ingest import ConnectorConfig, IngestConfig, SourceLimits
 from pairwright.config.loading import config_digest, digest_of, load_config
 from pairwright.config.section import Section
 from pairwright.config.train import (
@@ -27,6 +27,7 @@ __all__ = [
     "BOTH_BAD",
     "TIE",
     "BatchesConfig",
+    "ConnectorConfig",
     "DataConfig",
     "DeepSpeedConfig",
     "ExpandConfig",
@@ -37,7 +38,6 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "ReaderConfig",
     "Section",
     "SourceLimits",
     "TokensConfig",

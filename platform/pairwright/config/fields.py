@@ -1,6 +1,6 @@
-"""Where a record of somebody else's layout keeps each part of an annotation: [fields] of a configuration.
+"""Configuration of [fields]: where a record of a foreign layout keeps each part of an annotation.
 
-The files under ``data/formats/known/`` are such tables too: a layout that a user adds is written as those that come
+The files under ``data/ingest/adapters/known/`` are such tables too: a user's layout is written like those that come
 with the package.
 """
 
@@ -139,9 +139,9 @@ class FieldPaths(Section):
         if not self.is_whole:
             return self
         pair = self.chosen is not None or self.rejected is not None
-        places = {"completions": self.completions, "group_by": self.group_by, "tree": self.tree}
-        places |= {"sides": self.sides, "chosen": pair}
-        given = [name for name, value in places.items() if value]
+        given_by = {"completions": self.completions, "group_by": self.group_by, "tree": self.tree}
+        given_by |= {"sides": self.sides, "chosen": pair}
+        given = [name for name, value in given_by.items() if value]
         if len(given) > 1:
             raise ValueError(f"completions stand in one place; found {' and '.join(given)}")
         if pair and (self.chosen is None or self.rejected is None):

@@ -1,4 +1,4 @@
-"""How records are read: formats, field paths, readers, limits."""
+"""Configuration of `ingest`: formats, field paths, connectors, limits."""
 
 import tomllib
 from pathlib import Path
@@ -10,8 +10,8 @@ from pairwright.config.fields import FieldPaths, LayoutFile
 from pairwright.config.section import PositiveInt, Section
 
 
-class ReaderConfig(Section):
-    """What a source that is no file needs beside its address."""
+class ConnectorConfig(Section):
+    """What external sources need besides their connection URL."""
 
     query: str | None = None
     """SQL whose rows are the records, for the URL of a database; `?table=NAME` in the URL needs none."""
@@ -22,7 +22,7 @@ class ReaderConfig(Section):
     kafka: dict[str, SecretStr] = {}
     """Settings of the Kafka consumer, as librdkafka names them; `$NAME` likewise."""
     connect_timeout_seconds: PositiveInt = 30
-    """Fail a PostgreSQL source that does not let us in for so long."""
+    """Fail a PostgreSQL source that has not accepted the connection after so long."""
     statement_timeout_seconds: PositiveInt = 3600
     """Fail a database whose query has not ended after so long."""
     query_memory_bytes: PositiveInt = 256 * 1024 * 1024
@@ -30,7 +30,7 @@ class ReaderConfig(Section):
 
 
 class SourceLimits(Section):
-    """What a source may cost: a record above a limit is refused alone, a source above one fails; both by its name."""
+    """Limits on sources: a record above a limit is refused alone, a source above one fails; messages name the limit."""
 
     max_record_bytes: PositiveInt = 16 * 1024 * 1024
     """Refuse a record (a line, an item, a row) of more bytes as JSON."""
@@ -65,12 +65,12 @@ class IngestConfig(Section):
     """Refuse a record with more entries in its metadata."""
     max_label_characters: PositiveInt = 1000
     """Refuse a record with a longer id, annotator, subset, role, model or name in metadata, in characters."""
-    range_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
+    split_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
     """Bytes of one uncompressed source that one task reads."""
     limits: SourceLimits = SourceLimits()
-    """What a source may cost."""
-    reader: ReaderConfig = ReaderConfig()
-    """What databases, lakehouse tables and topics need beside their addresses."""
+    """Limits on sources."""
+    connectors: ConnectorConfig = ConnectorConfig()
+    """What databases, lakehouse tables and topics need besides their URLs."""
 
     @model_validator(mode="before")
     @classmethod

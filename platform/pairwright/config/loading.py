@@ -1,4 +1,4 @@
-"""TOML and ``--set key=value`` -> a configuration; mistakes -> one message that names key, value and remedy."""
+"""Loads a configuration from a TOML file and ``--set key=value``; an error names key, value and remedy."""
 
 import hashlib
 import json
@@ -17,8 +17,18 @@ from pairwright.errors import ConfigError
 ConfigT = TypeVar("ConfigT", bound=Section)
 MAX_SHOWN = 200
 """Characters of a value that a message quotes."""
-_SECRETS = "reader"
+_SECRETS = "connectors"
 """The section whose values no message quotes."""
+RENAMED_KEYS = {
+    "range_bytes": "split_bytes",
+    "reader": "connectors",
+    "stretch_bytes": "partition_bytes",
+    "overlap_words": "ngram_size",
+    "shingle_characters": "shingle_size",
+    "margin.score_gap": "score_difference",
+    "margin.grade": "strength",
+}
+"""Old dotted key -> new name; ``key.value`` for a value that was renamed. Old ones are refused by name."""
 _KEY = re.compile(r"[A-Za-z_][\w.]*")
 RENAMED_KEYS = {
     "engine": "deepspeed",
@@ -42,7 +52,7 @@ def load_config(kind: type[ConfigT], path: str | None, overrides: Sequence[str] 
 
     Raises:
         ConfigError: if the file is missing or is not TOML, if a key is unknown, if a value is not allowed, or if an
-            address outside of [reader] holds credentials.
+            address outside of [connectors] holds credentials.
     """
     values = _read_toml(path) if path is not None else {}
     for override in overrides:
@@ -116,7 +126,9 @@ def _explain(error: ValidationError, kind: type[Section], origin: str) -> list[s
         known = ", ".join(_keys_at(kind, problem["loc"][:-1]))
         match problem["type"]:
             case "extra_forbidden" if where in RENAMED_KEYS:
-                lines.append(f"{where}: was renamed; write {RENAMED_KEYS[where]} instead")
+                lines.append(f"{where}: has been renamed to {RENAMED_KEYS[where]}; use the new key")
+            case "literal_error" if renamed := RENAMED_KEYS.get(f"{where}.{problem['input']}"):
+                lines.append(f"{where}: {problem['input']!r} has been renamed to {renamed!r}; use the new value")
             case "extra_forbidden":
                 lines.append(f"{where}: unknown key; known here: {known}")
             case "missing":

@@ -1,4 +1,4 @@
-"""What every configuration model is: frozen, no unknown keys, a docstring under every field."""
+"""Base class of all configuration models: frozen, unknown keys refused, a docstring under every field."""
 
 from typing import Annotated
 

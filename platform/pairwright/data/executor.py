@@ -1,8 +1,8 @@
-"""The executor of table operations: the protocol, and the implementation in this process.
+"""Executor protocol for table operations, and its implementation in this process.
 
-A table operation says what is done to each item and what is done with the results. It is handed an executor, and
-cannot tell which: both implementations give the same bytes. The one on Ray Data is in ``cluster/executor.py``, where
-it is also decided, by the bytes to go through, which one works.
+A table operation says what is done to each item and what is done with the results. It is handed an executor and
+cannot tell which one: both implementations give the same bytes. The one on Ray Data is in ``cluster/executor.py``,
+which also decides by the bytes to read which of them works.
 """
 
 import socket
@@ -16,7 +16,7 @@ from pairwright.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from pairwright.config import IngestConfig
-    from pairwright.data.ingest.sources.connection_urls import Place
+    from pairwright.data.ingest.sources.connection_urls import ExternalSource
     from pairwright.data.ingest.sources.source import SourceRef
     from pairwright.data.table.table import Table
 
@@ -38,10 +38,10 @@ class Broadcast(Protocol[ValueT_co]):
 
 
 class Executor(Protocol):
-    """What maps work over items, in one process or over a cluster."""
+    """Maps work over items, in one process or on a cluster."""
 
     def session(self, num_bytes: int) -> AbstractContextManager[None]:
-        """Hold what the maps of the block share, such as a cluster's start, where so many bytes are worth it."""
+        """Keep a cluster, started where so many bytes are worth it, for the maps of the block."""
         ...
 
     def map_items(
@@ -62,7 +62,7 @@ class Executor(Protocol):
             items: what there is to do.
             sizes: bytes that each item has to go through.
             result: type of the results, for msgpack.
-            what: what items are and become, for the person who waits: ``sources hashed``.
+            what: label of the progress bar: ``sources hashed``.
 
         Raises:
             PairwrightError: the first one that ``work`` raised anywhere.
@@ -82,7 +82,7 @@ class Executor(Protocol):
         ...
 
     def stage_rows(
-        self, places: Sequence["Place"], table: "Table", config: "IngestConfig"
+        self, sources: Sequence["ExternalSource"], table: "Table", config: "IngestConfig"
     ) -> AbstractContextManager[tuple[list["SourceRef"], Failures]]:
         """Write the rows of databases, lakehouse tables and topics into files of ``table`` that last for the block."""
         ...
@@ -100,7 +100,7 @@ class LocalValue(Generic[ValueT]):
 
 
 class LocalExecutor:
-    """Does everything in this process, one item after the other."""
+    """Maps items in this process, one after the other."""
 
     def session(self, num_bytes: int) -> AbstractContextManager[None]:
         return nullcontext()
@@ -135,10 +135,10 @@ class LocalExecutor:
 
     @contextmanager
     def stage_rows(
-        self, places: Sequence["Place"], table: "Table", config: "IngestConfig"
+        self, sources: Sequence["ExternalSource"], table: "Table", config: "IngestConfig"
     ) -> Iterator[tuple[list["SourceRef"], Failures]]:
-        if places:
-            raise ConfigError(f"{places[0].uri}: rows of databases and topics are read by Ray Data; pass its executor")
+        if sources:
+            raise ConfigError(f"{sources[0].uri}: rows of databases and topics are read by Ray Data; pass its executor")
         yield [], {}
 
 

@@ -1,9 +1,9 @@
-"""What stands beside the text of a turn (``extra``), and beside all turns (``context``), for the chat template.
+"""Fields beside the text of a turn (``extra``) and beside the whole conversation (``context``), for the chat template.
 
-Both are JSON objects, kept as text in the order of their source: templates print the keys of tools and of calls in the
-order in which they stand, so another order would be other tokens. Their fields have the names that transformers gives
-them. A turn on its way to the template is a mapping of texts: role, content, ``extra`` where it has one, and in the
-first turn the ``context`` of the conversation.
+Both are JSON objects, kept as text in the order of their source: templates print the keys of tools and calls in the
+order in which they stand, so another order would give other tokens. Field names are those of transformers. On its way
+to the template a turn is a mapping of texts: role, content, ``extra`` where it has one, and in the first turn the
+``context`` of the conversation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ _ANY = msgspec.json.Decoder()
 
 
 def num_characters(text: str, extra: str | None) -> int:
-    """Return the length of a text and of what stands beside it, in characters."""
+    """Return the length of a text and its extra, in characters."""
     return len(text) if extra is None else len(text) + len(extra)
 
 
 def is_blank(value: Any) -> bool:
-    """Return whether a field says nothing: null, white space, or an empty list or object."""
+    """Return whether a field is blank: null, white space, or an empty list or object."""
     return value is None or (not value.strip() if isinstance(value, str) else value in ([], {}))
 
 
@@ -41,7 +41,7 @@ def write_extra(fields: Mapping[str, Any]) -> str | None:
 
 
 def has_extras(conversation: Sequence[Turn]) -> bool:
-    """Return whether anything stands beside the texts of a conversation."""
+    """Return whether a conversation has an extra or a context."""
     return any(len(turn) > 2 for turn in conversation)
 
 

@@ -1,10 +1,10 @@
-"""Hands whole groups of an annotations version to a function; texts move only where a group is spread over files.
+"""Group-by over an annotations version: calls a function on whole groups, and shuffles only those that span partitions.
 
-Files are taken in partitions of ``partition_bytes``. A first pass reads group ids alone; a group whose annotations lie
-within one partition, as nearly all do, is handed over where it is read, and the others go through a shuffle on disk
-(Ray's own kept them all in memory: expanding 8 GB peaked at 5.6 GB, and needed a second read of every partition). The
-driver holds 8 bytes a group and partition. What is handed over together is a function of the version and of
-``partition_bytes`` alone, never of the cluster.
+Files are read in partitions of ``partition_bytes``. A first pass reads group ids alone; a group whose annotations lie
+within one partition, as nearly all do, is processed where it is read, and the others go through a shuffle on disk
+(Ray's own kept them all in memory: expanding 8 GB peaked at 5.6 GB, and read every partition twice). The driver holds
+8 bytes per group and partition. Which groups are processed together depends on the version and ``partition_bytes``
+alone, never on the cluster.
 """
 
 import sys
@@ -28,7 +28,7 @@ class _Index(msgspec.Struct, frozen=True):
 
     partition: int
     groups: bytes
-    """64-bit ids, uint64, sorted, without repeats."""
+    """64-bit ids, uint64, sorted, distinct."""
     num_annotations: bytes
     """How many annotations each has, int64."""
 
@@ -74,21 +74,21 @@ def map_groups(
     partitions = partition_files(manifest.files, partition_bytes)
     if not partitions:
         return []
-    # One partition is one task's work, and nothing in it is spread: worth no cluster.
+    # One partition is one task's work, and no group spans two: worth no cluster.
     with executor.session(sum(file.bytes for file in manifest.files) if len(partitions) == 1 else sys.maxsize):
-        spread, num_spread = _spread_groups(executor, table, partitions, key)
-        if not len(spread):
-            done = _on_partitions(executor, table, partitions, key, work, None, spread, what=what)
+        spanning, num_spanning = _spanning_groups(executor, table, partitions, key)
+        if not len(spanning):
+            done = _on_partitions(executor, table, partitions, key, work, None, spanning, what=what)
         else:
             with staging_folder(staging) as folder:
-                shuffle = Shuffle(folder, -(-num_spread // rows_per_bucket))
-                done = _on_partitions(executor, table, partitions, key, work, shuffle, spread, what=what)
+                shuffle = Shuffle(folder, -(-num_spanning // rows_per_bucket))
+                done = _on_partitions(executor, table, partitions, key, work, shuffle, spanning, what=what)
                 done += _on_buckets(executor, [part.shuffled for part in done], work, shuffle, what=what)
     return [msgspec.msgpack.decode(found, type=result) for part in done for found in part.results]
 
 
 def partition_files(files: Sequence[DataFile], partition_bytes: int) -> list[list[DataFile]]:
-    """Return the files of a version in runs of neighbours that are worth a task each."""
+    """Return the files of a version in partitions of neighbours, each worth a task."""
     partitions: list[list[DataFile]] = []
     filled = partition_bytes
     for file in files:
@@ -106,7 +106,7 @@ def group_keys(group_ids: pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), dtype=">u8")[::2].astype(np.uint64)
 
 
-def _spread_groups(
+def _spanning_groups(
     executor: Executor, table: Table, partitions: Sequence[Sequence[DataFile]], key: str
 ) -> tuple[np.ndarray, int]:
     """Return the groups that lie in several partitions, sorted, and how many annotations they have."""
@@ -124,8 +124,8 @@ def _spread_groups(
     counts = np.concatenate([np.frombuffer(index.num_annotations, np.int64) for index in found])
     every = np.concatenate([np.frombuffer(index.groups, np.uint64) for index in found])
     values, occurrences = np.unique(every, return_counts=True)
-    spread = values[occurrences > 1]
-    return spread, int(counts[_contains(spread, every)].sum())
+    spanning = values[occurrences > 1]
+    return spanning, int(counts[_contains(spanning, every)].sum())
 
 
 def _on_partitions(
@@ -135,23 +135,23 @@ def _on_partitions(
     key: str,
     work: Callable[[pa.Table], list[ResultT]],
     shuffle: Shuffle | None,
-    spread: np.ndarray,
+    spanning: np.ndarray,
     *,
     what: str,
 ) -> list[_Done]:
-    """Hand over the groups of each partition; put the rows of those that are spread into the shuffle."""
-    shared = executor.broadcast(spread)
+    """Call ``work`` on the groups of each partition; write the rows of spanning groups into the shuffle."""
+    shared = executor.broadcast(spanning)
 
     def run(index: int) -> Iterator[_Done]:
         rows = pa.concat_tables([table.read_file(file) for file in partitions[index]])
         shuffled: list[int] = []
         if shuffle is not None:  # a filter copies all that it keeps
             keys = group_keys(rows[key])
-            is_spread = _contains(shared.get(), keys)
-            if is_spread.any():
-                buckets = _buckets(keys[is_spread], shuffle.num_buckets)
-                shuffled = shuffle.write(index, rows.filter(pa.array(is_spread)), buckets)
-                rows = rows.filter(pa.array(~is_spread))
+            is_spanning = _contains(shared.get(), keys)
+            if is_spanning.any():
+                buckets = _buckets(keys[is_spanning], shuffle.num_buckets)
+                shuffled = shuffle.write(index, rows.filter(pa.array(is_spanning)), buckets)
+                rows = rows.filter(pa.array(~is_spanning))
         yield _Done(index, _encoded(work(rows)) if rows.num_rows else [], shuffled)
 
     done = executor.map_items(
@@ -168,7 +168,7 @@ def _on_buckets(
     *,
     what: str,
 ) -> list[_Done]:
-    """Hand over the spread groups, one bucket after the other."""
+    """Call ``work`` on the spanning groups, one bucket after the other."""
     sizes = np.sum([np.diff(at) for at in starts if at], axis=0)
     filled = np.flatnonzero(sizes).tolist()
     shared = executor.broadcast(starts)
@@ -176,7 +176,7 @@ def _on_buckets(
     def run(bucket: int) -> Iterator[_Done]:
         yield _Done(bucket, _encoded(work(shuffle.read(bucket, shared.get()))), [])
 
-    what = f"parts of the spread groups {what}"
+    what = f"buckets of spanning groups {what}"
     done = executor.map_items(run, filled, sizes[filled].tolist(), _Done, what=what)
     return sorted(done, key=lambda part: part.number)
 

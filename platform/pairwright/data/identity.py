@@ -37,7 +37,7 @@ def prompt_id(messages: Sequence[Message], context: str | None = None) -> str:
 
 
 def group_id(prompt_hash: str, texts: Sequence[str], extras: Sequence[str | None] = ()) -> str:
-    """Return the hash of a prompt and its completions in any order (exact, repeats counted), 32 hex digits.
+    """Return the hash of a prompt and its completions in any order (exact, duplicates counted), 32 hex digits.
 
     Args:
         prompt_hash: the prompt's.
@@ -103,7 +103,7 @@ def normalised(text: str) -> str:
 
 
 def _add_extra(digest: Any, extra: str) -> None:
-    """Hash what stands beside a text, behind bytes that are no text's length; nothing where it is empty."""
+    """Hash the extra of a text, behind bytes that are no text's length; nothing where it is empty."""
     if extra:
         digest.update(b"\xff" * 8)
         _add(digest, extra)

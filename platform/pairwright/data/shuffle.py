@@ -1,9 +1,9 @@
-"""A shuffle on disk between two passes: rows of file buckets are written by bucket, and read bucket by bucket.
+"""Shuffle on disk between two passes: rows are written by bucket and read bucket by bucket.
 
-A task of the first pass writes one file for what its bucket holds, an Arrow stream for each bucket, one behind the
-other; a task of the second reads its bucket's range of every file. Nothing but ranges passes through the driver, and
-memory holds one bucket or one bucket at a time, however much there is. The price is a write and a read of what is
-shuffled, and on object storage one request for each range.
+A task of the first pass writes one file for its partition, an Arrow stream for each bucket, one behind the other; a
+task of the second pass reads its bucket's byte range of every file. Only byte ranges pass through the driver, and
+memory holds one partition or one bucket at a time, whatever the total. The price is a write and a read of the shuffled
+rows, and on object storage one request for each byte range.
 """
 
 import itertools

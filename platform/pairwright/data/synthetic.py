@@ -1,10 +1,10 @@
-"""Seed -> rankings whose truth is known: native annotations as dicts, and the reward that made them.
+"""Generates synthetic rankings whose true reward is known: native annotations, a function of a seed.
 
-Every word is worth something, and a completion the average of its words and a little for each: the longer one wins
-57 % of the pairs, so that length alone gets nowhere near. An annotator ranks by that reward plus Gumbel noise, which is
-Plackett-Luce: ties aside, any two completions compare as Bradley-Terry says. No model can be expected to beat the
-truth's own accuracy on such noisy pairs (91 %); it is what to reach. Additive on purpose: a two-layer model 64 wide
-comes within a point of it in 230 steps of 16 groups, but stays 9 below if words can also turn each other around.
+Every word has a value; the reward of a completion is the average over its words plus a little for each word: the
+longer one wins 57 % of the pairs, so that length alone is a weak predictor. An annotator ranks by that reward plus
+Gumbel noise, which is Plackett-Luce: ties aside, any two completions compare as Bradley-Terry says. No model can be
+expected to beat the true reward's own accuracy on such noisy pairs (91 %). Additive on purpose: a two-layer model 64
+wide comes within a point of it in 230 steps of 16 groups, but stays 9 below if words can also turn each other around.
 """
 
 import json

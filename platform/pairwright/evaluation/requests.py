@@ -17,9 +17,9 @@ from pairwright.data.extras import Turn, num_characters, reply_of, turns_of
 from pairwright.data.ingest.adapters import RecordError, json_name, parser_for
 from pairwright.data.ingest.decoders.chunks import too_long
 from pairwright.data.ingest.fields.adapter import check_count
-from pairwright.data.ingest.fields.conversation_turns import extra_of, joined_parts, said
+from pairwright.data.ingest.fields.conversation_turns import extra_of, joined_parts, read_conversation
 from pairwright.data.ingest.fields.paths import opened
-from pairwright.data.ingest.parse import explain, rejection, too_much_text
+from pairwright.data.ingest.parse import decoder_error, rejection, too_much_text
 from pairwright.data.ingest.prompts import context_of
 from pairwright.data.ingest.rules import check_extra, label_too_long, text_too_long
 from pairwright.data.tokens.chat_template import Conversation
@@ -105,7 +105,7 @@ def parse_requests(
         except RecordError as error:
             rejections.append(rejection(error, line, source, number))
         except (UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
-            rejections.append(rejection(explain(error, line), line, source, number))
+            rejections.append(rejection(decoder_error(error, line), line, source, number))
     return requests, rejections
 
 
@@ -169,7 +169,7 @@ def _read_untyped(record: Mapping[str, Any], config: IngestConfig) -> _ParsedRec
             return _of_messages(record["messages"], name, context)
     fields = {"id": _name(record.get("id"))} | {key: record[key] for key in ("completion",) if key in record}
     if "prompt" in record:
-        fields["prompt"] = said(record["prompt"], "$.prompt")
+        fields["prompt"] = read_conversation(record["prompt"], "$.prompt")
     completions = opened(record.get("completions"))
     if isinstance(completions, list):
         fields["completions"] = [_completion(item, f"$.completions[{index}]") for index, item in enumerate(completions)]
@@ -222,7 +222,7 @@ def _of_sides(record: Mapping[str, Any], name: str | None, context: str | None, 
 
 def _of_messages(messages: Any, name: str | None, context: str | None) -> _ParsedRecord:
     """Return the content of a conversation whose last turn is the reply."""
-    turns = said(messages, "$.messages")
+    turns = read_conversation(messages, "$.messages")
     if isinstance(turns, str) or len(turns) < 2 or turns[-1].role != "assistant":
         last = "a text" if isinstance(turns, str) else f"{len(turns)} turns"
         last += "" if isinstance(turns, str) or not turns else f", the last of role `{turns[-1].role}`"

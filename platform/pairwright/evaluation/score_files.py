@@ -1,4 +1,4 @@
-"""Writes the output of a scoring run: ``scores/*.parquet``, ``refused/*.jsonl`` and, last, ``scores.json``.
+"""Writes the output of a scoring run: ``scores/*.parquet``, ``quarantine/*.jsonl`` and, last, ``scores.json``.
 
 An output is complete if and only if ``scores.json`` exists, which lists every file. One process writes: a row has about
 60 bytes, so a thousand GPUs do not saturate it, and the files are few, large and in the order of the input. The rows of
@@ -23,7 +23,7 @@ from obstore.exceptions import AlreadyExistsError
 from pairwright import __version__
 from pairwright.data.ingest.parse import reason_key
 from pairwright.data.storage.object_store import absolute_url, open_store, store_errors
-from pairwright.data.storage.ownership import SCORES, check_free, delete_files, stored_files
+from pairwright.data.storage.ownership import OLD_NAMES, QUARANTINE, SCORES, delete_files, refuse_occupied, stored_files
 from pairwright.data.table.manifest import DataFile, Input
 from pairwright.errors import StoreError
 from pairwright.evaluation.load_exported import ModelIdentity
@@ -35,7 +35,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "scores.json"
 ROWS_PER_FILE = 1_000_000
 REJECTIONS_PER_FILE = 10_000
-FOLDERS = ("scores", "refused")
+FOLDERS = ("scores", QUARANTINE, OLD_NAMES[QUARANTINE])
 LEFTOVER_AGE = timedelta(days=1)
 """Files that no manifest lists are deleted when older: a younger run may still be writing."""
 
@@ -246,7 +246,7 @@ class ScoreFiles:
         """Return the content of the manifest to replace, None if there is none."""
         content = self._found_manifest()
         if content is None:
-            check_free(self.url, SCORES, advice="give the scores a folder of their own")
+            refuse_occupied(self.url, SCORES, advice="give the scores a folder of their own")
             return None
         try:
             msgspec.json.decode(content, type=_AnyScores)
@@ -284,7 +284,7 @@ class ScoreFiles:
     def _write_refused(self, rejections: Sequence[Rejection]) -> DataFile:
         number = len(self._refused.files) + len(self._refused.current_files)
         content = memoryview(msgspec.json.Encoder().encode_lines(rejections))
-        return self._put(f"refused/{self._run}-{number:05d}.jsonl", content, len(rejections))
+        return self._put(f"{QUARANTINE}/{self._run}-{number:05d}.jsonl", content, len(rejections))
 
     def _put(self, path: str, content: memoryview, rows: int) -> DataFile:
         with store_errors(f"{self.url}/{path}"):

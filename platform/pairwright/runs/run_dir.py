@@ -18,7 +18,7 @@ from pairwright.config import TrainConfig
 from pairwright.data.storage.model_listing import RULES_FILE, written_files
 from pairwright.data.storage.object_store import local_root, store_errors
 from pairwright.data.storage.outputs import check_own, is_free, replace_directory
-from pairwright.data.storage.ownership import RUN, check_free
+from pairwright.data.storage.ownership import RUN, refuse_occupied
 from pairwright.data.table.table import Input, open_store
 from pairwright.errors import ConfigError
 from pairwright.records import UNREADABLE_JSON
@@ -122,14 +122,14 @@ class RunFolder:
                 "another output"
             ) from None
 
-    def check_free(self) -> None:
+    def refuse_occupied(self) -> None:
         """Refuse a folder that holds neither a run nor nothing.
 
         Raises:
             StoreError: naming what is there.
         """
         if self.identity() is None:
-            check_free(self.url, RUN, advice="choose another output, or an empty folder")
+            refuse_occupied(self.url, RUN, advice="choose another output, or an empty folder")
 
     def claim(self, identity: RunIdentity) -> None:
         """Make this the folder of a run, or resume the run that it already holds.
@@ -138,7 +138,7 @@ class RunFolder:
             ConfigError: if another run is here, naming what differs.
             StoreError: if anything else is here.
         """
-        self.check_free()
+        self.refuse_occupied()
         try:
             obstore.put(self._store, RUN_NAME, _pretty(identity), mode="create")
         except AlreadyExistsError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 from pairwright.errors import CheckpointError, DamagedCheckpointError
 from pairwright.events import Retrying
 from pairwright.records import UNREADABLE_JSON
@@ -169,7 +169,7 @@ def write_checkpoint(
     Raises:
         CheckpointError: on every rank alike, if a rank still cannot write after the last retry.
     """
-    for pause in [*pauses(retry_seconds), None]:
+    for pause in [*backoff_delays(retry_seconds), None]:
         directory: Path | None = None
         error: CheckpointError | None = None
         try:

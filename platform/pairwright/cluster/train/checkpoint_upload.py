@@ -18,7 +18,7 @@ from pyarrow.fs import FileSystem, FileType
 
 from pairwright.addresses import without_credentials
 from pairwright.cluster.train.ray_workarounds import StorageContext, UploadAborted
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 from pairwright.data.storage.object_store import own_folder
 
 
@@ -112,7 +112,7 @@ class CheckpointUploader:
             UploadAborted: if all retries failed, or were cancelled.
         """
         try:
-            delays = pauses(self._retry_seconds)
+            delays = backoff_delays(self._retry_seconds)
             while True:
                 try:
                     stored = self._persist(checkpoint, name)

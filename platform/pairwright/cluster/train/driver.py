@@ -32,7 +32,7 @@ from pairwright.cluster.train.run_plan import (
 )
 from pairwright.cluster.train.trainer import run_trainer
 from pairwright.config import TrainConfig, config_digest
-from pairwright.data.storage.backoff import with_patience
+from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.data.storage.lease import Lease
 from pairwright.data.storage.object_store import local_root
 from pairwright.data.storage.ownership import RUN
@@ -76,7 +76,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """
     check_output(config)
     if _is_there(config.output):
-        RunFolder(config.output).check_free()
+        RunFolder(config.output).refuse_occupied()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(config.data.version)
     tokenizer = load_tokenizer(config.model.path)
@@ -119,7 +119,7 @@ def train(config: TrainConfig) -> TrainSummary:
 def _train(config: TrainConfig, signals: ShutdownSignals) -> TrainSummary:
     check_output(config)
     folder = RunFolder(config.output)
-    folder.check_free()
+    folder.refuse_occupied()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(data_version(config, folder))
     started = time.time()
@@ -144,7 +144,7 @@ def _train(config: TrainConfig, signals: ShutdownSignals) -> TrainSummary:
             if isinstance(result, RunStopped):
                 _raise_stopped(folder, result.step, signals)
     summary = _summary(config, plan, manifest, result, monitor, time.time() - started)
-    with_patience(lambda: folder.finish(summary), config.training.storage_retry_seconds, _print_retry)
+    retry_with_backoff(lambda: folder.finish(summary), config.training.storage_retry_seconds, _print_retry)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
 
 

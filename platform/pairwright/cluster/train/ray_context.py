@@ -22,7 +22,7 @@ from pairwright.cluster.train.checkpoint_upload import CheckpointUploader, Local
 from pairwright.cluster.train.coordinator import RunCoordinator
 from pairwright.cluster.train.preemption import PreemptionMonitor
 from pairwright.cluster.train.ray_workarounds import StorageContext
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 from pairwright.errors import CheckpointError, PairwrightError
 from pairwright.events import Retrying, RunEvent, cause_of
 from pairwright.training.collectives import all_gather_object, first_error, raise_on_all_ranks
@@ -70,7 +70,7 @@ class RayRunContext:
         Raises:
             CheckpointError: if all retries failed, which says nothing of what is stored there.
         """
-        for pause in [*pauses(self._retry_seconds), None]:
+        for pause in [*backoff_delays(self._retry_seconds), None]:
             with ExitStack() as stack:
                 directory: str | None = None
                 error: CheckpointError | None = None

@@ -28,7 +28,7 @@ from pairwright.cluster.train.preemption import SigtermHandler
 from pairwright.cluster.train.ray_workarounds import RayTrainer
 from pairwright.cluster.train.run_plan import RunPlan, with_absolute_paths
 from pairwright.config import TrainConfig
-from pairwright.data.storage.backoff import pauses
+from pairwright.data.storage.backoff import backoff_delays
 from pairwright.data.storage.lease import Lease
 from pairwright.errors import PairwrightError, StoreError, TrainingError
 from pairwright.events import Retrying, cause_of
@@ -102,7 +102,7 @@ class RetryBudget:
     def next_delay(self, step: int) -> float | None:
         """Return how many seconds to wait before the next try, None where the budget is spent."""
         if self._delays is None or step > self._step:
-            self._delays, self._step = iter(pauses(self.seconds)), step
+            self._delays, self._step = iter(backoff_delays(self.seconds)), step
         return next(self._delays, None)
 
     @contextmanager

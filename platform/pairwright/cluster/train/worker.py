@@ -30,7 +30,7 @@ from pairwright.cluster.train.coordinator import (
 from pairwright.cluster.train.heartbeat import HeartbeatSender
 from pairwright.cluster.train.ray_context import RayRunContext
 from pairwright.config import TrainConfig
-from pairwright.data.storage.backoff import with_patience
+from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.data.tokens.chat_template import chosen_template
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.data.tokens.tokenizer import load_tokenizer
@@ -195,7 +195,7 @@ def _write_model(state: dict[str, Tensor], setup: _Setup, task: WorkerTask, cont
             dtype=DTYPES[task.config.deepspeed.precision],
             tokens=task.config.tokens,
         )
-        with_patience(
+        retry_with_backoff(
             lambda: store_model(Path(directory), task.run_url),
             task.config.training.storage_retry_seconds,
             lambda reason, delay: context.log_retry(f"the model cannot be stored: {reason}", delay),

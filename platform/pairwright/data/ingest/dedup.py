@@ -1,9 +1,9 @@
-"""Deduplication of an ingestion: refuses the records whose id stands in the table, or earlier in the sources.
+"""Deduplication of an ingestion: refuses records whose id is already in the table, or earlier in the sources.
 
-64-bit hashes of ids find who might, 128-bit ones decide, and the later record is refused; its reason says whether it
+64-bit hashes of ids find candidates, 128-bit ones decide, and the later record is refused; its reason says whether it
 was the same annotation once more or another one under a taken id. The ids of the table's files are read once (an
-ingestion that adds little to a large table pays for that), contents only where hashes met, and only files that hold a
-duplicate are written again. The driver holds 8 bytes a record, and 56 for a duplicate.
+ingestion that adds little to a large table pays for that), contents only where hashes collide, and only files that
+hold a duplicate are written again. The driver holds 8 bytes a record, and 56 for a duplicate.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ from pairwright.data.executor import Executor
 from pairwright.data.identity import CONTENT, content_hashes
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import reason_key, rejection
-from pairwright.data.ingest.shards import NUM_SHOWN, Part, hash_ids, num_completions
-from pairwright.data.ingest.sources.splits import LineRange, pick_lines
+from pairwright.data.ingest.shards import NUM_SHOWN, IngestShard, hash_ids, num_completions
+from pairwright.data.ingest.sources.splits import InputSplit, fetch_lines
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import SourceError
 
 DUPLICATE_ID = "duplicate id"
-"""Beginning of the reason for which another record under a taken id is refused."""
+"""Beginning of the reason why another record under a taken id is refused."""
 DUPLICATE_IDS_SHARE = 0.5
-"""Of the records: an export that counts its ids anew, or names prompts by them, not a record that stands twice."""
+"""Of the records: an export that counts its ids anew, or identifies prompts by them, not a duplicated record."""
 MIN_DUPLICATE_IDS = 20
 
-_PLACE = np.dtype(
+_LOCATION = np.dtype(
     [("row", "<u4"), ("hash", "<u8"), ("name", "<u8", 2), ("content", "<u8", 2), ("source", "<u4"), ("line", "<i8")]
 )
 
 
-class Places(msgspec.Struct, frozen=True):
-    """Where some records of one file stand, and what they say, by hashes."""
+class RecordLocations(msgspec.Struct, frozen=True):
+    """Rows of one file, with hashes of their ids and contents."""
 
     sources: list[str]
     packed: bytes
@@ -44,12 +44,12 @@ class Places(msgspec.Struct, frozen=True):
     @property
     def rows(self) -> np.ndarray:
         """One entry a record, in row order: row, hash, name and content (128 bits each), index of source, line."""
-        return np.frombuffer(self.packed, dtype=_PLACE)
+        return np.frombuffer(self.packed, dtype=_LOCATION)
 
 
 @dataclass(frozen=True, slots=True)
-class Repeats:
-    """The rows of one file whose ids stood somewhere already, in row order.
+class Duplicates:
+    """The rows of one file whose ids were taken already, in row order.
 
     Attributes:
         rows: their numbers, int64.
@@ -68,124 +68,128 @@ class Repeats:
 
 class _Found(msgspec.Struct, frozen=True):
     item: int
-    places: Places
+    locations: RecordLocations
 
 
-def refuse_repeats(
-    parts: Sequence[Part],
-    units: Sequence[LineRange],
+def refuse_duplicates(
+    shards: Sequence[IngestShard],
+    splits: Sequence[InputSplit],
     files: Sequence[DataFile],
     known: Table,
     table: Table,
     executor: Executor,
-) -> list[Part]:
-    """Return the parts without the records whose id stands in ``files`` of the table, or earlier in the parts.
+) -> list[IngestShard]:
+    """Return the shards without the records whose id is in ``files`` of the table, or in an earlier shard.
 
     Args:
-        parts: in the order in which the earlier record wins.
-        units: the ranges that the parts came from, by ``part.unit``.
-        files: files of a table that the parts were not checked against before.
+        shards: in the order in which the earlier record wins.
+        splits: the input splits that the shards came from, by ``shard.split_index``.
+        files: files of a table that the shards were not checked against before.
         known: the table that they are in.
-        table: where the parts are, the same one but for `validate`.
+        table: where the shards are, the same one but for `validate`.
         executor: what maps over files.
 
     Raises:
-        SourceError: if a source that holds a repeat is gone or has changed.
+        SourceError: if a source that holds a duplicate is gone or has changed.
         StoreError: if a file cannot be read or written.
     """
-    hashes = [part.hashes for part in parts]
+    hashes = [shard.hashes for shard in shards]
     own = np.unique(np.concatenate([np.empty(0, "<u8"), *hashes]))
-    before = _places(files, own, known, executor)
-    taken = np.unique(np.concatenate([np.empty(0, "<u8"), *(places.rows["hash"] for places in before)]))
-    wanted = np.union1d(repeated_hashes(hashes), taken)
-    affected = [part for part in parts if part.data is not None and holds_any(part, wanted)]
-    places = _places([part.data for part in affected if part.data is not None], wanted, table, executor)
-    found = zip(affected, find_repeats(before, places), strict=True)
-    smaller = _rewritten([(part, repeats) for part, repeats in found if len(repeats.rows)], units, table, executor)
-    return [smaller.get((part.unit, part.index), part) for part in parts]
+    before = _locations(files, own, known, executor)
+    taken = np.unique(np.concatenate([np.empty(0, "<u8"), *(locations.rows["hash"] for locations in before)]))
+    wanted = np.union1d(duplicate_hashes(hashes), taken)
+    affected = [shard for shard in shards if shard.data is not None and holds_any(shard, wanted)]
+    locations = _locations([shard.data for shard in affected if shard.data is not None], wanted, table, executor)
+    found = zip(affected, find_duplicates(before, locations), strict=True)
+    smaller = _rewritten(
+        [(shard, duplicates) for shard, duplicates in found if len(duplicates.rows)], splits, table, executor
+    )
+    return [smaller.get((shard.split_index, shard.index), shard) for shard in shards]
 
 
-def _places(files: Sequence[DataFile], hashes: np.ndarray, table: Table, executor: Executor) -> list[Places]:
-    """Return, for each file, where ids with these hashes (sorted, uint64) stand in it."""
-    places = [Places([], b"") for _ in files]
+def _locations(
+    files: Sequence[DataFile], hashes: np.ndarray, table: Table, executor: Executor
+) -> list[RecordLocations]:
+    """Return, for each file, the locations of the ids with these hashes (sorted, uint64)."""
+    locations = [RecordLocations([], b"") for _ in files]
     if not files or not len(hashes):
-        return places
+        return locations
     shared = executor.broadcast(hashes)
 
     def work(index: int) -> Iterator[_Found]:
-        yield _Found(index, places_of(table, files[index], shared.get()))
+        yield _Found(index, locations_of(table, files[index], shared.get()))
 
     sizes = [file.bytes for file in files]
-    for found in executor.map_items(work, range(len(files)), sizes, _Found, what="files searched for repeated ids"):
-        places[found.item] = found.places
-    return places
+    for found in executor.map_items(work, range(len(files)), sizes, _Found, what="files searched for duplicate ids"):
+        locations[found.item] = found.locations
+    return locations
 
 
 def _rewritten(
-    todo: Sequence[tuple[Part, Repeats]], units: Sequence[LineRange], table: Table, executor: Executor
-) -> dict[tuple[int, int], Part]:
-    """Return the parts without their repeats; each task fetches its own, since all of them can be many."""
+    todo: Sequence[tuple[IngestShard, Duplicates]], splits: Sequence[InputSplit], table: Table, executor: Executor
+) -> dict[tuple[int, int], IngestShard]:
+    """Return the shards without their duplicates; each task fetches its own, since all of them can be many."""
     shared = [executor.broadcast(item) for item in todo]
 
-    def work(index: int) -> Iterator[Part]:
-        part, repeats = shared[index].get()
-        yield without_repeats(part, units[part.unit], repeats, table)
+    def work(index: int) -> Iterator[IngestShard]:
+        shard, duplicates = shared[index].get()
+        yield drop_duplicates(shard, splits[shard.split_index], duplicates, table)
 
-    sizes = [units[part.unit].end - units[part.unit].start for part, _ in todo]
-    parts = executor.map_items(work, range(len(todo)), sizes, Part, what="files written without repeated ids")
-    return {(part.unit, part.index): part for part in parts}
+    sizes = [splits[shard.split_index].end - splits[shard.split_index].start for shard, _ in todo]
+    shards = executor.map_items(work, range(len(todo)), sizes, IngestShard, what="files written without duplicate ids")
+    return {(shard.split_index, shard.index): shard for shard in shards}
 
 
-def repeated_hashes(arrays: Sequence[np.ndarray]) -> np.ndarray:
+def duplicate_hashes(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Return the hashes that occur more than once in all arrays together, sorted."""
     values, counts = np.unique(np.concatenate([np.empty(0, "<u8"), *arrays]), return_counts=True)
     return values[counts > 1]
 
 
-def holds_any(part: Part, hashes: np.ndarray) -> bool:
-    """Return whether any of the part's ids has one of ``hashes`` (sorted, uint64)."""
-    return bool(_is_in(hashes, part.hashes).any())
+def holds_any(shard: IngestShard, hashes: np.ndarray) -> bool:
+    """Return whether any of the shard's ids has one of ``hashes`` (sorted, uint64)."""
+    return bool(_contains(hashes, shard.hashes).any())
 
 
-def places_of(table: Table, file: DataFile, hashes: np.ndarray) -> Places:
-    """Return the places of a file's records whose ids' hashes are among ``hashes`` (sorted, uint64), in row order."""
+def locations_of(table: Table, file: DataFile, hashes: np.ndarray) -> RecordLocations:
+    """Return the locations of a file's records whose id hashes are among ``hashes`` (sorted, uint64), in row order."""
     ids = table.read_file(file, ["id"]).column("id").to_pylist()
     hash_of = hash_ids(ids)
-    found = np.flatnonzero(_is_in(hashes, hash_of))
+    found = np.flatnonzero(_contains(hashes, hash_of))
     if not len(found):
-        return Places([], b"")
+        return RecordLocations([], b"")
     rows = table.read_file(file, [*CONTENT, "source", "line"]).take(pa.array(found)).combine_chunks()
     sources = rows.column("source").combine_chunks().dictionary_encode()
-    places = np.zeros(len(found), dtype=_PLACE)
-    places["row"] = found
-    places["hash"] = hash_of[found]
-    places["name"] = _hashed([name.encode() for name in rows.column("id").to_pylist()])
-    places["content"] = content_hashes(rows)
-    places["source"] = sources.indices.to_numpy()
-    places["line"] = rows.column("line").to_numpy()
-    return Places(sources.dictionary.to_pylist(), places.tobytes())
+    locations = np.zeros(len(found), dtype=_LOCATION)
+    locations["row"] = found
+    locations["hash"] = hash_of[found]
+    locations["name"] = _hashed([name.encode() for name in rows.column("id").to_pylist()])
+    locations["content"] = content_hashes(rows)
+    locations["source"] = sources.indices.to_numpy()
+    locations["line"] = rows.column("line").to_numpy()
+    return RecordLocations(sources.dictionary.to_pylist(), locations.tobytes())
 
 
-def find_repeats(before: Sequence[Places], own: Sequence[Places]) -> list[Repeats]:
-    """Return the repeats in each of ``own``: records whose id stands in ``before``, or earlier in ``own``.
+def find_duplicates(before: Sequence[RecordLocations], own: Sequence[RecordLocations]) -> list[Duplicates]:
+    """Return the duplicates in each of ``own``: records whose id is in ``before``, or earlier in ``own``.
 
     Args:
-        before: places in files of the table.
-        own: places in files of this ingestion, in the order in which the earlier record wins.
+        before: locations in files of the table.
+        own: locations in files of this ingestion, in the order in which the earlier record wins.
     """
     every = [*before, *own]
-    names = sorted({source for places in every for source in places.sources})
+    names = sorted({source for locations in every for source in locations.sources})
     code_of = {name: code for code, name in enumerate(names)}
     codes = [np.array([code_of[name] for name in p.sources], np.int64)[p.rows["source"]] for p in every]
-    rows = np.concatenate([np.empty(0, _PLACE), *(places.rows for places in every)])
+    rows = np.concatenate([np.empty(0, _LOCATION), *(locations.rows for locations in every)])
     first = _first_of_each(rows["name"])
     source_of = np.concatenate([np.empty(0, np.int64), *codes])
-    repeats, start = [], sum(len(places.rows) for places in before)
-    for places in own:
-        here = np.arange(start, start + len(places.rows))
+    duplicates, start = [], sum(len(locations.rows) for locations in before)
+    for locations in own:
+        here = np.arange(start, start + len(locations.rows))
         again = here[first[here] != here]
-        repeats.append(
-            Repeats(
+        duplicates.append(
+            Duplicates(
                 rows=rows["row"][again].astype(np.int64),
                 is_same=(rows["content"][again] == rows["content"][first[again]]).all(axis=1),
                 sources=names,
@@ -194,60 +198,60 @@ def find_repeats(before: Sequence[Places], own: Sequence[Places]) -> list[Repeat
             )
         )
         start += len(here)
-    return repeats
+    return duplicates
 
 
-def without_repeats(part: Part, lines: LineRange, repeats: Repeats, table: Table) -> Part:
-    """Return the part without the rows that repeat an id; they are kept as refused, with the text of their lines.
+def drop_duplicates(shard: IngestShard, split: InputSplit, duplicates: Duplicates, table: Table) -> IngestShard:
+    """Return the shard without the rows that duplicate an id; those are quarantined, with the text of their lines.
 
     Args:
-        part: what was written; its data file is written anew and the old one deleted.
-        lines: the range it came from, read again for the text of the refused lines.
-        repeats: the rows, and the records that had their ids first.
-        table: where the part's files are.
+        shard: what was written; its data file is written anew and the old one deleted.
+        split: the input split it came from, read again for the text of the refused lines.
+        duplicates: the rows, and the records that had their ids first.
+        table: where the files of the shard are.
 
     Raises:
         SourceError: if the source is gone or has changed meanwhile.
     """
-    assert part.data is not None
-    before = table.read_file(part.data)
-    dropped = before.select(["id", "line"]).take(pa.array(repeats.rows))
+    assert shard.data is not None
+    before = table.read_file(shard.data)
+    dropped = before.select(["id", "line"]).take(pa.array(duplicates.rows))
     numbers = dropped.column("line").to_pylist()
-    texts = pick_lines(lines, numbers)
+    texts = fetch_lines(split, numbers)
     if not texts.keys() >= set(numbers):
-        raise SourceError(f"{lines.source.uri}: has changed while it was read; run the command again")
+        raise SourceError(f"{split.source.uri}: has changed while it was read; run the command again")
     refused = [
-        rejection(_repeat_error(name, repeats, place), texts[number], lines.source.uri, number)
-        for place, (name, number) in enumerate(zip(dropped.column("id").to_pylist(), numbers, strict=True))
+        rejection(_duplicate_error(name, duplicates, index), texts[number], split.source.uri, number)
+        for index, (name, number) in enumerate(zip(dropped.column("id").to_pylist(), numbers, strict=True))
     ]
-    kept = np.setdiff1d(np.arange(part.accepted), repeats.rows)
+    kept = np.setdiff1d(np.arange(shard.accepted), duplicates.rows)
     left = before.take(pa.array(kept))
     smaller = msgspec.structs.replace(
-        part,
+        shard,
         accepted=len(kept),
-        refused=part.refused + len(refused),
-        duplicates=part.duplicates + int(repeats.is_same.sum()),
+        refused=shard.refused + len(refused),
+        duplicates=shard.duplicates + int(duplicates.is_same.sum()),
         completions=num_completions(left),
         data=table.write_data(left) if len(kept) else None,
-        refused_files=[*part.refused_files, table.write_refused(refused)],
-        reasons=dict(Counter(part.reasons) + Counter(map(reason_key, refused))),
-        shown=[*part.shown, *refused][:NUM_SHOWN],
-        id_hashes=part.hashes[kept].tobytes(),
+        refused_files=[*shard.refused_files, table.write_quarantined(refused)],
+        reasons=dict(Counter(shard.reasons) + Counter(map(reason_key, refused))),
+        shown=[*shard.shown, *refused][:NUM_SHOWN],
+        id_hashes=shard.hashes[kept].tobytes(),
     )
-    table.delete([part.data])
+    table.delete([shard.data])
     return smaller
 
 
-def _repeat_error(name: str, repeats: Repeats, place: int) -> RecordError:
-    where = f"{repeats.sources[repeats.source_codes[place]]}:{repeats.lines[place]}"
-    if repeats.is_same[place]:
+def _duplicate_error(name: str, duplicates: Duplicates, index: int) -> RecordError:
+    where = f"{duplicates.sources[duplicates.source_codes[index]]}:{duplicates.lines[index]}"
+    if duplicates.is_same[index]:
         return RecordError(f"duplicate annotation, got `{name}`, which stands at {where} word for word; once is enough")
     reason = f"{DUPLICATE_ID}, got `{name}`, which stands at {where} with other content; ids are unique in a table"
     return RecordError(reason, path="$.id")
 
 
-def name_something_else(num_duplicates: int, num_records: int) -> bool:
-    """Return whether so many of the records were refused as duplicate ids that the ids do not name records."""
+def are_ids_not_unique(num_duplicates: int, num_records: int) -> bool:
+    """Return whether so many of the records were refused as duplicate ids that the ids do not identify records."""
     return num_duplicates >= MIN_DUPLICATE_IDS and num_duplicates >= DUPLICATE_IDS_SHARE * num_records
 
 
@@ -267,7 +271,7 @@ def _first_of_each(names: np.ndarray) -> np.ndarray:
     return first
 
 
-def _is_in(sorted_values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _contains(sorted_values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if not len(sorted_values):
         return np.zeros(len(wanted), dtype=bool)
     index = np.minimum(np.searchsorted(sorted_values, wanted), len(sorted_values) - 1)

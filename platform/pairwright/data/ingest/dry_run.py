@@ -1,7 +1,8 @@
-"""Validates sources: what an ingestion would refuse of them, with nothing written that stays.
+"""Validates sources: reports what an ingestion would refuse of them, and keeps nothing.
 
-It is the ingestion itself without the commit, into a temporary table that goes at the end: what `ingest` refuses is a
-finding here, in the same words, and nothing else is. Sources and ids of a table may count as well; it is only read.
+It is the ingestion itself without the commit, into a temporary table that is deleted at the end: what `ingest` refuses
+is a finding here, in the same words, and nothing else is. Sources and ids of a table may count as well; that table is
+only read.
 """
 
 import shutil
@@ -17,10 +18,10 @@ import msgspec
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor
-from pairwright.data.ingest.ingest import named_sources, reading
+from pairwright.data.ingest.ingest import named_sources, open_ingestion
 from pairwright.data.ingest.ingest_summary import IngestSummary
-from pairwright.data.ingest.quality_warnings import Notices, notices_in
-from pairwright.data.storage.ownership import TABLE, delete_folder
+from pairwright.data.ingest.quality_warnings import QualityWarnings, count_quality_warnings
+from pairwright.data.storage.ownership import QUARANTINE, STAGING, TABLE, delete_folder
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
@@ -29,21 +30,21 @@ from pairwright.terminal import one_per_line
 
 @dataclass(frozen=True)
 class Findings:
-    """What became of every source, and what would be refused of it."""
+    """Result of a validation: what became of every source, and what would be refused of it."""
 
     summary: IngestSummary
     refused: list[Rejection]
     """The first of them, in order of sources and lines."""
-    notices: Notices
+    quality_warnings: QualityWarnings
 
     @property
     def num_accepted(self) -> int:
-        """How many judgements would go in."""
+        """How many judgements would be accepted."""
         return sum(source.accepted for source in self.summary.sources)
 
     @property
     def num_refused(self) -> int:
-        """How many would not."""
+        """How many judgements would be refused."""
         return sum(source.refused for source in self.summary.sources)
 
     def is_clean(self, allowance: str | None) -> bool:
@@ -55,37 +56,37 @@ class Findings:
         Raises:
             ConfigError: if it is neither.
         """
-        return not self.summary.failed and self.num_refused <= most_refused(
+        return not self.summary.failed and self.num_refused <= num_allowed(
             allowance, self.num_accepted + self.num_refused
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same for programs, JSON-able."""
-        told = self.summary.as_dict()
+        """Return the findings for programs, JSON-able."""
+        summary = self.summary.as_dict()
         return {
             "accepted": self.num_accepted,
             "refused": self.num_refused,
-            **{name: told[name] for name in ("sources", "skipped", "failed", "ignored", "reasons")},
+            **{name: summary[name] for name in ("sources", "skipped", "failed", "ignored", "reasons")},
             "findings": msgspec.to_builtins(self.refused),
-            "notices": msgspec.to_builtins(self.notices),
+            "warnings": msgspec.to_builtins(self.quality_warnings),
         }
 
     def text(self) -> str:
-        """Return the same for people: a line a finding, then how many of what kind."""
+        """Return the findings as text: a line a finding, then counts by kind."""
         lines = [str(refused) for refused in self.refused]
         more = self.num_refused - len(self.refused)
         lines += [f"and {more:,} more; --limit {self.num_refused} lists them all"] if more > 0 else []
         lines += [f"failed {uri}: {reason}" for uri, reason in self.summary.failed]
         lines += [f"skipped {uri}: it is in the table already" for uri in self.summary.skipped]
         lines += [f"{count:,} refused: {reason}" for reason, count in self.summary.reasons.items()]
-        lines += [f"notice: {told}" for told in self.notices.told()]
+        lines += [f"warning: {line}" for line in self.quality_warnings.lines()]
         num_sources = len(self.summary.sources) + len(self.summary.failed)
         return one_per_line(
             [*lines, f"{self.num_accepted:,} accepted and {self.num_refused:,} refused of {num_sources:,} sources"]
         )
 
 
-def most_refused(allowance: str | None, num_judgements: int) -> float:
+def num_allowed(allowance: str | None, num_judgements: int) -> float:
     """Return how many refused judgements an allowance covers.
 
     Raises:
@@ -133,28 +134,30 @@ def validate(
     with (
         executor.session(named.size_beside(known)),
         _temporary_table(scratch, executor) as table,
-        reading(named, table, config, known=known or table, replace=False, executor=executor) as ingestion,
+        open_ingestion(named, table, config, known=known or table, replace=False, executor=executor) as ingestion,
     ):
         newest = None if known is None else known.latest()
-        ingestion.refuse_repeats_of(newest.files if newest else [])
-        every = (one for part in ingestion.parts for file in part.refused_files for one in table.read_refused(file))
+        ingestion.refuse_duplicates_in(newest.files if newest else [])
+        every = (
+            one for shard in ingestion.shards for file in shard.refused_files for one in table.read_quarantined(file)
+        )
         refused = list(islice(every, limit))
-        data = [part.data for part in ingestion.parts if part.data is not None]
+        data = [shard.data for shard in ingestion.shards if shard.data is not None]
 
-        def work(file: DataFile) -> Iterator[Notices]:
-            yield notices_in(table, file)
+        def work(file: DataFile) -> Iterator[QualityWarnings]:
+            yield count_quality_warnings(table, file)
 
-        found = executor.map_items(work, data, [file.bytes for file in data], Notices, what="files looked through")
-        return Findings(ingestion.summary(None), refused, Notices.sum(found))
+        found = executor.map_items(work, data, [file.bytes for file in data], QualityWarnings, what="files checked")
+        return Findings(ingestion.summary(None), refused, QualityWarnings.sum(found))
 
 
 @contextmanager
 def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
-    """Lend a table that is gone, with all that it holds, when the block ends."""
+    """Yield a table that is deleted, with all that it holds, when the block ends."""
     if url is None:
         if executor.num_nodes() > 1:
             raise ConfigError(
-                "validate on several machines needs a place that all of them reach: give one with --scratch URL"
+                "validate on several machines needs a folder that all of them reach: give its URL with --scratch"
             )
         folder = tempfile.mkdtemp(prefix="pairwright-validate-")
         try:
@@ -166,5 +169,5 @@ def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
     try:
         yield table
     finally:
-        for folder in ("data", "refused", "landing", ""):
+        for folder in ("data", QUARANTINE, STAGING, ""):
             delete_folder(table.url, folder, TABLE)

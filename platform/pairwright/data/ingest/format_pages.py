@@ -28,7 +28,7 @@ def format_list() -> list[dict[str, Any]]:
 
 
 def format_list_text() -> str:
-    """Return the same for people, with one example record each."""
+    """Return the list as text, with one example record each."""
     lines = []
     for one in format_list():
         lines += [f"{one['name']}: {one['what']}", f"  {one['examples'][0]}"]

@@ -1,9 +1,9 @@
-"""Ingests sources into a new version of an annotations table; what could not be taken is named and counted.
+"""Ingests sources into a new version of an annotations table; what could not be ingested is named and counted.
 
 Local sources are hashed, which counts their lines; their splits are parsed and written; and, only where hashes of ids
-meet, those ids are read and the files written again without the records that repeat one. The driver holds 8 bytes a
-record. Nothing can be seen before the one commit at the end, and another ingestion that commits first makes the check
-of ids run again, against what it added.
+collide, those ids are read and the files written again without the duplicates. The driver holds 8 bytes a record.
+Nothing is visible before the one commit at the end, and if another ingestion commits first the ids are checked again,
+against what it added.
 """
 
 import sys
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor, Failures
-from pairwright.data.ingest.adapters import parser_for, settled_format
-from pairwright.data.ingest.dedup import refuse_repeats
+from pairwright.data.ingest.adapters import configured_format, parser_for
+from pairwright.data.ingest.dedup import refuse_duplicates
 from pairwright.data.ingest.ingest_summary import NUM_SHOWN, IngestSummary
-from pairwright.data.ingest.reconcile import Identity, after_ingestion, replacement, settled
-from pairwright.data.ingest.shards import Part, all_files, is_mostly_refused, most_common, mostly_refused
-from pairwright.data.ingest.sources.connection_urls import Place, is_place, parse_place
+from pairwright.data.ingest.reconcile import Identity, already_ingested, next_manifest, replacement
+from pairwright.data.ingest.shards import IngestShard, all_files, is_mostly_refused, most_common, mostly_refused
+from pairwright.data.ingest.sources.connection_urls import ExternalSource, is_external_url, parse_connection_url
 from pairwright.data.ingest.sources.listing import Listing, find_sources
-from pairwright.data.ingest.sources.scan import hash_sources, plan_units, write_units
+from pairwright.data.ingest.sources.scan import hash_sources, plan_splits, write_splits
 from pairwright.data.ingest.sources.source import SourceRef, file_state
-from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.ingest.sources.splits import InputSplit
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.delete_rows import RewrittenVersion, RowDeleter
 from pairwright.data.table.table import DataFile, Manifest, Source, Table
@@ -41,7 +41,7 @@ def ingest(
 
     A source is taken whole or not at all; records are taken one by one. What is in the table already is skipped, so
     that a second run, or one after a crash, adds what is missing and nothing twice. What has changed under its name
-    fails, or with ``replace`` takes the place of its old records, in the same commit as all the rest.
+    fails, or with ``replace`` replaces its old records, in the same commit as all the rest.
 
     Raises:
         ConfigError: if a field path or the address of a database, a table or a topic cannot be read.
@@ -52,58 +52,58 @@ def ingest(
     table = Table.claim(into, "annotations")
     with (
         executor.session(named.size_beside(table)),
-        reading(named, table, config, known=table, replace=replace, executor=executor) as ingestion,
+        open_ingestion(named, table, config, known=table, replace=replace, executor=executor) as ingestion,
     ):
         manifest = commit_written(table, ingestion.manifest_on, ingestion.written)
     return ingestion.summary(manifest)
 
 
 @dataclass(frozen=True)
-class Named:
-    """What a command names: files and objects as listed, and places whose rows are to be staged first."""
+class NamedSources:
+    """The sources that a command names: listed files and objects, and external sources to stage first."""
 
     listing: Listing
-    places: list[Place]
+    external: list[ExternalSource]
 
     def size_beside(self, known: Table | None) -> int:
         """Return about how many bytes of text an ingestion goes through: all sources, and the ids of a table."""
-        if self.places:
+        if self.external:
             return sys.maxsize  # Ray Data's readers
         sources = sum(source.size * (1 if source.compression is None else UNPACKED) for source in self.listing.sources)
         newest = None if known is None else known.latest()
         return sources + sum(file.bytes for file in newest.files) if newest else sources
 
 
-def named_sources(sources: Sequence[str], config: IngestConfig) -> Named:
-    """Return what the names of sources name, before anything is read.
+def named_sources(sources: Sequence[str], config: IngestConfig) -> NamedSources:
+    """Return the sources that the names stand for, before anything is read.
 
     Raises:
         ConfigError: if a field path or the address of a database, a table or a topic cannot be read.
         SourceError: if something named is missing or holds no source.
     """
-    if (name := settled_format(config)) is not None:
+    if (name := configured_format(config)) is not None:
         parser_for(name, config)
-    places = [parse_place(name, config.reader) for name in sources if is_place(name)]
-    files = [name for name in sources if not is_place(name)]
-    return Named(find_sources(files, config.limits) if files or not places else Listing([]), places)
+    external = [parse_connection_url(name, config.connectors) for name in sources if is_external_url(name)]
+    files = [name for name in sources if not is_external_url(name)]
+    return NamedSources(find_sources(files, config.limits) if files or not external else Listing([]), external)
 
 
 @contextmanager
-def reading(
-    named: Named, table: Table, config: IngestConfig, *, known: Table, replace: bool, executor: Executor
+def open_ingestion(
+    named: NamedSources, table: Table, config: IngestConfig, *, known: Table, replace: bool, executor: Executor
 ) -> Iterator["Ingestion"]:
-    """Read sources into files of a table that no version names yet; what was staged for it goes with the block.
+    """Read sources into uncommitted files of a table; staged files are deleted at the end of the block.
 
     Args:
         named: the sources.
         table: where the files go.
         config: how to read.
         known: the table whose sources and ids count: the same one, but for `validate`.
-        replace: whether sources may take the place of their old content.
+        replace: whether sources may replace their old content.
         executor: what maps over sources and files.
     """
     inside = [source.uri for source in named.listing.sources if source.uri.startswith(f"{known.url}/")]
-    with executor.stage_rows(named.places, table, config) as (rows, failures):
+    with executor.stage_rows(named.external, table, config) as (rows, failures):
         ignored = named.listing.ignored | dict.fromkeys(inside, "part of the table itself")
         ingestion = Ingestion(table, config, known=known, replace=replace, ignored=ignored, executor=executor)
         try:
@@ -117,7 +117,7 @@ def reading(
 
 
 class Ingestion:
-    """One ingestion on its way from listed sources to a manifest: what is still to go in, and what is not, and why."""
+    """One ingestion, from listed sources to a manifest: the sources to add, and those dropped with the reason."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Ingestion:
         ignored: dict[str, str],
         executor: Executor,
     ) -> None:
-        self.parts: list[Part] = []
+        self.shards: list[IngestShard] = []
         self._ignored = ignored
         self._table = table
         self._known = known
@@ -139,13 +139,13 @@ class Ingestion:
         self._replaceable: dict[str, Identity] | None = {} if replace else None
         self._replaced: dict[str, int] = {}
         self._sources: list[SourceRef] = []
-        self._units: list[LineRange] = []
+        self._splits: list[InputSplit] = []
         self._skipped: list[str] = []
         self._failed: Failures = {}
         self._checked: set[str] = set()
 
     def read(self, sources: Sequence[SourceRef], unreadable: Failures) -> None:
-        """Parse and write every source that the table has not got yet, but those that failed before."""
+        """Parse and write every source that the table does not have yet, except those that failed before."""
         self._drop([], unreadable)
         states, failures = _file_states(sources)
         self._drop([], failures)
@@ -154,10 +154,10 @@ class Ingestion:
         newest = self._known.latest()
         if self._replaceable is not None and newest is not None:
             self._replaceable |= {source.uri: source.identity for source in newest.sources}
-        self._drop(*self._settled(newest, None))
-        self._units, failures = plan_units(self._sources, self._config.range_bytes, self._executor)
+        self._drop(*self._already_ingested(newest, None))
+        self._splits, failures = plan_splits(self._sources, self._config.split_bytes, self._executor)
         self._drop([], failures)
-        self.parts, failures = write_units(self._units, self._table, self._config, self._executor)
+        self.shards, failures = write_splits(self._splits, self._table, self._config, self._executor)
         self._drop([], failures)
         self._drop([], self._mostly_refused())
         after, failures = _file_states(self._sources)
@@ -165,82 +165,82 @@ class Ingestion:
         self._drop(
             [], failures | dict.fromkeys(changed, "has changed while it was read; ingest it when it is finished")
         )
-        self._drop([], self._worse(newest))
+        self._drop([], self._replaced_by_nothing(newest))
 
     def manifest_on(self, newest: Manifest | None) -> Manifest | None:
         """Return the version after ``newest``, or None where nothing is left to add; called again on a lost race."""
-        self._drop(*self._settled(newest, self._accounts()))
+        self._drop(*self._already_ingested(newest, self._source_entries()))
         left = self._left(newest)
-        self.refuse_repeats_of(left.files if left else [])
-        self._drop(*self._settled(newest, self._accounts()))
+        self.refuse_duplicates_in(left.files if left else [])
+        self._drop(*self._already_ingested(newest, self._source_entries()))
         if not self._sources:
             return None
         left = self._left(newest)
         self._replaced = left.rows if left else {}
-        return after_ingestion(newest, left, self._accounts(), self.parts, self._config)
+        return next_manifest(newest, left, self._source_entries(), self.shards, self._config)
 
-    def refuse_repeats_of(self, files: Sequence[DataFile]) -> None:
-        """Refuse what has the id of an earlier record, here or in files of the known table, each looked at once."""
+    def refuse_duplicates_in(self, files: Sequence[DataFile]) -> None:
+        """Refuse what has the id of an earlier record, here or in files of the known table, each read once."""
         unchecked = [file for file in files if file.path not in self._checked]
-        self.parts = refuse_repeats(self.parts, self._units, unchecked, self._known, self._table, self._executor)
+        self.shards = refuse_duplicates(self.shards, self._splits, unchecked, self._known, self._table, self._executor)
         self._checked |= {file.path for file in unchecked}
 
     def written(self) -> list[DataFile]:
         """Return every file that was written and not deleted again."""
-        return [*all_files(self.parts), *self._deleter.written()]
+        return [*all_files(self.shards), *self._deleter.written()]
 
     def summary(self, manifest: Manifest | None) -> IngestSummary:
         """Return what became of every source."""
         reasons: Counter[str] = Counter()
-        for part in self.parts:
-            reasons.update(part.reasons)
+        for shard in self.shards:
+            reasons.update(shard.reasons)
         return IngestSummary(
             manifest=manifest,
-            sources=self._accounts(),
+            sources=self._source_entries(),
             skipped=self._skipped,
             replaced=self._replaced,
             failed=list(self._failed.items()),
             ignored=self._ignored,
             reasons=most_common(reasons),
-            rejections=[rejected for part in self.parts for rejected in part.shown][:NUM_SHOWN],
+            rejections=[rejected for shard in self.shards for rejected in shard.shown][:NUM_SHOWN],
             readings=self._readings(),
         )
 
     def _readings(self) -> dict[str, dict[str, list[str]]]:
         """Return for each source which of its fields were used for what, kept, or not used."""
         found: dict[str, dict[str, list[str]]] = {}
-        for part in self.parts:
-            fates = found.setdefault(self._units[part.unit].source.uri, {})
-            for fate, names in part.reading.items():
+        for shard in self.shards:
+            fates = found.setdefault(self._splits[shard.split_index].source.uri, {})
+            for fate, names in shard.reading.items():
                 fates[fate] = list(dict.fromkeys([*fates.get(fate, ()), *names]))
         return found
 
-    def _settled(self, newest: Manifest | None, ours: Sequence[Source] | None) -> tuple[list[str], Failures]:
-        return settled(self._sources, newest, ours, replaceable=self._replaceable)
+    def _already_ingested(self, newest: Manifest | None, ours: Sequence[Source] | None) -> tuple[list[str], Failures]:
+        return already_ingested(self._sources, newest, ours, replaceable=self._replaceable)
 
     def _left(self, newest: Manifest | None) -> RewrittenVersion | None:
-        """Return the files of a version without what is to be replaced there."""
+        """Return the files of a version without the sources to be replaced."""
         if newest is None:
             return None
-        predicate, in_rows, in_refused = replacement(newest, self._accounts())
+        predicate, in_rows, in_refused = replacement(newest, self._source_entries())
         return self._deleter.rewrite(newest, predicate, rows=in_rows, refused=in_refused)
 
     def _mostly_refused(self) -> Failures:
-        """Return the sources of which so much is refused, over all their ranges, that they are not taken."""
+        """Return the sources of which so much is refused, over all their splits, that they are not ingested."""
         failures: Failures = {}
-        for source in self._accounts():
+        for source in self._source_entries():
             if is_mostly_refused(source.accepted, source.refused, self._config):
                 failures[source.uri] = mostly_refused(source.accepted, self._first_refused(source), self._config)
         return failures
 
     def _first_refused(self, source: Source) -> Rejection | None:
-        return next((shown for part in self.parts for shown in part.shown if shown.source == source.uri), None)
+        return next((shown for shard in self.shards for shown in shard.shown if shown.source == source.uri), None)
 
-    def _worse(self, newest: Manifest | None) -> Failures:
-        """Return the sources that would replace records, and of which nothing could be read as one."""
+    def _replaced_by_nothing(self, newest: Manifest | None) -> Failures:
+        """Return the sources that would replace records, but of which nothing was accepted."""
         taken = {source.uri for source in newest.sources if source.is_taken} if newest else set()
         failures: Failures = {}
-        for source in self._accounts():
+        for source in self._source_entries():
             if source.uri in taken and source.refused and not source.accepted:
                 first = self._first_refused(source)
                 failures[source.uri] = (
@@ -250,31 +250,31 @@ class Ingestion:
         return failures
 
     def _drop(self, skipped: Sequence[str], failures: Failures) -> None:
-        """Leave sources out, with everything that was written of them."""
+        """Drop sources, and delete everything that was written of them."""
         self._skipped += skipped
         self._failed |= {uri: reason.removeprefix(f"{uri}: ") for uri, reason in failures.items()}
         gone = {*skipped, *failures}
-        dropped = [part for part in self.parts if self._units[part.unit].source.uri in gone]
+        dropped = [shard for shard in self.shards if self._splits[shard.split_index].source.uri in gone]
         self._table.delete(all_files(dropped))
         self._sources = [source for source in self._sources if source.uri not in gone]
-        self.parts = [part for part in self.parts if self._units[part.unit].source.uri not in gone]
+        self.shards = [shard for shard in self.shards if self._splits[shard.split_index].source.uri not in gone]
 
-    def _accounts(self) -> list[Source]:
-        """Return each source that goes in with the counts of its lines."""
-        parts: dict[str, list[Part]] = {source.uri: [] for source in self._sources}
-        for part in self.parts:
-            parts[self._units[part.unit].source.uri].append(part)
+    def _source_entries(self) -> list[Source]:
+        """Return the manifest entry of each source that is added, with the counts of its lines."""
+        shards: dict[str, list[IngestShard]] = {source.uri: [] for source in self._sources}
+        for shard in self.shards:
+            shards[self._splits[shard.split_index].source.uri].append(shard)
         return [
             Source(
                 uri=source.uri,
                 size=source.size,
                 etag=source.etag,
-                lines=sum(part.lines for part in parts[source.uri]),
-                accepted=sum(part.accepted for part in parts[source.uri]),
-                refused=sum(part.refused for part in parts[source.uri]),
-                duplicates=sum(part.duplicates for part in parts[source.uri]),
-                blank=sum(part.blank for part in parts[source.uri]),
-                format=next((part.format for part in parts[source.uri]), ""),
+                lines=sum(shard.lines for shard in shards[source.uri]),
+                accepted=sum(shard.accepted for shard in shards[source.uri]),
+                refused=sum(shard.refused for shard in shards[source.uri]),
+                duplicates=sum(shard.duplicates for shard in shards[source.uri]),
+                blank=sum(shard.blank for shard in shards[source.uri]),
+                format=next((shard.format for shard in shards[source.uri]), ""),
             )
             for source in self._sources
         ]

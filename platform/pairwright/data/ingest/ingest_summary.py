@@ -1,4 +1,4 @@
-"""What an ingestion did -> the same for people and for programs: every source that was named, and what became of it."""
+"""Summary of an ingestion, as text and as JSON: every source that was named, and what became of it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from pairwright.data.ingest.adapters import NATIVE
-from pairwright.data.ingest.dedup import DUPLICATE_ID, name_something_else
+from pairwright.data.ingest.dedup import DUPLICATE_ID, are_ids_not_unique
 from pairwright.data.table.table import Manifest, Source
 from pairwright.records import Rejection
 from pairwright.terminal import one_per_line
@@ -21,7 +21,7 @@ _OTHER_IDS = (
     "so many ids stand twice that they seem to name prompts, or to be counted anew in each subset; ingest into a new "
     "table with another id, or with none: docs/formats.md"
 )
-"""Lines of a kind that a summary shows; every rejection is under ``refused/``, and ``--json`` names every source."""
+"""Lines of a kind that a summary shows; every rejection is under ``quarantine/``, and ``--json`` names every source."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class IngestSummary:
     manifest: Manifest | None
     """The version that was committed; None where there was nothing to add."""
     sources: list[Source]
-    """What went in, with the counts of its lines; one with 0 lines was empty."""
+    """Sources that were added, with the counts of their lines; one with 0 lines was empty."""
     skipped: list[str]
     """Sources that are in the table already."""
     replaced: dict[str, int]
-    """Sources that took the place of their old content, and how many old annotations left with it."""
+    """Sources that replaced their old content, and how many old annotations were deleted with it."""
     failed: list[tuple[str, str]]
     """Sources that could not be read to their end, of which nothing was kept, and why."""
     ignored: dict[str, str]
-    """What was passed over in named directories, and why: no source by its name, a link that leads out, ..."""
+    """What was skipped in named directories, and why: no source by its name, a link that leads out, ..."""
     reasons: dict[str, int]
     """How many records were refused for what, the most frequent first."""
     rejections: list[Rejection]
@@ -48,7 +48,7 @@ class IngestSummary:
     """Source -> which of its fields were used for what, went into metadata, or were not used."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the same for programs, JSON-able."""
+        """Return the summary for programs, JSON-able."""
         return {
             "version": None if self.manifest is None else self.manifest.version,
             "totals": None if self.manifest is None else self.manifest.totals,
@@ -63,7 +63,7 @@ class IngestSummary:
         }
 
     def text(self) -> str:
-        """Return the same for people: what went in, what did not, and why."""
+        """Return the summary as text: what was added, what was not, and why."""
         accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
         lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
         lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
@@ -71,11 +71,11 @@ class IngestSummary:
         lines += _first(f"  {s.uri}: {_FOREIGN}" for s in self.sources if not s.format and s.refused and not s.accepted)
         lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
         duplicates = sum(count for reason, count in self.reasons.items() if reason.startswith(DUPLICATE_ID))
-        if name_something_else(duplicates, accepted + refused):
+        if are_ids_not_unique(duplicates, accepted + refused):
             lines.append(f"  {_OTHER_IDS}")
         lines += [f"    {rejected}" for rejected in self.rejections]
         if refused > len(self.rejections):
-            lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under refused/")
+            lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under quarantine/")
         lines += _first(f"replaced {uri}: {rows:,} old annotations left" for uri, rows in self.replaced.items())
         lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
         lines += _first(f"ignored {uri}: {reason}" for uri, reason in self.ignored.items())

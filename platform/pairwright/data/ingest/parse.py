@@ -1,8 +1,8 @@
-"""Lines of bytes -> checked annotations, or ``Rejection``s that say where, what and what to do; -> Arrow.
+"""Parses lines of bytes into validated annotations, or ``Rejection``s that say where, what and what to do.
 
 A line may hold several judgements (a task that several people ranked): each is accepted or refused by itself. A refused
-one never stops its neighbours. Reasons put what varies after ", got", so that ``reason_key`` can count
-alike ones together.
+one never stops its neighbours. Reasons put what varies after ", got", so that ``reason_key`` can count those of one
+kind together.
 """
 
 import re
@@ -13,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from pairwright.config import IngestConfig, SourceLimits
-from pairwright.data import grades
+from pairwright.data import preference_strength
 from pairwright.data.identity import group_id, prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.decoders.chunks import too_long
 from pairwright.data.ingest.fields.adapter import Judgements, check_count, split_message
-from pairwright.data.ingest.rules import CheckedAnnotation, check
+from pairwright.data.ingest.rules import ValidAnnotation, validate_annotation
 from pairwright.errors import one_line
 from pairwright.records import ANNOTATIONS_SCHEMA, COMPLETION, MESSAGE, Annotation, Completion, Message, Rejection
 
 __all__ = [
-    "CheckedAnnotation",
+    "ValidAnnotation",
     "annotations_to_arrow",
-    "explain",
+    "decoder_error",
     "group_id",
     "parse_lines",
     "prompt_id",
@@ -49,7 +49,7 @@ _BAD_BYTES = (UnicodeDecodeError, RecursionError, msgspec.DecodeError)
 
 def parse_lines(
     chunk: bytes, first_line: int, source: str, parse: Callable[[bytes], Judgements], config: IngestConfig
-) -> tuple[list[CheckedAnnotation], list[Rejection]]:
+) -> tuple[list[ValidAnnotation], list[Rejection]]:
     """Return the annotations and the rejections among the lines of ``chunk``, in order.
 
     Every line that is not blank gives at least one or the other, and several where it holds several judgements.
@@ -61,7 +61,7 @@ def parse_lines(
         parse: the format, from ``formats.parser_for``.
         config: limits.
     """
-    annotations: list[CheckedAnnotation] = []
+    annotations: list[ValidAnnotation] = []
     rejections: list[Rejection] = []
     for number, line in enumerate(chunk.split(b"\n"), start=first_line):
         if not line or line.isspace():
@@ -74,7 +74,7 @@ def parse_lines(
                 num_taken += _num_characters(judgement)
                 if num_taken > (most := config.limits.max_record_bytes):
                     raise RecordError(too_much_text(num_taken, most))
-                annotations.append(check(judgement, config, source, number))
+                annotations.append(validate_annotation(judgement, config, source, number))
             except RecordError as error:
                 num_refused += 1
                 text = line if num_refused <= MAX_RECORD_COPIES else b""
@@ -93,7 +93,7 @@ def _judgements(line: bytes, parse: Callable[[bytes], Judgements], limits: Sourc
     except RecordError as error:
         return (error,)
     except _BAD_BYTES as error:
-        return (explain(error, line),)
+        return (decoder_error(error, line),)
 
 
 def too_much_text(num_characters: int, most: int) -> str:
@@ -115,30 +115,30 @@ def _num_characters(judgement: Annotation) -> int:
 
 
 def rejection(error: RecordError, line: bytes, source: str, number: int) -> Rejection:
-    """Return what is kept of a refused line; bytes that are not UTF-8 stand as U+FFFD."""
+    """Return the quarantined record of a refused line; bytes that are not UTF-8 stand as U+FFFD."""
     record = line[: 4 * MAX_RECORD_CHARACTERS].decode("utf-8", errors="replace")[:MAX_RECORD_CHARACTERS]
     path, reason = one_line(error.path), one_line(error.reason)
     return Rejection(source=source, line=number, path=path, reason=reason, record=record)
 
 
 def reason_key(rejected: Rejection) -> str:
-    """Return what alike rejections share: the reason without what was found, at the path without indices."""
+    """Return the key to count a rejection by: the reason without what was found, and the path without indices."""
     path = re.sub(r"\[-?\d+\]", "[]", rejected.path)
     return _VARYING.sub("", rejected.reason) + ("" if path == "$" else f" at {path}")
 
 
-def explain(error: Exception, line: bytes) -> RecordError:
+def decoder_error(error: Exception, line: bytes) -> RecordError:
     """Return what a decoder's error means for whoever wrote the line."""
     if isinstance(error, UnicodeDecodeError):
-        return _explain_bytes(line)
+        return _bytes_error(line)
     if isinstance(error, RecursionError):
         return RecordError("nested too deeply for a record")
     if isinstance(error, msgspec.ValidationError):
-        return _explain_type(str(error))
-    return _explain_json(str(error), line)
+        return _type_error(str(error))
+    return _json_error(str(error), line)
 
 
-def _explain_bytes(line: bytes) -> RecordError:
+def _bytes_error(line: bytes) -> RecordError:
     try:
         line.decode()
     except UnicodeDecodeError as error:
@@ -147,7 +147,7 @@ def _explain_bytes(line: bytes) -> RecordError:
     raise AssertionError("a decoder found bytes that are not UTF-8 in a line that is")
 
 
-def _explain_type(message: str) -> RecordError:
+def _type_error(message: str) -> RecordError:
     reason, path = split_message(message)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", reason, re.DOTALL):
         advice = f"; {_OTHER_LAYOUTS}" if path == "$" else ""
@@ -157,15 +157,15 @@ def _explain_type(message: str) -> RecordError:
             f"unknown field, got `{unknown[1]}`; put it under `metadata`, or {_OTHER_LAYOUTS}", path=path
         )
     if odd := re.fullmatch(r"Invalid enum value '?(.*?)'?", reason, re.DOTALL):
-        return RecordError(f"{grades.EXPECTED}, got `{odd[1]}`", path=path)
+        return RecordError(f"{preference_strength.EXPECTED}, got `{odd[1]}`", path=path)
     return RecordError(reason[0].lower() + reason[1:], path=path)
 
 
-def _explain_json(message: str, line: bytes) -> RecordError:
+def _json_error(message: str, line: bytes) -> RecordError:
     is_cut = message == "Input data was truncated" and line.rstrip().endswith(b"}")
     if (is_cut or "surrogate" in message) and _LONE_SURROGATE.search(line):
         return RecordError(
-            r"not JSON: \ud800 to \udfff stand in pairs, for one character; mend the text or leave it out"
+            r"not JSON: \ud800 to \udfff stand in pairs, for one character; repair the text or leave it out"
         )
     if message == "Input data was truncated":
         return RecordError("not JSON: the record is cut off; a record stands on one whole line")
@@ -180,7 +180,7 @@ def _explain_json(message: str, line: bytes) -> RecordError:
 # ------------------------------------------------------------------------------------------------ Arrow
 
 
-def annotations_to_arrow(annotations: Sequence[CheckedAnnotation]) -> pa.Table:
+def annotations_to_arrow(annotations: Sequence[ValidAnnotation]) -> pa.Table:
     """Return the annotations as a table in ANNOTATIONS_SCHEMA, in order.
 
     Nested columns are built from flat ones: dicts for pyarrow to infer from cost three times as much.

@@ -1,11 +1,11 @@
-"""The prompt of a native record, and what the chat template is given beside it."""
+"""Reads the prompt of a native record, and what the chat template is given beside it."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from pairwright.data.extras import CONTEXT_FIELDS, is_blank, write_extra
 from pairwright.data.ingest.adapters import RecordError
-from pairwright.data.ingest.fields.conversation_turns import said
+from pairwright.data.ingest.fields.conversation_turns import read_conversation
 from pairwright.data.ingest.rules import check_context
 from pairwright.records import Message
 
@@ -29,6 +29,6 @@ def prompt_of(record: Mapping[str, Any]) -> tuple[list[Message], str | None]:
     """
     if "prompt" not in record:
         raise RecordError("missing field `prompt`")
-    prompt = said(record["prompt"], "$.prompt", {})
+    prompt = read_conversation(record["prompt"], "$.prompt", {})
     messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
     return messages, context_of(record)

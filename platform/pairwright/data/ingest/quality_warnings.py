@@ -1,4 +1,4 @@
-"""Annotations that break no rule and are odd all the same -> how many of each kind, added up over files."""
+"""Data-quality warnings: annotations that break no rule but are odd, counted by kind."""
 
 from collections.abc import Iterable
 
@@ -7,8 +7,8 @@ import msgspec
 from pairwright.data.table.table import DataFile, Table
 
 
-class Notices(msgspec.Struct, frozen=True):
-    """How many annotations are odd in which way."""
+class QualityWarnings(msgspec.Struct, frozen=True):
+    """Number of annotations for each kind of warning."""
 
     identical_ranked_apart: int = 0
     """Two completions with one text, one ranked above the other: no model can tell them apart."""
@@ -17,15 +17,15 @@ class Notices(msgspec.Struct, frozen=True):
     all_tied: int = 0
     """Every completion tied: it gives no pair."""
     no_annotator: int = 0
-    """Nobody is named: agreement between annotators cannot be measured, nor can they be forgotten."""
+    """Nobody is named: agreement between annotators cannot be measured, nor can they be erased."""
 
     @classmethod
-    def sum(cls, found: Iterable["Notices"]) -> "Notices":
-        """Return what some files hold together."""
+    def sum(cls, found: Iterable["QualityWarnings"]) -> "QualityWarnings":
+        """Return the sum over some files."""
         every = list(found)
         return cls(**{name: sum(getattr(each, name) for each in every) for name in cls.__struct_fields__})
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Return a line for each kind that occurs."""
         meanings = {
             "identical_ranked_apart": "annotations rank two completions with the same text apart",
@@ -37,8 +37,8 @@ class Notices(msgspec.Struct, frozen=True):
         return [f"{counts[name]:,} {meaning}" for name, meaning in meanings.items() if counts[name]]
 
 
-def notices_in(table: Table, file: DataFile) -> Notices:
-    """Return what one data file of annotations holds.
+def count_quality_warnings(table: Table, file: DataFile) -> QualityWarnings:
+    """Count the warnings of one data file of annotations.
 
     Raises:
         StoreError: if it cannot be read.
@@ -54,7 +54,7 @@ def notices_in(table: Table, file: DataFile) -> Notices:
             is_apart = len(set(zip(texts, ranks, strict=True))) > len(set(texts))
             apart += is_apart
             tied += not is_apart
-    return Notices(
+    return QualityWarnings(
         identical_ranked_apart=apart,
         identical_tied=tied,
         all_tied=all_tied,

@@ -1,14 +1,14 @@
-"""Sources that were read, and the newest version -> which of them go in, and what the next version says of all.
+"""Decides which sources an ingestion adds, skips or replaces, and computes the next manifest's counts.
 
-Everything about sources and sums that needs no file to be read, so that it can be tried against a model in no time. The
-rule is that each judgement of each line is in one of three counts: accepted and there, refused, or forgotten.
+Everything about sources and totals that reads no file, so that it can be tested against a model in no time. The
+invariant: each judgement of each line is in one of three counts: accepted and there, refused, or forgotten.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from pairwright.config import IngestConfig, config_digest
-from pairwright.data.ingest.shards import Part
+from pairwright.data.ingest.shards import IngestShard
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.table.delete_rows import DeletePredicate, RewrittenVersion
 from pairwright.data.table.manifest import Manifest, Source
@@ -17,19 +17,19 @@ CHANGED = (
     "has changed since it was ingested; put its new records in place of the old ones with --replace, or give what is "
     "new a file of its own"
 )
-OVERTAKEN = "another ingestion brought other content under this name meanwhile; run the command again"
+CONCURRENT_CHANGE = "another ingestion brought other content under this name meanwhile; run the command again"
 
 Identity = tuple[int, str | None]
 
 
-def settled(
+def already_ingested(
     sources: Iterable[SourceRef],
     newest: Manifest | None,
     ours: Sequence[Source] | None,
     *,
     replaceable: Mapping[str, Identity] | None,
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the sources that a version has got already, and those that it has got with other content, and why not.
+    """Return the sources that a version has already, and why others conflict: it has them with other content.
 
     A source of which nothing was accepted is read again, since another configuration may take it; what came of that
     replaces its entry, unless it is nothing again.
@@ -37,7 +37,7 @@ def settled(
     Args:
         sources: what there is.
         newest: the version.
-        ours: what reading the sources gave, once they were read.
+        ours: entries of the sources, once they were read.
         replaceable: the content of each source that was there when this ingestion began, which alone it may replace:
             of two that replace one source at once the second finds another; None where nothing is to be replaced.
     """
@@ -55,12 +55,12 @@ def settled(
         elif theirs.is_taken and replaceable is None:
             failures[source.uri] = CHANGED
         elif theirs.is_taken and replaceable is not None and replaceable.get(source.uri) != theirs.identity:
-            failures[source.uri] = OVERTAKEN
+            failures[source.uri] = CONCURRENT_CHANGE
     return skipped, failures
 
 
 def replaced_by(newest: Manifest | None, sources: Iterable[Source | SourceRef]) -> list[Source]:
-    """Return the sources of a version whose place others of the same name take."""
+    """Return the sources of a version that others of the same name replace."""
     uris = {source.uri for source in sources}
     return [] if newest is None else [source for source in newest.sources if source.uri in uris]
 
@@ -78,32 +78,35 @@ def totals_of(sources: Sequence[Source]) -> dict[str, int]:
     }
 
 
-def after_ingestion(
+def next_manifest(
     newest: Manifest | None,
     left: RewrittenVersion | None,
     sources: list[Source],
-    parts: Sequence[Part],
+    shards: Sequence[IngestShard],
     config: IngestConfig,
 ) -> Manifest:
-    """Return the version after ``newest`` with the parts of some sources added, in the place of what they had there.
+    """Return the version after ``newest`` with the shards of some sources added, in place of their old content.
 
     Args:
         newest: the version to go on from, if any.
         left: its files without the sources that are replaced; None where there is no version.
         sources: what goes in.
-        parts: what was written of it.
+        shards: what was written of it.
         config: how it was read.
     """
     uris = {source.uri for source in sources}
     totals = Counter(newest.totals if newest else {})
     totals.update(totals_of(sources))
     totals.subtract(totals_of(replaced_by(newest, sources)))
-    totals["completions"] += sum(part.completions for part in parts) - (left.completions if left else 0)
+    totals["completions"] += sum(shard.completions for shard in shards) - (left.completions if left else 0)
     return Manifest(
         kind="annotations",
         operation="ingest",
-        files=[*(left.files if left else []), *(part.data for part in parts if part.data is not None)],
-        refused_files=[*(left.refused_files if left else []), *(file for part in parts for file in part.refused_files)],
+        files=[*(left.files if left else []), *(shard.data for shard in shards if shard.data is not None)],
+        refused_files=[
+            *(left.refused_files if left else []),
+            *(file for shard in shards for file in shard.refused_files),
+        ],
         totals=dict(totals),
         sources=[*(source for source in (newest.sources if newest else []) if source.uri not in uris), *sources],
         inputs=[],
@@ -113,7 +116,7 @@ def after_ingestion(
 
 
 def replacement(newest: Manifest, sources: Iterable[Source]) -> tuple[DeletePredicate, bool, bool]:
-    """Return what leaves a version when sources are replaced, and whether it stands among its rows and its refused."""
+    """Return the predicate of replaced sources, and whether it can match data rows and quarantined records."""
     replaced = replaced_by(newest, sources)
     predicate = DeletePredicate(sources=frozenset(source.uri for source in replaced))
     return predicate, any(source.accepted for source in replaced), any(source.refused for source in replaced)

@@ -1,4 +1,4 @@
-"""Joins successive records of one completion each, with the same values at some paths, into records of one group.
+"""Groups successive records of one completion each into one record, by equal values at some paths.
 
 A group is one line, a JSON array of its records, with the number of the first; the lines of the others are blank.
 """
@@ -12,26 +12,26 @@ from pairwright.data.ingest.adapters import compile_path
 from pairwright.data.ingest.decoders.chunks import Chunk, too_long
 from pairwright.data.ingest.fields.adapter import RecordError
 from pairwright.data.ingest.fields.paths import JsonPath, find_optional
-from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.ingest.sources.splits import InputSplit
 from pairwright.errors import SourceError
 from pairwright.records import UNREADABLE_JSON
 
 _CHUNK_BYTES = 2 * 1024 * 1024
 
 
-def check_whole(lines: LineRange) -> None:
-    """Refuse to group the records of a source that is read in pieces: a group may lie across two of them.
+def check_whole(split: InputSplit) -> None:
+    """Refuse to group the records of a source that has several splits: a group may span two of them.
 
     Raises:
         SourceError: if it is.
     """
-    source = lines.source
-    if source.shards is not None and len(source.shards) > 1:
+    source = split.source
+    if source.staged_files is not None and len(source.staged_files) > 1:
         raise SourceError(f"{source.uri}: has one completion a row and is read in pieces; save it as one file")
-    if lines.start > 0 or lines.lines_before > 0 or (source.shards is None and lines.end < source.size):
+    if split.start > 0 or split.lines_before > 0 or (source.staged_files is None and split.end < source.size):
         raise SourceError(
             f"{source.uri}: has one completion a record and is read in pieces, which may divide its groups; set "
-            f"range_bytes={source.size} to read it as a whole"
+            f"split_bytes={source.size} to read it as a whole"
         )
 
 
@@ -70,7 +70,7 @@ def _key(line: bytes, paths: Sequence[JsonPath]) -> Any:
 
 
 class _Waiting:
-    """Groups that are not handed on yet; the last one may grow."""
+    """Groups that have not been yielded yet; the last one may grow."""
 
     def __init__(self, max_record_bytes: int) -> None:
         self.num_bytes = 0

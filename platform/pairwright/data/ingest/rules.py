@@ -1,7 +1,8 @@
-"""``Annotation`` -> ``CheckedAnnotation``: what a record must mean to be kept, whatever format it came in.
+"""Validates annotations: the rules that a record must keep, whatever its format, and the ids that it gets.
 
 Ranks come out dense, scores and orders also as ranks, prompts as messages, every completion with an id; the hashes that
-name a prompt and a group are made here. What needs more than one record (ids that repeat) is the ingestion's to settle.
+identify a prompt and a group are made here. What needs more than one record (duplicate ids) is checked by the
+ingestion.
 """
 
 import math
@@ -17,7 +18,7 @@ from pairwright.data.extras import CONTENT_FIELDS, is_blank, num_characters
 from pairwright.data.identity import group_id, prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.fields.adapter import check_count, split_message
-from pairwright.records import Annotation, Completion, Grade, Message
+from pairwright.records import Annotation, Completion, Message, PreferenceStrength
 
 _WITH_ARTICLE = {
     "id": "an id",
@@ -39,7 +40,7 @@ _RESERVED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedAnnotation:
+class ValidAnnotation:
     """An annotation that keeps every rule: one row of ANNOTATIONS_SCHEMA."""
 
     id: str
@@ -51,7 +52,7 @@ class CheckedAnnotation:
     ranks: list[int]
     """Dense, 1 = best, equal = tie, one a completion."""
     scores: list[float] | None
-    grade: Grade | None
+    grade: PreferenceStrength | None
     annotator: str | None
     created_at: datetime | None
     subset: str | None
@@ -62,7 +63,7 @@ class CheckedAnnotation:
     """JSON object of what the chat template is given beside the turns."""
 
 
-def check(annotation: Annotation, config: IngestConfig, source: str, line: int) -> CheckedAnnotation:
+def validate_annotation(annotation: Annotation, config: IngestConfig, source: str, line: int) -> ValidAnnotation:
     """Return the annotation with its ids and dense ranks.
 
     Raises:
@@ -76,7 +77,7 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
     ranks, scores = _check_judgement(annotation, completions)
     check_context(annotation.context)
     prompt_hash = prompt_id(prompt, annotation.context)
-    return CheckedAnnotation(
+    return ValidAnnotation(
         id=annotation.id,
         group_id=group_id(prompt_hash, [one.text for one in completions], [one.extra for one in completions]),
         prompt_id=prompt_hash,
@@ -96,7 +97,7 @@ def check(annotation: Annotation, config: IngestConfig, source: str, line: int) 
 
 
 def _check_labels(annotation: Annotation, config: IngestConfig) -> None:
-    """Refuse names that are texts, and metadata that are a document: they stand in every message and report."""
+    """Refuse names that are texts, and metadata that are a document: every message and report quotes them."""
     most = config.max_label_characters
     for what, label in (("id", annotation.id), ("annotator", annotation.annotator), ("subset", annotation.subset)):
         if label is not None and len(label) > most:
@@ -146,7 +147,7 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
             + ("; set max_completions to take more" if len(completions) > 1 else "; one alone cannot be ranked"),
             path="$.completions",
         )
-    places: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     named = []
     most = config.max_label_characters
     for index, completion in enumerate(completions):
@@ -163,8 +164,8 @@ def _check_completions(completions: list[Completion], config: IngestConfig) -> l
         if completion.model is not None and len(completion.model) > most:
             reason = label_too_long("model", len(completion.model), most)
             raise RecordError(reason, path=f"$.completions[{index}].model")
-        if places.setdefault(name, index) != index:
-            reason = f"expected ids of their own, got `{name}` as for completion {places[name]}"
+        if index_of.setdefault(name, index) != index:
+            reason = f"expected ids of their own, got `{name}` as for completion {index_of[name]}"
             raise RecordError(
                 f"{reason}; a completion without an id goes by its index", path=f"$.completions[{index}].id"
             )
@@ -209,7 +210,7 @@ def _check_scores(scores: list[float], num_completions: int) -> list[float]:
     return scores
 
 
-def _check_grade(grade: Grade | None, ranks: list[int]) -> Grade | None:
+def _check_grade(grade: PreferenceStrength | None, ranks: list[int]) -> PreferenceStrength | None:
     if grade is not None and len(ranks) != 2:
         raise RecordError(f"expected a grade with two completions alone, got {len(ranks)}", path="$.grade")
     if grade is not None and ranks[0] == ranks[1]:
@@ -244,8 +245,8 @@ def _check_order(order: list[str | list[str]], completions: list[Completion]) ->
 
 def _dense(values: Sequence[float]) -> list[int]:
     """Return ranks without gaps: the smallest value gets 1, equal values the same rank."""
-    place = {value: rank for rank, value in enumerate(sorted(set(values)), start=1)}
-    return [place[value] for value in values]
+    rank_of = {value: rank for rank, value in enumerate(sorted(set(values)), start=1)}
+    return [rank_of[value] for value in values]
 
 
 def _check_time(created_at: str | None) -> datetime | None:
@@ -287,7 +288,7 @@ def check_extra(extra: str, path: str) -> set[str]:
 
     Args:
         extra: JSON object.
-        path: where the turn stands in its record.
+        path: of the turn in its record.
 
     Raises:
         RecordError: if a field is of another type than templates expect.

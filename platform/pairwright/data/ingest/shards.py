@@ -1,8 +1,8 @@
-"""One range of a source -> ``Part``s: files written into a table, not yet named by any version, and their counts.
+"""Parses one input split and writes it as uncommitted data files, with row counts.
 
-This is the whole work of one ingestion task, without Ray. A part holds about ``range_bytes`` of text, so memory stays
+This is all the work of one ingestion task, without Ray. A shard holds about ``split_bytes`` of text, so memory stays
 flat on a stream of any length; nothing of it can be read before a commit names its files, so the files of a stream that
-turns out to be truncated are simply left out, and deleted.
+turns out to be truncated are simply not committed, and deleted.
 """
 
 import hashlib
@@ -21,38 +21,38 @@ from pairwright.data.ingest.adapters import (
     NativeReader,
     Parse,
     RecordError,
+    configured_format,
     groups_rows,
     parser_for,
     recognise,
-    settled_format,
 )
 from pairwright.data.ingest.parse import annotations_to_arrow, parse_lines, reason_key, rejection
 from pairwright.data.ingest.row_groups import check_whole, grouped
-from pairwright.data.ingest.sources.splits import Chunk, LineRange, read_chunks
+from pairwright.data.ingest.sources.splits import Chunk, InputSplit, read_chunks
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError, SourceError
 from pairwright.records import Rejection
 
 NUM_SHOWN = 5
-"""Rejections that a part carries along for the summary; all of them are in its refused file."""
+"""Rejections that a shard carries along for the summary; all of them are in its quarantine file."""
 MAX_REASONS = 100
 """Kinds of reasons that are counted apart: a source may have one of its own for each record."""
 OTHER_REASONS = "other reasons"
 LINES_AT_ONCE = 8192
-REFUSED_BYTES = 16 * 1024 * 1024
-"""Refused text that one part holds; a refusal takes about 500 bytes beside it."""
+MAX_REFUSED_BYTES = 16 * 1024 * 1024
+"""Refused text that one shard holds; a rejection takes about 500 bytes beside it."""
 REFUSAL_BYTES = 500
-PART_RECORDS = 100_000
-"""Records that one part holds at most, however short they are."""
+MAX_SHARD_RECORDS = 100_000
+"""Records that one shard holds at most, however short they are."""
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """What one stretch of a source became."""
+class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
+    """Uncommitted files written from a part of an input split, with their counts."""
 
-    unit: int
-    """Index of the range among all ranges of the ingestion, in the order of the sources."""
+    split_index: int
+    """Index of the input split among all of the ingestion, in the order of the sources."""
     index: int
-    """Index of the part in its range."""
+    """Index of the shard in its split."""
     lines: int
     blank: int = 0
     """Lines without a record; the others hold ``accepted + refused`` judgements, at least one each."""
@@ -72,7 +72,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     reading: dict[str, list[str]] = {}
     """Which fields were used for what, went into metadata, were not used."""
     error: str | None = None
-    """Why the source could not be read to its end; the part before it is then worth nothing either."""
+    """Why the source could not be read to its end; earlier shards of it are then discarded too."""
 
     @property
     def hashes(self) -> np.ndarray:
@@ -91,47 +91,47 @@ def hash_ids(ids: Iterable[str]) -> np.ndarray:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def write_parts(unit: int, lines: LineRange, table: Table, config: IngestConfig) -> Iterator[Part]:
-    """Parse a range and write it into the table; yields at least one part, the last one with ``error`` on failure.
+def write_shards(split_index: int, split: InputSplit, table: Table, config: IngestConfig) -> Iterator[IngestShard]:
+    """Parse a split and write it into the table; yields at least one shard, the last one with ``error`` on failure.
 
     Raises:
         StoreError: if the table cannot be written.
     """
-    draft = _Draft(unit, 0, "")
+    writer = ShardWriter(split_index, 0, "")
     try:
-        layout, chunks = _recognised(lines, config)
-        draft.format = layout
+        layout, chunks = _detect_format(split, config)
+        writer.format = layout
         parse = parser_for(layout or NATIVE.name, config)
-        draft.parse = parse
+        writer.parse = parse
         if isinstance(parse, NativeReader):
-            parse.has_cells = lines.source.layout in ("csv", "tsv") or lines.source.shards is not None
+            parse.has_cells = split.source.file_format in ("csv", "tsv") or split.source.staged_files is not None
         if keys := groups_rows(layout, config):
-            check_whole(lines)
+            check_whole(split)
             chunks = grouped(chunks, keys, config.limits.max_record_bytes)
-        counts = Counts(lines.source.uri, config)
+        counts = SplitCounts(split.source.uri, config)
         for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
-            counts.add(*draft.add(piece, lines.source.uri, parse, config))
-            if draft.is_full(config):
-                yield draft.write(table, None)
-                draft = _Draft(unit, draft.index + 1, layout)
-                draft.parse = parse
+            counts.add(*writer.add(piece, split.source.uri, parse, config))
+            if writer.is_full(config):
+                yield writer.write(table, None)
+                writer = ShardWriter(split_index, writer.index + 1, layout)
+                writer.parse = parse
     except (SourceError, ConfigError) as error:
-        yield draft.write(table, str(error))
+        yield writer.write(table, str(error))
         return
-    if draft.num_bytes or draft.index == 0:
-        yield draft.write(table, None)
+    if writer.num_bytes or writer.index == 0:
+        yield writer.write(table, None)
 
 
-def _recognised(lines: LineRange, config: IngestConfig) -> tuple[str, Iterator[Chunk]]:
-    """Return the name of the format of a source, empty where it has none, and the chunks of the range.
+def _detect_format(split: InputSplit, config: IngestConfig) -> tuple[str, Iterator[Chunk]]:
+    """Return the name of the format of a source, empty where it has none, and the chunks of the split.
 
-    A range that does not begin at the head of its source reads the head too, so that all ranges agree.
+    A split that does not begin at the head of its source reads the head too, so that all splits agree.
     """
-    chunks = read_chunks(lines)
-    if (name := settled_format(config)) is not None:
+    chunks = read_chunks(split)
+    if (name := configured_format(config)) is not None:
         return name, chunks
-    if lines.start > 0 or lines.lines_before > 0:
-        head = next(read_chunks(lines.head), None)
+    if split.start > 0 or split.lines_before > 0:
+        head = next(read_chunks(split.head), None)
     else:
         head = next(chunks, None)
         chunks = chain([head] if head is not None else [], chunks)
@@ -139,11 +139,11 @@ def _recognised(lines: LineRange, config: IngestConfig) -> tuple[str, Iterator[C
     try:
         return recognise(records) or "", chunks
     except SourceError as error:
-        raise SourceError(f"{lines.source.uri}: {error}") from None
+        raise SourceError(f"{split.source.uri}: {error}") from None
 
 
-class Counts:
-    """What a range gave so far, which must not be mostly refusals: each costs more than what it refuses."""
+class SplitCounts:
+    """Counts of a split so far; it fails where most is refused, since a rejection costs more than its record."""
 
     def __init__(self, source: str, config: IngestConfig) -> None:
         self._source = source
@@ -153,7 +153,7 @@ class Counts:
         self._first: Rejection | None = None
 
     def add(self, accepted: int, rejections: Sequence[Rejection]) -> None:
-        """Count more of the range.
+        """Count more of the split.
 
         Raises:
             SourceError: if it is mostly refused.
@@ -185,11 +185,11 @@ def mostly_refused(accepted: int, first: Rejection | None, config: IngestConfig)
     )
 
 
-class _Draft:
-    """A part while its lines come in."""
+class ShardWriter:
+    """Collects the records of one shard, and writes its files."""
 
-    def __init__(self, unit: int, index: int, layout: str) -> None:
-        self.unit = unit
+    def __init__(self, split_index: int, index: int, layout: str) -> None:
+        self.split_index = split_index
         self.index = index
         self.format = layout
         self.parse: Parse | None = None
@@ -202,11 +202,11 @@ class _Draft:
         self._rejections: list[Rejection] = []
 
     def is_full(self, config: IngestConfig) -> bool:
-        """Return whether the part holds as much as one should."""
+        """Return whether the shard is as large as one should be."""
         return (
-            self.num_bytes >= config.range_bytes
-            or self._refused_bytes >= REFUSED_BYTES
-            or self._num_accepted >= PART_RECORDS
+            self.num_bytes >= config.split_bytes
+            or self._refused_bytes >= MAX_REFUSED_BYTES
+            or self._num_accepted >= MAX_SHARD_RECORDS
         )
 
     def add(self, chunk: Chunk, source: str, parse: Parse, config: IngestConfig) -> tuple[int, list[Rejection]]:
@@ -230,12 +230,12 @@ class _Draft:
         self._rejections += rejections
         self._refused_bytes += sum(len(one.record) + REFUSAL_BYTES for one in rejections)
 
-    def write(self, table: Table, error: str | None) -> Part:
+    def write(self, table: Table, error: str | None) -> IngestShard:
         """Write the files, unless the source failed: then nothing of it will be kept."""
         rows = pa.concat_tables(self._tables) if self._tables and error is None else None
         refused = self._rejections if error is None else []
-        return Part(
-            unit=self.unit,
+        return IngestShard(
+            split_index=self.split_index,
             index=self.index,
             lines=self._num_lines,
             blank=self._num_blank,
@@ -245,7 +245,7 @@ class _Draft:
             refused=len(refused),
             completions=0 if rows is None else num_completions(rows),
             data=None if rows is None else table.write_data(rows),
-            refused_files=[table.write_refused(refused)] if refused else [],
+            refused_files=[table.write_quarantined(refused)] if refused else [],
             reasons=most_common(Counter(map(reason_key, refused))),
             shown=refused[:NUM_SHOWN],
             id_hashes=b"" if rows is None else hash_ids(rows.column("id").to_pylist()).tobytes(),
@@ -265,6 +265,6 @@ def num_completions(rows: pa.Table) -> int:
     return sum(len(chunk.flatten()) for chunk in rows.column("completions").chunks)
 
 
-def all_files(parts: Iterable[Part]) -> list[DataFile]:
-    """Return every file that was written for the parts."""
-    return [file for part in parts for file in part.files]
+def all_files(shards: Iterable[IngestShard]) -> list[DataFile]:
+    """Return every file that was written for the shards."""
+    return [file for shard in shards for file in shard.files]

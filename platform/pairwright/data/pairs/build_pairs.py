@@ -1,4 +1,4 @@
-"""Annotations of whole groups -> one row a group with its weighted pairs (PAIRS_SCHEMA). Pure.
+"""Builds weighted pairs from the annotations of whole groups: one row a group (PAIRS_SCHEMA). Pure.
 
 Several annotators list the same completions in different orders; the group takes the order of its first annotation
 (by id) and matches the others by text. So neither the order of the rows nor the layout of the files shows in the
@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from pairwright.config import ExpandConfig
-from pairwright.data.grades import MARGINS
 from pairwright.data.identity import drop_duplicates
-from pairwright.data.pairs.comparisons import Ballots, Floats, Ints, PairRows, pairs_of
+from pairwright.data.pairs.comparisons import Floats, Ints, PairRows, RankingBatch, pairs_of
+from pairwright.data.preference_strength import MARGINS
 from pairwright.data.table.arrow_io import list_lengths, one_array
 from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA, PAIR, PAIRS_SCHEMA
@@ -38,14 +38,14 @@ def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table
     """
     rows = annotations.select(ANNOTATIONS_SCHEMA.names).combine_chunks()
     rows, num_repeated = drop_duplicates(rows.sort_by(_SORT))
-    ballots = _ballots(rows, MARGINS[config.margin_table])
-    pairs, vote_totals = pairs_of(ballots, config)
-    first_G = np.flatnonzero(np.diff(ballots.group_A, prepend=-1))
-    table = _group_rows(rows, ballots.group_A, first_G, pairs, config)
+    rankings = _ranking_batch(rows, MARGINS[config.margin_table])
+    pairs, vote_totals = pairs_of(rankings, config)
+    first_G = np.flatnonzero(np.diff(rankings.group_A, prepend=-1))
+    table = _group_rows(rows, rankings.group_A, first_G, pairs, config)
     totals = {
         "annotations": rows.num_rows,
         "annotations_repeated": num_repeated,
-        "rejudged": _num_rejudged(rows, table),
+        "rejudged": _num_repeat_annotations(rows, table),
         **_group_totals(table),
         **vote_totals,
         **_margin_totals(rows, pairs, config),
@@ -62,7 +62,7 @@ def split_of(prompt_id: str, validation_fraction: float) -> str:
     return "validation" if int(prompt_id[:13], 16) / 16**13 < validation_fraction else "train"
 
 
-def _ballots(rows: pa.Table, margins: Mapping[str, float]) -> Ballots:
+def _ranking_batch(rows: pa.Table, margins: Mapping[str, float]) -> RankingBatch:
     """Return sorted rows as arrays, each annotation in the completion order of its group's first one."""
     completions = one_array(rows["completions"])
     size_A = list_lengths(completions)
@@ -74,17 +74,17 @@ def _ballots(rows: pa.Table, margins: Mapping[str, float]) -> Ballots:
     starts_A = np.concatenate([[0], np.cumsum(size_A)])
     texts_N = _text_codes(completions.flatten())
     group_A = np.cumsum(np.diff(_codes(rows["group_id"]), prepend=-1) != 0) - 1
-    place_N = _places(rows, texts_N, size_A, starts_A, group_A)
+    slot_N = _completion_slots(rows, texts_N, size_A, starts_A, group_A)
     ranks_N, scores_N, ordered_N = np.empty_like(texts_N), np.empty(len(texts_N)), np.empty_like(texts_N)
-    ranks_N[place_N] = _numpy(one_array(rows["ranks"]).flatten())
-    scores_N[place_N] = flat_scores(rows, size_A)
-    ordered_N[place_N] = texts_N
+    ranks_N[slot_N] = _numpy(one_array(rows["ranks"]).flatten())
+    scores_N[slot_N] = flat_scores(rows, size_A)
+    ordered_N[slot_N] = texts_N
     margin_A = np.array([margins.get(grade, np.nan) for grade in rows["grade"].to_pylist()], dtype=np.float64)
-    return Ballots(group_A, starts_A, ranks_N, scores_N, margin_A, ordered_N)
+    return RankingBatch(group_A, starts_A, ranks_N, scores_N, margin_A, ordered_N)
 
 
-def _places(rows: pa.Table, texts_N: Ints, size_A: Ints, starts_A: Ints, group_A: Ints) -> Ints:
-    """Return where in N each completion goes when its annotation takes the order of the group's first one.
+def _completion_slots(rows: pa.Table, texts_N: Ints, size_A: Ints, starts_A: Ints, group_A: Ints) -> Ints:
+    """Return the position in N of each completion when its annotation takes the order of the group's first one.
 
     Sorted by text, stable, both hold the same texts in the same order: that is the match, and completions of equal
     text are matched in order of appearance.
@@ -103,9 +103,9 @@ def _places(rows: pa.Table, texts_N: Ints, size_A: Ints, starts_A: Ints, group_A
             f"group {rows['group_id'][found].as_py()}: annotations {one} and {other} list different completions, "
             "expected the same texts in any order; ingest the sources again into a new table"
         )
-    place_N = np.empty_like(texts_N)
-    place_N[by_text_N] = by_text_N[first_N] + shift_N
-    return place_N
+    slot_N = np.empty_like(texts_N)
+    slot_N[by_text_N] = by_text_N[first_N] + shift_N
+    return slot_N
 
 
 def flat_scores(rows: pa.Table, size_A: Ints) -> Floats:
@@ -196,15 +196,16 @@ def _margin_totals(rows: pa.Table, pairs: PairRows, config: ExpandConfig) -> dic
     if config.margin == "none":
         return {}
     num_without = int(np.isnan(pairs.margin_P).sum())
-    given = rows["scores" if config.margin == "score_gap" else "grade"]
+    given = rows["scores" if config.margin == "score_difference" else "grade"]
     return {
-        "annotations_scored" if config.margin == "score_gap" else "annotations_graded": len(given) - given.null_count,
+        "annotations_scored" if config.margin == "score_difference" else "annotations_graded": len(given)
+        - given.null_count,
         "pairs_with_margin": len(pairs.margin_P) - num_without,
         "pairs_without_margin": num_without,
     }
 
 
-def _num_rejudged(rows: pa.Table, table: pa.Table) -> int:
+def _num_repeat_annotations(rows: pa.Table, table: pa.Table) -> int:
     """Return how many annotations come from an annotator who had judged the same group already."""
     return rows.num_rows - rows["annotator"].null_count - int(list_lengths(one_array(table["annotators"])).sum())
 

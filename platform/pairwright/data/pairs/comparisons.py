@@ -1,7 +1,7 @@
-"""Pairwise comparisons of the completions of many groups, and the weighted pairs that their votes make. Pure numpy.
+"""Counts the pairwise comparisons of many rankings at once, and weights them into pairs. Pure numpy.
 
-Groups of one size K go through together as (groups, K, K) matrices, entry [chosen, rejected]: 26 times a Python
-loop over pairs, at the cost of computing both triangles.
+Groups of one size K go through together as (groups, K, K) matrices, entry [chosen, rejected]: 26 times as fast as a
+Python loop over pairs, at the cost of computing both triangles.
 
 Shapes: A annotations, G groups, N completions of all annotations one after the other, K completions of a group,
 P pairs.
@@ -25,7 +25,7 @@ TOTALS = ("comparisons", "untied", "ties", "identical", "identical_ties", "contr
 
 
 @dataclass(frozen=True, slots=True)
-class Ballots:
+class RankingBatch:
     """Annotations of whole groups, sorted by group; each lists its group's completions in the group's own order.
 
     Attributes:
@@ -92,15 +92,15 @@ class _Votes:
     margin_GKK: Floats
 
 
-def pairs_of(ballots: Ballots, config: ExpandConfig) -> tuple[PairRows, dict[str, int | float]]:
-    """Return every pair that the ballots and the configuration make, and totals that add over calls.
+def pairs_of(rankings: RankingBatch, config: ExpandConfig) -> tuple[PairRows, dict[str, int | float]]:
+    """Return every pair that the rankings and the configuration make, and totals that add over calls.
 
     Completions of equal text make no pair: their difference is zero whatever the model says. So
     ``comparisons = untied + ties``, of which ``identical`` and ``identical_ties`` compare equal texts.
     """
     blocks: list[PairRows] = []
     totals: dict[str, int | float] = dict.fromkeys(TOTALS, 0)
-    for block in _blocks(ballots):
+    for block in _blocks(rankings):
         votes = _votes(block, config)
         blocks.append(_rows(block, votes, config))
         for name, count in _counts(block, votes).items():
@@ -133,17 +133,17 @@ def group_blocks(group_A: Ints, starts_A: Ints) -> Iterator[tuple[Ints, Ints, In
             yield groups, annotations, starts_A[annotations][:, None] + np.arange(size)
 
 
-def _blocks(ballots: Ballots) -> Iterator[_Block]:
-    for groups, annotations, index_AK in group_blocks(ballots.group_A, ballots.starts_A):
-        starts_G = np.flatnonzero(np.diff(ballots.group_A[annotations], prepend=-1))
-        texts_GK = ballots.texts_N[index_AK[starts_G]]
+def _blocks(rankings: RankingBatch) -> Iterator[_Block]:
+    for groups, annotations, index_AK in group_blocks(rankings.group_A, rankings.starts_A):
+        starts_G = np.flatnonzero(np.diff(rankings.group_A[annotations], prepend=-1))
+        texts_GK = rankings.texts_N[index_AK[starts_G]]
         yield _Block(
             groups=groups,
             num_annotations_G=np.diff(starts_G, append=len(annotations)),
             starts_G=starts_G,
-            ranks_AK=ballots.ranks_N[index_AK],
-            scores_AK=ballots.scores_N[index_AK],
-            margin_A=ballots.margin_A[annotations],
+            ranks_AK=rankings.ranks_N[index_AK],
+            scores_AK=rankings.scores_N[index_AK],
+            margin_A=rankings.margin_A[annotations],
             equal_GKK=texts_GK[:, :, None] == texts_GK[:, None, :],
         )
 
@@ -151,7 +151,7 @@ def _blocks(ballots: Ballots) -> Iterator[_Block]:
 def _votes(block: _Block, config: ExpandConfig) -> _Votes:
     wins_AKK = block.ranks_AK[:, :, None] < block.ranks_AK[:, None, :]
     ties_AKK = block.ranks_AK[:, :, None] == block.ranks_AK[:, None, :]
-    if config.margin == "grade":
+    if config.margin == "strength":
         gap_AKK = np.broadcast_to(block.margin_A[:, None, None], wins_AKK.shape)
     else:
         gap_AKK = block.scores_AK[:, :, None] - block.scores_AK[:, None, :]
@@ -169,15 +169,15 @@ def _votes(block: _Block, config: ExpandConfig) -> _Votes:
 def _counts(block: _Block, votes: _Votes) -> dict[str, int]:
     num_completions = block.ranks_AK.shape[1]
     upper = np.triu(np.ones((num_completions, num_completions), dtype=bool), k=1)
-    untied_GKK = votes.wins_GKK + votes.wins_GKK.swapaxes(1, 2)
-    contradicted_GKK = (votes.wins_GKK > 0) & (votes.wins_GKK.swapaxes(1, 2) > 0) & ~block.equal_GKK
+    decisive_GKK = votes.wins_GKK + votes.wins_GKK.swapaxes(1, 2)
+    conflicting_GKK = (votes.wins_GKK > 0) & (votes.wins_GKK.swapaxes(1, 2) > 0) & ~block.equal_GKK
     return {
         "comparisons": len(block.ranks_AK) * _num_pairs(num_completions),
-        "untied": int(untied_GKK[:, upper].sum()),
+        "untied": int(decisive_GKK[:, upper].sum()),
         "ties": int(votes.ties_GKK[:, upper].sum()),
-        "identical": int((untied_GKK * block.equal_GKK)[:, upper].sum()),
+        "identical": int((decisive_GKK * block.equal_GKK)[:, upper].sum()),
         "identical_ties": int((votes.ties_GKK * block.equal_GKK)[:, upper].sum()),
-        "contradicted": int(contradicted_GKK[:, upper].sum()),
+        "contradicted": int(conflicting_GKK[:, upper].sum()),
     }
 
 
@@ -185,7 +185,7 @@ def _rows(block: _Block, votes: _Votes, config: ExpandConfig) -> PairRows:
     tie_vote = 0.5 if config.ties == "half" else 0.0
     votes_GKK = (votes.wins_GKK + tie_vote * votes.ties_GKK) * ~block.equal_GKK
     group, chosen, rejected = np.nonzero(votes_GKK)
-    weight_P = votes_GKK[group, chosen, rejected] * _unit(votes_GKK, block.num_annotations_G, config)[group]
+    weight_P = votes_GKK[group, chosen, rejected] * _vote_weight(votes_GKK, block.num_annotations_G, config)[group]
     if config.margin == "none":
         margin_P = np.full(len(group), np.nan)
     else:
@@ -199,7 +199,7 @@ def _rows(block: _Block, votes: _Votes, config: ExpandConfig) -> PairRows:
     )
 
 
-def _unit(votes_GKK: Floats, num_annotations_G: Ints, config: ExpandConfig) -> Floats:
+def _vote_weight(votes_GKK: Floats, num_annotations_G: Ints, config: ExpandConfig) -> Floats:
     """Return what one vote of each group weighs, float64, shape (G,)."""
     match config.pair_weight:
         case "comparisons":

@@ -1,6 +1,6 @@
-"""Annotations of whole groups -> the annotations and completions that a configuration does not leave out. Pure.
+"""Drops annotations and completions that a configuration excludes by name or text. Pure.
 
-A group keeps its id whatever leaves it: the id says which group of the annotations table it was.
+A group keeps its id whatever is dropped from it: the id says which group of the annotations table it was.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pairwright.config import ExpandConfig
 from pairwright.data.ingest.shards import hash_ids
 from pairwright.data.ingest.sources.listing import list_sources
-from pairwright.data.ingest.sources.splits import LineRange, read_chunks
+from pairwright.data.ingest.sources.splits import InputSplit, read_chunks
 from pairwright.data.table.arrow_io import list_lengths, one_array
 from pairwright.errors import DataError
 from pairwright.records import UNREADABLE_JSON
@@ -41,7 +41,7 @@ _DECODER = msgspec.json.Decoder(str | _Text)
 
 @dataclass(frozen=True, slots=True)
 class Exclusions:
-    """What is left out.
+    """What a configuration excludes.
 
     Attributes:
         names: what its names are names of -> the names, sorted.
@@ -54,18 +54,18 @@ class Exclusions:
     repeated: NDArray[np.uint64]
 
 
-def leaves_out(config: ExpandConfig) -> bool:
-    """Return whether the configuration leaves anything out by its name or its text."""
+def has_exclusions(config: ExpandConfig) -> bool:
+    """Return whether the configuration excludes anything by its name or its text."""
     return bool(any(getattr(config, key) for key in NAMED) or config.leave_out_texts or config.max_prompts_per_text)
 
 
 def names_of(config: ExpandConfig) -> dict[str, list[str]]:
-    """Return the names that a configuration leaves out, by what they are names of."""
+    """Return the names that a configuration excludes, by what they are names of."""
     return {what: sorted(set(getattr(config, key))) for key, what in NAMED.items()}
 
 
-def notices(totals: Mapping[str, int | float], config: Mapping[str, Any]) -> list[str]:
-    """Return a line for each thing to leave out that pairs, made with this configuration, found nowhere."""
+def unused_exclusions(totals: Mapping[str, int | float], config: Mapping[str, Any]) -> list[str]:
+    """Return a line for each exclusion of a configuration that matched nothing."""
     found = []
     for key, what in NAMED.items():
         for name in config.get(key, []):
@@ -79,7 +79,7 @@ def notices(totals: Mapping[str, int | float], config: Mapping[str, Any]) -> lis
 
 
 def no_totals(config: ExpandConfig) -> dict[str, int | float]:
-    """Return the totals of nothing."""
+    """Return totals of zero."""
     names = [NAME_PREFIX.format(what) + name for what, named in names_of(config).items() for name in named]
     causes = ["annotator", "subset", "model", "text", "prompts"]
     return dict.fromkeys([*(f"left_out_by_{cause}" for cause in causes), "groups_left_out", *names], 0)
@@ -92,19 +92,19 @@ def read_texts(names: Sequence[str]) -> list[str]:
         SourceError: if a source is missing or cannot be read.
         DataError: if a record is no text.
     """
-    return sorted({text for source in list_sources(names) for text in _texts_of(LineRange(source, 0, source.size, 0))})
+    return sorted({text for source in list_sources(names) for text in _texts_of(InputSplit(source, 0, source.size, 0))})
 
 
-def _texts_of(unit: LineRange) -> Iterator[str]:
-    for chunk in read_chunks(unit):
+def _texts_of(split: InputSplit) -> Iterator[str]:
+    for chunk in read_chunks(split):
         for number, line in enumerate(chunk.text.split(b"\n"), start=chunk.first_line):
             if line and not line.isspace():
                 try:
                     found = _DECODER.decode(line)
                 except UNREADABLE_JSON as error:
                     raise DataError(
-                        f"{unit.source.uri}:{number}: no text to leave out: {error}; expected a completion's text as a "
-                        'JSON string, "...", or {"text": "..."}, in each line'
+                        f"{split.source.uri}:{number}: no text to leave out: {error}; expected a completion's text as "
+                        'a JSON string, "...", or {"text": "..."}, in each line'
                     ) from None
                 yield found if isinstance(found, str) else found.text
 
@@ -129,8 +129,8 @@ def repeated_texts(found: Iterable[NDArray[np.void]], max_prompts: int) -> NDArr
     return texts[num_prompts > max_prompts]
 
 
-def leave_out(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
-    """Return the rows without what is left out, and totals that add over calls.
+def drop_excluded(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
+    """Return the rows without what is excluded, and totals that add over calls.
 
     A completion goes by its listed text, by the prompts that its text stands under, or by its model, and is counted
     under the first of these; an annotation by its annotator or its subset. A group with fewer than two completions, or
@@ -149,8 +149,8 @@ def leave_out(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[st
         totals |= _by_name(rows[what], what, exclusions)
     rows = rows.filter(pa.array(~(by_annotator | by_subset))).combine_chunks()
     rows, completion_totals = _without_completions(rows, exclusions)
-    num_left_out = len(groups.unique()) - len(rows["group_id"].unique())
-    return rows, totals | completion_totals | {"groups_left_out": num_left_out}
+    num_dropped = len(groups.unique()) - len(rows["group_id"].unique())
+    return rows, totals | completion_totals | {"groups_left_out": num_dropped}
 
 
 def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
@@ -161,7 +161,7 @@ def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Tab
     by_prompts = np.isin(_hashes(completions), exclusions.repeated) & ~by_text
     by_model = _is_in(model_N, exclusions.names["model"]) & ~by_text & ~by_prompts
     if by_model.any():
-        by_model |= _copies_to_leave_out(rows, items, size_A, by_model)
+        by_model |= _copies_to_drop(rows, items, size_A, by_model)
     totals = {
         "left_out_by_text": int(by_text.sum()),
         "left_out_by_prompts": int(by_prompts.sum()),
@@ -179,8 +179,8 @@ def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Tab
     return rows.filter(pa.array(left_A >= 2)), totals
 
 
-def _copies_to_leave_out(rows: pa.Table, items: pa.StructArray, size_A: Ints, by_model: Bools) -> Bools:
-    """Return further completions to leave out, so that all annotations of a group are left with the same texts.
+def _copies_to_drop(rows: pa.Table, items: pa.StructArray, size_A: Ints, by_model: Bools) -> Bools:
+    """Return further completions to drop, so that all annotations of a group keep the same texts.
 
     Annotations of one group may name other models for a text, or none. Of the copies of a text as many go in each as
     in the one where most go; those without a model first.
@@ -190,17 +190,17 @@ def _copies_to_leave_out(rows: pa.Table, items: pa.StructArray, size_A: Ints, by
     text_N = items.field("text").dictionary_encode().indices.to_numpy()
     _, key_N = np.unique(np.stack([group_A[row_N], text_N]), axis=1, return_inverse=True)
     most = np.zeros(key_N.max() + 1, np.int64)
-    places, copies = np.unique(np.stack([key_N[by_model], row_N[by_model]]), axis=1, return_counts=True)
-    np.maximum.at(most, places[0], copies)
-    gone = dict(zip(map(tuple, places.T.tolist()), copies.tolist(), strict=True))
+    positions, copies = np.unique(np.stack([key_N[by_model], row_N[by_model]]), axis=1, return_counts=True)
+    np.maximum.at(most, positions[0], copies)
+    gone = dict(zip(map(tuple, positions.T.tolist()), copies.tolist(), strict=True))
     more = np.zeros(len(key_N), dtype=bool)
     is_named_N = items.field("model").is_valid().to_numpy(zero_copy_only=False)
     candidates = np.flatnonzero((most[key_N] > 0) & ~by_model)
-    for place in sorted(candidates.tolist(), key=lambda place: (bool(is_named_N[place]), place)):
-        key, row = int(key_N[place]), int(row_N[place])
+    for position in sorted(candidates.tolist(), key=lambda position: (bool(is_named_N[position]), position)):
+        key, row = int(key_N[position]), int(row_N[position])
         if gone.get((key, row), 0) < most[key]:
             gone[key, row] = gone.get((key, row), 0) + 1
-            more[place] = True
+            more[position] = True
     return more
 
 

@@ -1,7 +1,7 @@
-"""Expands an annotations version into a pairs version: groups are expanded and written where they are read.
+"""Expands an annotations version into a pairs version; groups are expanded and written where they are read.
 
-Only groups whose annotations are spread over the table are moved (data/group_by.py). What is written is a function of
-the annotations version and the configuration alone, so the result is the same on any cluster.
+Only groups whose annotations span partitions are moved (data/group_by.py). The output is a function of the annotations
+version and the configuration alone, so the result is the same on any cluster.
 """
 
 import sys
@@ -20,8 +20,8 @@ from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.pairs.exclusions import (
     TEXT_AND_PROMPT,
     Exclusions,
-    leave_out,
-    leaves_out,
+    drop_excluded,
+    has_exclusions,
     names_of,
     read_texts,
     repeated_texts,
@@ -29,8 +29,8 @@ from pairwright.data.pairs.exclusions import (
 )
 from pairwright.data.pairs.exclusions import no_totals as no_exclusions
 from pairwright.data.pairs.near_duplicates.evaluation_sets import SOURCE_VERSION
-from pairwright.data.pairs.near_duplicates.exclude_similar import looks_for_others, no_totals, split_off
-from pairwright.data.pairs.near_duplicates.find import find_left_out, open_evaluation_sets
+from pairwright.data.pairs.near_duplicates.exclude_similar import drop_similar, excludes_similar, no_totals
+from pairwright.data.pairs.near_duplicates.find import find_excluded, open_evaluation_sets
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.table import DataFile, Input, Manifest, Table
 from pairwright.errors import DataError
@@ -43,7 +43,7 @@ GROUPS_PER_FILE = 2048
 
 
 class _Expanded(msgspec.Struct, frozen=True):
-    """What some groups became."""
+    """Result of expanding some groups."""
 
     files: list[DataFile]
     refused: list[DataFile]
@@ -51,7 +51,7 @@ class _Expanded(msgspec.Struct, frozen=True):
 
 
 class _Texts(msgspec.Struct, frozen=True):
-    """The texts of a partition with the prompts that they stand under, TEXT_AND_PROMPT."""
+    """The completion texts of a partition with their prompts, TEXT_AND_PROMPT."""
 
     found: bytes
 
@@ -78,19 +78,23 @@ def expand(
 def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, executor: Executor) -> Manifest:
     sets = open_evaluation_sets(config, executor)
     texts = read_texts(config.leave_out_texts) if config.leave_out_texts else []
-    made_from = [Input(url=source.url, version=read.version, digest=read.digest), *sets.inputs, *_listed(texts, config)]
+    made_from = [
+        Input(url=source.url, version=read.version, digest=read.digest),
+        *sets.inputs,
+        *_with_texts_listed(texts, config),
+    ]
     newest = target.latest()
     if newest is not None and _is_made_from(newest, made_from, config):
         return newest
-    with executor.session(sys.maxsize if looks_for_others(config) else 0):
-        left_out = find_left_out(source, read, config, sets, executor)
+    with executor.session(sys.maxsize if excludes_similar(config) else 0):
+        excluded = find_excluded(source, read, config, sets, executor)
         repeated = _repeated_texts(source, read, config, executor)
         exclusions = None
-        if leaves_out(config):
+        if has_exclusions(config):
             exclusions = executor.broadcast(Exclusions(names_of(config), texts, repeated))
 
         def work(rows: pa.Table) -> list[_Expanded]:
-            return [_write_groups(rows, target, config, left_out, exclusions)]
+            return [_write_groups(rows, target, config, excluded, exclusions)]
 
         expanded = map_groups(
             source,
@@ -100,15 +104,15 @@ def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, 
             executor=executor,
             key="group_id",
             staging=target,
-            partition_bytes=config.stretch_bytes,
+            partition_bytes=config.partition_bytes,
             what="expanded",
             rows_per_bucket=ROWS_PER_BUCKET,
         )
     return _commit(target, expanded, made_from, config)
 
 
-def _listed(texts: list[str], config: ExpandConfig) -> list[Input]:
-    """Return the texts to leave out as one input: other texts make another version."""
+def _with_texts_listed(texts: list[str], config: ExpandConfig) -> list[Input]:
+    """Return the excluded texts as one input: other texts make another version."""
     if not config.leave_out_texts:
         return []
     digest = sha256(msgspec.json.encode(texts)).hexdigest()
@@ -116,10 +120,10 @@ def _listed(texts: list[str], config: ExpandConfig) -> list[Input]:
 
 
 def _repeated_texts(source: Table, read: Manifest, config: ExpandConfig, executor: Executor) -> np.ndarray:
-    """Return the hashes of the texts that stand under more prompts than allowed; 16 bytes a completion, here."""
+    """Return the hashes of the texts under more prompts than allowed; 16 bytes a completion in the driver."""
     if not config.max_prompts_per_text:
         return repeated_texts([], 0)
-    partitions = partition_files(read.files, config.stretch_bytes)
+    partitions = partition_files(read.files, config.partition_bytes)
 
     def work(index: int) -> Iterator[_Texts]:
         rows = pa.concat_tables([source.read_file(file, ["prompt_id", "completions"]) for file in partitions[index]])
@@ -172,9 +176,9 @@ def _check_margins(proposed: Manifest, config: ExpandConfig) -> None:
     match config.margin:
         case "none":
             return
-        case "score_gap":
+        case "score_difference":
             num_found, what, keys = totals["annotations_scored"], "scores", "`score` or `scores`"
-        case "grade":
+        case "strength":
             num_found, what, keys = totals["annotations_graded"], "a grade", "`grade`"
     if totals["annotations"] and not num_found:
         raise DataError(
@@ -186,8 +190,8 @@ def _check_margins(proposed: Manifest, config: ExpandConfig) -> None:
 
 def _sum_totals(expanded: Sequence[_Expanded], config: ExpandConfig) -> dict[str, int | float]:
     _, totals = expand_groups(ANNOTATIONS_SCHEMA.empty_table(), config)
-    totals |= no_totals() if looks_for_others(config) else {}
-    totals |= no_exclusions(config) if leaves_out(config) else {}
+    totals |= no_totals() if excludes_similar(config) else {}
+    totals |= no_exclusions(config) if has_exclusions(config) else {}
     for part in expanded:
         for name, value in part.totals.items():
             totals[name] += value
@@ -198,19 +202,19 @@ def _write_groups(
     rows: pa.Table,
     target: Table,
     config: ExpandConfig,
-    left_out: Broadcast[pa.Table] | None,
+    excluded: Broadcast[pa.Table] | None,
     exclusions: Broadcast[Exclusions] | None,
 ) -> _Expanded:
     rejections, others = [], {}
     if exclusions is not None:
-        rows, others = leave_out(rows, exclusions.get())
-    if left_out is not None:
-        rows, rejections, similar = split_off(rows, left_out.get(), config)
+        rows, others = drop_excluded(rows, exclusions.get())
+    if excluded is not None:
+        rows, rejections, similar = drop_similar(rows, excluded.get(), config)
         others |= similar
     table, totals = expand_groups(rows, config)
     starts = range(0, table.num_rows, GROUPS_PER_FILE)
     return _Expanded(
         files=[target.write_data(table.slice(start, GROUPS_PER_FILE)) for start in starts],
-        refused=[target.write_refused(rejections)] if rejections else [],
+        refused=[target.write_quarantined(rejections)] if rejections else [],
         totals=totals | others,
     )

@@ -1,7 +1,7 @@
-"""A pairs version -> one file of flat rows (prompt, chosen, rejected, weight, margin) for other trainers.
+"""Exports a pairs version as one file of flat rows (prompt, chosen, rejected, weight, margin) for other trainers.
 
-The texts of a group stand there once a pair, 2.6 times what the table holds at K = 4 and 7.9 times at K = 9: this is a
-way out, not a format to train from here.
+The texts of a group are repeated for each pair, 2.6 times what the table holds at K = 4 and 7.9 times at K = 9: this
+is for export, not a format to train from here.
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ looks wrong is always said; what is good fills the list up to MAX_HIGHLIGHTS.
 
 from collections.abc import Callable, Iterator
 
-from pairwright.data.ingest.dedup import DUPLICATE_ID, name_something_else
+from pairwright.data.ingest.dedup import DUPLICATE_ID, are_ids_not_unique
 from pairwright.data.profile.profile_schema import (
     Annotator,
     Highlight,
@@ -295,7 +295,7 @@ def _duplicate_ids(metrics: TableMetrics) -> Iterator[Highlight]:
     for source in metrics.sources[:MAX_NAMED]:
         records = source.accepted + source.refused
         number = source.main_reason_records if (source.main_reason or "").startswith(DUPLICATE_ID) else 0
-        if name_something_else(number, records):
+        if are_ids_not_unique(number, records):
             text = (
                 f"{number:,} of {records:,} records of {source.uri} were refused as duplicate ids: its ids seem to "
                 "name prompts, or to be counted anew in each subset; ingest it again with another id, or with none."

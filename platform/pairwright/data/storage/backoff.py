@@ -1,44 +1,44 @@
-"""How long storage that refuses is asked again: seconds of patience -> the pauses between the tries."""
+"""Retry with exponential backoff for storage errors."""
 
 import time
 from collections.abc import Callable, Iterator
 
 from pairwright.errors import StoreError
 
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 60.0
+FIRST_DELAY_SECONDS = 1.0
+MAX_DELAY_SECONDS = 60.0
 
 
-def pauses(patience_seconds: float) -> Iterator[float]:
-    """Yield the pause, in seconds, after each try that failed; it ends when there is no patience left.
+def backoff_delays(retry_seconds: float) -> Iterator[float]:
+    """Yield the delay, in seconds, after each failed try; ends when the retry budget is used up.
 
-    They double from one second to a minute and add up to the patience. No clock is read, so ranks that try together
-    also pause, and give up, together.
+    Delays double from one second to a minute and add up to the budget. No clock is read, so ranks that try together
+    also wait, and give up, together.
     """
-    left, pause = patience_seconds, FIRST_PAUSE_SECONDS
+    left, delay = retry_seconds, FIRST_DELAY_SECONDS
     while left > 0:
-        yield min(pause, left)
-        left -= pause
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        yield min(delay, left)
+        left -= delay
+        delay = min(2 * delay, MAX_DELAY_SECONDS)
 
 
-def with_patience(store: Callable[[], None], patience_seconds: float, refused: Callable[[str, float], None]) -> None:
-    """Store something, trying again where the disk or the storage refuses it.
+def retry_with_backoff(store: Callable[[], None], retry_seconds: float, on_retry: Callable[[str, float], None]) -> None:
+    """Call ``store``, and retry with exponential backoff after errors of the disk or the storage.
 
     Args:
         store: stores it; called again after an OSError or a StoreError.
-        patience_seconds: how long in all.
-        refused: told why a try failed, and how many seconds later the next one follows.
+        retry_seconds: retry budget, in seconds.
+        on_retry: called after a failed try, with the reason and the seconds until the next try.
 
     Raises:
         StoreError: if the last try failed too.
     """
-    for pause in pauses(patience_seconds):
+    for delay in backoff_delays(retry_seconds):
         try:
             return store()
         except (OSError, StoreError) as error:
-            refused(str(error).partition("\n")[0], pause)
-        time.sleep(pause)
+            on_retry(str(error).partition("\n")[0], delay)
+        time.sleep(delay)
     try:
         return store()
     except OSError as error:

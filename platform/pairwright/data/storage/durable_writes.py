@@ -1,4 +1,4 @@
-"""Commits on a local disk that survive a power cut: what a version names is on the disk before the version is."""
+"""Durable commits on a local disk: the files that a version names are flushed before the version exists."""
 
 import os
 import uuid

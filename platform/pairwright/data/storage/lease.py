@@ -1,4 +1,4 @@
-"""A lease on a folder or URL: one command at a time works there, and a command that died gives it up.
+"""A lease on a folder or URL: one command at a time works there, and the lease of a dead command expires.
 
 A lease is a numbered object, put-if-absent, so that one of several wins on every backend; the highest number holds. Its
 holder writes a new count into it every few seconds. On the same machine the process table says at once whether the
@@ -42,11 +42,11 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lease:
-    """The right to work in a place, as long as the block lasts; a context manager.
+    """The right to work in a directory, as long as the block lasts; a context manager.
 
     Args:
-        url: of the place, which is ours.
-        kind: of the place; its ``deletable`` covers leases.
+        url: of the directory, which is ours.
+        kind: of the directory; its ``deletable`` covers leases.
         what: what only one command may do, for messages, such as ``train``.
         lost: called once, from another thread, where another command has taken the lease over.
         renew_seconds: time between two counts of the holder.
@@ -54,7 +54,7 @@ class Lease:
 
     Raises:
         LeaseError: on entry, if another command holds it and lives.
-        StoreError: if the place cannot be read or written.
+        StoreError: if the directory cannot be read or written.
     """
 
     def __init__(

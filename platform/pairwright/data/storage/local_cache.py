@@ -1,10 +1,10 @@
-"""This user's cache on this machine: private folders for copies of remote files, and markers of files that were hashed.
+"""This user's cache on this machine: private folders for copies of remote files, and markers of verified files.
 
 Nothing here is the only copy of anything: what is removed is downloaded, or hashed, again. A file that is used from
 here, or from a local tokens table, has its SHA-256 compared. That costs about a second a gigabyte, so a marker keeps
 the result for all processes of the machine: an empty file whose name is a digest of the file's content, device, inode,
 size and times. Any write changes the time of status change, also one that puts the time of modification back, and so
-the marker. What a marker cannot see is a disk that returns other bytes than were written; it ends after 30 days.
+the marker. A marker cannot detect a disk that returns other bytes than were written; it expires after 30 days.
 """
 
 import fcntl
@@ -34,7 +34,7 @@ _held: dict[Path, int] = {}
 """Model copies that this process uses -> the descriptor of their lock, open until the process ends."""
 
 
-class EmptiedCache(msgspec.Struct, frozen=True):
+class ClearedCache(msgspec.Struct, frozen=True):
     """What was removed from the cache of one machine."""
 
     host: str
@@ -183,7 +183,7 @@ def hold(copy: Path) -> None:
         fcntl.flock(_held[copy], fcntl.LOCK_SH)
 
 
-def empty_cache() -> EmptiedCache:
+def empty_cache() -> ClearedCache:
     """Remove every copy of tokens and of models from this machine's cache, but models that are in use.
 
     A tokens file that somebody has mapped stays readable there until it is let go.
@@ -207,7 +207,7 @@ def empty_cache() -> EmptiedCache:
             num_in_use += not is_unused
     except OSError as error:
         raise StoreError(f"{error.filename}: cannot be removed from the cache: {error.strerror}") from None
-    return EmptiedCache(socket.gethostname(), str(tokens.parent), len(sizes), sum(sizes), num_in_use)
+    return ClearedCache(socket.gethostname(), str(tokens.parent), len(sizes), sum(sizes), num_in_use)
 
 
 @contextmanager

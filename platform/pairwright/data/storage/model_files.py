@@ -1,4 +1,4 @@
-"""A model directory's JSON, checked before transformers builds what it says, however large, from wherever it says."""
+"""Checks a model directory's JSON files and weights before transformers builds what they describe."""
 
 import json
 import pickle

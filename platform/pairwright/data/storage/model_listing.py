@@ -1,4 +1,4 @@
-"""Lists the files of an exported model in its ``pairwright.json``: what Pairwright wrote there, and what it held."""
+"""Lists the files of an exported model, with sizes and hashes, in its ``pairwright.json``."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Where tables and files lie: a URL in -> an object store, or a directory of this machine, out.
+"""Opens the object store, or the local directory, at a URL.
 
 Everything goes through obstore, local files too, so that put-if-absent means the same everywhere. Only reading a
 local file takes another way, because it can be memory-mapped.
@@ -94,7 +94,7 @@ def local_root(url: str) -> Path | None:
 
 
 def own_folder(path: Path, *, setting: str = "TMPDIR") -> Path:
-    """Return a folder at a name that anybody can guess, made if need be, once it is known to be this user's alone.
+    """Return a folder at a predictable path, created if need be, after checking that only this user can write to it.
 
     In a folder such as /tmp anyone may have made it before, and could exchange what is read from it later.
 
@@ -135,7 +135,7 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def store_errors(where: str) -> Iterator[None]:
-    """Turn what a backend or a disk says into a StoreError with the place; "exists" and "not found" pass through."""
+    """Turn errors of a backend or a disk into a StoreError that says where; "exists" and "not found" pass through."""
     try:
         yield
     except (AlreadyExistsError, FileExistsError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Writes single files and whole directories where a user asks for them, and replaces only what is provably ours.
+"""Writes single files and whole directories to a user's path or URL, and replaces only what is provably ours.
 
 A file or directory appears whole or not at all on a local disk; on object storage each object does, and the one that
 marks a directory as complete comes last.
@@ -21,7 +21,7 @@ from pairwright.data.storage.ownership import named, stored_files
 from pairwright.errors import StoreError
 
 MOST_BYTES_AT_ONCE = 4 * 1000**3
-"""S3 takes up to 5 GB in one request, and only one request can be put-if-absent; larger files are looked for first."""
+"""S3 takes up to 5 GB in one request, and only one request can be put-if-absent; larger ones are checked first."""
 
 
 # ------------------------------------------------------------------------------- files that are replaced
@@ -45,7 +45,7 @@ def check_output(url: str, is_ours: Callable[[bytes], bool], *, what: str) -> No
 
 
 def put_output(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, what: str) -> None:
-    """Write a file, whole or not at all, in the place of an older one of the same kind; see ``check_output``.
+    """Write a file, whole or not at all, replacing an older one of the same kind; see ``check_output``.
 
     Raises:
         StoreError: if something else is there, or it cannot be written.
@@ -69,19 +69,19 @@ def _content_at(url: str) -> bytes | None:
 
 
 def _check_file_can_be_put(url: str) -> None:
-    """Say before the work what would be said after it: that no file can be put here."""
+    """Raise before the work the error that would follow it: that no file can be put here."""
     root = local_root(url)
     if root is None:
         return
     if root.is_dir():
         raise StoreError(f"{url}: is a folder; name a file")
-    place = root.parent
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise StoreError(f"{url}: {place.name} is a file, not a folder; name another file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise StoreError(f"{url}: nothing can be written to the folder {place}; name another file")
+    ancestor = root.parent
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise StoreError(f"{url}: {ancestor.name} is a file, not a folder; name another file")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise StoreError(f"{url}: nothing can be written to the folder {ancestor}; name another file")
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -151,7 +151,7 @@ def _umask() -> int:
 
 
 def is_free(url: str) -> bool:
-    """Return whether nothing is at a place: no file, no folder with something in it, no object.
+    """Return whether a path or URL is free: no file, no folder with something in it, no object.
 
     Raises:
         StoreError: if it cannot be listed.
@@ -192,7 +192,7 @@ def put_directory(source: Path, url: str, *, last: str) -> None:
 
 
 def replace_directory(source: Path, url: str, *, own: Iterable[str], last: str) -> None:
-    """Copy a local directory to a path or URL in a place of ours, where an older one of ours may be.
+    """Copy a local directory to a path or URL of ours, replacing an older one of ours.
 
     Args:
         source: the directory.

@@ -1,8 +1,8 @@
-"""Decides what Pairwright may create, replace and delete at a path or URL; every verb that does so asks here.
+"""Ownership of files at a path or URL: decides what Pairwright may create, replace and delete there, for every verb.
 
-A place is claimed only if it is empty, or holds nothing but what a killed command of ours left. A file is deleted only
-if it lies in a claimed place, has the form of name that Pairwright gives there, and no link leads to it. Everything
-else is foreign: it is never moved, overwritten or deleted, but named, and left alone.
+A directory is claimed only if it is empty, or holds nothing but what a killed command of ours left. A file is deleted
+only if it lies in a claimed directory, has the form of name that Pairwright gives there, and no link leads to it.
+Everything else is foreign: it is never moved, overwritten or deleted, but named, and left alone.
 """
 
 import os
@@ -24,14 +24,14 @@ _STAGED = r"(#\w+)?"  # what obstore calls a local file while it writes it
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of place, by the names that Pairwright gives to files in it, relative to the place."""
+    """A kind of directory that Pairwright owns, by the names that it gives to files, relative to the directory."""
 
     name: str
     """What a person calls it, without an article."""
     leftovers: re.Pattern[str]
     """What a command that was killed before its first commit can leave."""
     deletable: re.Pattern[str]
-    """What may be deleted in a place that is ours; always a part of what only Pairwright names so."""
+    """What may be deleted in a directory that is ours: names that only Pairwright gives."""
 
     @property
     def folders(self) -> set[str]:
@@ -39,18 +39,33 @@ class Kind:
         return set(re.findall(r"(\w+)/", self.leftovers.pattern))
 
 
+QUARANTINE = "quarantine"
+"""Folder of the records that were refused, in a table and in scores."""
+STAGING = "staging"
+"""Folder of a table for files that last one command."""
+OLD_NAMES = {QUARANTINE: "refused", STAGING: "landing"}
+"""Names of these folders in tables and scores that were made before: still read, vacuumed and erased."""
+
+
+def _any_of(folder: str, rest: str) -> str:
+    """Return a pattern for a file in a folder, under the folder's name or its old one."""
+    return f"{folder}/{rest}|{OLD_NAMES[folder]}/{rest}"
+
+
+_TABLE_FILES = "|".join(
+    [
+        r"data/[0-9a-f]{32}\.arrow",
+        _any_of(QUARANTINE, r"[0-9a-f]{32}\.jsonl"),
+        _any_of(STAGING, r"[0-9a-f]{32}/([0-9a-f]{32}\.jsonl|\d+)"),
+    ]
+)
 TABLE = Kind(
     "table",
-    leftovers=re.compile(
-        rf"(data/[0-9a-f]{{32}}\.arrow|refused/[0-9a-f]{{32}}\.jsonl|versions/\d{{8,}}\.json"
-        rf"|landing/[0-9a-f]{{32}}/([0-9a-f]{{32}}\.jsonl|\d+)){_STAGED}"
-    ),
-    deletable=re.compile(
-        rf"(data/[0-9a-f]{{32}}\.arrow|refused/[0-9a-f]{{32}}\.jsonl"
-        rf"|landing/[0-9a-f]{{32}}/([0-9a-f]{{32}}\.jsonl|\d+)){_STAGED}|versions/\d{{8,}}\.json#\w+"
-    ),
+    leftovers=re.compile(rf"({_TABLE_FILES}|versions/\d{{8,}}\.json){_STAGED}"),
+    deletable=re.compile(rf"({_TABLE_FILES}){_STAGED}|versions/\d{{8,}}\.json#\w+"),
 )
-_SCORES = re.compile(rf"(scores/[0-9a-f]{{12}}-\d{{5}}\.parquet|refused/[0-9a-f]{{12}}-\d{{5}}\.jsonl){_STAGED}")
+_REJECTIONS = _any_of(QUARANTINE, r"[0-9a-f]{12}-\d{5}\.jsonl")
+_SCORES = re.compile(rf"(scores/[0-9a-f]{{12}}-\d{{5}}\.parquet|{_REJECTIONS}){_STAGED}")
 SCORES = Kind("scores", leftovers=_SCORES, deletable=_SCORES)
 CHECKPOINT_NAME = re.compile(r"step-\d{8,}-[0-9a-f]{6}")
 """What a run calls its checkpoints; see ``training.loop``."""
@@ -67,10 +82,10 @@ RUN = Kind(
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file or object in a place."""
+    """A file or object in a directory."""
 
     path: str
-    """Relative to the place."""
+    """Relative to the directory."""
     bytes: int
     modified: datetime
     is_link: bool = False
@@ -79,18 +94,18 @@ class Stored:
 # ---------------------------------------------------------------------------------------------- claiming
 
 
-def check_free(url: str, kind: Kind, *, advice: str) -> None:
-    """Refuse a place that is neither empty nor left by a killed command of ours.
+def refuse_occupied(url: str, kind: Kind, *, advice: str) -> None:
+    """Refuse a directory that is neither empty nor left by a killed command of ours.
 
-    Names that begin with a dot, right below the place, are nobody's content; they are never touched.
+    Names that begin with a dot, right below the directory, are nobody's content; they are never touched.
 
     Raises:
         StoreError: if it is a file, holds anything foreign, a link among that, or cannot be listed.
     """
     root = local_root(url)
-    for place in () if root is None else (root, *root.parents):
-        if place.is_file():
-            raise StoreError(f"{url}: {place.name} is a file; give the {kind.name} a folder of its own")
+    for ancestor in () if root is None else (root, *root.parents):
+        if ancestor.is_file():
+            raise StoreError(f"{url}: {ancestor.name} is a file; give the {kind.name} a folder of its own")
     foreign: dict[str, None] = {}
     for path in foreign_files(url, kind.leftovers):
         top = path.partition("/")[0]
@@ -102,7 +117,7 @@ def check_free(url: str, kind: Kind, *, advice: str) -> None:
 
 
 def foreign_files(url: str, own: re.Pattern[str], *, below: str = "") -> Iterator[str]:
-    """Yield the paths in a place that are none of ours: other names, and links whatever their names."""
+    """Yield the foreign paths in a directory: other names, and links whatever their names."""
     for stored in stored_files(url, below=below):
         is_hidden = stored.path.startswith(".") and not below
         if not is_hidden and (stored.is_link or not own.fullmatch(stored.path)):
@@ -110,11 +125,11 @@ def foreign_files(url: str, own: re.Pattern[str], *, below: str = "") -> Iterato
 
 
 def stored_files(url: str, *, below: str = "") -> Iterator[Stored]:
-    """Yield every file below a folder of a place, in no order; a link is one entry, and is not followed.
+    """Yield every file below a folder of a directory, in no order; a link is one entry, and is not followed.
 
     Args:
-        url: of the place.
-        below: folder in it; the whole place if empty.
+        url: of the directory.
+        below: folder in it; the whole directory if empty.
 
     Raises:
         StoreError: if it cannot be listed.
@@ -167,12 +182,12 @@ def named(paths: Sequence[str]) -> str:
 
 
 def delete_files(url: str, paths: Iterable[str], kind: Kind) -> None:
-    """Delete files of a place that is ours; one that is gone already is no error, and one behind a link stays.
+    """Delete files of a directory that is ours; one that is gone already is no error, and one behind a link stays.
 
     Args:
-        url: of the place.
+        url: of the directory.
         paths: relative to it; each has the form that ``kind`` says may be deleted.
-        kind: of the place.
+        kind: of the directory.
 
     Raises:
         StoreError: if one cannot be deleted.
@@ -201,7 +216,7 @@ def _delete_objects(url: str, paths: list[str]) -> None:
 
 
 def delete_empty_folders(url: str, folders: Iterable[str]) -> None:
-    """Remove local folders below a place that hold no file any more, those named and what is below them."""
+    """Remove local folders below a directory that hold no file any more, those named and what is below them."""
     root = local_root(url)
     for name in () if root is None else folders:
         assert root is not None
@@ -213,7 +228,7 @@ def delete_empty_folders(url: str, folders: Iterable[str]) -> None:
 
 
 def delete_folder(url: str, name: str, kind: Kind) -> None:
-    """Delete what is ours in a folder of a place, and the folder where nothing else is in it.
+    """Delete what is ours in a folder of a directory, and the folder itself where nothing else is in it.
 
     Raises:
         StoreError: if it cannot be read or written.
@@ -224,10 +239,10 @@ def delete_folder(url: str, name: str, kind: Kind) -> None:
 
 
 def _is_behind_link(root: Path, path: str) -> bool:
-    """Return whether a path, or a folder on the way to it below the place, is a link: what it means lies elsewhere."""
-    place = root
+    """Return whether a path, or a folder on the way to it, is a link: what it means is elsewhere."""
+    ancestor = root
     for part in path.split("/"):
-        place /= part
-        if place.is_symlink():
+        ancestor /= part
+        if ancestor.is_symlink():
             return True
     return False

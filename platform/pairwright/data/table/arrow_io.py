@@ -1,9 +1,9 @@
-"""Arrow tables -> the bytes of immutable files, and bytes -> whether they are what was written.
+"""Encodes Arrow tables as immutable files, and verifies files against their manifest.
 
 256 rows a batch and no trace of how the table was chunked, so that equal rows are equal bytes. The hash over the whole
-file means that a few columns cost a read of all of it, at 1 GB/s and more; in return no damaged byte is ever used.
-A file whose rows say nothing that version 2 added is written in the first version of its contract, byte for byte as
-ever; whichever version a file has, its rows are read in the newest.
+file means that reading a few columns costs a read of all of it, at 1 GB/s and more; in return no damaged byte is ever
+used. A file whose rows use nothing that version 2 added is written in the first version of its contract, byte for byte
+as before; whichever version a file has, its rows are read in the newest.
 """
 
 import hashlib

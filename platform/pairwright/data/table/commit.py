@@ -1,18 +1,17 @@
-"""Commits the files written for a version, or deletes them; and lends folders for files that last one command.
+"""Commits the files written for a version, or deletes them; and creates staging folders that last one command.
 
-What no version names is deleted only where it is sure that none will: an answer that was lost on the way may be that of
-a commit that was made. Then the files stay for `vacuum`.
+A file that no version names is deleted only where it is certain that none will: a lost response may be that of a
+successful commit. Then the files stay for `vacuum`.
 """
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from pairwright.data.storage.ownership import TABLE, delete_empty_folders, delete_folder
+from pairwright.data.storage.ownership import STAGING, TABLE, delete_empty_folders, delete_folder
 from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 
-STAGING_FOLDER = "landing"
 """A vacuum takes what a killed command left here."""
 
 
@@ -51,8 +50,8 @@ def commit_written(
 
 @contextmanager
 def staging_folder(table: Table) -> Iterator[str]:
-    """Yield the URL of a new folder; what is in it at the end of the block is deleted."""
-    folder = f"{STAGING_FOLDER}/{uuid.uuid4().hex}"
+    """Yield the URL of a new staging folder, deleted at the end of the block."""
+    folder = f"{STAGING}/{uuid.uuid4().hex}"
     try:
         yield f"{table.url}/{folder}"
     finally:
@@ -60,7 +59,7 @@ def staging_folder(table: Table) -> Iterator[str]:
 
 
 def _delete(table: Table, folder: str) -> None:
-    """Delete a folder; what cannot be deleted now, a vacuum deletes."""
+    """Delete a folder; what cannot be deleted now, `vacuum` deletes."""
     with suppress(StoreError, OSError):
         delete_folder(table.url, folder, TABLE)
-        delete_empty_folders(table.url, [STAGING_FOLDER])
+        delete_empty_folders(table.url, [STAGING])

@@ -120,14 +120,14 @@ def _paths(files: Sequence[DataFile]) -> tuple[str, ...]:
 
 
 class Merged(msgspec.Struct, frozen=True):
-    """What some files became."""
+    """Some files, and the one that replaces them."""
 
     paths: tuple[str, ...]
     file: DataFile
 
 
 def plan_merges(files: Sequence[DataFile], file_bytes: int) -> list[list[DataFile]]:
-    """Return runs of neighbours, each of two files or more and of at most ``file_bytes`` in all."""
+    """Return sequences of neighbours, each of two files or more and of at most ``file_bytes`` in all."""
     runs: list[list[DataFile]] = []
     filled = file_bytes
     for file in files:
@@ -148,13 +148,13 @@ def merge(table: Table, files: Sequence[DataFile]) -> Merged:
     if files[0].path.startswith("data/"):
         merged = table.write_data(pa.concat_tables([table.read_file(file) for file in files]))
     else:
-        merged = table.write_refused([refused for file in files for refused in table.read_refused(file)])
+        merged = table.write_quarantined([refused for file in files for refused in table.read_quarantined(file)])
     assert merged.rows == sum(file.rows for file in files)
     return Merged(tuple(file.path for file in files), merged)
 
 
 def after_compaction(newest: Manifest, merged: Mapping[tuple[str, ...], DataFile]) -> Manifest:
-    """Return the version after ``newest`` with merged files in the place of theirs; its digest stays the same."""
+    """Return the version after ``newest`` with merged files in place of the small ones; its digest stays the same."""
     return msgspec.structs.replace(
         newest,
         operation="compact",

@@ -1,8 +1,8 @@
 """Deletes the rows of a version that match a predicate, by rewriting the files that hold them.
 
-One way out for `ingest --replace` (by source) and `forget` (by annotator or prompt). Every file is read, by the columns
-that decide; only one that holds such rows is read whole and written anew. A refused record of a replaced source leaves
-with it. When an annotator or a prompt is erased, every refused record stays, counted and with its line, but loses
+Used by `ingest --replace` (by source) and `forget` (by annotator or prompt). Every file is read, by the columns that
+decide; only one that holds such rows is read whole and written anew. A quarantined record of a replaced source leaves
+with it. When an annotator or a prompt is erased, every quarantined record stays, counted and with its line, but loses
 its text: that can be half a line, another spelling, broken bytes, and no search of it could prove that it is clean.
 """
 
@@ -70,7 +70,7 @@ def _whole_word(text: str) -> re.Pattern[str]:
 
 
 class DeletePredicate(msgspec.Struct, frozen=True):
-    """What the rows to remove have in common: any one of these."""
+    """Which rows to delete: those that match any one of these."""
 
     sources: frozenset[str] = frozenset()
     annotators: frozenset[str] = frozenset()
@@ -80,7 +80,7 @@ class DeletePredicate(msgspec.Struct, frozen=True):
 
     @property
     def erases(self) -> bool:
-        """Whether something is to be forgotten, so that no refused record may keep its text."""
+        """Whether something is to be erased, so that no quarantined record may keep its text."""
         return bool(self.annotators or self.prompt_ids)
 
     def annotators_among(self, names: Iterable[str | None]) -> set[str]:
@@ -149,7 +149,7 @@ def rewrite_data_file(table: Table, file: DataFile, predicate: DeletePredicate) 
     )
 
 
-def rewrite_refused_file(table: Table, file: DataFile, predicate: DeletePredicate) -> RewrittenFile:
+def rewrite_quarantine_file(table: Table, file: DataFile, predicate: DeletePredicate) -> RewrittenFile:
     """Return a file of refused records without those of the predicate's sources, and without any text if it erases.
 
     Raises:
@@ -158,7 +158,7 @@ def rewrite_refused_file(table: Table, file: DataFile, predicate: DeletePredicat
     kept: list[Rejection] = []
     gone: Counter[str] = Counter()
     num_without_text = 0
-    for refused in table.read_refused(file):
+    for refused in table.read_quarantined(file):
         if refused.source in predicate.sources:
             gone[refused.source] += 1
             continue
@@ -166,7 +166,7 @@ def rewrite_refused_file(table: Table, file: DataFile, predicate: DeletePredicat
         num_without_text += kept[-1] != refused
     if not gone and not num_without_text:
         return RewrittenFile(path=file.path, file=file)
-    rest = table.write_refused(kept) if kept else None
+    rest = table.write_quarantined(kept) if kept else None
     return RewrittenFile(path=file.path, file=rest, rows=dict(gone), num_without_text=num_without_text)
 
 
@@ -246,8 +246,8 @@ class RowDeleter:
         Args:
             manifest: the version.
             predicate: what is to leave it.
-            rows: whether it can stand in data files; where it cannot, they are not read.
-            refused: whether it can stand in files of refused records.
+            rows: whether it can match rows of data files; where it cannot, they are not read.
+            refused: whether it can match quarantined records.
 
         Raises:
             StoreError: if a file cannot be read or written.
@@ -265,7 +265,7 @@ class RowDeleter:
         unseen = [file for file in files if (predicate, file.path) not in self._found]
 
         def work(file: DataFile) -> Iterator[RewrittenFile]:
-            rewrite = rewrite_data_file if file.path.startswith("data/") else rewrite_refused_file
+            rewrite = rewrite_data_file if file.path.startswith("data/") else rewrite_quarantine_file
             yield rewrite(table, file, predicate)
 
         sizes = [file.bytes for file in unseen]

@@ -1,4 +1,4 @@
-"""Compares two versions of a table row by row, by hashes of ids and contents.
+"""Row-level diff of two table versions, by hashes of ids and contents.
 
 16 bytes a row of the files that only one version names, never a text: files that both name are not read at all.
 Two rows are the same annotation if their ids have one 64-bit hash, and unchanged if their contents have.

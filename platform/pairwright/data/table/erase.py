@@ -1,7 +1,7 @@
-"""Erases annotators and prompts: a version of an annotations table without them, verified by reading it again.
+"""Erases annotators and prompts: commits a version of an annotations table without them, and verifies it by reading it.
 
 The manifest of that version says which prompts (by id) and which annotators (by SHA-256 of the name) were erased, so
-that who knows a name can look up when it went. Who guesses the name can do that too.
+that who knows a name can look up when it was erased. Who guesses the name can do that too.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.identity import prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.prompts import prompt_of
-from pairwright.data.storage.local_cache import EmptiedCache, empty_cache
+from pairwright.data.storage.local_cache import ClearedCache, empty_cache
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.delete_rows import (
     DeletePredicate,
@@ -48,7 +48,7 @@ CACHE_SECONDS = 300
 
 @dataclass(frozen=True)
 class Verification:
-    """What was read again of a version after something was forgotten, and found not to hold it."""
+    """Files and rows of a version that were read after an erasure, and found not to hold what was erased."""
 
     num_files: int
     num_rows: int
@@ -62,37 +62,37 @@ class ErasureCheck(msgspec.Struct, frozen=True):
     path: str
     rows: int
     found: int
-    alike: dict[str, int] = {}
-    """Other annotators whose name holds a forgotten one as a word -> rows."""
+    similar_names: dict[str, int] = {}
+    """Other annotators whose name holds an erased one as a word -> rows."""
     num_naming: int = 0
-    """Rows whose id, subset or metadata hold a forgotten annotator's name as a word."""
+    """Rows whose id, subset or metadata hold an erased annotator's name as a word."""
 
 
 @dataclass(frozen=True)
 class ErasureSummary:
-    """What was forgotten, and what still holds it."""
+    """Result of an erasure: what was erased, and what still holds it."""
 
     url: str
     what: str
     version: int
     num_annotations: int
     spellings: dict[str, int]
-    """Annotator, as spelled in the table -> how many of the annotations were forgotten for the name."""
+    """Annotator, as spelled in the table -> how many annotations were erased for the name."""
     sources: dict[str, int]
-    """Source -> how many of its annotations were forgotten."""
+    """Source -> how many of its annotations were erased."""
     num_refused_without_text: int
     verification: Verification
-    alike: dict[str, int]
-    """Annotators that stay although a forgotten name is a word of theirs -> annotations."""
+    similar_names: dict[str, int]
+    """Annotators that stay although an erased name is a word of theirs -> annotations."""
     num_naming: int
-    """Annotations that stay although their id, subset or metadata hold a forgotten name."""
+    """Annotations that stay although their id, subset or metadata hold an erased name."""
     older_versions: list[int]
     """Versions that can still be read as they were."""
     named_in_sources: list[str]
     """Sources whose own name holds an annotator's; the manifest keeps it."""
-    caches: list[EmptiedCache]
+    caches: list[ClearedCache]
     """One a machine."""
-    caches_not_emptied: list[str]
+    caches_not_cleared: list[str]
     """Machines whose cache stays, each with the reason."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,10 +100,10 @@ class ErasureSummary:
         return asdict(self) | {"caches": msgspec.to_builtins(self.caches)}
 
 
-def forget(
+def erase(
     url: str, *, annotators: Sequence[str], prompts: Sequence[str], is_exact: bool = False, executor: Executor = LOCAL
 ) -> ErasureSummary:
-    """Commit a version of an annotations table without some annotators and prompts, and prove that it is without them.
+    """Commit a version of an annotations table without some annotators and prompts, and verify that it is without them.
 
     Args:
         url: an annotations table.
@@ -122,16 +122,16 @@ def forget(
     what = " and ".join([*(f"annotator {name}" for name in annotators), *(f"prompt {name}" for name in prompts)])
     with executor.session(sum(file.bytes for file in table.manifest().all_files)):
         committed, left = _commit(table, predicate, executor)
-        checks = _look(table, committed or table.manifest(), predicate, executor)
-        alike = dict(sum((Counter(each.alike) for each in checks), Counter[str]()))
+        checks = _check_files(table, committed or table.manifest(), predicate, executor)
+        similar_names = dict(sum((Counter(each.similar_names) for each in checks), Counter[str]()))
         if committed is None:
-            others = f"other annotators with such a name: {counted_names(alike)}; " if alike else ""
+            others = f"other annotators with such a name: {counted_names(similar_names)}; " if similar_names else ""
             raise DataError(
                 f"{url}: nothing of the newest version holds {what}; {others}older versions were not searched: "
                 f"`pairwright vacuum {url} --keep-versions 1` removes them"
             )
         verification = verify_erasure(committed, checks, table.url)
-        caches, not_emptied = _empty_caches(executor)
+        caches, not_cleared = _empty_caches(executor)
     holds = names_within(annotators)
     return ErasureSummary(
         url=url,
@@ -142,12 +142,12 @@ def forget(
         sources=left.rows,
         num_refused_without_text=left.num_without_text,
         verification=verification,
-        alike=alike,
+        similar_names=similar_names,
         num_naming=sum(each.num_naming for each in checks),
         older_versions=[version for version in table.versions() if version < committed.version],
         named_in_sources=[source.uri for source in committed.sources if holds(source.uri)],
         caches=caches,
-        caches_not_emptied=not_emptied,
+        caches_not_cleared=not_cleared,
     )
 
 
@@ -177,7 +177,9 @@ def _annotations_at(url: str) -> Table:
     )
 
 
-def _look(table: Table, manifest: Manifest, predicate: DeletePredicate, executor: Executor) -> list[ErasureCheck]:
+def _check_files(
+    table: Table, manifest: Manifest, predicate: DeletePredicate, executor: Executor
+) -> list[ErasureCheck]:
     def work(file: DataFile) -> Iterator[ErasureCheck]:
         yield count_matches(table, file, predicate)
 
@@ -187,15 +189,15 @@ def _look(table: Table, manifest: Manifest, predicate: DeletePredicate, executor
     )
 
 
-def _empty_caches(executor: Executor) -> tuple[list[EmptiedCache], list[str]]:
+def _empty_caches(executor: Executor) -> tuple[list[ClearedCache], list[str]]:
     """Empty the cache of this machine, or of all that are up where Ray runs; return what went, and what could not."""
-    emptied, reasons = [], []
+    cleared, reasons = [], []
     for host, result in executor.map_nodes(empty_cache, seconds=CACHE_SECONDS):
-        if isinstance(result, EmptiedCache):
-            emptied.append(result)
+        if isinstance(result, ClearedCache):
+            cleared.append(result)
         else:
             reasons.append(f"{host}: {result}")
-    return emptied, reasons
+    return cleared, reasons
 
 
 def erase_predicate(annotators: Sequence[str], prompts: Sequence[str], *, is_exact: bool = False) -> DeletePredicate:
@@ -227,8 +229,8 @@ def _prompt_id(named: str) -> str:
     try:
         text = _content(Path(named)).decode()
         is_json = Path(named).suffix == ".json"
-        told = msgspec.json.decode(text) if is_json else text
-        turns, context = prompt_of(told if isinstance(told, dict) else {"prompt": told})
+        message = msgspec.json.decode(text) if is_json else text
+        turns, context = prompt_of(message if isinstance(message, dict) else {"prompt": message})
     except (OSError, ValueError, RecordError, RecursionError) as error:  # no UTF-8, or no JSON, is a ValueError too
         raise ConfigError(
             f"--prompt {named}: neither a prompt_id (32 hex digits, shown by `pairwright inspect URL --json`) nor a "
@@ -281,7 +283,7 @@ def count_matches(table: Table, file: DataFile, predicate: DeletePredicate) -> E
         StoreError: if the file cannot be read.
     """
     if not file.path.startswith("data/"):
-        records = table.read_refused(file)
+        records = table.read_quarantined(file)
         return ErasureCheck(file.path, len(records), sum(without_text(record) != record for record in records))
     texts = ["id", "subset", "metadata"] if predicate.annotators else []
     rows = table.read_file(file, ["annotator", "prompt_id", *texts])
@@ -290,8 +292,8 @@ def count_matches(table: Table, file: DataFile, predicate: DeletePredicate) -> E
         return ErasureCheck(file.path, rows.num_rows, found)
     names = Counter(rows.column("annotator").drop_null().to_pylist())
     holds = names_within(predicate.annotators)
-    alike = {name: names[name] for name in sorted(names) if holds(name)}
-    return ErasureCheck(file.path, rows.num_rows, found, alike, _num_naming(rows, holds))
+    similar_names = {name: names[name] for name in sorted(names) if holds(name)}
+    return ErasureCheck(file.path, rows.num_rows, found, similar_names, _num_naming(rows, holds))
 
 
 def _num_naming(rows: pa.Table, holds: Callable[[str], bool]) -> int:
@@ -305,10 +307,10 @@ def _num_naming(rows: pa.Table, holds: Callable[[str], bool]) -> int:
 
 
 def verify_erasure(manifest: Manifest, checks: Sequence[ErasureCheck], where: str) -> Verification:
-    """Return the verification that no file of a version holds what was forgotten.
+    """Return the verification that no file of a version holds what was erased.
 
     Raises:
-        StoreError: if one does, or was not checks at, or holds another number of rows than the version says.
+        StoreError: if one does, or was not checked, or holds another number of rows than the version says.
     """
     by_path = {each.path: each for each in checks}
     for file in manifest.all_files:

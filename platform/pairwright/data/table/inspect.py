@@ -1,7 +1,6 @@
-"""A table -> what a person or a program wants to know of it: versions, totals, lineage and a sample.
+"""Describes a table for `inspect`: versions, totals, lineage and a sample of rows.
 
-Totals come from manifests, and only the files that the sample falls into are read, so that a look costs the same on
-any size.
+Totals come from manifests, and only the files of the sample are read, so that it costs the same on any size.
 """
 
 from collections.abc import Iterator
@@ -27,8 +26,8 @@ MAX_TABLES = 256
 """Tables that a lineage is followed through: in one line, and in all. What we make has a line of three."""
 
 
-def describe(url: str, *, version: int | None, num_sample: int) -> dict[str, Any]:
-    """Return what there is to know of one version of a table, in values that JSON holds.
+def inspect_version(url: str, *, version: int | None, num_sample: int) -> dict[str, Any]:
+    """Return the description of one version of a table, JSON-able.
 
     Args:
         url: a table of any kind.
@@ -47,7 +46,7 @@ def describe(url: str, *, version: int | None, num_sample: int) -> dict[str, Any
         "code_version": manifest.code_version,
         "config": manifest.config,
         "totals": manifest.totals,
-        "notices": _notices(manifest),
+        "warnings": _warnings(manifest),
         "refused": _refused(table, manifest),
         "sources": [msgspec.to_builtins(source) for source in manifest.sources],
         "lineage": _Lineage().of(table, manifest),
@@ -68,11 +67,11 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _notices(manifest: Manifest) -> list[str]:
-    """Return what the configuration of pairs asked for and did not find, wholly or in part."""
+def _warnings(manifest: Manifest) -> list[str]:
+    """Return a line for each thing that the configuration of pairs asked for and that was not found."""
     num_without = manifest.totals.get("pairs_without_margin", 0)
     margin = f"margin: {num_without:,} of {manifest.totals['pairs']:,} pairs have none" if num_without else ""
-    return [*([margin] if margin else []), *exclusions.notices(manifest.totals, manifest.config)]
+    return [*([margin] if margin else []), *exclusions.unused_exclusions(manifest.totals, manifest.config)]
 
 
 def _versions(table: Table) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def _refused(table: Table, manifest: Manifest) -> dict[str, Any]:
     for file in manifest.refused_files:
         if len(examples) >= MAX_REJECTIONS:
             break
-        examples += table.read_refused(file)
+        examples += table.read_quarantined(file)
     return {
         "records": sum(file.rows for file in manifest.refused_files),
         "files": [file.path for file in manifest.refused_files],
@@ -155,7 +154,7 @@ def _plain(row: dict[str, Any], kind: str) -> dict[str, Any]:
     return row
 
 
-def format_description(description: dict[str, Any]) -> str:
+def format_inspection(description: dict[str, Any]) -> str:
     """Return a description as text that reads well without a terminal; long texts are cut, with their length."""
     head = [
         f"{description['kind']} {description['url']}",
@@ -163,7 +162,7 @@ def format_description(description: dict[str, Any]) -> str:
     ]
     sections = [
         ("totals", _aligned(description["totals"])),
-        ("look at this", description["notices"]),
+        ("warnings", description["warnings"]),
         ("refused", _refused_lines(description["refused"])),
         ("sources", _source_lines(description["sources"])),
         ("made from", _lineage_lines(description["lineage"], indent=0)),

@@ -1,4 +1,4 @@
-"""What a version of a table says about itself: its files, totals, sources and lineage. Plain values in and out.
+"""The manifest of a table version: its files, totals, sources and lineage. Plain values in and out.
 
 A manifest lists every file of its version, so that reading one needs no other; the price is about 200 bytes a file
 in each. Its digest is over content alone, so that what is made from a table can tell whether it changed.
@@ -22,11 +22,11 @@ class DataFile(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One input that went into a table, and what became of its lines.
+    """One source of a table, and what became of its lines.
 
     ``blank`` of its lines hold no record; the others hold ``accepted + refused`` judgements, at least one each, in the
     layout that ``format`` names (empty where none was recognised, and native was tried). ``forgotten`` counts the
-    judgements that were accepted and then taken out by `forget`; ``duplicates`` those of the refused that say what
+    judgements that were accepted and then erased by `forget`; ``duplicates`` those of the refused that say what
     another annotation says word for word, under the same id.
     """
 

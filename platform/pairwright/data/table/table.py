@@ -1,9 +1,9 @@
-"""Tables: immutable Arrow files under a URL, and versions that list them. Arrow tables in -> manifests out.
+"""Versioned tables: immutable Arrow files under a URL, and manifests that list them.
 
 A version is a manifest, and it exists once its file does: creating ``versions/00000042.json`` with put-if-absent is
 the commit, on every backend. So a reader sees all of a version or nothing, and of two writers at once one wins and
-the other goes again on top of it. The price is a full list of files in each manifest (about 200 bytes a file), and
-files of a writer that died stay behind unnamed until something removes what no version names.
+the other retries on top of it. The price is a full list of files in each manifest (about 200 bytes a file), and files
+of a writer that died stay behind unnamed until `vacuum` removes them.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from obstore.exceptions import AlreadyExistsError
 from pairwright import __version__
 from pairwright.data.storage.durable_writes import create_file, sync_files
 from pairwright.data.storage.object_store import ObjectStore, absolute_url, local_root, open_store, store_errors
-from pairwright.data.storage.ownership import TABLE, check_free, delete_files
+from pairwright.data.storage.ownership import OLD_NAMES, QUARANTINE, TABLE, delete_files, refuse_occupied
 from pairwright.data.table.arrow_io import REPAIR, SCHEMAS, check_types, in_schema, ipc_bytes, verify
 from pairwright.data.table.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
-from pairwright.data.table.table_errors import no_version, nothing_here, other_kind
+from pairwright.data.table.table_errors import no_table_message, no_version_message, wrong_kind_message
 from pairwright.errors import CommitConflict, StoreError
 from pairwright.records import UNREADABLE_JSON, Rejection
 from pairwright.terminal import safe_json
@@ -38,9 +38,9 @@ __all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_b
 MAX_COMMIT_ATTEMPTS = 200
 
 REMOVED = b'{"removed by": "pairwright vacuum"}\n'
-"""What stands in the place of the manifest of a version that was removed; its length tells it from every manifest."""
+"""Content of the manifest file of a version that was removed; its length tells it from every manifest."""
 _VERSION_PATH = re.compile(r"^versions/(\d{8,})\.json$")
-_FILE_PATH = re.compile(r"(data|refused)/[^/\\]+")
+_FILE_PATH = re.compile(rf"(data|{QUARANTINE}|{OLD_NAMES[QUARANTINE]})/[^/\\]+")
 
 
 class Table:
@@ -77,9 +77,9 @@ class Table:
         table = cls(url, kind or "annotations")
         manifest = table.latest()
         if manifest is None:
-            raise StoreError(nothing_here(url, kind))
+            raise StoreError(no_table_message(url, kind))
         if kind is not None and manifest.kind != kind:
-            raise StoreError(other_kind(url, manifest.kind, kind))
+            raise StoreError(wrong_kind_message(url, manifest.kind, kind))
         return cls(url, manifest.kind)
 
     @classmethod
@@ -92,7 +92,7 @@ class Table:
         table = cls(url, kind)
         if table.versions():
             return cls.open(url, kind)
-        check_free(url, TABLE, advice=f"give the table a folder of its own, such as {url.rstrip('/')}/{kind}")
+        refuse_occupied(url, TABLE, advice=f"give the table a folder of its own, such as {url.rstrip('/')}/{kind}")
         return table
 
     def versions(self) -> list[int]:
@@ -133,7 +133,7 @@ class Table:
         """
         versions = self.versions()
         if not versions or (version is not None and version not in versions):
-            raise StoreError(no_version(self.url, version, versions, self.removed_versions()))
+            raise StoreError(no_version_message(self.url, version, versions, self.removed_versions()))
         return self._read_manifest(versions[-1] if version is None else version)
 
     def commit(
@@ -152,7 +152,7 @@ class Table:
         for attempt in range(max_attempts):
             newest = self.latest()
             if newest is not None and newest.kind != self.kind:
-                raise StoreError(other_kind(self.url, newest.kind, self.kind))
+                raise StoreError(wrong_kind_message(self.url, newest.kind, self.kind))
             proposed = build(newest)
             if proposed is None:
                 return None
@@ -177,10 +177,10 @@ class Table:
         payload = ipc_bytes(table, self.kind, compress=compress)
         return self._put_new("data", "arrow", payload, table.num_rows)
 
-    def write_refused(self, rejections: Sequence[Rejection]) -> DataFile:
+    def write_quarantined(self, rejections: Sequence[Rejection]) -> DataFile:
         """Write a new file of refused records, one JSON line each; no version names it yet."""
         payload = msgspec.json.Encoder().encode_lines(rejections)
-        return self._put_new("refused", "jsonl", payload, len(rejections))
+        return self._put_new(QUARANTINE, "jsonl", payload, len(rejections))
 
     def delete(self, files: Iterable[DataFile]) -> None:
         """Delete files that no version names; one that is gone already is no error."""
@@ -226,7 +226,7 @@ class Table:
         for file in manifest.files:
             yield self.read_file(file, columns)
 
-    def read_refused(self, file: DataFile) -> list[Rejection]:
+    def read_quarantined(self, file: DataFile) -> list[Rejection]:
         """Return the refused records of one file.
 
         Raises:

@@ -1,7 +1,4 @@
-"""A URL that holds no table -> what it holds instead, and what to do about it: names in, messages out.
-
-Nobody should have to find out from the inside of a folder why a command would not take it.
-"""
+"""Error messages for URLs that do not hold a table: what is there instead, and what to do."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -25,8 +22,8 @@ _MARKS = {
 }
 
 
-def nothing_here(url: str, kind: str | None) -> str:
-    """Return the message that a URL holds no table: what is there, and which verb makes one.
+def no_table_message(url: str, kind: str | None) -> str:
+    """Return the message that a URL holds no table: what is there, and which verb creates one.
 
     Args:
         url: where there is none, as the user named it.
@@ -47,12 +44,12 @@ def nothing_here(url: str, kind: str | None) -> str:
     return f"{url}: no table here (nothing under versions/); make one with {making}"
 
 
-def other_kind(url: str, found: str, expected: str) -> str:
+def wrong_kind_message(url: str, found: str, expected: str) -> str:
     """Return the message that a table is of another kind than a command takes."""
     return f"{url}: holds {found}, expected {expected}; make {expected} with {MAKING[expected].format(url='URL')}"
 
 
-def no_version(url: str, version: int | None, versions: Sequence[int], removed: Sequence[int]) -> str:
+def no_version_message(url: str, version: int | None, versions: Sequence[int], removed: Sequence[int]) -> str:
     """Return the message that a table has no such version: those that it has, and whether it was removed."""
     known = f"there are {_ranges(versions)}" if versions else "there is none yet"
     if version in removed:

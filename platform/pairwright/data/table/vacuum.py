@@ -1,8 +1,8 @@
-"""A table's stored files and its versions -> what nothing needs any more, removed.
+"""Vacuum: removes files that no version of a table names, and old versions where asked.
 
 What no version names is left by a job that died, or belongs to one at work: age tells them apart, by the store's own
-clock of last change. Only names that Pairwright alone gives are ever removed (data/storage/ownership.py); what else
-lies in a table's folders is counted and left alone. Old versions go only where that is asked for, and the newest never.
+clock of last change. Only names that Pairwright alone gives are ever removed (data/storage/ownership.py); any other
+file in a table's folders is counted and left alone. Old versions go only where that is asked for, and the newest never.
 A removed version leaves a mark in its manifest's place, since a writer that looked before could otherwise create that
 number once more, below the newest. Marks come first, so that a vacuum that dies leaves files without a version, never
 the other way.
@@ -17,12 +17,21 @@ from typing import Any
 import obstore
 
 from pairwright.data.storage.object_store import open_store, store_errors
-from pairwright.data.storage.ownership import TABLE, Stored, delete_empty_folders, delete_files, named, stored_files
+from pairwright.data.storage.ownership import (
+    OLD_NAMES,
+    STAGING,
+    TABLE,
+    Stored,
+    delete_empty_folders,
+    delete_files,
+    named,
+    stored_files,
+)
 from pairwright.data.table.manifest import Manifest
 from pairwright.data.table.table import REMOVED, Table, version_path
 from pairwright.terminal import one_per_line
 
-FOLDERS = ("data", "refused", "landing")
+FOLDERS = ("data", *OLD_NAMES, *OLD_NAMES.values())
 NUM_SHOWN = 20
 
 
@@ -150,8 +159,9 @@ def _remove(table: Table, versions: Sequence[int], files: Sequence[Stored], *, n
     since = _named(table, [version for version in table.versions() if version > newest])
     gone = [file for file in files if file.path not in since]
     delete_files(table.url, [file.path for file in gone], TABLE)
-    landings = {"/".join(file.path.split("/")[:2]) for file in gone if file.path.startswith("landing/")}
-    delete_empty_folders(table.url, landings)
+    staged = (f"{STAGING}/", f"{OLD_NAMES[STAGING]}/")
+    folders = {"/".join(file.path.split("/")[:2]) for file in gone if file.path.startswith(staged)}
+    delete_empty_folders(table.url, folders)
     return gone
 
 

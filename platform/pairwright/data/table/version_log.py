@@ -1,4 +1,4 @@
-"""A table's manifests -> the list of its versions: what each one is, and what it changed against the one before."""
+"""Version log of a table: what each version is, and what it changed since the one before."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pairwright.terminal import one_per_line
 MAX_URIS = 3
 
 
-def history(url: str, *, last: int) -> dict[str, Any]:
+def version_log(url: str, *, last: int) -> dict[str, Any]:
     """Return the newest versions of a table, newest first, in values that JSON holds.
 
     Args:
@@ -73,7 +73,7 @@ def changed_sources(before: list[Source], after: list[Source]) -> dict[str, list
     }
 
 
-def format_history(found: dict[str, Any]) -> str:
+def format_version_log(found: dict[str, Any]) -> str:
     """Return the versions as text: a line each, and what it changed below."""
     lines = [f"{found['kind']} {found['url']}: {found['num_versions']:,} versions"]
     for entry in found["versions"]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_TEMPLATE_CHARACTERS = 1_000_000
 """Of a template's source; the longest that models come with have 20,000."""
 # Templates such as Llama 3.2's print today's date: a reward would change overnight, and with it every cached token.
-# The date that Llama's own templates fall back on stands in for it, also in what is exported (TRAPS 24).
+# The date that Llama's own templates fall back on stands in for it, also in what is exported.
 _FIXED_DATE = (
     "{% macro strftime_now(format) %}{{ format"
     ".replace('%d', '26').replace('%-d', '26').replace('%m', '07').replace('%b', 'Jul').replace('%B', 'July')"

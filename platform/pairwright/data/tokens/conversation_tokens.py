@@ -71,12 +71,12 @@ class TokenizedCompletions:
     """The completions of one prompt, after the rules for special tokens in texts and for length.
 
     Attributes:
-        row_ids: tokens of prompt and completion together, int32; None where the completion is left out.
+        row_ids: tokens of prompt and completion together, int32; None where the completion is dropped.
         num_truncated: how many of them lost their end.
         longest: tokens of the longest before the limit.
         special_in_prompt: special tokens that stand in the prompt's texts, each with its number.
         special_in_completion: those of each completion's text.
-        refused: why each completion was left out for special tokens, be they its own or its prompt's; else None.
+        refused: why each completion was dropped for special tokens, be they its own or its prompt's; else None.
         text_hashes: of each completion with its prompt as the template shows them: equal texts, equal hashes.
     """
 
@@ -99,7 +99,7 @@ class _Plain(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A prompt with one completion, tokenised under the rules; or why it is left out."""
+    """A prompt with one completion, tokenised under the rules; or why it is dropped."""
 
     token_ids: Int32s | None
     special: Counter[str]

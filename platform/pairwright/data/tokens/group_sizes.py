@@ -1,4 +1,4 @@
-"""Sizes of groups: columns over a whole tokens table -> those of one global batch, what planning reads of it.
+"""Sizes of tokenised groups as columns: what planning reads of a global batch.
 
 Columns are in memory, so that a step's plan costs the same at 1e6 groups and at 1e8; the price is 26 bytes a group.
 """

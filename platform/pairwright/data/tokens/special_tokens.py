@@ -1,7 +1,7 @@
 """Finds special tokens that stand in texts as plain characters, and tokenises them as ordinary text.
 
 A tokenizer reads ``<|im_end|>`` as the token that ends a turn, whoever wrote it: a completion could speak as another
-role. So a mark, a character that no text holds, is set into each such place before the whole conversation is rendered
+role. So a mark, a character that no text holds, is set into each of them before the whole conversation is rendered
 and tokenised, and its tokens are taken out again: what stands around it is tokenised in its own context, exactly.
 """
 
@@ -31,7 +31,7 @@ MARKS = ("\U0010fffd", "\U000f0000", "\ue000", "\u2042", "\u203b")
 _MAX_PREFIXES = 16
 _EXPECTED_KEPT = 4096
 # Where a template looks into contents for a token, and so gives it a meaning there itself: '</think>' in content.
-_LOOKED_FOR = (
+_LOOKUPS = (
     r"(?:\.(?:r?split|r?partition|startswith|endswith|r?find|r?index|count|replace|[lr]?strip)|\breplace)\(\s*(['\"])"
     r"{token}\1|(['\"]){token}\2\s+(?:not\s+)?in\b"
 )
@@ -155,23 +155,23 @@ class SpecialTokens:
             text: the conversation, rendered.
             token_ids: plain tokenisation of ``text``.
         """
-        places = self._pattern
+        pattern = self._pattern
         if changed := self._changed_by_normaliser(text, conversation):
-            places = re.compile("|".join([*map(re.escape, changed), self._pattern.pattern]))
+            pattern = re.compile("|".join([*map(re.escape, changed), self._pattern.pattern]))
         for mark in MARKS:
             if mark in text or any(mark in part for turn in conversation for part in texts_of(turn)):
                 continue
             for within in (_after_first, _after_every):
-                read = self._read_marked(conversation, text, mark, places, within)
+                read = self._read_marked(conversation, text, mark, pattern, within)
                 if read is not None:
                     return Reading(read, self._named(token_ids) - self._named(read))
         return Reading(None, Counter())
 
     def _read_marked(
-        self, conversation: Conversation, text: str, mark: str, places: re.Pattern[str], within: Within
+        self, conversation: Conversation, text: str, mark: str, pattern: re.Pattern[str], within: Within
     ) -> Int32s | None:
-        marked = [with_texts(turn, lambda text: _marked(text, mark, places, within)) for turn in conversation]
-        if any(places.search(text) for turn in marked for text in texts_of(turn)):
+        marked = [with_texts(turn, lambda text: _marked(text, mark, pattern, within)) for turn in conversation]
+        if any(pattern.search(text) for turn in marked for text in texts_of(turn)):
             return None
         read = self._encode_marked(marked, text, mark)
         if read is None or self._count(read) <= self.num_written(conversation):
@@ -231,7 +231,7 @@ class SpecialTokens:
 
 
 def _is_looked_for(token: str, template: str) -> bool:
-    return token in template and re.search(_LOOKED_FOR.replace("{token}", re.escape(token)), template) is not None
+    return token in template and re.search(_LOOKUPS.replace("{token}", re.escape(token)), template) is not None
 
 
 def _pattern_of(names: set[str], words: set[str]) -> re.Pattern[str]:
@@ -244,7 +244,7 @@ def _pattern_of(names: set[str], words: set[str]) -> re.Pattern[str]:
 
 
 def _any_of(tokens: set[str], words: set[str], before: str = "") -> str:
-    """Return a regular expression for the longest of some tokens at a place, as a trie: some vocabularies have 6,000.
+    """Return a regular expression for the longest of some tokens, as a trie: some vocabularies have 6,000.
 
     Args:
         tokens: what follows ``before``.
@@ -276,11 +276,11 @@ def _after_every(token: str, mark: str) -> str:
     return mark.join(token)
 
 
-def _marked(text: str, mark: str, places: re.Pattern[str], within: Within) -> str:
+def _marked(text: str, mark: str, pattern: re.Pattern[str], within: Within) -> str:
     """Return a text with marks in its special tokens, in overlapping ones too; a single character takes none."""
     before = None
     while text != before:
-        before, text = text, places.sub(lambda match: within(match[0], mark), text)
+        before, text = text, pattern.sub(lambda match: within(match[0], mark), text)
     return text
 
 

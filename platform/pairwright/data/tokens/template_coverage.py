@@ -28,7 +28,7 @@ class _Trial(NamedTuple):
     text: str
     missing: str
     """What the template shows nothing of, if the text stays the same."""
-    is_left_out_by_rule: bool = False
+    is_excluded_by_rule: bool = False
     """Whether the template may leave it out here if it shows the like elsewhere: the reasoning of earlier turns."""
 
 
@@ -68,7 +68,7 @@ class ShownByTemplate:
             trials += _trials(group, prompt, with_replies)
         texts = self._render([trial.conversation for trial in trials])
         for trial, text in zip(trials, texts, strict=True):
-            if text == trial.text and not (trial.is_left_out_by_rule and self._shows_field(trial.missing)):
+            if text == trial.text and not (trial.is_excluded_by_rule and self._shows_field(trial.missing)):
                 missing.setdefault(trial.group, trial.missing)
         return [
             Refusal(f"the chat template shows no {missing[group]}") if group in missing else None
@@ -117,7 +117,7 @@ def _trials(
     for names in _KINDS:
         if name := _held(prompt, names):
             turns = [_without(turn, "extra", names) for turn in prompt]
-            yield _Trial(group, [*turns, reply], text, f"`{name}`", is_left_out_by_rule=name != "tool_calls")
+            yield _Trial(group, [*turns, reply], text, f"`{name}`", is_excluded_by_rule=name != "tool_calls")
         for (*_, reply_k), text_k in whole:
             if name := _held([reply_k], names):
                 yield _Trial(group, [*prompt, _without(reply_k, "extra", names)], text_k, f"`{name}`")
@@ -133,11 +133,11 @@ def _held(turns: Sequence[Turn], names: Sequence[str]) -> str | None:
     return next((name for name in names for held in fields if not is_blank(held.get(name))), None)
 
 
-def _without(turn: Turn, place: str, names: Sequence[str]) -> Turn:
+def _without(turn: Turn, attribute: str, names: Sequence[str]) -> Turn:
     """Return a turn without some fields of its extra or its context."""
-    kept = write_extra({key: value for key, value in read_extra(turn.get(place)).items() if key not in names})
-    others = {key: value for key, value in turn.items() if key != place}
-    return others if kept is None else others | {place: kept}
+    kept = write_extra({key: value for key, value in read_extra(turn.get(attribute)).items() if key not in names})
+    others = {key: value for key, value in turn.items() if key != attribute}
+    return others if kept is None else others | {attribute: kept}
 
 
 def _changed(turns: Sequence[Turn], role: str) -> list[Turn]:

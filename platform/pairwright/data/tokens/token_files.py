@@ -1,6 +1,6 @@
-"""A tokens table anywhere -> its files on this machine's disks, where they can be memory-mapped.
+"""Local files of a tokens table, downloaded where the table is remote, so that they can be memory-mapped.
 
-Every file is the one that the manifest names: its SHA-256 is compared, once a machine (see ``cache.py``).
+The SHA-256 of every file is compared with the manifest, once a machine (data/storage/local_cache.py).
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Tokenised groups: a table of them, memory-mapped -> `TokenGroup`, what micro-batches are made of.
+"""Tokens table: memory-mapped tokenised groups (`TokenGroup`), by row number.
 
 A group's prompt is stored once and each completion after it: ``prompt_ids + completion_ids[k]`` is the plain
 tokenisation of prompt and completion k. Files are uncompressed Arrow, so that a random group is a few numpy views

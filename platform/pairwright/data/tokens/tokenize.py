@@ -1,8 +1,8 @@
-"""Tokenises a pairs table into a tokens table, which is made once and found again afterwards.
+"""Tokenises a pairs table into a tokens table, or finds the one that was made before.
 
 A tokens table lies under the digest of all that decides its content (pairs, tokenizer, template, rules for length and
 special tokens), so a stale one is never used and a half-written one has no version. The order of training is a function
-of row numbers, so rows stand in an order of their own content, never of who was ready first.
+of row numbers, so rows are ordered by their own content, never by which task was ready first.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Pairs and a tokenizer -> tokenised groups: the prompt's tokens once, then each completion's.
+"""Tokenises groups of pairs: the prompt's tokens once, then each completion's.
 
 The prompt is the longest common prefix of the full tokenisations and not the tokenisation of the prompt's text, since a
 token may span the boundary; so prompt + completion always equals plain tokenisation. A completion over the length limit
-is dropped or cut, and everything that goes is counted.
+is dropped or truncated, and everything that is dropped is counted.
 """
 
 from collections import Counter

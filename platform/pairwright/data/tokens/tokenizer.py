@@ -1,4 +1,4 @@
-"""Path or hub name -> a fast tokenizer that is known to work, and a digest of all that it does to a text.
+"""Loads a fast tokenizer from a path or hub name, and computes a digest of all that it does to a text.
 
 The digest is over the loaded pipeline rather than over files: it changes with whatever changes the tokens (another
 vocabulary, a library that reads the same files otherwise) and with nothing else in the model's directory.

@@ -1,9 +1,18 @@
-"""Reads somebody's export into native ``Annotation``s: by field paths, or by a module where paths do not do.
+"""Adapters: read records of foreign formats into native ``Annotation``s, by field paths or by a module of their own.
 
-What a record *says* is settled here, what it *means* (ranks that fit the completions, finite scores, ...) in
-``data/ingest/rules.py``, so that every format passes the same rules. A walk: ``record`` (what a format is), ``paths``
-and ``turns`` (where things stand, how conversations are written), ``layout`` (the reader of a table of paths),
-``known/`` (the layouts), then the formats that are code.
+An adapter reads what a record *says*; what it *means* (ranks that match the completions, finite scores, ...) is
+validated in ``data/ingest/rules.py``, so that every format passes the same rules. This file is the registry and the
+detection of formats. A path to walk:
+
+``known/``          layouts that a table of field paths describes, one TOML file each
+``native``          the format of Pairwright itself
+``trl``             TRL's preference records, in one typed pass
+``ultrafeedback``   scores, without the known defect of its first release
+``openai_summaries`` comparisons of summaries (Stiennon et al. 2020)
+``message_trees``   trees of messages with ranked replies (OpenAssistant)
+``shown_fields``    which fields an annotation tool showed: completions and system prompt
+``label_studio``    rankers, pairwise choices and ratings of Label Studio
+``argilla``         rankings, labels and ratings of Argilla
 """
 
 import tomllib
@@ -40,13 +49,13 @@ __all__ = [
     "Parse",
     "RecordError",
     "compile_path",
+    "configured_format",
     "formats",
     "groups_rows",
     "json_name",
     "native",
     "parser_for",
     "recognise",
-    "settled_format",
 ]
 
 NUM_HEAD_RECORDS = 20
@@ -73,7 +82,7 @@ def _described(name: str, text: str) -> Format:
     return Format(
         name=name,
         layout=shape_of(layout.fields),
-        fits=partial(_fits, table, layout.requires),
+        matches=partial(_matches, table, layout.requires),
         parser=partial(_reader, name, layout.fields),
         num_unplaced=table.num_unplaced,
         num_essential=table.num_essential + len(layout.requires),
@@ -83,8 +92,8 @@ def _described(name: str, text: str) -> Format:
     )
 
 
-def _fits(table: Table, requires: Sequence[str], record: Mapping[str, Any]) -> bool:
-    return all(not is_blank(record.get(name)) for name in requires) and table.fits(record)
+def _matches(table: Table, requires: Sequence[str], record: Mapping[str, Any]) -> bool:
+    return all(not is_blank(record.get(name)) for name in requires) and table.matches(record)
 
 
 def _reader(name: str, fields: FieldPaths, config: IngestConfig) -> Parse:
@@ -99,7 +108,7 @@ def _reader_of(fields: FieldPaths, layout: str, config: IngestConfig) -> Parse:
 
 
 def changed(fields: FieldPaths, changes: FieldPaths) -> FieldPaths:
-    """Return a layout with what a configuration says of it: lists of fields grow, everything else is replaced.
+    """Return a layout with the changes of a configuration: lists of fields grow, everything else is replaced.
 
     Raises:
         ConfigError: if both do not go together.
@@ -140,7 +149,7 @@ def parser_for(name: str, config: IngestConfig) -> Parse:
     return found.parser(config)
 
 
-def settled_format(config: IngestConfig) -> str | None:
+def configured_format(config: IngestConfig) -> str | None:
     """Return the format that the configuration names; None where each source is to be recognised."""
     if config.fields is not None and config.fields.is_whole:
         return FIELDS
@@ -159,7 +168,7 @@ def recognise(records: Sequence[bytes]) -> str | None:
     """Return the format that the given records have, or None if they have none that is known.
 
     Each record votes for the formats that it fits; among those with most votes the one counts that leaves the fewest
-    fields without a place, and then the one that asks for more fields. A record that is no JSON does not vote.
+    unread fields, and then the one that asks for more fields. A record that is no JSON does not vote.
 
     Raises:
         SourceError: if several are alike in all of that; both are named.
@@ -167,7 +176,7 @@ def recognise(records: Sequence[bytes]) -> str | None:
     decoded = [one for record in records[:NUM_HEAD_RECORDS] if isinstance(one := _decoded(record), dict)]
     ranked = []
     for name, one in formats().items():
-        fitting = [record for record in decoded if one.fits(record)]
+        fitting = [record for record in decoded if one.matches(record)]
         if fitting:
             ranked.append((-len(fitting), sum(map(one.num_unplaced, fitting)), -one.num_essential, name))
     ranked.sort()

@@ -1,11 +1,11 @@
-"""Argilla's records with the responses that people gave, as its SDKs and its server write them.
+"""Adapter for Argilla's records with responses, as its SDKs and its server export them.
 
 Layouts after Argilla's sources: ``Record.to_dict`` and ``GenericIO`` of its SDK 2 (``records.to_json()``,
-``to_list(flatten=True)``, and the Hub's data sets, which are flattened), the server's records, where a response holds
-the answers to all questions, and the data sets of version 1, where a column of answers stands beside its fields. What
-judges: a ranking (options, best first, or ``{"value", "rank"}``); a label that names the better field; ratings of
-fields, where the number at the end of a question is that of its field. Other answers go into metadata. Suggestions are
-a model's guess and no judgement.
+``to_list(flatten=True)``, and the Hub's datasets, which are flattened), the server's records, where a response holds
+the answers to all questions, and the datasets of version 1, where a column of answers stands beside its fields. Three
+kinds of answers are judgements: a ranking (options, best first, or ``{"value", "rank"}``); a label that names the
+better field; ratings of fields, where the number at the end of a question is that of its field. Other answers go into
+metadata. Suggestions are a model's guess and no judgement.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.ingest.adapters.shown_fields import alike, last_digits, system_of
+from pairwright.data.ingest.adapters.shown_fields import last_digits, similarly_named, system_of
 from pairwright.data.ingest.fields.adapter import (
     Format,
     Judgements,
@@ -24,12 +24,12 @@ from pairwright.data.ingest.fields.adapter import (
     RecordError,
     check_count,
     content_id,
-    misfit,
     number,
+    schema_mismatch,
     whole,
 )
 from pairwright.data.ingest.fields.conversation_turns import Prompt, find_prompt, prompts_among
-from pairwright.data.ingest.fields.other_fields import as_text, place_others
+from pairwright.data.ingest.fields.other_fields import as_text, handle_unread_fields
 from pairwright.data.ingest.fields.paths import opened
 from pairwright.data.ingest.fields.replies import with_context
 from pairwright.records import Annotation, Completion
@@ -39,7 +39,7 @@ SUBMITTED = "submitted"
 
 _RESPONSES, _USERS, _STATUS, _SUGGESTION = ".responses", ".users", ".status", "-suggestion"
 _OF_RECORD = ("id", "external_id", "metadata", "status", "inserted_at", "updated_at", "vectors", "suggestions")
-"""What stands beside the fields in a flattened record."""
+"""Columns of a flattened record that are no fields."""
 
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +86,7 @@ class ArgillaReader:
     def __init__(self, config: IngestConfig) -> None:
         self.reading = Reading()
         self._limits = config.limits
-        self._told = config.fields
+        self._fields = config.fields
 
     def __call__(self, line: bytes, /) -> Judgements:
         """Return the judgements in a record.
@@ -102,24 +102,24 @@ class ArgillaReader:
         try:
             found = msgspec.convert(record, _Record, strict=False)
         except msgspec.ValidationError as error:
-            raise misfit(error, LAYOUT) from None
+            raise schema_mismatch(error, LAYOUT) from None
         limits = self._limits
         check_count("fields", len(found.fields), limits.max_columns, "limits.max_columns", "$.fields")
         answers = list(islice(_answers(found), limits.max_judgements + 1))
         check_count("responses", len(answers), limits.max_judgements, "limits.max_judgements", "$.responses")
         name = next((str(given) for given in (found.external_id, found.id) if given is not None), content_id(line))
         self.reading.describe([("judgement", "responses")])
-        return _judgements(_Shown(found.fields, name, self.reading, self._told), answers)
+        return _judgements(_Shown(found.fields, name, self.reading, self._fields), answers)
 
 
 def _opened(key: str, value: Any) -> Any:
-    """Return what stands as JSON text in the cell of a table, where answers or fields are expected."""
+    """Return the value of a cell that holds JSON text, where answers or fields are expected."""
     is_nested = key in ("fields", "responses") or key.endswith((_RESPONSES, _USERS, _STATUS))
     return opened(value) if is_nested else value
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a flattened record as its SDK would nest it; what is no answer stands among the fields."""
+    """Return a flattened record as its SDK would nest it; what is no answer becomes a field."""
     responses = {}
     for key, values in flat.items():
         if key.endswith(_RESPONSES) and isinstance(values, list):
@@ -157,7 +157,7 @@ def _of_columns(answer: Any) -> Any:
 
 
 def _beside(flat: Mapping[str, Any], key: str, end: str, length: int) -> list[Any]:
-    """Return what stands beside the answers in a column of its own, one an answer; nothing where it is not there."""
+    """Return the values of a column that has one for each answer; nothing where there is no such column."""
     values = flat.get(f"{key}{end}")
     if values is None:
         return [None] * length
@@ -167,7 +167,7 @@ def _beside(flat: Mapping[str, Any], key: str, end: str, length: int) -> list[An
 
 
 def _answers(record: _Record) -> Iterator[tuple[str, _Answer, str]]:
-    """Yield question, answer and its place for every response, whatever its form."""
+    """Yield question, answer and its path for every response, whatever its form."""
     if isinstance(record.responses, dict):
         for question, answers in record.responses.items():
             for index, answer in enumerate(answers):
@@ -188,13 +188,15 @@ def _answers(record: _Record) -> Iterator[tuple[str, _Answer, str]]:
 class _Shown:
     """The fields that a record showed, worked out once for all of its judgements."""
 
-    def __init__(self, fields: Mapping[str, Any], name: str, reading: Reading, told: FieldPaths | None) -> None:
+    def __init__(
+        self, fields: Mapping[str, Any], name: str, reading: Reading, fields_config: FieldPaths | None
+    ) -> None:
         self.fields = fields
         self.name = name
         self.prompts: dict[str, Prompt] = prompts_among(fields)
         self.texts = [name for name, value in fields.items() if isinstance(value, str)]
         self._reading = reading
-        self._told = told
+        self._fields = fields_config
 
     def annotation(
         self, names: Sequence[str], user: str | None, question: str, path: str, others: Mapping[str, str], **judged: Any
@@ -213,7 +215,7 @@ class _Shown:
             )
             metadata = {"question": question, **others}
             left = [((name,), rest[name]) for name in rest if name not in (*names, prompt_name) and rest[name]]
-            place_others(left, annotation, metadata, self._reading, self._told)
+            handle_unread_fields(left, annotation, metadata, self._reading, self._fields)
             return msgspec.structs.replace(annotation, metadata=metadata)
         except RecordError as error:
             return error
@@ -260,7 +262,7 @@ def _judgement(
 ) -> Annotation | RecordError:
     try:
         if isinstance(answer.value, str):
-            names = alike(answer.value, shown.texts)
+            names = similarly_named(answer.value, shown.texts)
             ranks = {name: 1 if name == answer.value else 2 for name in names}
         else:
             ranks = _ranks(answer.value, f"{path}.value")
@@ -292,18 +294,18 @@ def _is_ranking(value: object, fields: Mapping[str, Any]) -> bool:
 
 def _is_label(value: object, shown: _Shown) -> bool:
     """Return whether an answer names a field that others are like: the better one of them."""
-    return isinstance(value, str) and value in shown.texts and len(alike(value, shown.texts)) > 1
+    return isinstance(value, str) and value in shown.texts and len(similarly_named(value, shown.texts)) > 1
 
 
 def _ranks(options: list[Any], path: str) -> dict[str, int]:
     """Return field -> rank; without ranks the order of the options counts, best first."""
     ranks: dict[str, int] = {}
-    for place, option in enumerate(options):
+    for position, option in enumerate(options):
         ranked = isinstance(option, dict)
         name = option["value"] if ranked else option
         if name in ranks:
-            raise RecordError(f"expected each option once, got `{name}` again", path=f"{path}[{place}]")
-        ranks[name] = whole(option.get("rank"), f"{path}[{place}].rank") if ranked else place + 1
+            raise RecordError(f"expected each option once, got `{name}` again", path=f"{path}[{position}]")
+        ranks[name] = whole(option.get("rank"), f"{path}[{position}].rank") if ranked else position + 1
     return ranks
 
 
@@ -313,7 +315,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     return fields[name]
 
 
-def _fits(record: Mapping[str, Any]) -> bool:
+def _matches(record: Mapping[str, Any]) -> bool:
     if isinstance(opened(record.get("fields")), dict) and "responses" in record:
         return True
     return any(key.endswith((_RESPONSES, _SUGGESTION)) for key in record)
@@ -322,7 +324,7 @@ def _fits(record: Mapping[str, Any]) -> bool:
 ARGILLA = Format(
     name="argilla",
     layout=LAYOUT,
-    fits=_fits,
+    matches=_matches,
     parser=ArgillaReader,
     what="Argilla's records (SDK 1 and 2, server, Hub): ranking, label and rating questions, by annotator.",
     examples=(

@@ -1,10 +1,10 @@
-"""Label Studio's JSON export: a task with the annotations that people made of it.
+"""Adapter for Label Studio's JSON export: a task with its annotations.
 
 Layouts after Label Studio's documentation: "Label Studio JSON format of annotated tasks" (guide/task_format) and the
 tags Ranker, Pairwise, Choices and Rating. The export names tags, not the fields of the task that they show; a tag
-belongs to the field of its name, and else to the only field that ends in the same number (``txt-1``: ``text1``). What
-judges: a ranker, a pairwise choice, a choice that names a field, or a rating of each of two fields and more. Other
-results go into metadata.
+belongs to the field of its name, and otherwise to the only field that ends in the same number (``txt-1``: ``text1``).
+Judgements are a ranker, a pairwise choice, a choice that names a field, or a rating of each of two or more fields.
+Other results go into metadata.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ import msgspec
 
 from pairwright.config import IngestConfig
 from pairwright.data.extras import is_blank
-from pairwright.data.ingest.adapters.shown_fields import alike, last_digits, system_of
+from pairwright.data.ingest.adapters.shown_fields import last_digits, similarly_named, system_of
 from pairwright.data.ingest.fields.adapter import (
     Format,
     Judgements,
@@ -23,12 +23,12 @@ from pairwright.data.ingest.fields.adapter import (
     RecordError,
     check_count,
     is_list_of,
-    misfit,
     number,
     quoted,
+    schema_mismatch,
 )
 from pairwright.data.ingest.fields.conversation_turns import Prompt, find_prompt, prompts_among
-from pairwright.data.ingest.fields.other_fields import as_text, place_others, unplaced
+from pairwright.data.ingest.fields.other_fields import as_text, handle_unread_fields, unplaced
 from pairwright.data.ingest.fields.paths import opened
 from pairwright.data.ingest.fields.replies import with_context
 from pairwright.records import Annotation, Completion
@@ -85,7 +85,7 @@ class _Judged:
     """What one result, or the ratings of one person, say."""
 
     names: Sequence[str]
-    """Fields that the completions stand in."""
+    """Fields that hold the completions."""
     completions: list[Completion]
     order: list[Any] | None = None
     scores: list[float] | None = None
@@ -111,7 +111,7 @@ class LabelStudioReader:
         try:
             task = msgspec.convert(record, _Task, strict=False)
         except msgspec.ValidationError as error:
-            raise misfit(error, LAYOUT) from None
+            raise schema_mismatch(error, LAYOUT) from None
         if not task.annotations:
             return [RecordError("expected annotations, got a task that nobody has finished", path="$.annotations")]
         limits = self._config.limits
@@ -147,7 +147,7 @@ class LabelStudioReader:
             )
             metadata = _kept(result for index, result in enumerate(made.result) if index not in used)
             left = [((name,), rest[name]) for name in rest if name not in (*judged.names, prompt_name) and rest[name]]
-            place_others(left, annotation, metadata, self.reading, self._config.fields)
+            handle_unread_fields(left, annotation, metadata, self.reading, self._config.fields)
             return msgspec.structs.replace(annotation, metadata=metadata or None)
         except RecordError as error:
             return error
@@ -198,12 +198,12 @@ def _choice(fields: _Fields, result: _Result) -> str | None:
     name = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
     if not isinstance(name, str) or name not in fields.numbers:
         return None
-    return name if len(alike(name, fields.texts)) > 1 else None
+    return name if len(similarly_named(name, fields.texts)) > 1 else None
 
 
 def _labelled(fields: _Fields, result: _Result) -> _Judged:
     better = str(_choice(fields, result))
-    names = alike(better, fields.texts)
+    names = similarly_named(better, fields.texts)
     worse = [name for name in names if name != better]
     return _Judged(names, _completions(fields, names), order=[better, worse])
 
@@ -217,7 +217,7 @@ def _rated(fields: _Fields, ratings: Mapping[int, _Result], path: str) -> _Judge
             raise RecordError(f"expected one rating of each field, got `{name}` again", path=f"{where}.to_name")
         scores[name] = number(result.value.get("rating"), f"{where}.value.rating")
     names = [name for name in fields.texts if name in scores]
-    if missing := [name for name in alike(names[0], fields.texts) if name not in scores]:
+    if missing := [name for name in similarly_named(names[0], fields.texts) if name not in scores]:
         raise RecordError(f"expected a rating of each completion, got none of {quoted(missing)}", path=f"{path}.result")
     return _Judged(names, _completions(fields, names), scores=[scores[name] for name in names])
 
@@ -270,13 +270,13 @@ def _field_of(tag: str, fields: _Fields) -> str:
     if tag in fields.numbers:
         return tag
     number = last_digits(tag)
-    alike = [name for name, end in fields.numbers.items() if number and end == number]
-    if len(alike) != 1:
+    similarly_named = [name for name, end in fields.numbers.items() if number and end == number]
+    if len(similarly_named) != 1:
         found = quoted(fields.texts) or "none"
         raise RecordError(
             f"expected a field that the tag `{tag}` shows, got {found}; name the tag after its field", path="$.data"
         )
-    return alike[0]
+    return similarly_named[0]
 
 
 # ------------------------------------------------------------------------------------------------ ranker
@@ -335,14 +335,14 @@ def _order(result: _Result, ids: list[str], path: str, buckets: list[str] | None
     return [sorted_ids[name] for name in buckets if name in sorted_ids]
 
 
-def _fits(record: Mapping[str, Any]) -> bool:
+def _matches(record: Mapping[str, Any]) -> bool:
     return isinstance(opened(record.get("data")), dict) and isinstance(opened(record.get("annotations")), list)
 
 
 LABEL_STUDIO = Format(
     name="label-studio",
     layout=LAYOUT,
-    fits=_fits,
+    matches=_matches,
     parser=LabelStudioReader,
     what="Label Studio's JSON export: ranker, pairwise, choices and ratings, by annotator.",
     examples=(

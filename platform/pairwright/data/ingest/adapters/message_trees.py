@@ -1,7 +1,7 @@
-"""Reads trees of messages: at every depth, the ranked replies to one message are one annotation.
+"""Adapter for trees of messages: at every depth, the ranked replies to one message are one annotation.
 
-A table of field paths with ``tree`` names the replies of a message; the other paths start at a message, but for
-``prompt``, which is the first one, and what names the record. OpenAssistant's trees are ``known/oasst.toml``.
+A table of field paths with ``tree`` names the replies of a message. The other paths start at a message, except
+``prompt`` (the first message) and those that identify the record. OpenAssistant's trees are ``known/oasst.toml``.
 """
 
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ class TreeReader:
     """Parser of trees.
 
     Args:
-        fields: where the parts of a message stand.
-        layout: what a record of a known layout looks like; none where the user says all of it.
+        fields: paths of the parts of a message.
+        layout: shape of a record of a known layout; empty where the user gave all paths.
         limits: how many judgements a record may hold.
     """
 
@@ -68,8 +68,8 @@ class TreeReader:
                 raise RecordError(f"expected `object`, got `{json_name(record)}`")
             root, where = find(record, self._paths["prompt"])
         except RecordError as error:
-            told = f"; a record of this format is {self._layout}" if self._layout else ""
-            raise RecordError(f"{error.reason}{told}", path=error.path) from None
+            detail = f"; a record of this format is {self._layout}" if self._layout else ""
+            raise RecordError(f"{error.reason}{detail}", path=error.path) from None
         self._check_fields(record, self._known_tops, "$")
         parts = [self._label(path, record) for path in self._ids]
         name = "-".join(part for part in parts if part is not None) or content_id(line)
@@ -83,8 +83,8 @@ class TreeReader:
         found: list[Annotation | RecordError] = []
         waiting: list[tuple[Any, str, list[Message]]] = [(root, where, [])]
         while waiting:
-            node, place, before = waiting.pop()
-            message, replies, replies_at = self._read(node, place)
+            node, location, before = waiting.pop()
+            message, replies, replies_at = self._read(node, location)
             turns = [*before, message]
             below = [(reply, f"{replies_at}[{index}]") for index, reply in enumerate(replies)]
             if message.role == "user" and len(replies) > 1:
@@ -102,9 +102,9 @@ class TreeReader:
         self._check_fields(node, self._known, where)
         parts = {}
         for name in ("text", "role"):
-            value, place = find(node, self._paths[name], where)
+            value, location = find(node, self._paths[name], where)
             if not isinstance(value, str):
-                raise RecordError(f"expected `str`, got `{json_name(value)}`", path=place)
+                raise RecordError(f"expected `str`, got `{json_name(value)}`", path=location)
             parts[name] = value
         replies, replies_at = find_optional(node, self._paths["tree"], where)
         replies = [] if is_blank(replies) else replies
@@ -123,16 +123,18 @@ class TreeReader:
         completions = []
         judged: dict[str, list[Any]] = {}
         kind, path = ("ranks", self._paths["rank"]) if "rank" in self._paths else ("scores", self._paths["score"])
-        for reply, place in below:
-            message, _, _ = self._read(reply, place)
+        for reply, location in below:
+            message, _, _ = self._read(reply, location)
             if message.role != "assistant":
-                raise RecordError(f"expected a reply of the assistant, got `{message.role}`", path=place)
-            value, value_at = find_optional(reply, path, place)
+                raise RecordError(f"expected a reply of the assistant, got `{message.role}`", path=location)
+            value, value_at = find_optional(reply, path, location)
             if value is None:
                 raise RecordError(f"expected a {kind[:-1]} of every reply, got none", path=value_at)
-            told = number(value, value_at) if kind == "scores" else whole(value, value_at) + 1 - self._fields.first_rank
-            judged.setdefault(kind, []).append(told)
-            own, model = (self._label(self._paths.get(key), reply, place) for key in ("completion_id", "model"))
+            detail = (
+                number(value, value_at) if kind == "scores" else whole(value, value_at) + 1 - self._fields.first_rank
+            )
+            judged.setdefault(kind, []).append(detail)
+            own, model = (self._label(self._paths.get(key), reply, location) for key in ("completion_id", "model"))
             completions.append(Completion(text=message.content, id=own, model=model))
         at = self._label(self._paths.get("completion_id"), node)
         said = {key: self._label(self._paths.get(key), record) for key in ("annotator", "subset", "created_at")}
@@ -144,8 +146,8 @@ class TreeReader:
         )
 
     def _label(self, path: JsonPath | None, value: Any, where: str = "$") -> str | None:
-        found, place = find_optional(value, path, where)
-        return None if found is None else label(found, place)
+        found, location = find_optional(value, path, where)
+        return None if found is None else label(found, location)
 
     def _check_fields(self, record: Mapping[str, Any], known: set[Any], where: str) -> None:
         for field, value in record.items():

@@ -1,4 +1,4 @@
-"""The native format: one judgement a line, every field of it known. One typed msgspec pass, 700 MB/s a core.
+"""Adapter for the native format: one judgement a line, every field of it known. One msgspec pass, 700 MB/s a core.
 
 Records that say the same in another way (ranks as 1.0, a number as id, content in parts, lists as JSON text in the
 cells of a table, tool calls of turns) take a second, slower pass.
@@ -12,7 +12,7 @@ import msgspec
 from pairwright.config import IngestConfig
 from pairwright.data.extras import CONTEXT_FIELDS, EXTRA_FIELDS, is_blank, write_extra
 from pairwright.data.ingest.fields.adapter import Format, Reading, RecordError, is_list_of, whole
-from pairwright.data.ingest.fields.conversation_turns import extra_of, joined_parts, said
+from pairwright.data.ingest.fields.conversation_turns import extra_of, joined_parts, read_conversation
 from pairwright.data.ingest.fields.other_fields import as_text
 from pairwright.data.ingest.fields.paths import opened
 from pairwright.records import UNREADABLE_JSON, Annotation, Completion
@@ -34,7 +34,7 @@ class NativeReader:
     def __init__(self, keep: tuple[str, ...] = (), ignore: tuple[str, ...] = ()) -> None:
         self.reading = Reading()
         self.has_cells = False
-        """Whether records come from a table of text, where a list stands as JSON text."""
+        """Whether records come from a table of text, where a list is JSON text."""
         self._keep = keep
         self._ignore = ignore
 
@@ -117,19 +117,19 @@ def _prompt(prompt: list[Any] | str) -> Any:
     known = {"role", "content", *EXTRA_FIELDS}
     if isinstance(prompt, str) or not all(isinstance(turn, dict) and turn.keys() <= known for turn in prompt):
         return prompt
-    return said(prompt, "$.prompt", {})
+    return read_conversation(prompt, "$.prompt", {})
 
 
 def _completion(item: Any, where: str) -> Any:
     if not isinstance(item, dict):
         return item
-    told = dict(item)
-    if isinstance(told.get("text"), list):
-        told["text"] = joined_parts(told["text"], f"{where}.text")
-    others = {key: value for key, value in told.items() if key not in _IN_COMPLETION}
+    fields = dict(item)
+    if isinstance(fields.get("text"), list):
+        fields["text"] = joined_parts(fields["text"], f"{where}.text")
+    others = {key: value for key, value in fields.items() if key not in _IN_COMPLETION}
     if not others or not others.keys() <= set(EXTRA_FIELDS):
-        return told
-    kept = {key: value for key, value in told.items() if key in _IN_COMPLETION}
+        return fields
+    kept = {key: value for key, value in fields.items() if key in _IN_COMPLETION}
     if kept.get("text") is None:
         kept["text"] = ""
     extra = extra_of(others, where)
@@ -149,7 +149,7 @@ def _parser(config: IngestConfig) -> NativeReader:
     return NativeReader() if config.fields is None else NativeReader(config.fields.keep, config.fields.ignore)
 
 
-def _fits(record: Mapping[str, Any]) -> bool:
+def _matches(record: Mapping[str, Any]) -> bool:
     judged = any(name in record for name in ("ranks", "scores", "order"))
     return "prompt" in record and judged and is_list_of(opened(record.get("completions")), "text")
 
@@ -157,7 +157,7 @@ def _fits(record: Mapping[str, Any]) -> bool:
 NATIVE = Format(
     name="native",
     layout='{"id", "prompt", "completions": [{"text"}, ...], "ranks" | "scores" | "order"}',
-    fits=_fits,
+    matches=_matches,
     parser=_parser,
     num_unplaced=lambda record: sum(key not in _KNOWN and not is_blank(value) for key, value in record.items()),
     num_essential=4,

@@ -1,4 +1,4 @@
-"""OpenAI's summarize-from-feedback comparisons: a post or an article, two summaries, and a worker's choice.
+"""Adapter for OpenAI's summarize-from-feedback comparisons: a post or an article, two summaries, a worker's choice.
 
 Layout after the loader in openai/summarize_from_feedback (its ``comparisons`` configuration); a post becomes the query
 that the paper's models saw (Stiennon et al. 2020, arXiv:2009.01325, and the tasks of its repository).
@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from pairwright.config import IngestConfig
-from pairwright.data.ingest.fields.adapter import Format, Judgements, Reading, RecordError, content_id, misfit
-from pairwright.data.ingest.fields.other_fields import place_others
-from pairwright.data.ingest.fields.paths import Places, compile_path, named
+from pairwright.data.ingest.fields.adapter import Format, Judgements, Reading, RecordError, content_id, schema_mismatch
+from pairwright.data.ingest.fields.other_fields import handle_unread_fields
+from pairwright.data.ingest.fields.paths import KnownPaths, compile_path, named
 from pairwright.records import Annotation, Completion
 
 LAYOUT = (
@@ -37,7 +37,7 @@ class _Extra(msgspec.Struct, frozen=True, kw_only=True):
     confidence: int | None = None
 
 
-_PLACES = Places(
+_KNOWN_PATHS = KnownPaths(
     [
         compile_path("", path)[0]
         for path in [
@@ -77,7 +77,7 @@ class SummaryReader:
 
     def __init__(self, config: IngestConfig) -> None:
         self.reading = Reading()
-        self._told = config.fields
+        self._fields = config.fields
 
     def __call__(self, line: bytes, /) -> Judgements:
         """Return the one annotation in a line.
@@ -89,15 +89,15 @@ class SummaryReader:
         try:
             annotation = _annotation(msgspec.convert(fields, _Record, strict=False), content_id(line))
         except msgspec.ValidationError as error:
-            raise misfit(error, LAYOUT) from None
+            raise schema_mismatch(error, LAYOUT) from None
         metadata = dict(annotation.metadata or {})
         others = []
-        for steps, value in _PLACES.others(fields):
+        for steps, value in _KNOWN_PATHS.others(fields):
             if named(steps) in _UNUSED:
                 self.reading.unused.add(named(steps))
             else:
                 others.append((steps, value))
-        place_others(others, annotation, metadata, self.reading, self._told)
+        handle_unread_fields(others, annotation, metadata, self.reading, self._fields)
         self.reading.describe([("prompt", "info"), ("winner", "choice")])
         return (msgspec.structs.replace(annotation, metadata=metadata or None),)
 
@@ -130,14 +130,14 @@ def _metadata(record: _Record) -> dict[str, str] | None:
     return {name: value for name, value in said.items() if value is not None} or None
 
 
-def _fits(record: Mapping[str, Any]) -> bool:
+def _matches(record: Mapping[str, Any]) -> bool:
     return isinstance(record.get("info"), dict) and {"summaries", "choice"} <= record.keys()
 
 
 SUMMARIZE = Format(
     name="openai-summarize",
     layout=LAYOUT,
-    fits=_fits,
+    matches=_matches,
     parser=SummaryReader,
     what="OpenAI's summarize-from-feedback comparisons: a post or an article, two summaries, a worker's choice.",
     examples=(

@@ -1,6 +1,6 @@
-"""The fields that an annotation tool showed to people: which of them are completions, which is the system prompt.
+"""Classifies the fields that an annotation tool showed to people: completions, system prompt, others.
 
-Tools name completions alike but for a number or a letter at the end: ``response-1`` and ``response-2``.
+Tools name completions alike except for a number or a letter at the end: ``response-1`` and ``response-2``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def last_digits(name: str) -> str:
     return name[start:]
 
 
-def alike(name: str, fields: Sequence[str]) -> list[str]:
+def similarly_named(name: str, fields: Sequence[str]) -> list[str]:
     """Return the fields that are called like one but for the number or the letter at their end, itself included."""
     stem = _stem(name)
     return [field for field in fields if stem and _stem(field) == stem and field != stem]

@@ -1,4 +1,4 @@
-"""TRL preference records in one typed pass; whatever says more than the common fields goes through the field paths.
+"""Adapter for TRL preference records: one typed pass for common fields, the field paths for records that say more.
 
 The layout itself is ``known/trl.toml``. An implicit prompt of plain texts ends where TRL's ``extract_prompt`` ends it,
 but never within a word.
@@ -59,12 +59,12 @@ class TrlReader:
         if any(isinstance(value, str) and _may_be_more(value) for value in (prompt, chosen, rejected)):
             return self._any(line)
         if _is_one_reply(chosen) and _is_one_reply(rejected) and isinstance(prompt, list) and _ends_with_user(prompt):
-            prompt = _told(prompt)
+            prompt = _conversation(prompt)
             chosen, rejected = chosen[0].content, rejected[0].content
         elif not (isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)):
-            told = None if prompt is None else _told(prompt)
-            sides = [_told(chosen), _told(rejected)]
-            prompt, replies = prompt_and_replies(told, sides, _PATHS, is_implicit=True)
+            prompt_turns = None if prompt is None else _conversation(prompt)
+            sides = [_conversation(chosen), _conversation(rejected)]
+            prompt, replies = prompt_and_replies(prompt_turns, sides, _PATHS, is_implicit=True)
             chosen, rejected = replies[0].content, replies[1].content
         completions = [Completion(chosen, "chosen"), Completion(rejected, "rejected")]
         return (Annotation(id=content_id(line), prompt=prompt, completions=completions, ranks=[1, 2]),)
@@ -89,5 +89,5 @@ def _may_be_more(text: str) -> bool:
 _BEGINNINGS = ("[", "a", " ", "\n", "\t", "\r")
 
 
-def _told(value: str | list[_Turn]) -> Prompt:
+def _conversation(value: str | list[_Turn]) -> Prompt:
     return value if isinstance(value, str) else [Message(role_of(turn.role), turn.content) for turn in value]

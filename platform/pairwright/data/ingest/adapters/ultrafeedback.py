@@ -1,8 +1,9 @@
-"""UltraFeedback's first release held 2,628 completions with an overall score of 10, many of which were meant as 1.
+"""Adapter for UltraFeedback that refuses the wrong scores of its first release.
 
-Issue 8 of openbmb/UltraFeedback; the repair in ``fix_overall_score_issue.py`` of its repository takes a 10 beside
-ratings of 2 or less on average for a 1: a record that still holds such a score is refused here, not repaired in
-silence. The layout itself is ``known/ultrafeedback.toml``.
+That release held 2,628 completions with an overall score of 10, many of which were meant as 1 (issue 8 of
+openbmb/UltraFeedback). The fix in ``fix_overall_score_issue.py`` of its repository takes a 10 beside ratings of 2 or
+less on average for a 1; a record that still holds such a score is refused here, not changed silently. The layout
+itself is ``known/ultrafeedback.toml``.
 """
 
 import re
@@ -58,7 +59,7 @@ def _check_score(completion: Mapping[str, Any], path: str) -> None:
 
 def _mean_rating(aspects: Any) -> float | None:
     """Return the mean of the completion's ratings, 1 to 5, or None where it has none; N/A does not count."""
-    told: Sequence[Any] = list(aspects.values()) if isinstance(aspects, dict) else []
-    given = [str(aspect.get("Rating")) for aspect in told if isinstance(aspect, dict)]
+    ratings: Sequence[Any] = list(aspects.values()) if isinstance(aspects, dict) else []
+    given = [str(aspect.get("Rating")) for aspect in ratings if isinstance(aspect, dict)]
     ratings = [float(rating) for rating in given if _NUMBER.fullmatch(rating)]
     return sum(ratings) / len(ratings) if ratings else None

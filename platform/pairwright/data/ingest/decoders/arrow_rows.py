@@ -1,7 +1,7 @@
-"""Arrow rows -> JSON text, one line a row, nested columns kept.
+"""Encodes Arrow rows as JSON text, one line a row, nested columns kept.
 
-A column that is null in a row is left out of its record, since a table cannot say the difference; so is a null field
-of a struct. Built from whole columns: pyarrow's own ``to_pylist`` goes through one scalar at a time.
+A column that is null in a row is left out of its record, since a table cannot tell null from absent; so is a null
+field of a struct. Built from whole columns: pyarrow's own ``to_pylist`` goes through one scalar at a time.
 """
 
 import datetime
@@ -132,7 +132,7 @@ def _last(array: Any) -> int:
 
 
 def _cut(values: list[Any], array: Any, kind: type) -> list[Any]:
-    """Return the stretch of values that each list of the array holds."""
+    """Return the slice of values that the lists of the array hold."""
     offsets = (array.offsets.to_numpy() - _first(array)).tolist() if len(array) else [0]
     return [kind(values[start:end]) for start, end in pairwise(offsets)]
 
@@ -142,8 +142,8 @@ def _viewed(array: Any) -> list[Any]:
     starts, sizes = (part.to_numpy(zero_copy_only=False).astype(np.int64) for part in (array.offsets, array.sizes))
     sizes = np.where(array.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
     ends = np.cumsum(sizes)
-    places = np.arange(sizes.sum()) + np.repeat(starts - ends + sizes, sizes)
-    values = values_of(array.values.take(pa.array(places)))
+    positions = np.arange(sizes.sum()) + np.repeat(starts - ends + sizes, sizes)
+    values = values_of(array.values.take(pa.array(positions)))
     return [values[start:end] for start, end in pairwise([0, *ends.tolist()])]
 
 

@@ -1,6 +1,6 @@
-"""What every layout becomes: chunks of whole records as lines of JSON text, numbered from 1, in flat memory.
+"""Chunks of whole records as lines of JSON text, numbered from 1: the output of every decoder, in flat memory.
 
-Lines end at the newline byte alone: U+2028, U+0085 and a bare CR do not cut a record.
+Lines end at the newline byte alone: U+2028, U+0085 and a bare CR do not end a record.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
-"""Parquet and Arrow IPC -> chunks of rows as JSON text, so that a table's rows pass the rules that lines pass.
+"""Decoder for Parquet and Arrow IPC: yields rows as chunks of JSON text, so that tables pass the rules that lines pass.
 
-A range owns the row groups (Parquet) or record batches (Arrow file) that start in it, as a range of JSON Lines owns
-lines; where a group starts is reckoned from its number, which needs no look at the file. An Arrow stream belongs to the
-first range as a whole. Columns are read through a buffer, so that a row group of any size costs a few MB, and what a
-page or a batch unpacks to is known before it is.
+An input split owns the row groups (Parquet) or record batches (Arrow file) that start in it, as a split of JSON Lines
+owns lines; where a group starts is computed from its number, without reading the file. An Arrow stream belongs to the
+first split as a whole. Columns are read through a buffer, so that a row group of any size costs a few MB, and the
+decompressed size of a page or a batch is checked before it is decompressed.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ _DAMAGE = (
 
 
 def table_chunks(source: SourceRef, start: int, end: int, rows_before: int) -> Iterator[Chunk]:
-    """Yield the rows of a range, in chunks of about 2 MB and in order; a row that is too long comes alone.
+    """Yield the rows of a split, in chunks of about 2 MB and in order; a row that is too long comes alone.
 
     Raises:
         SourceError: if the source cannot be read, is no such table, or takes more than its limits.
@@ -49,13 +49,13 @@ def table_chunks(source: SourceRef, start: int, end: int, rows_before: int) -> I
 
 
 def count_rows(source: SourceRef, start: int, end: int) -> int:
-    """Return how many rows a range owns.
+    """Return how many rows a split owns.
 
     Raises:
         SourceError: if the source cannot be read, or is no such table.
     """
     with _reading(source), open_file(source) as file:
-        if source.layout == "parquet":
+        if source.file_format == "parquet":
             metadata = _opened(file, None, []).metadata
             groups = _owned(metadata.num_row_groups, source, start, end)
             return sum(metadata.row_group(group).num_rows for group in groups)
@@ -66,7 +66,7 @@ def count_rows(source: SourceRef, start: int, end: int) -> int:
 
 
 def _batches(source: SourceRef, start: int, end: int) -> Iterator[pa.RecordBatch]:
-    return (_parquet_batches if source.layout == "parquet" else _arrow_batches)(source, start, end)
+    return (_parquet_batches if source.file_format == "parquet" else _arrow_batches)(source, start, end)
 
 
 def _chunks_of(batch: pa.RecordBatch, row: int, max_record_bytes: int) -> Iterator[Chunk]:
@@ -115,7 +115,7 @@ def _parquet_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.Rec
                 except RepeatedValuesError as column:
                     dictionaries.append(str(column))
             pages.finish()
-            if num_done != described.num_rows:  # by which the rows of other ranges are numbered
+            if num_done != described.num_rows:  # by which the rows of other splits are numbered
                 raise pa.ArrowInvalid(
                     f"row group {group} has {num_done:,} rows, its footer says {described.num_rows:,}"
                 )
@@ -222,7 +222,7 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _without_text(kind: pa.DataType) -> pa.DataType:
-    """Return a type with bytes for the text in it, which are laid out alike."""
+    """Return a type with bytes for the text in it, which have the same layout."""
     match kind:
         case pa.StructType():
             return pa.struct([field.with_type(_without_text(field.type)) for field in kind])
@@ -255,7 +255,7 @@ def _owned(num_groups: int, source: SourceRef, start: int, end: int) -> list[int
 
 @contextmanager
 def _reading(source: SourceRef) -> Iterator[None]:
-    kind = "Parquet" if source.layout == "parquet" else "Arrow"
+    kind = "Parquet" if source.file_format == "parquet" else "Arrow"
     try:
         yield
     except SourceError as error:  # some are about a column, and know no source

@@ -1,8 +1,8 @@
-"""CSV and TSV -> chunks of rows as JSON text: the header names the fields, a row is a record.
+"""Decoder for CSV and TSV: yields rows as chunks of JSON text; the header names the fields, a row is a record.
 
-The standard library's reader, because it alone goes on after a bad row and knows which one it was; pyarrow's is five
-times as fast, but guesses types (``007`` becomes 7). A cell is text: whether it is read as JSON is for the layout of
-the record to say. An empty cell is no field. Quoted cells may hold line ends, so a row has a number of its own.
+It uses the standard library's reader, which alone goes on after a bad row and knows which one it was; pyarrow's is
+five times as fast, but guesses types (``007`` becomes 7). A cell is text: the layout of the record decides whether it
+is read as JSON. An empty cell is no field. Quoted cells may hold line ends, so a row has a number of its own.
 """
 
 import csv
@@ -33,7 +33,7 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
     Raises:
         SourceError: if the source cannot be read to its end, has no header, or has a quote that does not end.
     """
-    delimiter = _DELIMITERS[source.layout]
+    delimiter = _DELIMITERS[source.file_format]
     _, blocks = checked_start(source, text_blocks(source))
     binary = io.BufferedReader(BlockFile(blocks), READ_BYTES)
     text = io.TextIOWrapper(cast("IO[bytes]", binary), encoding="utf-8", errors="surrogateescape", newline="")
@@ -41,7 +41,7 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
     header = _checked_header(source, rows.header(), delimiter)
     records: list[dict[str, Any]] = []
     first, num_characters = 1, 0
-    header_characters = sum(map(len, header)) + _ROW_BYTES  # names stand in each record again
+    header_characters = sum(map(len, header)) + _ROW_BYTES  # each record repeats the names
     for number, (cells, problem) in enumerate(rows, start=1):
         is_alone = bool(problem := problem or _shape_problem(header, cells)) or not cells
         if is_alone or num_characters > READ_BYTES:

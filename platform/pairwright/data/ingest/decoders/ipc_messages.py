@@ -1,8 +1,8 @@
-"""Arrow IPC files and streams -> what their messages unpack to, from their metadata, before anything is unpacked.
+"""Reads the decompressed sizes of Arrow IPC messages from their metadata, before anything is decompressed.
 
 pyarrow decompresses a batch as a whole, and a batch of 30 kB may hold one text of a gigabyte. Each compressed buffer
-begins with its own uncompressed length, so that a few bytes of each tell. Metadata are flatbuffers: of them only the
-fields that are needed are read (Arrow's format/Message.fbs and File.fbs, columnar format 1.5).
+begins with its own uncompressed length, so a few bytes of each are enough. Metadata are flatbuffers, of which only the
+needed fields are read (Arrow's format/Message.fbs and File.fbs, columnar format 1.5).
 """
 
 import struct
@@ -15,7 +15,7 @@ import pyarrow as pa
 MAGIC = b"ARROW1"
 MAX_METADATA_BYTES = 64 * 1024 * 1024
 VALUE_BYTES = 8
-"""What a value of an array takes that has no buffer, such as null: its place in what is made of it."""
+"""What a value of an array takes that has no buffer, such as null: its slot in the decoded array."""
 _CONTINUATION = 0xFFFFFFFF
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 _OLD_COMPRESSION = b"ARROW:experimental_compression"
@@ -23,7 +23,7 @@ _OLD_COMPRESSION = b"ARROW:experimental_compression"
 
 
 class Seekable(Protocol):
-    """A file to jump about in."""
+    """A seekable file."""
 
     def seek(self, position: int, /) -> object: ...
     def read(self, nbytes: int, /) -> bytes: ...
@@ -137,26 +137,26 @@ class _Table:
 
     def number(self, field: int, form: str) -> int:
         """Return a number, 0 where it is not given."""
-        place = self._place(field)
-        return 0 if place is None else _unpacked(form, self._buffer, place)
+        offset = self._find_offset(field)
+        return 0 if offset is None else _unpacked(form, self._buffer, offset)
 
     def table(self, field: int) -> "_Table | None":
         """Return a table within this one."""
-        place = self._place(field)
-        return None if place is None else _Table(self._buffer, place + _unpacked("<I", self._buffer, place))
+        offset = self._find_offset(field)
+        return None if offset is None else _Table(self._buffer, offset + _unpacked("<I", self._buffer, offset))
 
     def structs(self, field: int, form: str) -> Iterator[tuple[int, ...]]:
         """Return the structs of a vector."""
-        place = self._place(field)
-        if place is None:
+        offset = self._find_offset(field)
+        if offset is None:
             return iter(())
-        start = place + _unpacked("<I", self._buffer, place)
+        start = offset + _unpacked("<I", self._buffer, offset)
         end = start + 4 + _unpacked("<I", self._buffer, start) * struct.calcsize(form)
         if end > len(self._buffer):
             raise pa.ArrowInvalid("its metadata are damaged")
         return struct.iter_unpack(form, self._buffer[start + 4 : end])
 
-    def _place(self, field: int) -> int | None:
+    def _find_offset(self, field: int) -> int | None:
         entry = 4 + 2 * field
         offset = _unpacked("<H", self._buffer, self._vtable + entry) if entry + 2 <= self._vtable_bytes else 0
         return self._position + offset if offset else None

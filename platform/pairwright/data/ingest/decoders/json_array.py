@@ -1,8 +1,8 @@
-"""A JSON array -> JSON Lines, block by block: an item becomes a line, and no item is parsed or held as a whole.
+"""Decoder for a JSON array: rewrites it block by block as JSON Lines, without parsing or holding an item as a whole.
 
 Brackets and commas are found with numpy (quotes and backslashes first, so that those within strings do not count), at
 several hundred MB/s a core whatever the records look like. Line ends between tokens become tabs, which are white space
-to JSON as well; within a string both are equally wrong, so a broken item stays broken and is refused alone.
+to JSON as well; within a string both are equally invalid, so a broken item stays broken and is refused alone.
 """
 
 from collections.abc import Iterator
@@ -83,21 +83,21 @@ class _Scan:
     def advance(self, block: np.ndarray) -> tuple[np.ndarray, int | None]:
         """Return where the commas between items are in the next block, and the bracket that ends the array, if any."""
         quotes = self._unescaped_quotes(block)
-        places = np.flatnonzero(_IS_STRUCTURE[block])
-        within = (np.searchsorted(quotes, places) + self._is_in_string) % 2 == 1
-        places = places[~within]
+        positions = np.flatnonzero(_IS_STRUCTURE[block])
+        within = (np.searchsorted(quotes, positions) + self._is_in_string) % 2 == 1
+        positions = positions[~within]
         self._is_in_string = bool((len(quotes) + self._is_in_string) % 2)
-        steps = _STEP[block[places]]
+        steps = _STEP[block[positions]]
         depths = self._depth + np.cumsum(steps, dtype=np.int64)
         self.start = 0
         if self._depth == 0:
-            self.start = int(places[0]) + 1 if len(places) else len(block)
+            self.start = int(positions[0]) + 1 if len(positions) else len(block)
         ends = np.flatnonzero((depths <= 0) & (steps < 0))
         if len(ends):
             self.is_finished = True
-            places, steps, depths = places[: ends[0] + 1], steps[: ends[0] + 1], depths[: ends[0] + 1]
+            positions, steps, depths = positions[: ends[0] + 1], steps[: ends[0] + 1], depths[: ends[0] + 1]
         self._depth = int(depths[-1]) if len(depths) else self._depth
-        return places[(steps == 0) & (depths == 1)], int(places[-1]) if self.is_finished else None
+        return positions[(steps == 0) & (depths == 1)], int(positions[-1]) if self.is_finished else None
 
     def _unescaped_quotes(self, block: np.ndarray) -> np.ndarray:
         quotes = np.flatnonzero(block == _QUOTE)

@@ -1,8 +1,8 @@
-"""Text of JSON -> chunks of its records: JSON Lines in byte ranges, a JSON array as one stream.
+"""Decoder for JSON text: JSON Lines in byte ranges, a JSON array as one stream.
 
-A plain source of JSON Lines is cut into byte ranges that tasks read on their own: a range owns the lines that *start*
-in it, so any cuts give the same lines. What stands in a source is looked at before it is believed to be what its name
-says, because a mistake there would otherwise be refused once for every line.
+A plain source of JSON Lines is split into byte ranges that tasks read on their own: a split owns the lines that
+*start* in it, so any split points give the same lines. The beginning of a source is sniffed before its name is
+believed, because a wrong name would otherwise be refused once for every line.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def json_chunks(source: SourceRef, start: int, end: int, lines_before: int) -> I
         whole = source.compression is not None or end >= source.size
         blocks = text_blocks(source) if whole else _until_line_end(read_blocks(source, 0, source.size), 0, end)
         head, blocks = checked_start(source, blocks)
-        if source.layout == "json" and _starts_array(head):
+        if source.file_format == "json" and _starts_array(head):
             blocks = lines_of_array(source.uri, blocks)
         else:
             _refuse_spread(source, head)
@@ -62,7 +62,7 @@ def json_chunks(source: SourceRef, start: int, end: int, lines_before: int) -> I
 
 
 def count_newlines(source: SourceRef, start: int, end: int) -> int:
-    """Return how many newlines stand in [start, end) of a plain source: what makes line numbers absolute (1.4 GB/s).
+    """Return how many newlines are in [start, end) of a plain source: what makes line numbers absolute (1.4 GB/s).
 
     Raises:
         SourceError: if the source cannot be read.
@@ -112,11 +112,11 @@ def _is_unfinished(line: bytes) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------ ranges
+# ------------------------------------------------------------------------------------------------ splits
 
 
 def _first_own_line(source: SourceRef, start: int, end: int) -> tuple[int, int, Iterator[bytes]]:
-    """Return where the range's first own line starts, whether a partial one stands before it, and what follows.
+    """Return where the split's first own line starts, whether a partial one is before it, and what follows.
 
     Reading begins one byte early: if that byte is a newline, a line starts exactly at ``start``.
     """

@@ -1,8 +1,8 @@
-"""A Parquet file that looks at each page's header as pyarrow reads it, and stops before one that unpacks to too much.
+"""A Parquet file that checks each page's header as pyarrow reads it, and fails before a page that unpacks to too much.
 
-What a row group takes is not in the footer: pyarrow unpacks a page as a whole, whatever the footer said of its size,
-and a text that a dictionary holds once becomes as many texts as rows name it. Page headers are Thrift's compact
-protocol (parquet-format's parquet.thrift), of which the few fields that are needed are read.
+What a row group takes is not in the footer: pyarrow decompresses a page as a whole, whatever the footer said of its
+size, and a text that a dictionary holds once becomes as many texts as there are rows that use it. Page headers are
+Thrift's compact protocol (parquet-format's parquet.thrift), of which only the needed fields are read.
 """
 
 import io
@@ -25,7 +25,7 @@ VALUE_BYTES = 8
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 _HEADER_BYTES = 4096
 _WALKED_BYTES = 4 * 1024 * 1024
-"""A larger dictionary is not looked through: its longest value may be all of it."""
+"""A larger dictionary is not searched: its longest value may be all of it."""
 _DICTIONARY_PAGE = 2
 _DICTIONARY_ENCODINGS = (2, 8)
 _DELTA_BYTE_ARRAY = 7
@@ -228,7 +228,7 @@ def _column(chunk: pq.ColumnChunkMetaData, described: pq.ColumnSchema, dictionar
 
 
 def _longest(payload: bytes, page: _Page, codec: str) -> int:
-    """Return the length of a dictionary's longest text; that of all of it, where it cannot be looked through."""
+    """Return the length of a dictionary's longest text; that of all of it, where it cannot be searched."""
     if page.unpacked_bytes > _WALKED_BYTES:
         return page.unpacked_bytes
     try:

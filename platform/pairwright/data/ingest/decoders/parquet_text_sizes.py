@@ -1,6 +1,6 @@
-"""Parquet's DELTA_BYTE_ARRAY: how much text a page of it holds, from the lengths alone (parquet-format's Encodings.md).
+"""Text size of a Parquet DELTA_BYTE_ARRAY page, from its lengths alone (parquet-format's Encodings.md).
 
-Each value is a number of characters to take from the value before, and what follows them: 468 bytes may be 400 MB.
+Each value is a number of characters to take from the previous value, and what follows them: 468 bytes may be 400 MB.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""Arrow arrays -> about how many bytes of JSON each row becomes, reckoned before anything is decoded.
+"""Estimates how many bytes of JSON each row of an Arrow array becomes, before anything is decoded.
 
-Types that name a value more than once (dictionaries, runs, views) hold rows of any size in a few bytes, so that the
-memory of an array says nothing of its text.
+Types that refer to a value more than once (dictionaries, run-end encoding, views) hold rows of any size in a few
+bytes, so that the memory of an array says nothing about its text.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 VALUE_BYTES = 24
-"""Of a number, a time or a truth value, with what stands around it."""
+"""Of a number, a time or a truth value, with its punctuation."""
 
 Int64s = NDArray[np.int64]
 
@@ -90,6 +90,6 @@ def _taken(sizes: Int64s, indices: Any) -> Int64s:
 
 
 def _summed(sizes: Int64s, starts: Any, ends: Any) -> Int64s:
-    """Return the sum of sizes in each stretch, and a little for its brackets."""
+    """Return the sum of sizes in each slice, and a little for its brackets."""
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
     return np.maximum(before[ends] - before[starts], 0) + 2

@@ -1,4 +1,4 @@
-"""Thrift's compact protocol, as far as Parquet's page headers need it (parquet-format's parquet.thrift)."""
+"""Reader for Thrift's compact protocol, as far as Parquet's page headers need it (parquet-format's parquet.thrift)."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ DAMAGED = "a page header is damaged"
 
 
 class Cursor:
-    """A place in a text of Thrift's compact protocol."""
+    """A position in a text of Thrift's compact protocol."""
 
     def __init__(self, text: bytes) -> None:
         self.text = text
         self.position = 0
 
     def fields(self, depth: int) -> dict[int, Any]:
-        """Return the numbers and structs of a struct by the ids of their fields; what else it holds is passed over."""
+        """Return the numbers and structs of a struct by the ids of their fields; other fields are skipped."""
         found: dict[int, Any] = {}
         number = 0
         while byte := self._byte():

@@ -1,8 +1,8 @@
-"""What a format is: the contract between the adapters of this package and whoever reads lines.
+"""The adapter contract: what a format is, and how an adapter reports errors to the code that reads lines.
 
-In: one record, as the bytes of its JSON text; out: its judgements, as native ``Annotation``s or the reasons why one is
-none. An adapter decodes into typed structs in one msgspec pass, so that a record that does not fit is refused with
-msgspec's own path and the layout that was expected.
+An adapter gets one record, as the bytes of its JSON text, and returns its judgements as native ``Annotation``s, or the
+reason why one is none. It decodes into typed structs in one msgspec pass, so that a record of another layout is
+refused with msgspec's own path and the layout that was expected.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ _JSON_NAMES = {dict: "object", list: "array", str: "str", bool: "bool", int: "in
 
 
 class RecordError(Exception):
-    """A record, or one judgement of it, that cannot become an annotation; kept as a ``Rejection``.
+    """A record, or one judgement of it, that cannot become an annotation; quarantined as a ``Rejection``.
 
-    The reason reads "expected ..., got ...; what to do": what varies from record to record stands after ", got", so
+    The reason reads "expected ..., got ...; what to do": what varies from record to record comes after ", got", so
     that reasons can be counted. ``path`` is where in the record, as in ``$.ranks[2]``.
     """
 
@@ -53,7 +53,7 @@ class Reading:
         self._left = _DESCRIBED
 
     def describe(self, used: Iterable[tuple[str, str]]) -> None:
-        """Note which field each part of an annotation came from; of the first records of a source alone."""
+        """Record which field each part of an annotation came from; for the first records of a source only."""
         if self._left:
             self._left -= 1
             for part, field in used:
@@ -71,7 +71,7 @@ _NAMES_KEPT = 100
 
 
 class Parse(Protocol):
-    """What turns one record into its judgements.
+    """Parser of one record into its judgements.
 
     Raises ``RecordError``, or msgspec's own errors, on a record that is bad as a whole.
     """
@@ -90,24 +90,24 @@ class Format:
     name: str
     """What ``--format`` calls it."""
     layout: str
-    """What a record looks like, for messages."""
-    fits: Callable[[Mapping[str, Any]], bool]
+    """Shape of a record, for messages."""
+    matches: Callable[[Mapping[str, Any]], bool]
     """Whether a decoded record has what this layout cannot do without."""
     parser: Callable[[IngestConfig], Parse]
     """The parser under a configuration."""
     num_unplaced: Callable[[Mapping[str, Any]], int] = lambda record: 0
-    """How many fields of a record have no place in this layout."""
+    """How many fields of a record this layout does not know."""
     num_essential: int = 3
-    """How many fields it asks for: of two layouts that fit alike, the one that asks for more is meant."""
+    """How many fields it requires: of two layouts that match equally, the one that requires more wins."""
     what: str = ""
     """Whose layout it is."""
     examples: Sequence[str] = ()
     """Records of it, as JSON."""
     fields: FieldPaths | None = None
-    """Where the parts of a record stand, if paths say all of it."""
+    """Paths of the parts of a record, if paths describe all of it."""
 
 
-def misfit(error: msgspec.ValidationError, layout: str) -> RecordError:
+def schema_mismatch(error: msgspec.ValidationError, layout: str) -> RecordError:
     """Return msgspec's error with what was expected of the record as a whole."""
     reason, path = split_message(str(error))
     if missing := _MISSING.fullmatch(reason):

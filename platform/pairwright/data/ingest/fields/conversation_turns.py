@@ -1,8 +1,8 @@
-r"""Reads conversations in every form that people write them in; no format of its own.
+r"""Parser for conversations in every form that people write them in; no format of its own.
 
-What is read: a text; turns of ``role`` and ``content`` or of ``from`` and ``value``; one such turn; an object of two
-lists; a transcript of ``\n\nHuman:`` and ``\n\nAssistant:``; any of these as JSON or as Python prints it. A text that
-is none of them is a text, whatever it holds. A reply is one turn: sides that differ before their last are refused.
+It reads a text; turns of ``role`` and ``content`` or of ``from`` and ``value``; one such turn; an object of two lists;
+a transcript of ``\n\nHuman:`` and ``\n\nAssistant:``; any of these as JSON or as Python prints it. A text that is none
+of them is a text, whatever it holds. A reply is one turn: sides that differ before their last are refused.
 """
 
 import ast
@@ -44,10 +44,10 @@ _SERIALISED = re.compile(r"""\s*(?:array\()?\[\s*\{\s*['"](?:role|content|from|v
 _PARTS_OF_OTHERS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "file")
 
 
-# ---------------------------------------------------------------------------------------------- one place
+# ---------------------------------------------------------------------------------------------- one value
 
 
-def said(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> Prompt:
+def read_conversation(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> Prompt:
     """Return a text, or the turns of a conversation in any of the forms above.
 
     Raises:
@@ -57,7 +57,7 @@ def said(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> Prompt:
         if is_transcript(value):
             return transcript(value, where)
         printed = _read(value, where) if _SERIALISED.match(value) else None
-        return value if printed is None else said(printed, where, roles)
+        return value if printed is None else read_conversation(printed, where, roles)
     if isinstance(value, dict):
         return _of_object(value, where, roles)
     if not isinstance(value, list):
@@ -153,7 +153,7 @@ def joined_parts(parts: Sequence[Any], where: str) -> str:
 
 
 def _read(text: str, where: str) -> list[Any] | None:
-    """Return the conversation that stands as JSON or as Python prints it; None where it is something else."""
+    """Return the conversation in a text of JSON or of Python's notation; None where it is something else."""
     value = opened(text.strip())
     if isinstance(value, str) and len(text) <= _MAX_PRINTED:
         try:  # through JSON, which holds neither half a character nor bytes
@@ -234,7 +234,7 @@ def earlier(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> list[Me
                 )
             turns += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
         return turns
-    found = said(value, where, roles)
+    found = read_conversation(value, where, roles)
     if isinstance(found, str):
         raise RecordError("expected a list of earlier turns, got a text", path=where)
     return found
@@ -245,7 +245,7 @@ def earlier(value: Any, where: str, roles: Mapping[str, str] = ROLES) -> list[Me
 
 def prompts_among(fields: Mapping[str, Any]) -> dict[str, Prompt]:
     """Return the fields of a record that may be a prompt: once for all of its judgements."""
-    return {name: said(value, f"$.{name}") for name, value in fields.items() if _is_prompt(value)}
+    return {name: read_conversation(value, f"$.{name}") for name, value in fields.items() if _is_prompt(value)}
 
 
 def find_prompt(prompts: Mapping[str, Prompt], others: Sequence[str], path: str) -> tuple[str, Prompt]:

@@ -1,7 +1,7 @@
-"""The one reader of every layout that a table of field paths can describe.
+"""Adapter for every layout that a table of field paths describes.
 
-Each field of a record is used by a path, kept in metadata, known to mean nothing for a preference, or says once more
-what stands elsewhere. Any other refuses its record by name, since it may change what was judged.
+Each field of a record is used by a path, kept in metadata, known to mean nothing for a preference, or repeats what
+another field says. Any other field refuses its record by name, since it may change what was judged.
 """
 
 import re
@@ -19,11 +19,11 @@ from pairwright.data.ingest.fields.conversation_turns import (
     earlier,
     interleaved,
     is_transcript,
-    said,
+    read_conversation,
 )
 from pairwright.data.ingest.fields.field_table import IN_ITEMS, Table, optional
 from pairwright.data.ingest.fields.judgements import Judge
-from pairwright.data.ingest.fields.other_fields import as_text, fate, place_others, repeats, unplaced
+from pairwright.data.ingest.fields.other_fields import as_text, fate, handle_unread_fields, repeats, unplaced
 from pairwright.data.ingest.fields.paths import (
     JsonPath,
     Steps,
@@ -38,7 +38,7 @@ from pairwright.records import Annotation, Completion
 
 _ANY = msgspec.json.Decoder()
 _OF_SHAPE = re.compile(r"missing field `|expected `(object|array)`, got ")
-"""Reasons after which a reader wants to know what a record looks like."""
+"""Reasons after which the message also gives the shape of a record."""
 _HASH_DIGITS = 8
 _CONTEXT = {"tools": "tools", "chat_template_kwargs": "template_kwargs"}
 
@@ -47,8 +47,8 @@ class LayoutReader:
     """Parser of records by the compiled paths of one ``FieldPaths``.
 
     Args:
-        fields: where the parts of a record stand.
-        layout: what a record of a known layout looks like; none where the user says all of it.
+        fields: paths of the parts of a record.
+        layout: shape of a record of a known layout; empty where the user gave all paths.
     """
 
     def __init__(self, fields: FieldPaths, layout: str = "") -> None:
@@ -85,7 +85,7 @@ class LayoutReader:
         """Return the annotation in a decoded record.
 
         Raises:
-            RecordError: if it is none, or holds a field that has no place.
+            RecordError: if it is none, or holds a field that no path reads and no list names.
         """
         if self._table.sides:
             prompt, completions, judgement = self._of_sides(record)
@@ -111,7 +111,9 @@ class LayoutReader:
         annotation = self._annotation(same, line, prompt, completions, judgement, first)
         kept = dict(annotation.metadata or {})
         for row in rows:
-            for steps, _ in self._table.places.others({key: value for key, value in row.items() if key not in same}):
+            for steps, _ in self._table.known_paths.others(
+                {key: value for key, value in row.items() if key not in same}
+            ):
                 self._refuse_unplaced(steps)
         for path in self._table.lists["keep"]:
             values = [find_optional(row, path)[0] for row in rows]
@@ -131,7 +133,7 @@ class LayoutReader:
         metadata = self._metadata_of(record)
         if judgement.pop("both_bad", False):
             metadata["both_bad"] = "true"
-        judged: dict[str, Any] = {"grade": self._judge.grade_of(self._label("grade", record))} | judgement
+        judged: dict[str, Any] = {"grade": self._judge.strength_of(self._label("grade", record))} | judgement
         annotation = Annotation(
             id=self._id_of(record, line),
             prompt=prompt,
@@ -142,7 +144,7 @@ class LayoutReader:
             subset=self._label("subset", record),
             context=self._context_of(record),
         )
-        self._place_others(record, annotation, metadata)
+        self._handle_unread_fields(record, annotation, metadata)
         self.reading.describe(self._used_by(described))
         return msgspec.structs.replace(annotation, metadata=metadata or None)
 
@@ -159,51 +161,51 @@ class LayoutReader:
                 return None
         else:
             value, where = find(record, path)
-        prompt = said(value, where, self._roles)
-        addition, place = find_optional(record, self._table.paths.get("input"))
+        prompt = read_conversation(value, where, self._roles)
+        addition, location = find_optional(record, self._table.paths.get("input"))
         if is_blank(addition):
             return prompt
         if not isinstance(prompt, str) or not isinstance(addition, str):
-            raise RecordError("expected two texts, prompt and input, got others", path=place)
+            raise RecordError("expected two texts, prompt and input, got others", path=location)
         return f"{prompt}\n{addition}" if prompt else addition
 
     def _in_context(self, record: Mapping[str, Any], prompt: Prompt) -> Prompt:
         system, where = find_optional(record, self._table.paths.get("system"))
         if system is not None and not isinstance(system, str):
             raise RecordError(f"expected `str`, got `{json_name(system)}`", path=where)
-        told, place = find_optional(record, self._table.paths.get("history"))
-        history = [] if is_blank(told) else earlier(told, place, self._roles)
+        history_value, location = find_optional(record, self._table.paths.get("history"))
+        history = [] if is_blank(history_value) else earlier(history_value, location, self._roles)
         return with_context(prompt, system, history, where)
 
     def _of_items(
-        self, record: Mapping[str, Any], items: Sequence[Any], places: Sequence[str]
+        self, record: Mapping[str, Any], items: Sequence[Any], locations: Sequence[str]
     ) -> tuple[Prompt, list[Completion]]:
         prompt = self._prompt_of(record)
         text = self._table.paths.get("text")
         found = [
-            (item, place) if text is None else find(item, text, place)
-            for item, place in zip(items, places, strict=True)
+            (item, location) if text is None else find(item, text, location)
+            for item, location in zip(items, locations, strict=True)
         ]
-        told = [self._said(value, where) for value, where in found]
-        prompt, replies = prompt_and_replies(prompt, told, [where for _, where in found])
+        conversations = [self._read_conversation(value, where) for value, where in found]
+        prompt, replies = prompt_and_replies(prompt, conversations, [where for _, where in found])
         completions = []
-        for item, place, reply in zip(items, places, replies, strict=True):
+        for item, location, reply in zip(items, locations, replies, strict=True):
             if not isinstance(item, dict) and any(name in self._table.paths for name in ("completion_id", "model")):
-                raise RecordError(f"expected `object`, got `{json_name(item)}`", path=place)
+                raise RecordError(f"expected `object`, got `{json_name(item)}`", path=location)
             completions.append(
                 Completion(
                     text=reply.content,
-                    id=self._label("completion_id", item, place),
-                    model=self._label("model", item, place),
+                    id=self._label("completion_id", item, location),
+                    model=self._label("model", item, location),
                     extra=reply.extra,
                 )
             )
         return self._in_context(record, prompt), completions
 
-    def _said(self, value: Any, where: str) -> Prompt:
+    def _read_conversation(self, value: Any, where: str) -> Prompt:
         """Return what a side or an item says: text, reply or conversation."""
         if isinstance(value, str | list | dict):
-            return said(value, where, self._roles)
+            return read_conversation(value, where, self._roles)
         raise RecordError(f"expected `str`, got `{json_name(value)}`", path=where)
 
     def _of_sides(self, record: Mapping[str, Any]) -> tuple[Prompt, list[Completion], dict[str, Any]]:
@@ -218,16 +220,16 @@ class LayoutReader:
         prompt: Prompt | None
         if self.fields.interleaved:
             asked, _ = find(record, self._table.paths["prompt"])
-            told: list[Prompt] = [interleaved(asked, value, where) for value, where in found]
+            conversations: list[Prompt] = [interleaved(asked, value, where) for value, where in found]
             prompt = None
         elif self.fields.several:
             return self._of_several(record, found)
         else:
-            told = [self._said(value, where) for value, where in found]
+            conversations = [self._read_conversation(value, where) for value, where in found]
             prompt = self._prompt_of(record)
-            if self._ends_open(record) and all(isinstance(side, str) for side in told):
-                told = [side.strip() for side in told if isinstance(side, str)]
-        prompt, replies = prompt_and_replies(prompt, told, paths, is_implicit=self.fields.implicit_prompt)
+            if self._ends_open(record) and all(isinstance(side, str) for side in conversations):
+                conversations = [side.strip() for side in conversations if isinstance(side, str)]
+        prompt, replies = prompt_and_replies(prompt, conversations, paths, is_implicit=self.fields.implicit_prompt)
         models = [self._label_at(path, record) for path in self._table.lists["models"]] or [None] * len(replies)
         completions = [
             Completion(text=reply.content, id=name, model=model, extra=reply.extra)
@@ -285,8 +287,8 @@ class LayoutReader:
         return constant if constant is not None else self._label_at(self._table.paths.get(name), value, where)
 
     def _label_at(self, path: JsonPath | None, value: Any, where: str = "$") -> str | None:
-        found, place = find_optional(value, path, where)
-        return None if found is None else label(found, place)
+        found, location = find_optional(value, path, where)
+        return None if found is None else label(found, location)
 
     def _context_of(self, record: Mapping[str, Any]) -> str | None:
         """Return what the template is given beside the turns; of what type it must be, is the rules' to say."""
@@ -312,9 +314,13 @@ class LayoutReader:
         metadata[named(steps)] = ", ".join(value) if is_list else as_text(value)
         self.reading.kept.add(named(steps))
 
-    def _place_others(self, record: Mapping[str, Any], annotation: Annotation, metadata: dict[str, str]) -> None:
-        """Find a place for each field that no path names, or refuse the record."""
-        place_others(self._table.places.others(record), annotation, metadata, self.reading, is_own=self._is_own)
+    def _handle_unread_fields(
+        self, record: Mapping[str, Any], annotation: Annotation, metadata: dict[str, str]
+    ) -> None:
+        """Keep, ignore or refuse each field that no path reads."""
+        handle_unread_fields(
+            self._table.known_paths.others(record), annotation, metadata, self.reading, is_own=self._is_own
+        )
         for path in self._table.lists["ignore"]:
             self.reading.unused.update(named(steps) for steps in path if not is_blank(optional(record, steps)))
         for path in self._table.lists["repeats"]:

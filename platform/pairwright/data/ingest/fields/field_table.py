@@ -1,4 +1,4 @@
-"""A table of field paths, compiled: what it asks for, and which fields of a record it knows."""
+"""A compiled table of field paths: what it requires, and which fields of a record it knows."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from pairwright.config import FieldPaths
 from pairwright.data.ingest.fields.conversation_turns import is_transcript
 from pairwright.data.ingest.fields.other_fields import fate
-from pairwright.data.ingest.fields.paths import JsonPath, Places, Steps, compile_path, find_optional, opened
+from pairwright.data.ingest.fields.paths import JsonPath, KnownPaths, Steps, compile_path, find_optional, opened
 
 _SINGLE = (
     "prompt", "system", "history", "input", "tools", "template_kwargs", "completions", "text", "completion_id", "model",
@@ -19,7 +19,7 @@ IN_ITEMS = ("text", "completion_id", "model", "rank", "score")
 
 
 def shape_of(fields: FieldPaths) -> str:
-    """Return what a record of a layout looks like, in a line, for messages."""
+    """Return the shape of a record of a layout, in a line, for messages."""
     judged = [fields.winner, fields.strength, fields.ranks, fields.scores, *fields.won]
     if not any(judged):
         judged = [*fields.side_scores] if fields.sides else []
@@ -51,8 +51,8 @@ class Table:
         lists: key -> paths, for keys that name several.
         ids: paths of what makes the record's id.
         metadata: name in metadata -> path.
-        sides: paths of completions that stand in fields of their own.
-        places: every place that the table knows.
+        sides: paths of completions in fields of their own.
+        known_paths: every path that the table knows.
     """
 
     def __init__(self, fields: FieldPaths) -> None:
@@ -70,10 +70,10 @@ class Table:
             self.sides = [self.paths["chosen"], self.paths["rejected"]]
         else:
             self.sides = self.lists["sides"]
-        self.places = Places([*self._known()])
+        self.known_paths = KnownPaths([*self._known()])
 
     def _known(self) -> Iterator[Steps]:
-        """Yield every place that the layout knows."""
+        """Yield every path that the layout knows."""
         items = self.paths.get("completions")
         for name, path in self.paths.items():
             if name in IN_ITEMS:
@@ -88,7 +88,7 @@ class Table:
             for path in paths:
                 yield from path
 
-    def fits(self, record: Mapping[str, Any]) -> bool:
+    def matches(self, record: Mapping[str, Any]) -> bool:
         """Return whether a record has what this layout cannot do without, in the form that it has."""
         essential = [self.paths[name] for name in ("winner", "strength", "ranks", "scores") if name in self.paths]
         essential += self.lists["won"]
@@ -121,26 +121,26 @@ class Table:
         return isinstance(value, str | dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
     def num_unplaced(self, record: Mapping[str, Any]) -> int:
-        """Return how many fields of a record the layout has no place for; of a tree, of the record around it."""
+        """Return how many fields of a record no path reads; of a tree, of the record around it."""
         if "tree" in self.paths:
             tops = {steps[0] for path in (self.paths["prompt"], *self.ids, *self.lists["ignore"]) for steps in path}
             return sum(key not in tops and fate((key,)) is None for key in record)
-        return sum(fate(steps) is None for steps, _ in self.places.others(record))
+        return sum(fate(steps) is None for steps, _ in self.known_paths.others(record))
 
     @property
     def num_essential(self) -> int:
         """How many fields the layout asks for: the more, the more specific it is."""
         names = [name for name in ("prompt", "winner", "strength", "rank", "score", "tree") if name in self.paths]
         is_named = "prompt" in names and self.fields.implicit_prompt
-        told = self.fields.transcripts + self.fields.several  # of the form that sides have
-        return len(names) - is_named + len(self.sides) + len(self.lists["won"]) + told
+        num_declared = self.fields.transcripts + self.fields.several  # of the form that sides have
+        return len(names) - is_named + len(self.sides) + len(self.lists["won"]) + num_declared
 
 
 def missing(record: Any, path: JsonPath) -> bool:
-    """Return whether nothing stands at any place of a path."""
+    """Return whether no alternative of a path has a value."""
     return all(optional(record, steps) is None for steps in path)
 
 
 def optional(record: Any, steps: Steps) -> Any:
-    """Return what stands at one place, None where nothing does."""
+    """Return the value at one path, None where there is none."""
     return find_optional(record, (steps,))[0]

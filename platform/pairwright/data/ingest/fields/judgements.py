@@ -1,4 +1,4 @@
-"""Reads ranks, scores and grades out of every kind of judgement that paths name."""
+"""Reads ranks, scores and preference strengths from the judgement fields that paths name."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from pairwright.config import BOTH_BAD, TIE
-from pairwright.data import grades
+from pairwright.data import preference_strength
 from pairwright.data.ingest.fields.adapter import RecordError, digit, number, quoted, whole
 from pairwright.data.ingest.fields.field_table import Table, missing
 from pairwright.data.ingest.fields.paths import expect_list, find, find_optional, named, render
-from pairwright.records import Grade
+from pairwright.records import PreferenceStrength
 
 
 class Judge:
@@ -32,12 +32,12 @@ class Judge:
             if name in self._table.paths:
                 path = self._table.paths[name]
                 found = [find(item, path, f"{where}[{index}]") for index, item in enumerate(items)]
-                return {kind: [self._number(kind, value, place) for value, place in found]}
+                return {kind: [self._number(kind, value, location) for value, location in found]}
         for kind in ("ranks", "scores"):
             if kind in self._table.paths:
-                values, place = find(record, self._table.paths[kind])
-                values = expect_list(values, place)
-                return {kind: [self._number(kind, value, f"{place}[{k}]") for k, value in enumerate(values)]}
+                values, location = find(record, self._table.paths[kind])
+                values = expect_list(values, location)
+                return {kind: [self._number(kind, value, f"{location}[{k}]") for k, value in enumerate(values)]}
         raise AssertionError("a table of fields without a judgement was accepted")
 
     def _number(self, kind: str, value: Any, where: str) -> float:
@@ -89,9 +89,9 @@ class Judge:
             raise RecordError(f"expected a margin of at least 0, got {size}", path=where)
         if scores is not None:
             if scores[0] < scores[1]:
-                place = find(record, self._table.lists["side_scores"][0])[1]
+                location = find(record, self._table.lists["side_scores"][0])[1]
                 raise RecordError(
-                    f"expected no lower score than the rejected one's, got {scores[0]} < {scores[1]}", path=place
+                    f"expected no lower score than the rejected one's, got {scores[0]} < {scores[1]}", path=location
                 )
             if size is not None and not math.isclose(size, scores[0] - scores[1], rel_tol=1e-3, abs_tol=1e-3):
                 raise RecordError(
@@ -143,19 +143,21 @@ class Judge:
             return {"ranks": [1, 1]}
         if not self._fields.strengths:
             return {"scores": [size if index == better else 0.0 for index in range(2)]}
-        told = self._fields.strengths.get(str(int(size)) if size.is_integer() else str(size))
-        grade = None if told is None else grades.grade_named(told)
+        name = self._fields.strengths.get(str(int(size)) if size.is_integer() else str(size))
+        grade = None if name is None else preference_strength.strength_named(name)
         if grade is None:
             raise RecordError(f"expected a strength of {quoted(self._fields.strengths)}, got {size}", path=where)
         return {"ranks": [1 if index == better else 2 for index in range(2)], "grade": grade}
 
-    def grade_of(self, told: str | None) -> Grade | None:
+    def strength_of(self, name: str | None) -> PreferenceStrength | None:
         """Return the grade that a record names.
 
         Raises:
             RecordError: if it is none.
         """
-        grade = None if told is None else grades.grade_named(told)
-        if told is not None and grade is None:
-            raise RecordError(f"{grades.EXPECTED}, got `{told}`", path=f"${render(self._table.paths['grade'][0])}")
+        grade = None if name is None else preference_strength.strength_named(name)
+        if name is not None and grade is None:
+            raise RecordError(
+                f"{preference_strength.EXPECTED}, got `{name}`", path=f"${render(self._table.paths['grade'][0])}"
+            )
         return grade

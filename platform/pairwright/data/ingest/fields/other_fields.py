@@ -1,7 +1,7 @@
-"""What a record says beyond what a format reads: kept in metadata, known to mean nothing, or the reason to refuse it.
+"""Handles the fields of a record that no path reads: kept in metadata, known to mean nothing, or a reason to refuse it.
 
 A field that nothing was read from may change what was judged: a system prompt, a score under another name. So only
-names that say where a record comes from pass, and what says once more what stands elsewhere.
+names that say where a record comes from pass, and values that repeat what another field says.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ import msgspec
 
 from pairwright.config import FieldPaths
 from pairwright.data.ingest.fields.adapter import Reading, RecordError
-from pairwright.data.ingest.fields.conversation_turns import is_transcript, said
+from pairwright.data.ingest.fields.conversation_turns import is_transcript, read_conversation
 from pairwright.data.ingest.fields.paths import Steps, named, opened
 from pairwright.records import Annotation, Message
 
@@ -46,31 +46,33 @@ _NOTHING_IN_ITEMS = _names(
 """Fields below others that say who wrote something and when, not what was judged."""
 
 
-def place_others(
+def handle_unread_fields(
     others: Iterable[tuple[Steps, Any]],
     annotation: Annotation,
     metadata: dict[str, str],
     reading: Reading,
-    told: FieldPaths | None = None,
+    configured: FieldPaths | None = None,
     *,
     is_own: bool = False,
 ) -> None:
-    """Keep, pass over or refuse the fields of a record that nothing was read from.
+    """Keep, ignore or refuse the fields of a record that no path reads.
 
     Args:
         others: their paths and values.
         annotation: what was read from the record.
         metadata: what it keeps, added to.
         reading: what is said of the source, added to.
-        told: what a configuration says of them.
-        is_own: the user said where everything stands: what else there is, is not used, but for the context.
+        configured: [fields] of the configuration, if any.
+        is_own: the user gave all paths: other fields are not used, except those of the context, which are refused.
 
     Raises:
-        RecordError: if one has no place; it is named.
+        RecordError: if one is neither known nor configured; it is named.
     """
-    keep, ignore = ((), ()) if told is None else (told.keep, told.ignore)
+    keep, ignore = ((), ()) if configured is None else (configured.keep, configured.ignore)
     for steps, value in others:
-        found = _told(steps, keep, ignore) or fate(steps) or ("unused" if repeats(value, annotation) else None)
+        found = (
+            _configured_fate(steps, keep, ignore) or fate(steps) or ("unused" if repeats(value, annotation) else None)
+        )
         if found is None and is_own and not (len(steps) == 1 and str(steps[0]).lower() in CONTEXT_NAMES):
             found = "unused"
         if found is None:
@@ -82,13 +84,13 @@ def place_others(
             reading.unused.add(named(steps))
 
 
-def _told(steps: Steps, keep: Sequence[str], ignore: Sequence[str]) -> str | None:
+def _configured_fate(steps: Steps, keep: Sequence[str], ignore: Sequence[str]) -> str | None:
     name = named(steps)
     return "kept" if name in keep else "unused" if name in ignore else None
 
 
 def unplaced(field: str) -> RecordError:
-    """Return why a record is refused that holds a field without a place."""
+    """Return the error for a field that is neither read nor known."""
     return RecordError(
         f"expected fields that have a place in this layout, got `{field[:100]}` as well; it may change what was "
         "judged, so give its path in [fields] (system, tools, ...), or name it in fields.keep or fields.ignore",
@@ -97,7 +99,7 @@ def unplaced(field: str) -> RecordError:
 
 
 def fate(steps: Steps) -> str | None:
-    """Return what becomes of a field by its name: kept, unused; None where it may say something."""
+    """Return what becomes of a field by its name: kept, unused; None where it may mean something."""
     name = steps[-1]
     if not isinstance(name, str):
         return None
@@ -112,7 +114,7 @@ def fate(steps: Steps) -> str | None:
 
 
 def repeats(value: Any, annotation: Annotation) -> bool:
-    """Return whether a field says only what the annotation says."""
+    """Return whether a field only repeats the annotation."""
     prompt = annotation.prompt
     texts = {prompt.strip()} if isinstance(prompt, str) else {turn.content.strip() for turn in prompt}
     texts |= {completion.text.strip() for completion in annotation.completions}
@@ -137,7 +139,7 @@ def _leaves(value: Any) -> Iterator[Any]:
         for item in value:
             yield from _leaves(item)
     elif is_transcript(value):
-        yield from (turn.content for turn in said(value, "$") if isinstance(turn, Message))
+        yield from (turn.content for turn in read_conversation(value, "$") if isinstance(turn, Message))
     else:
         yield value
 

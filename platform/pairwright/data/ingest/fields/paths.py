@@ -1,7 +1,7 @@
-"""Field paths such as ``answers[].text | turns[-1].content``: what they say, and what stands there in a record.
+"""Field paths such as ``answers[].text | turns[-1].content``: compiles them, and finds their values in a record.
 
 A record that came out of a table of text (CSV, a database) may hold lists and objects as JSON text: a path that goes on
-into such a text reads it, and no other text is ever taken for more than a text.
+into such a text reads it, and no other text is ever parsed.
 """
 
 import re
@@ -18,7 +18,7 @@ from pairwright.records import UNREADABLE_JSON
 Steps: TypeAlias = tuple["str | int | None", ...]
 """A key, an index, or None for "each item of the list"."""
 JsonPath: TypeAlias = tuple[Steps, ...]
-"""Places that are looked at in turn: the first that holds anything counts."""
+"""Alternative paths, in order: the first that has a value counts."""
 
 _STEP = re.compile(r'(?P<key>[^.\[\]"]+)|\[(?P<index>-?\d+)\]|(?P<each>\[\])|\["(?P<quoted>[^"]+)"\]')
 MAX_KEYS_SHOWN = 12
@@ -69,31 +69,31 @@ def named(steps: Steps) -> str:
 
 
 def find(value: Any, path: JsonPath, where: str = "$") -> tuple[Any, str]:
-    """Return what stands at a path, and where in the record that is.
+    """Return the value at a path, and its location in the record.
 
     Raises:
-        RecordError: if nothing stands at any of its places, or several hold different things.
+        RecordError: if no alternative of the path has a value, or several have different ones.
     """
     if len(path) == 1:
         return _at(value, path[0], where)
     found = [(item, f"{where}{render(steps)}") for steps in path if not is_blank(item := _optional(value, steps))]
     if not found:
         return _at(value, path[0], where)
-    for item, place in found[1:]:
+    for item, location in found[1:]:
         if item != found[0][0]:
             raise RecordError(
-                f"expected one of the fields that mean the same, got `{found[0][1]}` and `{place}` with different "
+                f"expected one of the fields that mean the same, got `{found[0][1]}` and `{location}` with different "
                 "values; name one of them in [fields], and the other under fields.ignore",
-                path=place,
+                path=location,
             )
     return found[0]
 
 
 def find_optional(value: Any, path: JsonPath | None, where: str = "$") -> tuple[Any, str]:
-    """Return what stands at a path, None where nothing does, and where in the record that is.
+    """Return the value at a path, None where there is none, and its location in the record.
 
     Raises:
-        RecordError: if several of its places hold different things.
+        RecordError: if several alternatives of the path have different values.
     """
     if path is None:
         return None, where
@@ -115,7 +115,7 @@ def opened(value: Any) -> Any:
 
 
 def expect_list(value: Any, where: str) -> list[Any]:
-    """Return a list, also one that stands as JSON text.
+    """Return a list, also one given as JSON text.
 
     Raises:
         RecordError: if it is none.
@@ -162,8 +162,8 @@ def _known_keys(record: Mapping[str, Any]) -> str:
     return f"an object with {', '.join(names)}" if names else "an empty object"
 
 
-class Places:
-    """The places that a layout knows, to find what else a record says."""
+class KnownPaths:
+    """The paths that a layout knows, to find the other fields of a record."""
 
     def __init__(self, paths: Sequence[Steps]) -> None:
         self._tree: dict[Any, Any] = {}
@@ -174,7 +174,7 @@ class Places:
             node[_WHOLE] = True
 
     def others(self, record: Mapping[str, Any]) -> Iterator[tuple[Steps, Any]]:
-        """Yield what says something and stands at none of the places: the shortest path of each, and its value."""
+        """Yield each field that is not blank and at none of the known paths: its shortest path and its value."""
         yield from _others(record, self._tree, ())
 
 

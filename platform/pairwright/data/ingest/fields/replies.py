@@ -1,6 +1,6 @@
-"""Joins what a record says to be its prompt with its sides: one prompt, and one reply of each side.
+"""Joins a record's prompt with its sides: one prompt, and one reply of each side.
 
-A reply is one turn. Sides that differ before their last turn, or do not go on from the prompt, are refused.
+A reply is one turn. Sides that differ before their last turn, or do not continue the prompt, are refused.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def prompt_and_replies(
     Args:
         prompt: what the record says to be it; None where it says nothing.
         sides: each a text, one turn of the assistant, or a conversation: with the prompt in it, or what follows it.
-        paths: where each stands in the record, for messages.
+        paths: of each in the record, for messages.
         is_implicit: texts may begin with their prompt.
 
     Raises:

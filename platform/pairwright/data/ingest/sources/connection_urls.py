@@ -1,7 +1,7 @@
-"""Addresses of sources that are no files -> what to read where, and the name under which a table knows it.
+"""Parses connection URLs of external sources (databases, lakehouse tables, datasets, topics).
 
-Pure: text in, ``Place`` out. The name (``uri``) tells sources apart and goes into manifests and messages, so it holds
-neither user nor password, nor anything else of an address that is not one of the settings known here.
+Pure: text in, ``ExternalSource`` out. The name (``uri``) identifies a source in manifests and messages, so it holds
+neither user nor password, nor any part of an address that is not one of the settings known here.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pairwright.addresses import names_user, shown_address
-from pairwright.config import ReaderConfig
+from pairwright.config import ConnectorConfig
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.errors import ConfigError, SourceError, StoreError
 
@@ -39,8 +39,8 @@ _TABLE_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
-class Place:
-    """A source that is no file."""
+class ExternalSource:
+    """A source that is no file: a database, a lakehouse table, a dataset or a topic."""
 
     kind: Kind
     uri: str
@@ -52,14 +52,14 @@ class Place:
     query: str | None = None
 
 
-def is_place(name: str) -> bool:
-    """Return whether a name is the address of a source that is no file."""
+def is_external_url(name: str) -> bool:
+    """Return whether a name is the connection URL of an external source."""
     scheme, separator, _ = name.partition("://")
     return bool(separator) and scheme.partition("+")[0] in _KINDS
 
 
-def parse_place(name: str, config: ReaderConfig) -> Place:
-    """Return what an address names.
+def parse_connection_url(name: str, config: ConnectorConfig) -> ExternalSource:
+    """Return the external source that a connection URL names.
 
     Raises:
         ConfigError: if the address lacks something, or says something that its kind does not know.
@@ -75,12 +75,12 @@ def parse_place(name: str, config: ReaderConfig) -> Place:
     settings = _settings(kind, name, tail)
     if is_located:
         inner = scheme.partition("+")[2] or "file"
-        place = _absolute(f"{inner}://{plain}")
-        shown = f"file://{place}" if "://" not in place else place
-        return Place(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), place, settings)
+        source = _absolute(f"{inner}://{plain}")
+        shown = f"file://{source}" if "://" not in source else source
+        return ExternalSource(kind, _named(f"{scheme.partition('+')[0]}+{shown}", settings), source, settings)
     if not plain.strip("/") or (kind != "huggingface" and plain.count("/") != 1):
         raise ConfigError(f"{shown_address(name)}: expected {_EXPECTED[kind]}")
-    return Place(kind, _named(f"{scheme}://{plain}", settings), plain, settings)
+    return ExternalSource(kind, _named(f"{scheme}://{plain}", settings), plain, settings)
 
 
 _EXPECTED = {
@@ -89,10 +89,10 @@ _EXPECTED = {
     "kafka": "kafka://HOST:PORT/TOPIC?start=OFFSET&end=OFFSET",
 }
 _ELSEWHERE: dict[Kind, str] = {
-    "delta": "give them in [reader], or in environment variables; an @ behind ? is written %40",
-    "iceberg": "give them in [reader]",
+    "delta": "give them in [connectors], or in environment variables; an @ behind ? is written %40",
+    "iceberg": "give them in [connectors]",
     "huggingface": "`hf auth login` keeps a token; an @ elsewhere is written %40",
-    "kafka": "give them in [reader]",
+    "kafka": "give them in [connectors]",
 }
 _UNREADABLE = (
     "no address that can be read; in user and password write blanks and @ : / ? # & [ ] % as %20 %40 %3A %2F "
@@ -101,40 +101,40 @@ _UNREADABLE = (
 _POSTGRESQL = re.compile(r"(?:(?:[^\s@/?#%\[\]]|%[0-9A-Fa-f]{2})*@)?[^\s@/?#]*(?:[/?][^\s@#]*)?")
 
 
-def select_all(place: Place) -> str:
+def select_all(source: ExternalSource) -> str:
     """Return the SQL whose rows are the records."""
-    if place.query is not None:
-        return place.query
-    names = place.settings["table"].split(".")
+    if source.query is not None:
+        return source.query
+    names = source.settings["table"].split(".")
     return f"SELECT * FROM {'.'.join(f'{chr(34)}{name}{chr(34)}' for name in names)}"  # noqa: S608 (names are checked)
 
 
-def offsets(place: Place, name: str, partitions: Sequence[int]) -> dict[int, int | None]:
+def offsets(source: ExternalSource, name: str, partitions: Sequence[int]) -> dict[int, int | None]:
     """Return the offset of each partition that an address asks for; None where it asks for none.
 
     Args:
-        place: a topic.
+        source: a topic.
         name: ``start`` or ``end``: one offset for all partitions, or ``0:1500,1:20``.
         partitions: those that the topic has.
 
     Raises:
         SourceError: if it cannot be read, or names a partition that is not there.
     """
-    text = place.settings.get(name)
+    text = source.settings.get(name)
     if text is None:
         return dict.fromkeys(partitions)
     if text.isdecimal():
         return dict.fromkeys(partitions, int(text))
     pairs = [pair.split(":") for pair in text.split(",")]
     if not all(len(pair) == 2 and pair[0].isdecimal() and pair[1].isdecimal() for pair in pairs):
-        raise SourceError(f"{place.uri}: {name}={text}: expected an offset, or PARTITION:OFFSET joined by commas")
+        raise SourceError(f"{source.uri}: {name}={text}: expected an offset, or PARTITION:OFFSET joined by commas")
     found = {int(partition): int(offset) for partition, offset in pairs}
     if unknown := set(found) - set(partitions):
-        raise SourceError(f"{place.uri}: {name}={text}: there is no partition {min(unknown)}; there are {partitions}")
+        raise SourceError(f"{source.uri}: {name}={text}: there is no partition {min(unknown)}; there are {partitions}")
     return {partition: found.get(partition) for partition in partitions}
 
 
-def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
+def _database(kind: Kind, name: str, config: ConnectorConfig) -> ExternalSource:
     if kind == "postgresql" and not _POSTGRESQL.fullmatch(name.partition("://")[2]):
         raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}")
     try:
@@ -157,10 +157,10 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
     if ("table" in settings) == (config.query is not None):
         found = "both" if "table" in settings else "neither"
         raise ConfigError(
-            f"{shown}: expected ?table=NAME in the address, or query in [reader] of --config; got {found}"
+            f"{shown}: expected ?table=NAME in the address, or query in [connectors] of --config; got {found}"
         )
     if "table" in settings and not _TABLE_NAME.fullmatch(settings["table"]):
-        raise ConfigError(f"{shown}: table={settings['table']}: expected a name; give SQL as query in [reader]")
+        raise ConfigError(f"{shown}: table={settings['table']}: expected a name; give SQL as query in [connectors]")
     if kind == "sqlite":
         address = _absolute(f"file://{parts.path}")
         shown = f"sqlite://{address}"
@@ -168,7 +168,7 @@ def _database(kind: Kind, name: str, config: ReaderConfig) -> Place:
         query = f"?{urlencode(others, quote_via=quote)}" if others else ""
         address = f"{kind}://{parts.netloc}{parts.path}{query}"
     named = settings if config.query is None else {"query": hashlib.sha256(config.query.encode()).hexdigest()[:12]}
-    return Place(kind, _named(shown, named), address, settings, config.query)
+    return ExternalSource(kind, _named(shown, named), address, settings, config.query)
 
 
 def _settings(kind: Kind, name: str, tail: str) -> dict[str, str]:

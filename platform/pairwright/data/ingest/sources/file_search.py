@@ -1,7 +1,7 @@
-"""A folder, a pattern or a prefix -> the files that it holds, and what is passed over there, with the reason.
+"""Finds the files in a folder, a pattern or an object-store prefix, and says what was skipped there and why.
 
-Whatever lies in a folder stops nothing else in it: names that are not UTF-8, pipes, links that lead elsewhere, folders
-that cannot be opened, keys that the store's client refuses.
+Nothing odd in a folder stops the rest of it: names that are not UTF-8, pipes, links that lead elsewhere, folders that
+cannot be opened, keys that the store's client refuses.
 """
 
 import glob
@@ -38,13 +38,13 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a place holds."""
+    """The files that were found, and what was skipped."""
 
     files: list[FoundFile] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
-    """What is passed over, and why."""
+    """What was skipped, and why."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Parts of the place that cannot be listed, and why."""
+    """Folders or prefixes that cannot be listed, and why."""
 
 
 def shown(path: str) -> str:
@@ -109,7 +109,7 @@ def _recursive(pattern: str) -> Iterator[str]:
 
 
 def _add(found: Found, path: str, outermost: str) -> None:
-    """Add one file, or the reason why it is passed over."""
+    """Add one file, or the reason why it is skipped."""
     if not is_utf8(path):
         found.ignored[shown(path)] = NO_UTF8
         return

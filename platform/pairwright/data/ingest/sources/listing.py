@@ -1,4 +1,4 @@
-"""What a user names (files, directories, patterns, URLs of objects) -> the sources to read, and what is passed over."""
+"""Lists the sources that a user names by files, directories, patterns and URLs, and what was ignored there."""
 
 import fnmatch
 import re
@@ -24,8 +24,9 @@ from pairwright.data.ingest.sources.file_search import (
     objects_at,
     shown,
 )
-from pairwright.data.ingest.sources.source import DEFAULT_LIMITS, SourceRef, layout_of, split_url
+from pairwright.data.ingest.sources.source import DEFAULT_LIMITS, SourceRef, file_format_of, split_url
 from pairwright.data.storage.object_store import absolute_url, first_line, open_store
+from pairwright.data.storage.ownership import OLD_NAMES
 from pairwright.data.table.manifest import Manifest
 from pairwright.errors import SourceError, StoreError, one_line
 from pairwright.records import UNREADABLE_JSON
@@ -47,7 +48,7 @@ _DATASET_INFO_KEYS = frozenset(
     | {"splits", "version"}
 )
 REGISTRY = "another tool's list of data sets (LLaMA-Factory's), no data"
-TABLE_FOLDERS = frozenset({"data", "landing", "refused", "versions"})
+TABLE_FOLDERS = frozenset({"data", "versions", *OLD_NAMES, *OLD_NAMES.values()})
 _OWN_VERSION = re.compile(r"^(.*?/?)versions/(\d{8,})\.json$", re.DOTALL)
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 NO_SOURCE = "no source by its name"
@@ -55,12 +56,12 @@ NO_SOURCE = "no source by its name"
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What the named places hold."""
+    """The sources that names stand for, and what was ignored or could not be listed."""
 
     sources: list[SourceRef]
     """In the order they were named, those of one directory or pattern sorted, none twice."""
     ignored: dict[str, str] = field(default_factory=dict)
-    """What is passed over in named directories, and why."""
+    """What was ignored in named directories, and why."""
     failed: dict[str, str] = field(default_factory=dict)
     """Parts of named directories that cannot be listed, and why."""
 
@@ -73,7 +74,7 @@ def list_sources(names: Sequence[str], limits: SourceLimits = DEFAULT_LIMITS) ->
     """
     listing = find_sources(names, limits)
     if listing.failed:
-        raise SourceError([f"{place}: {reason}" for place, reason in listing.failed.items()])
+        raise SourceError([f"{path}: {reason}" for path, reason in listing.failed.items()])
     return listing.sources
 
 
@@ -148,7 +149,7 @@ def _read_local(path: str) -> bytes:
 
 def _find_remote(url: str) -> Listing:
     try:
-        absolute_url(url)  # refuses what must not stand in an address, the whole of it
+        absolute_url(url)  # refuses what an address must not hold, the whole of it
         return _list_remote(url)
     except StoreError as error:
         raise SourceError(str(error)) from None
@@ -191,7 +192,7 @@ def _is_asked_for(key: str, asked: str, prefix: str, *, is_pattern: bool) -> boo
 
 
 def _check_name(name: str) -> None:
-    if layout_of(name) is None:
+    if file_format_of(name) is None:
         raise SourceError(f"{name}: unknown kind of file; {EXPECTED}")
 
 
@@ -204,62 +205,62 @@ def _checked(name: str, what: str, found: Found, read: Callable[[str], bytes]) -
         found: what is there.
         read: returns the content of a file.
     """
-    places = [file.name for file in found.files]
-    registries = {place for place in places if place.rpartition("/")[2] == _DATASET_INFO and _is_registry(read, place)}
+    paths = [file.name for file in found.files]
+    registries = {path for path in paths if path.rpartition("/")[2] == _DATASET_INFO and _is_registry(read, path)}
     if what == "directory":
-        _refuse_foreign_tables([place for place in places if place not in registries])
-    own = _own_tables(places, read)
+        _refuse_foreign_tables([path for path in paths if path not in registries])
+    own = _own_tables(paths, read)
     is_source = {
-        place: layout_of(place) is not None and not _is_part_of(place, own) and place not in registries
-        for place in places
+        path: file_format_of(path) is not None and not _is_part_of(path, own) and path not in registries
+        for path in paths
     }
     sources = [SourceRef(file.name, file.size, file.etag) for file in found.files if is_source[file.name]]
     if not sources and not found.failed:
-        num_files = len(places) + len(found.ignored)
+        num_files = len(paths) + len(found.ignored)
         held = f"holds {num_files} files, none of them a source" if num_files else "holds no files"
         held = held if what == "directory" else held.replace("holds", "matches")
         raise SourceError(f"{name}: {what} {held}; {EXPECTED}")
-    others = {place: "part of a table" if _is_part_of(place, own) else NO_SOURCE for place in places}
+    others = {path: "part of a table" if _is_part_of(path, own) else NO_SOURCE for path in paths}
     others |= dict.fromkeys(registries, REGISTRY)
-    ignored = {place: reason for place, reason in others.items() if not is_source[place]}
+    ignored = {path: reason for path, reason in others.items() if not is_source[path]}
     return Listing(sources, ignored | found.ignored, found.failed)
 
 
-def _own_tables(places: Sequence[str], read: Callable[[str], bytes]) -> set[str]:
+def _own_tables(paths: Sequence[str], read: Callable[[str], bytes]) -> set[str]:
     """Return the roots of the tables of ours among some files: there a version is a manifest, not by its name alone."""
     roots: set[str] = set()
-    for place in reversed(places):
-        match = _OWN_VERSION.match(place)
-        if match and match[1] not in roots and _is_manifest(read, place, int(match[2])):
+    for path in reversed(paths):
+        match = _OWN_VERSION.match(path)
+        if match and match[1] not in roots and _is_manifest(read, path, int(match[2])):
             roots.add(match[1])
     return roots
 
 
-def _is_manifest(read: Callable[[str], bytes], place: str, version: int) -> bool:
+def _is_manifest(read: Callable[[str], bytes], path: str, version: int) -> bool:
     try:
-        return msgspec.json.decode(read(place), type=Manifest).version == version
+        return msgspec.json.decode(read(path), type=Manifest).version == version
     except (*UNREADABLE_JSON, OSError, BaseError):
         return False
 
 
-def _is_registry(read: Callable[[str], bytes], place: str) -> bool:
+def _is_registry(read: Callable[[str], bytes], path: str) -> bool:
     """Return whether a ``dataset_info.json`` is an object, and nothing that `datasets` writes of a saved dataset."""
     try:
-        found = msgspec.json.decode(read(place), type=dict[str, msgspec.Raw])
+        found = msgspec.json.decode(read(path), type=dict[str, msgspec.Raw])
     except (*UNREADABLE_JSON, OSError, BaseError):
         return False
     return bool(found) and not found.keys() & _DATASET_INFO_KEYS
 
 
-def _refuse_foreign_tables(places: Sequence[str]) -> None:
+def _refuse_foreign_tables(paths: Sequence[str]) -> None:
     """Refuse a directory that holds a table of another system: which of its files count, only its own log says."""
-    for place in places:
+    for path in paths:
         for mark, meaning in _MARKS.items():
-            if match := mark.match(place):
+            if match := mark.match(path):
                 url = match[1].rstrip("/")
                 raise SourceError(f"{url}: is {meaning.format(url=url if '://' in url else f'file://{url}')}")
 
 
-def _is_part_of(place: str, roots: set[str]) -> bool:
+def _is_part_of(path: str, roots: set[str]) -> bool:
     """Return whether a file lies in the folders of one of the tables of ours at ``roots``."""
-    return any(place.startswith(root) and place[len(root) :].partition("/")[0] in TABLE_FOLDERS for root in roots)
+    return any(path.startswith(root) and path[len(root) :].partition("/")[0] in TABLE_FOLDERS for root in roots)

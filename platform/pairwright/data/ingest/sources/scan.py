@@ -9,17 +9,17 @@ import msgspec
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import Executor, Failures
-from pairwright.data.ingest.shards import Part, write_parts
-from pairwright.data.ingest.sources.source import SourceRef, surveyed
-from pairwright.data.ingest.sources.source_bytes import READ_BYTES, content_tag, hash_block, hash_bounds
+from pairwright.data.ingest.shards import IngestShard, write_shards
+from pairwright.data.ingest.sources.source import SourceRef, with_checksum
+from pairwright.data.ingest.sources.source_bytes import READ_BYTES, checksum_blocks, content_hash, hash_block
 from pairwright.data.ingest.sources.splits import (
-    LineRange,
+    InputSplit,
+    byte_ranges,
     count_lines,
-    cut,
     holds_array,
     known_newlines,
-    needs_look,
-    number_ranges,
+    needs_sniff,
+    number_splits,
 )
 from pairwright.data.table.table import Table
 from pairwright.errors import SourceError
@@ -32,8 +32,8 @@ class _Outcome(msgspec.Struct, frozen=True):
 
 
 def hash_sources(sources: Sequence[SourceRef], executor: Executor) -> tuple[list[SourceRef], Failures]:
-    """Return the sources with tags of their content (a remote one has its etag), without those that failed."""
-    todo = [(source, *bounds) for source in sources if source.is_local for bounds in hash_bounds(source)]
+    """Return the sources with hashes of their content (a remote one has its etag), without those that failed."""
+    todo = [(source, *bounds) for source in sources if source.is_local for bounds in checksum_blocks(source)]
     owners, sizes = [source for source, *_ in todo], [end - start for _, start, end in todo]
     hashed, failures = _each(
         lambda index: hash_block(*todo[index]), owners, sizes, "blocks of sources hashed", executor
@@ -44,67 +44,69 @@ def hash_sources(sources: Sequence[SourceRef], executor: Executor) -> tuple[list
         digests.setdefault(source.uri, []).append(digest)
         newlines.setdefault(source.uri, []).append(count)
     tagged = [
-        surveyed(source, content_tag(digests[source.uri]), newlines[source.uri]) if source.is_local else source
+        with_checksum(source, content_hash(digests[source.uri]), newlines[source.uri]) if source.is_local else source
         for source in sources
         if source.uri not in failures
     ]
     return tagged, failures
 
 
-def plan_units(sources: Sequence[SourceRef], range_bytes: int, executor: Executor) -> tuple[list[LineRange], Failures]:
-    """Return the ranges to read, in order of sources and lines; counts the lines before each."""
-    doubtful = [source for source in sources if needs_look(source, range_bytes)]
-    looks, unreadable = _each(
+def plan_splits(
+    sources: Sequence[SourceRef], split_bytes: int, executor: Executor
+) -> tuple[list[InputSplit], Failures]:
+    """Return the input splits, in order of sources and lines; counts the lines before each."""
+    doubtful = [source for source in sources if needs_sniff(source, split_bytes)]
+    sniffed, unreadable = _each(
         lambda index: ("", int(holds_array(doubtful[index]))),
         doubtful,
         [READ_BYTES] * len(doubtful),
-        "sources looked into",
+        "sources sniffed",
         executor,
     )
-    arrays = {source.uri for source, (_, look) in zip(doubtful, looks, strict=True) if look}
+    arrays = {source.uri for source, (_, is_array) in zip(doubtful, sniffed, strict=True) if is_array}
     sources = [source for source in sources if source.uri not in unreadable]
-    ranges = {source.uri: cut(source, range_bytes, is_array=source.uri in arrays) for source in sources}
+    ranges = {source.uri: byte_ranges(source, split_bytes, is_array=source.uri in arrays) for source in sources}
     todo = [
         (source, *bounds)
         for source in sources
-        if known_newlines(source, range_bytes) is None and source.shards is None
+        if known_newlines(source, split_bytes) is None and source.staged_files is None
         for bounds in ranges[source.uri][:-1]
     ]
     counted, failures = _each(
         lambda index: ("", count_lines(*todo[index])),
         [source for source, *_ in todo],
         [end - start for _, start, end in todo],
-        "ranges counted",
+        "splits counted",
         executor,
     )
     counts: dict[str, list[int]] = {}
     for (source, *_), (_, count) in zip(todo, counted, strict=True):
         counts.setdefault(source.uri, []).append(count)
-    units = []
+    splits = []
     for source in sources:
         if source.uri not in failures:
-            known = known_newlines(source, range_bytes)
+            known = known_newlines(source, split_bytes)
             before = counts.get(source.uri, []) if known is None else known[: len(ranges[source.uri]) - 1]
-            units += number_ranges(source, ranges[source.uri], before)
-    return units, unreadable | failures
+            splits += number_splits(source, ranges[source.uri], before)
+    return splits, unreadable | failures
 
 
-def write_units(
-    units: Sequence[LineRange], table: Table, config: IngestConfig, executor: Executor
-) -> tuple[list[Part], Failures]:
-    """Return the parts that the ranges became, in order; those of a failed source are among them, worth nothing."""
+def write_splits(
+    splits: Sequence[InputSplit], table: Table, config: IngestConfig, executor: Executor
+) -> tuple[list[IngestShard], Failures]:
+    """Return the shards of the splits, in order; those of a failed source are among them, to be dropped."""
 
-    def work(index: int) -> Iterator[Part]:
-        return write_parts(index, units[index], table, config)
+    def work(index: int) -> Iterator[IngestShard]:
+        return write_shards(index, splits[index], table, config)
 
-    sizes = [unit.end - unit.start for unit in units]
-    parts = list(executor.map_items(work, range(len(units)), sizes, Part, what="ranges of sources read"))
-    parts.sort(key=lambda part: (part.unit, part.index))
+    sizes = [split.end - split.start for split in splits]
+    shards = list(executor.map_items(work, range(len(splits)), sizes, IngestShard, what="splits of sources read"))
+    shards.sort(key=lambda shard: (shard.split_index, shard.index))
     failures: Failures = {}
-    for part in parts:
-        if part.error is not None:
-            failures.setdefault(units[part.unit].source.uri, part.error)
-    return parts, failures
+    for shard in shards:
+        if shard.error is not None:
+            failures.setdefault(splits[shard.split_index].source.uri, shard.error)
+    return shards, failures
 
 
 def _each(

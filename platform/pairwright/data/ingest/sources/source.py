@@ -1,9 +1,9 @@
-"""One source: where it lies, how it keeps its records, its identity, and what it may cost.
+"""One source: where it is, its file format, its identity, and its limits.
 
-A source is known by its URI, its size and a tag of its content, so that a second run finds it in the table and adds
-nothing. A remote source's tag is the store's own etag. A local file has no such thing: what the file system offers
-(inode, mtime) changes under ``touch`` and ``cp`` and stays the same under ``cp -p`` of other content over it, so the
-tag is the SHA-256 of the bytes, at the price of one more read (1 GB/s a core, in tasks of the ingestion).
+A source is identified by its URI, its size and a hash of its content, so that a second run finds it in the table and
+adds nothing. For a remote source that is the store's own etag. A local file has no such thing: what the file system
+offers (inode, mtime) changes under ``touch`` and ``cp`` and stays the same under ``cp -p`` of other content over it, so
+it is the SHA-256 of the bytes, at the price of one more read (1 GB/s a core, in tasks of the ingestion).
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,23 @@ from pairwright.errors import SourceError
 DEFAULT_LIMITS = SourceLimits()
 
 Compression = Literal["gzip", "zstd"]
-Layout = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
-"""How a source keeps its records, by its name; ``json`` is JSON Lines or one array, which only its content says."""
+FileFormat = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
+"""The file format, by the name; ``json`` is JSON Lines or one array, which only the content says."""
 
-TEXT_LAYOUTS: dict[str, Layout] = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
-TABLE_LAYOUTS: dict[str, Layout] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
+TEXT_FORMATS: dict[str, FileFormat] = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+TABLE_FORMATS: dict[str, FileFormat] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """JSON Lines that were landed of a source that is no file: a part of its rows."""
+class StagedFile:
+    """A staged file of JSON Lines: some rows of an external source."""
 
     uri: str
     size: int
@@ -40,16 +46,16 @@ class SourceRef:
     """One source as it was when it was listed; ``etag`` is None for a local file until it was hashed."""
 
     uri: str
-    """Absolute path, URL of an object, or address of what was landed, without credentials."""
+    """Absolute path, URL of an object, or connection URL of an external source, without credentials."""
     size: int
     """Bytes as stored."""
     etag: str | None
-    shards: tuple[Shard, ...] | None = None
-    """Where its rows lie, in order, if it is no file and was landed."""
+    staged_files: tuple[StagedFile, ...] | None = None
+    """Where its rows are staged, in order, if it is an external source."""
     newlines: tuple[int, ...] | None = None
     """Newlines in each block of 64 MB that was hashed."""
     limits: SourceLimits = DEFAULT_LIMITS
-    """What it may cost."""
+    """Limits on its size and shape."""
 
     @property
     def is_local(self) -> bool:
@@ -59,20 +65,20 @@ class SourceRef:
     @property
     def compression(self) -> Compression | None:
         """The compression that the name says, or None."""
-        return COMPRESSIONS.get(PurePosixPath(self.uri).suffix.lower()) if self.shards is None else None
+        return COMPRESSIONS.get(PurePosixPath(self.uri).suffix.lower()) if self.staged_files is None else None
 
     @property
-    def layout(self) -> Layout:
-        """How it keeps its records, as far as its name says."""
-        if self.shards is not None:
+    def file_format(self) -> FileFormat:
+        """The file format that its name says."""
+        if self.staged_files is not None:
             return "lines"
-        layout = layout_of(self.uri)
-        assert layout is not None, self.uri
-        return layout
+        file_format = file_format_of(self.uri)
+        assert file_format is not None, self.uri
+        return file_format
 
 
 def file_state(source: SourceRef) -> tuple[int, ...]:
-    """Return what a file system says of a local source, to notice a change while it is read; nothing for a remote one.
+    """Return the file state of a local source, to detect a change while it is read; nothing for a remote one.
 
     Remote reads are tied to the etag instead.
 
@@ -88,8 +94,8 @@ def file_state(source: SourceRef) -> tuple[int, ...]:
     return state.st_ino, state.st_size, state.st_mtime_ns
 
 
-def surveyed(source: SourceRef, etag: str, newlines: Sequence[int]) -> SourceRef:
-    """Return the source with the tag of its content and the newlines of its blocks."""
+def with_checksum(source: SourceRef, etag: str, newlines: Sequence[int]) -> SourceRef:
+    """Return the source with the hash of its content and the newlines of its blocks."""
     return replace(source, etag=etag, newlines=tuple(newlines))
 
 
@@ -100,9 +106,9 @@ def split_url(url: str) -> tuple[str, str]:
     return f"{scheme}://{bucket}", key
 
 
-def layout_of(name: str) -> Layout | None:
-    """Return the layout that a file's name says, or None where it says none."""
+def file_format_of(name: str) -> FileFormat | None:
+    """Return the file format that a file's name says, or None where it says none."""
     path = PurePosixPath(name.lower())
     if path.suffix in COMPRESSIONS:
-        return TEXT_LAYOUTS.get(PurePosixPath(path.stem).suffix)
-    return TEXT_LAYOUTS.get(path.suffix) or TABLE_LAYOUTS.get(path.suffix)
+        return TEXT_FORMATS.get(PurePosixPath(path.stem).suffix)
+    return TEXT_FORMATS.get(path.suffix) or TABLE_FORMATS.get(path.suffix)

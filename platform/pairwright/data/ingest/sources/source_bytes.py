@@ -1,7 +1,7 @@
-"""A source's stored bytes -> blocks of about 2 MB, its text, or a file to jump about in; the same local and remote.
+"""Reads a source's stored bytes as blocks of about 2 MB, as text, or as a seekable file; the same local and remote.
 
 Every remote read is tied to the etag of the listing, so that a source that changes meanwhile fails instead of giving
-half of each. What a file system or a store says of a failure comes out as one line that names the source.
+half of each. An error of a file system or a store becomes one line that names the source.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from pairwright.errors import SourceError, StoreError
 READ_BYTES = 2 * 1024 * 1024
 """What is read, and so parsed, at a time: 1 to 4 MB stay in the cache, 64 MB at a time halve the rate of parsing."""
 HASHED_BYTES = 64 * 1024 * 1024
-"""What is hashed apart; part of what a tag means, so it stays."""
+"""Size of a block that is hashed separately; content hashes depend on it, so it must not change."""
 REMOTE_BUFFER_BYTES = 256 * 1024
 """What the smallest read of a remote file fetches: fewer requests against bytes that nobody wanted."""
 FREE_TEXT_BYTES = 16 * 1024 * 1024
-"""Text that any source may have, however small it is: a ratio says nothing about a few records that are all alike."""
+"""Text that any source may have, however small it is: a ratio says nothing about a few equal records."""
 
 
 def read_blocks(source: SourceRef, start: int, end: int) -> Iterator[bytes]:
@@ -65,7 +65,7 @@ def text_blocks(source: SourceRef) -> Iterator[bytes]:
 
 
 def check_ratio(source: SourceRef, num_bytes: int, stored_bytes: int, what: str = "text") -> None:
-    """Refuse what unpacks to far more than data does: a source must not cost memory and time out of all proportion.
+    """Refuse a source that decompresses to far more than data does, so that it cannot exhaust memory and time.
 
     Args:
         source: what is read.
@@ -97,13 +97,13 @@ def hash_block(source: SourceRef, start: int, end: int) -> tuple[str, int]:
     return digest.hexdigest(), newlines
 
 
-def hash_bounds(source: SourceRef, block_bytes: int = HASHED_BYTES) -> list[tuple[int, int]]:
-    """Return the [start, end) of the blocks that are hashed apart, and so by several tasks: at least one."""
+def checksum_blocks(source: SourceRef, block_bytes: int = HASHED_BYTES) -> list[tuple[int, int]]:
+    """Return the [start, end) of the blocks that are hashed separately, and so by several tasks: at least one."""
     return [(start, min(start + block_bytes, source.size)) for start in range(0, max(source.size, 1), block_bytes)]
 
 
-def content_tag(digests: Sequence[str]) -> str:
-    """Return the tag of a local source's content from the SHA-256 of each of its blocks.
+def content_hash(digests: Sequence[str]) -> str:
+    """Return the content hash of a local source from the SHA-256 of each of its blocks.
 
     It is the SHA-256 of the file where that is one block of up to 64 MB, else the SHA-256 of those of its blocks.
     """
@@ -113,7 +113,7 @@ def content_tag(digests: Sequence[str]) -> str:
 
 
 def open_file(source: SourceRef) -> pa.NativeFile:
-    """Return the stored bytes as a file to jump about in: by range requests, where the source is remote.
+    """Return the stored bytes as a seekable file: by range requests, where the source is remote.
 
     Raises:
         SourceError: if it is gone or cannot be read.

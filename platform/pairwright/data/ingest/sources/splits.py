@@ -1,8 +1,8 @@
-"""Sources -> chunks of records as lines of JSON text with absolute numbers, in flat memory: the one way in.
+"""Input splits: divides a source into byte ranges and reads each as numbered chunks of JSON records, in flat memory.
 
-A source is cut into byte ranges where its layout allows it: a range owns the records that *start* in it, so any cuts
-give the same records. Where a source has several ranges, the records of all but the last are counted first, which is
-what makes line numbers absolute; in a table the line is the row, in a JSON array the item, from 1. A compressed
+A source is split into byte ranges where its file format allows it: a split owns the records that *start* in it, so any
+split points give the same records. Where a source has several splits, the records of all but the last are counted
+first, which makes line numbers absolute; in a table the line is the row, in a JSON array the item, from 1. A compressed
 source, an array and a CSV file are one stream.
 """
 
@@ -15,84 +15,84 @@ from pairwright.data.ingest.decoders import json_records as json_text
 from pairwright.data.ingest.decoders.chunks import Chunk
 from pairwright.data.ingest.decoders.delimited import delimited_chunks
 from pairwright.data.ingest.decoders.json_records import holds_array
-from pairwright.data.ingest.sources.source import Shard, SourceRef
+from pairwright.data.ingest.sources.source import SourceRef, StagedFile
 from pairwright.data.ingest.sources.source_bytes import HASHED_BYTES, check_ratio
 
 __all__ = [
     "Chunk",
-    "LineRange",
+    "InputSplit",
+    "byte_ranges",
     "count_lines",
-    "cut",
+    "fetch_lines",
     "holds_array",
     "known_newlines",
-    "needs_look",
-    "number_ranges",
-    "pick_lines",
-    "plan_ranges",
+    "needs_sniff",
+    "number_splits",
+    "plan_byte_ranges",
     "read_chunks",
 ]
 
-_SPLIT_LAYOUTS = ("lines", "json", "parquet", "arrow")
+_SPLITTABLE_FORMATS = ("lines", "json", "parquet", "arrow")
 
 
 @dataclass(frozen=True, slots=True)
-class LineRange:
+class InputSplit:
     """The records of a source that start in [start, end) of its stored bytes; all of them where it is one stream."""
 
     source: SourceRef
     start: int
     end: int
     lines_before: int
-    """How many records (or newlines) stand before ``start``."""
-    shard: SourceRef | None = None
-    """Where the bytes are, if the source is no file and was landed."""
+    """How many records (or newlines) are before ``start``."""
+    staged: SourceRef | None = None
+    """The staged file that holds the bytes, if the source is external."""
 
     @property
-    def head(self) -> "LineRange":
-        """The range that holds the first records of the same source."""
-        shards = self.source.shards
-        shard = _stored(shards[0], self.source) if shards else None
-        return replace(self, start=0, lines_before=0, shard=shard)
+    def head(self) -> "InputSplit":
+        """The split that holds the first records of the same source."""
+        files = self.source.staged_files
+        staged = _stored(files[0], self.source) if files else None
+        return replace(self, start=0, lines_before=0, staged=staged)
 
 
-def plan_ranges(source: SourceRef, range_bytes: int) -> list[tuple[int, int]]:
-    """Return the [start, end) of the ranges that a source is read in: at least one.
+def plan_byte_ranges(source: SourceRef, split_bytes: int) -> list[tuple[int, int]]:
+    """Return the [start, end) of the input splits of a source: at least one.
 
     Raises:
-        SourceError: if it had to be looked at (``needs_look``) and could not be read.
+        SourceError: if it had to be sniffed (``needs_sniff``) and could not be read.
     """
-    return cut(source, range_bytes, is_array=needs_look(source, range_bytes) and holds_array(source))
+    return byte_ranges(source, split_bytes, is_array=needs_sniff(source, split_bytes) and holds_array(source))
 
 
-def needs_look(source: SourceRef, range_bytes: int) -> bool:
-    """Return whether only a look into a source can say if it may be cut: a large .json may be one array."""
-    return source.layout == "json" and source.compression is None and source.size > range_bytes
+def needs_sniff(source: SourceRef, split_bytes: int) -> bool:
+    """Return whether a source must be sniffed to know if it can be split: a large .json may be one array."""
+    return source.file_format == "json" and source.compression is None and source.size > split_bytes
 
 
-def cut(source: SourceRef, range_bytes: int, *, is_array: bool) -> list[tuple[int, int]]:
-    """Return the ranges of a source of which is known whether it is one JSON array."""
-    if source.shards is not None:
-        return [(0, shard.size) for shard in source.shards]
-    is_stream = is_array or source.compression is not None or source.layout not in _SPLIT_LAYOUTS
-    if is_stream or source.size <= range_bytes:
+def byte_ranges(source: SourceRef, split_bytes: int, *, is_array: bool) -> list[tuple[int, int]]:
+    """Return the byte ranges of a source of which is known whether it is one JSON array."""
+    if source.staged_files is not None:
+        return [(0, file.size) for file in source.staged_files]
+    is_stream = is_array or source.compression is not None or source.file_format not in _SPLITTABLE_FORMATS
+    if is_stream or source.size <= split_bytes:
         return [(0, source.size)]
-    return [(start, min(start + range_bytes, source.size)) for start in range(0, source.size, range_bytes)]
+    return [(start, min(start + split_bytes, source.size)) for start in range(0, source.size, split_bytes)]
 
 
-def known_newlines(source: SourceRef, range_bytes: int, block_bytes: int = HASHED_BYTES) -> Sequence[int] | None:
-    """Return the newlines of each range, where hashing has counted them in the same ranges; None where it has not."""
-    counts_newlines = source.layout in ("lines", "json") and source.compression is None
-    return source.newlines if counts_newlines and range_bytes == block_bytes else None
+def known_newlines(source: SourceRef, split_bytes: int, block_bytes: int = HASHED_BYTES) -> Sequence[int] | None:
+    """Return the newlines of each byte range, where hashing has counted them in the same ranges; else None."""
+    counts_newlines = source.file_format in ("lines", "json") and source.compression is None
+    return source.newlines if counts_newlines and split_bytes == block_bytes else None
 
 
-def number_ranges(source: SourceRef, ranges: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[LineRange]:
-    """Return the ranges to read, given how many lines ``count_lines`` found in each but the last."""
-    if source.shards is not None:
-        return _ranges_of_shards(source, source.shards)
+def number_splits(source: SourceRef, ranges: Sequence[tuple[int, int]], counts: Sequence[int]) -> list[InputSplit]:
+    """Return the input splits, given how many lines ``count_lines`` found in each but the last."""
+    if source.staged_files is not None:
+        return _staged_splits(source, source.staged_files)
     before = [0]
     for count in counts:
         before.append(before[-1] + count)
-    return [LineRange(source, start, end, before[index]) for index, (start, end) in enumerate(ranges)]
+    return [InputSplit(source, start, end, before[index]) for index, (start, end) in enumerate(ranges)]
 
 
 def count_lines(source: SourceRef, start: int, end: int) -> int:
@@ -101,39 +101,39 @@ def count_lines(source: SourceRef, start: int, end: int) -> int:
     Raises:
         SourceError: if the source cannot be read.
     """
-    if source.shards is not None:
-        return 0  # each shard says itself how many it holds
-    if source.layout in ("parquet", "arrow"):
+    if source.staged_files is not None:
+        return 0  # each staged file says itself how many it holds
+    if source.file_format in ("parquet", "arrow"):
         return tables.count_rows(source, start, end)
     return json_text.count_newlines(source, start, end)
 
 
-def read_chunks(unit: LineRange) -> Iterator[Chunk]:
-    """Yield the records that a range owns as lines of JSON text, in chunks of about 2 MB and in order.
+def read_chunks(split: InputSplit) -> Iterator[Chunk]:
+    """Yield the records that a split owns as lines of JSON text, in chunks of about 2 MB and in order.
 
     Raises:
         SourceError: if the source cannot be read to its end (gone, changed, truncated or not what its name says).
     """
-    source = unit.source if unit.shard is None else unit.shard
-    match source.layout:
+    source = split.source if split.staged is None else split.staged
+    match source.file_format:
         case "parquet" | "arrow":
-            yield from _in_proportion(source, tables.table_chunks(source, unit.start, unit.end, unit.lines_before))
+            yield from _in_proportion(source, tables.table_chunks(source, split.start, split.end, split.lines_before))
         case "csv" | "tsv":
             yield from _in_proportion(source, delimited_chunks(source))
         case "lines" | "json":
-            chunks = json_text.json_chunks(source, unit.start, unit.end, unit.lines_before)
-            yield from chunks if unit.shard is None else _numbered_from(unit.lines_before, chunks)
+            chunks = json_text.json_chunks(source, split.start, split.end, split.lines_before)
+            yield from chunks if split.staged is None else _numbered_from(split.lines_before, chunks)
 
 
-def pick_lines(unit: LineRange, numbers: Iterable[int]) -> dict[int, bytes]:
-    """Return some lines of a range by their numbers, to show them to their writer.
+def fetch_lines(split: InputSplit, numbers: Iterable[int]) -> dict[int, bytes]:
+    """Return some lines of a split by their numbers, for quarantine.
 
     Raises:
         SourceError: if the source cannot be read.
     """
     wanted = sorted(set(numbers))
     picked: dict[int, bytes] = {}
-    for chunk in read_chunks(unit):
+    for chunk in read_chunks(split):
         last = chunk.first_line + chunk.num_lines
         inside = [number for number in wanted if chunk.first_line <= number < last]
         if inside:
@@ -142,19 +142,17 @@ def pick_lines(unit: LineRange, numbers: Iterable[int]) -> dict[int, bytes]:
     return picked
 
 
-def _ranges_of_shards(source: SourceRef, shards: Sequence[Shard]) -> list[LineRange]:
-    before = [0, *accumulate(shard.rows for shard in shards)]
-    return [
-        LineRange(source, 0, shard.size, before[index], _stored(shard, source)) for index, shard in enumerate(shards)
-    ]
+def _staged_splits(source: SourceRef, files: Sequence[StagedFile]) -> list[InputSplit]:
+    before = [0, *accumulate(file.rows for file in files)]
+    return [InputSplit(source, 0, file.size, before[index], _stored(file, source)) for index, file in enumerate(files)]
 
 
-def _stored(shard: Shard, source: SourceRef) -> SourceRef:
-    return SourceRef(uri=shard.uri, size=shard.size, etag=shard.etag, limits=source.limits)
+def _stored(file: StagedFile, source: SourceRef) -> SourceRef:
+    return SourceRef(uri=file.uri, size=file.size, etag=file.etag, limits=source.limits)
 
 
 def _in_proportion(source: SourceRef, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-    """Yield the chunks of a layout that repeats in each record what the source says once: names, values."""
+    """Yield the chunks of a file format that repeats in each record what the source holds once: names, values."""
     num_bytes = 0
     for chunk in chunks:
         num_bytes += len(chunk.text)

@@ -1,7 +1,7 @@
-"""Evaluation sets, as a user names them -> their identity, and their prompts. A file, a folder, a URL or a table in.
+"""Reads evaluation sets that a user names by file, folder, URL or table: their identity and their prompts.
 
-Nothing of a set is passed over in silence: a record without a prompt stops the command, since a prompt that is not
-compared is a leak that nobody sees.
+Nothing of a set is skipped silently: a record without a prompt stops the command, since a prompt that is not compared
+is a leak that nobody sees.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.prompts import prompt_of
 from pairwright.data.ingest.sources.listing import list_sources
 from pairwright.data.ingest.sources.source import SourceRef
-from pairwright.data.ingest.sources.splits import LineRange, read_chunks
+from pairwright.data.ingest.sources.splits import InputSplit, read_chunks
 from pairwright.data.table.manifest import DataFile, Input
 from pairwright.data.table.table import Table
 from pairwright.errors import DataError
@@ -79,17 +79,17 @@ def prompts_in_file(item: TableFile) -> Iterator[NamedPrompt]:
             yield NamedPrompt(name, f"{item.table.url} prompt {name}", messages)
 
 
-def prompts_in_source(unit: LineRange) -> Iterator[NamedPrompt]:
-    """Yield the prompts of a range of a source: each record has a ``prompt``, text or turns; the rest is ignored.
+def prompts_in_source(split: InputSplit) -> Iterator[NamedPrompt]:
+    """Yield the prompts of an input split: each record has a ``prompt``, text or turns; the rest is ignored.
 
     Raises:
         DataError: if a record has none.
         SourceError: if the source cannot be read.
     """
-    for chunk in read_chunks(unit):
+    for chunk in read_chunks(split):
         for number, line in enumerate(chunk.text.split(b"\n"), start=chunk.first_line):
             if line and not line.isspace():
-                where = f"{unit.source.uri}:{number}"
+                where = f"{split.source.uri}:{number}"
                 turns, context = _prompt(line, where)
                 messages = [{"role": turn.role, "content": turn.content} for turn in turns]
                 yield NamedPrompt(prompt_id(turns, context), where, messages)

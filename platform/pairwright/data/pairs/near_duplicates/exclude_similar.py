@@ -1,4 +1,4 @@
-"""Annotations of whole groups, prompts to leave out -> the rows that stay, and an account of the others. Pure."""
+"""Drops the groups of excluded prompts, and records what was dropped. Pure."""
 
 from typing import Any
 
@@ -11,30 +11,30 @@ from pairwright.data.ingest.parse import MAX_RECORD_CHARACTERS
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.records import Rejection
 
-LEFT_OUT = pa.schema([("prompt_id", pa.string()), ("kind", pa.string()), ("reason", pa.string())])
-"""Prompts to leave out, sorted by id; ``kind`` is one of KINDS."""
+EXCLUDED = pa.schema([("prompt_id", pa.string()), ("kind", pa.string()), ("reason", pa.string())])
+"""Prompts to exclude, sorted by id; ``kind`` is one of KINDS."""
 KINDS = {"near_duplicate": "groups_near_duplicate", "contaminated": "groups_contaminated"}
 
 _FIRST = [(name, "ascending") for name in ("group_id", "id", "source", "line")]
 
 
-def split_off(
-    rows: pa.Table, left_out: pa.Table, config: ExpandConfig
+def drop_similar(
+    rows: pa.Table, excluded: pa.Table, config: ExpandConfig
 ) -> tuple[pa.Table, list[Rejection], dict[str, int | float]]:
     """Return the rows of the groups that stay, a rejection for each other group, and totals that add over calls.
 
     Args:
         rows: annotations; every group has all of its annotations here.
-        left_out: prompts, in LEFT_OUT.
+        excluded: prompts, in EXCLUDED.
         config: what pairs the groups that go would have made.
     """
-    place = _places(rows["prompt_id"], left_out)
-    gone = rows.filter(place.is_valid()).combine_chunks().sort_by(_FIRST)
+    row = _rows_of_prompts(rows["prompt_id"], excluded)
+    gone = rows.filter(row.is_valid()).combine_chunks().sort_by(_FIRST)
     _, lost = expand_groups(gone, config)
     groups = gone["group_id"].to_pylist()
     starts = [row for row, name in enumerate(groups) if row == 0 or name != groups[row - 1]]
     first = gone.take(pa.array(starts, pa.int64()))
-    found = left_out.take(_places(first["prompt_id"], left_out))
+    found = excluded.take(_rows_of_prompts(first["prompt_id"], excluded))
     kinds = found["kind"].to_pylist()
     totals = {
         **{total: kinds.count(kind) for kind, total in KINDS.items()},
@@ -44,22 +44,22 @@ def split_off(
     shown = first.select(["source", "line", "group_id", "prompt"]).to_pylist()
     reasons = found["reason"].to_pylist()
     rejections = [_rejection(row, reason) for row, reason in zip(shown, reasons, strict=True)]
-    return rows.filter(place.is_null()), rejections, totals
+    return rows.filter(row.is_null()), rejections, totals
 
 
-def looks_for_others(config: ExpandConfig) -> bool:
-    """Return whether the configuration leaves groups out for what their prompts are like."""
+def excludes_similar(config: ExpandConfig) -> bool:
+    """Return whether the configuration excludes groups with similar prompts."""
     return config.near_duplicates != "keep" or bool(config.decontaminate)
 
 
 def no_totals() -> dict[str, int | float]:
-    """Return the totals of nothing."""
+    """Return totals of zero."""
     return dict.fromkeys([*KINDS.values(), "annotations_left_out", "pairs_left_out"], 0)
 
 
-def _places(prompt_ids: pa.ChunkedArray, left_out: pa.Table) -> pa.Array:
-    """Return the row of each prompt in ``left_out``, null where it is not there."""
-    found = pc.index_in(prompt_ids, value_set=left_out["prompt_id"])  # pyright: ignore[reportAttributeAccessIssue]
+def _rows_of_prompts(prompt_ids: pa.ChunkedArray, excluded: pa.Table) -> pa.Array:
+    """Return the row of each prompt in ``excluded``, null where it is not there."""
+    found = pc.index_in(prompt_ids, value_set=excluded["prompt_id"])  # pyright: ignore[reportAttributeAccessIssue]
     return found.combine_chunks()
 
 

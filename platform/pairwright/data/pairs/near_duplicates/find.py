@@ -1,9 +1,9 @@
-"""Finds the prompts to leave out: those that overlap evaluation sets, and near-duplicates of validation prompts.
+"""Finds the prompts to exclude: those that overlap evaluation sets, and near-duplicates of validation prompts.
 
-Two passes, both linear. The first hashes the prompts that others are held against (those of the validation split, and
-of the evaluation sets) into keys; the second holds every other prompt against them, in tasks. The driver keeps about
-400 bytes of keys for each prompt of the first kind; texts of theirs are broadcast in blocks as they come (on Ray into
-the object store: shared by all tasks of a machine, spilled to disk). Of the others it sees those left out.
+Two passes, both linear. The first hashes the reference prompts (those of the validation split, and of the evaluation
+sets) into keys; the second compares every other prompt with them, in tasks. The driver keeps about 400 bytes of keys
+for each reference prompt; their texts are broadcast in blocks as they come (on Ray into the object store: shared by all
+tasks of a machine, spilled to disk). Of the other prompts the driver sees only those to exclude.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +19,9 @@ import pyarrow as pa
 from pairwright.config import ExpandConfig, IngestConfig
 from pairwright.data.executor import Broadcast, Executor
 from pairwright.data.group_by import partition_files
-from pairwright.data.ingest.sources.scan import hash_sources, plan_units
+from pairwright.data.ingest.sources.scan import hash_sources, plan_splits
 from pairwright.data.ingest.sources.source import SourceRef
-from pairwright.data.ingest.sources.splits import LineRange
+from pairwright.data.ingest.sources.splits import InputSplit
 from pairwright.data.pairs.build_pairs import split_of
 from pairwright.data.pairs.near_duplicates.evaluation_sets import (
     SOURCE_VERSION,
@@ -31,11 +31,18 @@ from pairwright.data.pairs.near_duplicates.evaluation_sets import (
     prompts_in_file,
     prompts_in_source,
 )
-from pairwright.data.pairs.near_duplicates.exclude_similar import LEFT_OUT, looks_for_others
+from pairwright.data.pairs.near_duplicates.exclude_similar import EXCLUDED, excludes_similar
 from pairwright.data.pairs.near_duplicates.key_index import KeyIndex
 from pairwright.data.pairs.near_duplicates.minhash import band_keys
-from pairwright.data.pairs.near_duplicates.normalize import comparable, run_hashes
-from pairwright.data.pairs.near_duplicates.verify import Found, Likeness, find_alike, find_runs, index_keys, index_runs
+from pairwright.data.pairs.near_duplicates.normalize import comparable, ngram_hashes
+from pairwright.data.pairs.near_duplicates.verify import (
+    SimilarityConfig,
+    SimilarText,
+    find_ngram_overlaps,
+    find_similar,
+    index_keys,
+    index_ngrams,
+)
 from pairwright.data.table.manifest import Input
 from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import SourceError
@@ -48,7 +55,7 @@ EXCERPT_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSets:
-    """What ``decontaminate`` names, as it was found."""
+    """The evaluation sets that ``decontaminate`` names."""
 
     inputs: list[Input]
     """Identity of each table and source, for the manifest."""
@@ -57,7 +64,7 @@ class EvaluationSets:
 
 
 class _Block(msgspec.Struct, frozen=True):
-    """Some of the prompts that others are held against."""
+    """Some of the reference prompts."""
 
     item: int
     index: int
@@ -65,11 +72,11 @@ class _Block(msgspec.Struct, frozen=True):
     names: list[str]
     texts: list[str]
     keys: bytes
-    run_hashes: bytes
-    run_owners: bytes
+    ngram_hashes: bytes
+    ngram_owners: bytes
 
 
-class _LeftOut(msgspec.Struct, frozen=True):
+class _ExcludedPrompts(msgspec.Struct, frozen=True):
     prompt_id: str
     kind: str
     reason: str
@@ -77,10 +84,10 @@ class _LeftOut(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """The prompts that others are held against, numbered by their ids; texts are broadcast."""
+    """The reference prompts, numbered by their ids; texts are broadcast."""
 
     keys: KeyIndex
-    runs: KeyIndex
+    ngrams: KeyIndex
     blocks: list[Broadcast[pa.Table]]
     block_of: np.ndarray
     row_of: np.ndarray
@@ -102,10 +109,10 @@ def open_evaluation_sets(config: ExpandConfig, executor: Executor) -> Evaluation
     return EvaluationSets([*inputs, *given], files, sources)
 
 
-def find_left_out(
+def find_excluded(
     source: Table, read: Manifest, config: ExpandConfig, sets: EvaluationSets, executor: Executor
 ) -> Broadcast[pa.Table] | None:
-    """Return the prompts to leave out, in LEFT_OUT; None where the configuration asks for nothing.
+    """Return the prompts to exclude, in EXCLUDED; None where the configuration asks for nothing.
 
     A function of the annotations version, the configuration and the content of the evaluation sets alone.
 
@@ -113,7 +120,7 @@ def find_left_out(
         DataError: if a record of an evaluation set has no prompt.
         SourceError, StoreError: if something cannot be read.
     """
-    if not looks_for_others(config):
+    if not excludes_similar(config):
         return None
     references = {}
     if config.near_duplicates == "drop_train":
@@ -121,12 +128,12 @@ def find_left_out(
     if config.decontaminate:
         references["contaminated"] = _evaluation_prompts(sets, config, executor)
     found = _compare(source, read, config, references, executor)
-    columns = {name: [getattr(found[key], name) for key in sorted(found)] for name in LEFT_OUT.names}
-    return executor.broadcast(pa.table(columns, schema=LEFT_OUT))
+    columns = {name: [getattr(found[key], name) for key in sorted(found)] for name in EXCLUDED.names}
+    return executor.broadcast(pa.table(columns, schema=EXCLUDED))
 
 
 def _validation_prompts(source: Table, read: Manifest, config: ExpandConfig, executor: Executor) -> _Reference:
-    partitions = partition_files(read.files, config.stretch_bytes)
+    partitions = partition_files(read.files, config.partition_bytes)
 
     def work(item: int) -> Iterator[_Block]:
         prompts = (
@@ -134,7 +141,7 @@ def _validation_prompts(source: Table, read: Manifest, config: ExpandConfig, exe
             for name, messages in _distinct(source, partitions[item])
             if split_of(name, config.validation_fraction) == "validation"
         )
-        yield from _blocks(item, prompts, config, num_words=0)
+        yield from _blocks(item, prompts, config, ngram_size=0)
 
     sizes = [sum(file.bytes for file in files) for files in partitions]
     what = "partitions searched for validation prompts"
@@ -142,14 +149,14 @@ def _validation_prompts(source: Table, read: Manifest, config: ExpandConfig, exe
 
 
 def _evaluation_prompts(sets: EvaluationSets, config: ExpandConfig, executor: Executor) -> _Reference:
-    units, failures = plan_units(sets.sources, IngestConfig().range_bytes, executor)
+    splits, failures = plan_splits(sets.sources, IngestConfig().split_bytes, executor)
     _raise_first(failures)
-    items: list[TableFile | LineRange] = [*sets.files, *units]
+    items: list[TableFile | InputSplit] = [*sets.files, *splits]
 
     def work(item: int) -> Iterator[_Block]:
         chosen = items[item]
         prompts = prompts_in_file(chosen) if isinstance(chosen, TableFile) else prompts_in_source(chosen)
-        yield from _blocks(item, prompts, config, num_words=config.overlap_words)
+        yield from _blocks(item, prompts, config, ngram_size=config.ngram_size)
 
     sizes = [item.file.bytes if isinstance(item, TableFile) else item.end - item.start for item in items]
     return _collect(
@@ -157,19 +164,19 @@ def _evaluation_prompts(sets: EvaluationSets, config: ExpandConfig, executor: Ex
     )
 
 
-def _blocks(item: int, prompts: Iterable[NamedPrompt], config: ExpandConfig, *, num_words: int) -> Iterator[_Block]:
+def _blocks(item: int, prompts: Iterable[NamedPrompt], config: ExpandConfig, *, ngram_size: int) -> Iterator[_Block]:
     for index, block in enumerate(_batches(prompts)):
         texts = [comparable(prompt.messages) for prompt in block]
-        hashes, owners = run_hashes(texts, num_words) if num_words else (np.empty(0, "<u8"), np.empty(0, np.int64))
+        hashes, owners = ngram_hashes(texts, ngram_size) if ngram_size else (np.empty(0, "<u8"), np.empty(0, np.int64))
         yield _Block(
             item=item,
             index=index,
             ids=[prompt.id for prompt in block],
             names=[prompt.name for prompt in block],
             texts=texts,
-            keys=band_keys(texts, config.shingle_characters, config.near_duplicate_threshold).tobytes(),
-            run_hashes=hashes.tobytes(),
-            run_owners=owners.tobytes(),
+            keys=band_keys(texts, config.shingle_size, config.near_duplicate_threshold).tobytes(),
+            ngram_hashes=hashes.tobytes(),
+            ngram_owners=owners.tobytes(),
         )
 
 
@@ -186,13 +193,13 @@ def _collect(executor: Executor, found: Iterable[_Block]) -> _Reference:
     number_of = np.full(len(ids), -1)
     number_of[first] = np.arange(len(first))
     starts = np.cumsum([0, *sizes])[:-1]
-    run_owners = [np.frombuffer(b.run_owners, np.int64) + start for b, start in zip(kept, starts, strict=True)]
-    owners = number_of[np.concatenate([np.empty(0, np.int64), *run_owners])]
-    hashes = np.concatenate([np.empty(0, "<u8"), *(np.frombuffer(block.run_hashes, "<u8") for block in kept)])
+    ngram_owners = [np.frombuffer(b.ngram_owners, np.int64) + start for b, start in zip(kept, starts, strict=True)]
+    owners = number_of[np.concatenate([np.empty(0, np.int64), *ngram_owners])]
+    hashes = np.concatenate([np.empty(0, "<u8"), *(np.frombuffer(block.ngram_hashes, "<u8") for block in kept)])
     keys = np.concatenate([np.empty(0, "<u8"), *(np.frombuffer(block.keys, "<u8") for block in kept)])
     return _Reference(
         keys=index_keys(keys.reshape(len(ids), -1 if len(ids) else 1)[first]),
-        runs=index_runs(hashes[owners >= 0], owners[owners >= 0]),
+        ngrams=index_ngrams(hashes[owners >= 0], owners[owners >= 0]),
         blocks=[refs[block.item, block.index] for block in kept],
         block_of=np.repeat(np.arange(len(kept)), sizes)[first],
         row_of=np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)])[first],
@@ -201,46 +208,50 @@ def _collect(executor: Executor, found: Iterable[_Block]) -> _Reference:
 
 def _compare(
     source: Table, read: Manifest, config: ExpandConfig, references: dict[str, _Reference], executor: Executor
-) -> dict[str, _LeftOut]:
+) -> dict[str, _ExcludedPrompts]:
     shared = executor.broadcast(references)
-    partitions = partition_files(read.files, config.stretch_bytes)
+    partitions = partition_files(read.files, config.partition_bytes)
 
-    def work(item: int) -> Iterator[_LeftOut]:
+    def work(item: int) -> Iterator[_ExcludedPrompts]:
         for block in _batches(_distinct(source, partitions[item])):
-            yield from _left_out(block, shared.get(), config)
+            yield from _excluded_prompts(block, shared.get(), config)
 
     sizes = [sum(file.bytes for file in files) for files in partitions]
     found = executor.map_items(
-        work, range(len(partitions)), sizes, _LeftOut, what="partitions compared with held-out prompts"
+        work, range(len(partitions)), sizes, _ExcludedPrompts, what="partitions compared with held-out prompts"
     )
     return {prompt.prompt_id: prompt for prompt in found}
 
 
-def _left_out(
+def _excluded_prompts(
     prompts: list[tuple[str, list[dict[str, str]]]], references: dict[str, _Reference], config: ExpandConfig
-) -> Iterator[_LeftOut]:
-    """Yield the prompts to leave out: those that overlap an evaluation set, of the others train's near-duplicates."""
-    likeness = Likeness(config.shingle_characters, config.near_duplicate_threshold, config.overlap_words)
+) -> Iterator[_ExcludedPrompts]:
+    """Yield the prompts to exclude: those that overlap an evaluation set, of the others train's near-duplicates."""
+    similarity_config = SimilarityConfig(config.shingle_size, config.near_duplicate_threshold, config.ngram_size)
     contaminated = set()
     if (reference := references.get("contaminated")) is not None:
-        for found, name, text in _matches([comparable(messages) for _, messages in prompts], reference, likeness):
+        for found, name, text in _matches(
+            [comparable(messages) for _, messages in prompts], reference, similarity_config
+        ):
             contaminated.add(found.query)
-            how = f"`{found.run}` in a row as in" if found.run else f"{found.similarity:.2f} alike to"
+            how = f"`{found.ngram}` in a row as in" if found.ngram else f"similarity {found.similarity:.2f} to"
             reason = f"overlaps an evaluation set, got {how} {name}: `{text}`"
-            yield _LeftOut(prompts[found.query][0], "contaminated", reason)
+            yield _ExcludedPrompts(prompts[found.query][0], "contaminated", reason)
     if (reference := references.get("near_duplicate")) is not None:
         rest = [
             prompt
             for query, prompt in enumerate(prompts)
             if query not in contaminated and split_of(prompt[0], config.validation_fraction) == "train"
         ]
-        for found, name, text in _matches([comparable(messages) for _, messages in rest], reference, likeness):
-            reason = f"near-duplicate of a validation prompt, got {found.similarity:.2f} alike to {name}: `{text}`"
-            yield _LeftOut(rest[found.query][0], "near_duplicate", reason)
+        for found, name, text in _matches([comparable(messages) for _, messages in rest], reference, similarity_config):
+            reason = f"near-duplicate of a validation prompt, got similarity {found.similarity:.2f} to {name}: `{text}`"
+            yield _ExcludedPrompts(rest[found.query][0], "near_duplicate", reason)
 
 
-def _matches(texts: list[str], reference: _Reference, likeness: Likeness) -> Iterator[tuple[Found, str, str]]:
-    """Yield what each text is like, with the name of that prompt and its beginning; each text at most once."""
+def _matches(
+    texts: list[str], reference: _Reference, similarity_config: SimilarityConfig
+) -> Iterator[tuple[SimilarText, str, str]]:
+    """Yield the reference prompt that each text is similar to, its name and beginning; each text at most once."""
 
     @cache
     def block(number: int) -> pa.Table:
@@ -253,14 +264,14 @@ def _matches(texts: list[str], reference: _Reference, likeness: Likeness) -> Ite
         return cell(owner, "text")
 
     seen = set()
-    for find, index in ((find_alike, reference.keys), (find_runs, reference.runs)):
+    for find, index in ((find_similar, reference.keys), (find_ngram_overlaps, reference.ngrams)):
         rest = [query for query in range(len(texts)) if query not in seen]
         if not len(index.keys_M):
             continue
-        for found in find([texts[query] for query in rest], index, text_of, likeness):
+        for found in find([texts[query] for query in rest], index, text_of, similarity_config):
             query = rest[found.query]
             seen.add(query)
-            at = Found(query, found.owner, found.similarity, found.run)
+            at = SimilarText(query, found.owner, found.similarity, found.ngram)
             yield at, cell(found.owner, "name"), text_of(found.owner)[:EXCERPT_CHARACTERS]
 
 

@@ -1,7 +1,7 @@
-"""Keys of the prompts that others are held against -> which of them share most keys with a prompt. Pure numpy.
+"""Index of LSH keys: finds the reference prompts that share most keys with a query. Pure numpy.
 
 Sorted arrays instead of dictionaries: 12 bytes a key, shared by all processes of a machine without a copy. A key that
-very many prompts have would make the search quadratic; who builds the index says what becomes of one.
+very many prompts have would make the search quadratic; the caller that builds the index says what becomes of one.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class KeyIndex:
-    """Keys, sorted, with the prompt that has each; a prompt's number is its place by prompt id.
+    """Keys, sorted, with the prompt that has each; a prompt's number is its rank by prompt id.
 
     Attributes:
         keys_M: uint64, not decreasing.
@@ -34,8 +34,8 @@ class KeyIndex:
         """
         starts = np.searchsorted(self.keys_M, keys, side="left")
         counts = np.searchsorted(self.keys_M, keys, side="right") - starts
-        places = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        pairs = np.repeat(queries, counts).astype(np.uint64) << np.uint64(32) | self.owners_M[places]
+        positions = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        pairs = np.repeat(queries, counts).astype(np.uint64) << np.uint64(32) | self.owners_M[positions]
         pairs, num_shared = np.unique(pairs, return_counts=True)
         pairs, num_shared = pairs[num_shared >= min_shared], num_shared[num_shared >= min_shared]
         query, owner = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Compared texts -> keys that texts of a wanted similarity very likely share (MinHash, banded). Pure; rensa hashes.
+"""MinHash LSH: keys that texts above a similarity threshold very likely share. Pure; rensa computes the hashes.
 
 rensa (Rust, no dependencies): 140,000 signatures of 60 words a second and core, datasketch 2.0 5,000, numpy 17,000
 (2026-11-21); its estimates were as close as independent hashes make them, for sets of 5 to 350. A key only proposes a
@@ -16,7 +16,7 @@ NUM_HASHES = 128
 MIN_SHARED = 2
 """Keys that two texts must share: two short bands tell more than one long one, at the same recall."""
 MIN_RECALL = 0.995
-"""Least probability that two texts just as alike as the threshold share so many; more alike ones are surer."""
+"""Least probability that two texts right at the threshold share so many; it grows with similarity."""
 BLOCK_CHARACTERS = 1 << 20
 _SEED = 20261121
 
@@ -24,7 +24,7 @@ _SEED = 20261121
 def banding(threshold: float) -> tuple[int, int]:
     """Return how many bands of how many hashes find texts at the threshold: the longest bands that MIN_RECALL allows.
 
-    Longer bands propose fewer pairs that turn out not to be alike.
+    Longer bands propose fewer pairs that turn out not to be similar.
     """
     lengths = range(1, NUM_HASHES // MIN_SHARED + 1)
     allowed = [rows for rows in lengths if recall(threshold, NUM_HASHES // rows, rows) >= MIN_RECALL]
@@ -42,20 +42,20 @@ def recall(similarity: float, num_bands: int, num_rows: int) -> float:
     return 1.0 - none_shared - num_bands * one * (1.0 - one) ** (num_bands - 1)
 
 
-def band_keys(texts: Sequence[str], num_characters: int, threshold: float) -> np.ndarray:
+def band_keys(texts: Sequence[str], shingle_size: int, threshold: float) -> np.ndarray:
     """Return the keys of each text, uint64, shape (len(texts), num_bands); the same text has the same keys anywhere."""
     num_bands, num_rows = banding(threshold)
-    blocks = [_signatures(block, num_characters) for block in _blocks(texts)]
+    blocks = [_signatures(block, shingle_size) for block in _blocks(texts)]
     signatures = np.concatenate([np.empty((0, NUM_HASHES), np.uint64), *blocks])
     rows = signatures[:, : num_bands * num_rows].reshape(-1, num_bands, num_rows)
     keys = np.broadcast_to(np.arange(num_bands, dtype=np.uint64), rows.shape[:2])
-    for place in range(num_rows):
-        keys = mixed(keys + rows[:, :, place] + np.uint64(0x9E3779B97F4A7C15))
+    for position in range(num_rows):
+        keys = mixed(keys + rows[:, :, position] + np.uint64(0x9E3779B97F4A7C15))
     return keys
 
 
-def _signatures(texts: Sequence[str], num_characters: int) -> np.ndarray:
-    hashes, starts = shingle_hashes(texts, num_characters)
+def _signatures(texts: Sequence[str], shingle_size: int) -> np.ndarray:
+    hashes, starts = shingle_hashes(texts, shingle_size)
     sketch = rensa.RMinHash  # pyright: ignore[reportAttributeAccessIssue] (rensa has no stubs)
     matrix = sketch.digest_matrix_from_flat_token_hashes(hashes, starts, NUM_HASHES, _SEED)
     return np.array(matrix.to_rows(), dtype=np.uint64)
@@ -64,10 +64,10 @@ def _signatures(texts: Sequence[str], num_characters: int) -> np.ndarray:
 def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     """Yield the texts, as many at a time as have about a million characters: their hashes take 40 bytes each."""
     start, filled = 0, 0
-    for place, text in enumerate(texts):
+    for position, text in enumerate(texts):
         if filled and filled + len(text) > BLOCK_CHARACTERS:
-            yield texts[start:place]
-            start, filled = place, 0
+            yield texts[start:position]
+            start, filled = position, 0
         filled += len(text)
     if start < len(texts):
         yield texts[start:]

@@ -1,10 +1,10 @@
-"""Prompts -> the text that is compared, its shingles and its runs of words. Pure.
+"""Normalizes prompts for comparison: the compared text, its shingles and its word n-grams. Pure.
 
-Everything is a set of windows over units: shingles are ``n`` characters in a row, runs are ``n`` words in a row. Each
-comes twice: exactly, as strings, for one text, and hashed in numpy, for many texts at once (3 us a prompt).
+Both are sets of windows: shingles are ``n`` characters in a row, word n-grams are ``n`` words in a row. Each comes
+twice: exactly, as strings, for one text, and hashed in numpy, for many texts at once (3 us a prompt).
 
 Scripts that put no spaces between words (Chinese, Japanese, Thai, ...) and emoji say with one character what others say
-with a word: in a run each counts as a word, in a shingle as three characters.
+with a word: in an n-gram each counts as a word, in a shingle as three characters.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 def comparable(messages: Sequence[Mapping[str, str]]) -> str:
     """Return what of a prompt is compared: the turns but the system's, in NFKC, case folded, white space as one space.
 
-    A long system prompt would make all prompts of an application look alike; where there is nothing else it counts.
+    A long system prompt would make all prompts of an application similar; where there is nothing else it counts.
     """
     spoken = [turn["content"] for turn in messages if turn["role"] not in ("system", "developer")]
     chosen = spoken if any(map(str.strip, spoken)) else [turn["content"] for turn in messages]
@@ -43,10 +43,10 @@ def comparables(prompts: pa.ChunkedArray) -> list[str]:
     return [comparable(messages) for messages in prompts.to_pylist()]
 
 
-def shingles(text: str, num_characters: int) -> frozenset[str]:
-    """Return the distinct runs of characters of a compared text; one shorter than that is a single shingle."""
-    spelled = _spelled(text, num_characters)
-    return frozenset(spelled[i : i + num_characters] for i in range(len(spelled) - num_characters + 1))
+def shingles(text: str, shingle_size: int) -> frozenset[str]:
+    """Return the distinct shingles of a compared text; a text shorter than one is a single shingle."""
+    spelled = _spelled(text, shingle_size)
+    return frozenset(spelled[i : i + shingle_size] for i in range(len(spelled) - shingle_size + 1))
 
 
 def words(text: str) -> list[str]:
@@ -54,40 +54,40 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def runs(text: str, num_words: int) -> list[tuple[str, ...]]:
-    """Return the runs of words of a compared text, in order; none where it has fewer words."""
+def word_ngrams(text: str, ngram_size: int) -> list[tuple[str, ...]]:
+    """Return the word n-grams of a compared text, in order; none where it has fewer words."""
     found = words(text)
-    return [tuple(found[i : i + num_words]) for i in range(len(found) - num_words + 1)]
+    return [tuple(found[i : i + ngram_size]) for i in range(len(found) - ngram_size + 1)]
 
 
-def shingle_hashes(texts: Sequence[str], num_characters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of each text's shingles, one text after the other, with repeats, and their bounds.
+def shingle_hashes(texts: Sequence[str], shingle_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of each text's shingles, one text after the other, duplicates included, and their bounds.
 
     Returns:
         hashes: uint64, shape (H,).
         starts: where each text's hashes start in H, and H at the end, uint64, shape (len(texts) + 1,).
     """
-    spelled = [_spelled(text, num_characters) for text in texts]
+    spelled = [_spelled(text, shingle_size) for text in texts]
     units = np.frombuffer("".join(spelled).encode("utf-32-le"), dtype="<u4")
-    hashes, owners = _windows(units, [len(text) for text in spelled], num_characters)
+    hashes, owners = _windows(units, [len(text) for text in spelled], shingle_size)
     counts = np.bincount(owners, minlength=len(texts))
     return hashes, np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
 
 
-def run_hashes(texts: Sequence[str], num_words: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the hashes of each text's runs of words, uint64, and the index of the text of each, int64."""
+def ngram_hashes(texts: Sequence[str], ngram_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of each text's word n-grams, uint64, and the index of the text of each, int64."""
     code_of: dict[str, int] = {}
     lengths, codes = [], []
     for text in texts:
         found = words(text)
         lengths.append(len(found))
         codes += [code_of[word] if word in code_of else code_of.setdefault(word, _code(word)) for word in found]
-    return _windows(np.array(codes, dtype=np.uint64), lengths, num_words)
+    return _windows(np.array(codes, dtype=np.uint64), lengths, ngram_size)
 
 
-def _spelled(text: str, num_characters: int) -> str:
+def _spelled(text: str, shingle_size: int) -> str:
     longer = text if text.isascii() else _WORDLIKE_CHARACTER.sub(lambda match: match[0] * 3, text)
-    return longer.ljust(num_characters, _PADDING)
+    return longer.ljust(shingle_size, _PADDING)
 
 
 def _code(word: str) -> int:
@@ -98,8 +98,8 @@ def _windows(units: np.ndarray, lengths: Sequence[int], size: int) -> tuple[np.n
     """Return the hash of every ``size`` units in a row that lie in one text, and the index of that text."""
     num_windows = max(len(units) - size + 1, 0)
     hashes = np.zeros(num_windows, dtype=np.uint64)
-    for place in range(size):
-        hashes = hashes * _MULTIPLIER + units[place : place + num_windows]
+    for position in range(size):
+        hashes = hashes * _MULTIPLIER + units[position : position + num_windows]
     owners = np.repeat(np.arange(len(lengths)), lengths)
     inside = owners[:num_windows] == owners[size - 1 : size - 1 + num_windows]
     return mixed(hashes[inside]), owners[:num_windows][inside]

@@ -14,7 +14,7 @@ from pairwright.data.ingest.parse import annotations_to_arrow
 from pairwright.data.ingest.quality_warnings import notices_in
 from pairwright.data.ingest.rules import CheckedAnnotation, check
 from pairwright.data.pairs.build_pairs import expand_groups
-from pairwright.data.profile.compact_rows import COLUMNS, report_rows
+from pairwright.data.profile.compact_rows import compact_rows
 from pairwright.data.table.compact import merge
 from pairwright.data.table.diff import prints_of
 from pairwright.data.table.table import Table
@@ -117,7 +117,7 @@ def test_completions_that_differ_beside_their_texts_are_a_pair_and_meet_across_a
     assert [len(row["pairs"]) for row in pairs.to_pylist() if row["context"] == TOOLS] == [2]
     table = Table(str(tmp_path / "t"), "annotations")
     assert notices_in(table, table.write_data(rows)).identical_ranked_apart == 1
-    texts = report_rows(rows.select(COLUMNS), {})["texts"].to_pylist()
+    texts = compact_rows(rows, {})["texts"].to_pylist()
     assert [len(set(hashes)) for hashes in texts] == [2, 2, 1]
     assert texts[0] == texts[1]
 

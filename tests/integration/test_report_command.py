@@ -64,6 +64,21 @@ def test_a_small_table_has_the_same_totals_without_ray(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == report(url, version=None, output=None).totals
 
 
+def test_on_a_cluster_rows_are_exchanged_through_the_table_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = random_rows(40)
+    url = str(tmp_path / "annotations")
+    commit_annotations(url, [annotations_table(rows[::2]), annotations_table(rows[1::2])])
+    before = sorted(path.relative_to(url) for path in Path(url).rglob("*"))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr("pairwright.data.profile.table_report.STRETCH_BYTES", 1)
+    expected = count(annotations_table(rows), {})["totals"].to_pylist()
+    found = report(url, version=None, output=None).totals
+    assert found.items() >= {row["name"]: row["count"] for row in expected}.items()
+    assert sorted(path.relative_to(url) for path in Path(url).rglob("*")) == before
+
+
 def test_a_pairs_table_leads_to_the_version_of_the_annotations_that_it_was_made_from(tmp_path: Path) -> None:
     annotations, pairs = str(tmp_path / "annotations"), str(tmp_path / "pairs")
     commit_annotations(annotations, [annotations_table(random_rows(5))])

@@ -17,12 +17,12 @@ def load(*overrides: str) -> TrainConfig:
     ("key", "stage", "least"), [("offload_optimizer", 0, 1), ("offload_parameters", 0, 3), ("offload_parameters", 2, 3)]
 )
 def test_offload_needs_a_stage_that_partitions_what_is_offloaded(key: str, stage: int, least: int) -> None:
-    with pytest.raises(ConfigError, match=rf"{key} needs engine\.zero_stage {least} or more, found {stage}"):
-        load(f"engine.{key}=true", f"deepspeed.zero_stage={stage}")
+    with pytest.raises(ConfigError, match=rf"{key} needs deepspeed\.zero_stage {least} or more, found {stage}"):
+        load(f"deepspeed.{key}=true", f"deepspeed.zero_stage={stage}")
 
 
 def test_parameters_are_not_offloaded_without_the_optimizer() -> None:
-    with pytest.raises(ConfigError, match=r"needs engine\.offload_optimizer too"):
+    with pytest.raises(ConfigError, match=r"needs deepspeed\.offload_optimizer too"):
         load("deepspeed.offload_parameters=true", "deepspeed.zero_stage=3")
 
 

@@ -9,7 +9,7 @@ BUDGET ?= 3h
 
 help:
 	@echo "make demo       set up, then synthetic rankings -> reward model -> report, in minutes"
-	@echo "make test       set up, then the tests (10 minutes on 2 quiet cores)"
+	@echo "make test       set up, then the tests (the bar: 10 minutes on 2 quiet cores)"
 	@echo "make test-slow  the suites that take longer"
 	@echo "make test-nightly  the same, each module in a process of its own, within BUDGET=3h; a table in nightly.txt"
 	@echo "make check      ruff, format, pyright, import-linter"

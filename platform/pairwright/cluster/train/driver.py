@@ -67,7 +67,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """
     check_places(config)
     if _is_there(config.output):
-        RunFolder(config.output).refuse_occupied()
+        RunFolder(config.output).check_free()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(config.data.version)
     tokenizer = load_tokenizer(config.model.path)
@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> TrainSummary:
 def _train(config: TrainConfig, signals: StopSignals) -> TrainSummary:
     check_places(config)
     folder = RunFolder(config.output)
-    folder.refuse_occupied()
+    folder.check_free()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(version_of(config, folder))
     started = time.time()

@@ -82,7 +82,7 @@ def test_train_prompts_that_nearly_stand_in_validation_go_whatever_the_files(tmp
     reasons = refused_in(tmp_path / "one pairs", made[0])
     assert reasons == refused_in(tmp_path / "many pairs", made[1])
     assert len(reasons) == len(expected)
-    assert all("near-duplicate of a validation prompt, got 0." in reason for reason in reasons)
+    assert all("near-duplicate of a validation prompt, got similarity 0." in reason for reason in reasons)
     shown = format_inspection(inspect_version(str(tmp_path / "one pairs"), version=None, num_sample=0))
     assert "groups_near_duplicate" in shown
     assert "near-duplicate of a validation prompt, got" in shown

@@ -122,7 +122,7 @@ class RunFolder:
                 "another output"
             ) from None
 
-    def refuse_occupied(self) -> None:
+    def check_free(self) -> None:
         """Refuse a folder that holds neither a run nor nothing.
 
         Raises:
@@ -138,7 +138,7 @@ class RunFolder:
             ConfigError: if another run is here, naming what differs.
             StoreError: if anything else is here.
         """
-        self.refuse_occupied()
+        self.check_free()
         try:
             obstore.put(self._store, RUN_NAME, _pretty(identity), mode="create")
         except AlreadyExistsError:

@@ -76,7 +76,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     """
     check_output(config)
     if _is_there(config.output):
-        RunFolder(config.output).refuse_occupied()
+        RunFolder(config.output).check_free()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(config.data.version)
     tokenizer = load_tokenizer(config.model.path)
@@ -119,7 +119,7 @@ def train(config: TrainConfig) -> TrainSummary:
 def _train(config: TrainConfig, signals: ShutdownSignals) -> TrainSummary:
     check_output(config)
     folder = RunFolder(config.output)
-    folder.refuse_occupied()
+    folder.check_free()
     pairs = Table.open(config.data.pairs, "pairs")
     manifest = pairs.manifest(data_version(config, folder))
     started = time.time()

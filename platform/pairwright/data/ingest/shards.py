@@ -99,13 +99,13 @@ def write_shards(split_index: int, split: InputSplit, table: Table, config: Inge
     """
     writer = ShardWriter(split_index, 0, "")
     try:
-        layout, chunks = _detect_format(split, config)
-        writer.format = layout
-        parse = parser_for(layout or NATIVE.name, config)
+        format_name, chunks = _detect_format(split, config)
+        writer.format = format_name
+        parse = parser_for(format_name or NATIVE.name, config)
         writer.parse = parse
         if isinstance(parse, NativeReader):
             parse.has_cells = split.source.file_format in ("csv", "tsv") or split.source.staged_files is not None
-        if keys := groups_rows(layout, config):
+        if keys := groups_rows(format_name, config):
             check_whole(split)
             chunks = grouped(chunks, keys, config.limits.max_record_bytes)
         counts = SplitCounts(split.source.uri, config)
@@ -113,7 +113,7 @@ def write_shards(split_index: int, split: InputSplit, table: Table, config: Inge
             counts.add(*writer.add(piece, split.source.uri, parse, config))
             if writer.is_full(config):
                 yield writer.write(table, None)
-                writer = ShardWriter(split_index, writer.index + 1, layout)
+                writer = ShardWriter(split_index, writer.index + 1, format_name)
                 writer.parse = parse
     except (SourceError, ConfigError) as error:
         yield writer.write(table, str(error))
@@ -188,10 +188,10 @@ def mostly_refused(accepted: int, first: Rejection | None, config: IngestConfig)
 class ShardWriter:
     """Collects the records of one shard, and writes its files."""
 
-    def __init__(self, split_index: int, index: int, layout: str) -> None:
+    def __init__(self, split_index: int, index: int, format_name: str) -> None:
         self.split_index = split_index
         self.index = index
-        self.format = layout
+        self.format = format_name
         self.parse: Parse | None = None
         self.num_bytes = 0
         self._num_lines = 0

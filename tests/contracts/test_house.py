@@ -15,7 +15,7 @@ MOST_FILES = 12
 MOST_LINES = 60
 """Of a function."""
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-PATH = re.compile(r"`((?:[a-z_0-9]+/)+[a-z_0-9]*(?:\.py)?)`")
+PATH = re.compile(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.py|(?:[a-z_0-9]+/){2,})`")
 FOLDERS = {"platform", "jobs", "tests", "docs", "schemas", "benchmarks", "deploy", *(room.name for room in ROOMS)}
 
 
@@ -28,8 +28,9 @@ def test_a_room_has_at_most_twelve_files_and_lists_them_all(room: Path) -> None:
     files = {path.stem for path in room.glob("*.py")} - {"__init__", "__main__"}
     assert len(files) <= MOST_FILES
     docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
-    listed = set(re.findall(r"^ *- ``(\w+)", docstring, re.MULTILINE))
-    inside = {path.parent.name for path in room.glob("*/__init__.py")}
+    entries = [line.partition(": ")[0] for line in docstring.splitlines() if line.startswith("- ``")]
+    listed = {name for entry in entries for name in re.findall(r"``(\w+)", entry)}
+    inside = {path.name for path in room.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert listed == files | inside, f"not listed: {(files | inside) - listed}; not there: {listed - files - inside}"
 
 
@@ -49,6 +50,7 @@ def test_no_function_is_longer_than_a_screen(path: Path) -> None:
 def test_the_manual_names_files_that_are_there(page: Path) -> None:
     found = {path for path in PATH.findall(page.read_text()) if path.split("/")[0] in FOLDERS}
     missing = [path for path in found if not (REPOSITORY / path).exists() and not (PACKAGE / path).exists()]
+    missing = [path for path in missing if path != "platform/__init__.py"]  # which must not be there
     assert missing == []
 
 

@@ -15,7 +15,7 @@ import pytest
 from databases import PASSWORD, kafka_broker, postgresql_server
 from pyiceberg.catalog.sql import SqlCatalog
 
-from pairwright.cluster.executor import EXECUTOR
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.config import IngestConfig
 from pairwright.data.ingest import ingest as ingestion
 from pairwright.data.ingest.ingest import IngestSummary

@@ -141,7 +141,7 @@ def write_layout(rows: list[dict[str, Any]], path: Path) -> None:
 
 SCRIPT = """
 import json, sys
-from pairwright.cluster.executor import EXECUTOR
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.ingest.ingest import ingest
 from pairwright.config import IngestConfig
 bucket = sys.argv[1]

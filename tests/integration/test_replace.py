@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pairwright.cluster.executor import SizedExecutor
+from pairwright.cluster.sized_executor import SizedExecutor
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.ingest.ingest import ingest

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from annotation_tables import annotations_table, commit_annotations
 from pairwright.cli.main import app
-from pairwright.cluster.executor import EXECUTOR
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.expand import expand
 from pairwright.data.profile.counts import count
@@ -47,7 +47,7 @@ def test_metrics_do_not_depend_on_the_files_and_the_partitions(tmp_path: Path, m
 
 ALONE = """
 import json, sys
-from pairwright.cluster.executor import EXECUTOR
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.profile.table_report import report
 
 print(json.dumps(report(sys.argv[1], version=None, output=None, executor=EXECUTOR).totals))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pairwright.cluster.executor import EXECUTOR
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.config import ExpandConfig, IngestConfig, TokensConfig
 from pairwright.data.executor import LOCAL
 from pairwright.data.ingest.ingest import ingest
@@ -20,7 +20,7 @@ from pairwright.model.tiny_models import new_tiny_model
 
 HERE = """
 import sys
-from pairwright.cluster.executor import EXECUTOR
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.pairs.expand import expand
 from pairwright.data.ingest.ingest import ingest
 from pairwright.data.ingest.dry_run import validate

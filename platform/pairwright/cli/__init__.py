@@ -1,10 +1,10 @@
 """The command line.
 
-A path to walk:
+In reading order:
 
-- ``main``: the console script: verbs that make and show data; how errors end a command
-- ``table_verbs``: verbs that maintain tables, and check and list sources
-- ``run_verbs``: verbs that train, evaluate and use reward models
-- ``render``: what verbs did, as text for a person
-- ``schema_files``: writes the data contracts under ``schemas/``
+- ``main.py``: the console script: verbs that make and show data; how errors end a command
+- ``table_verbs.py``: verbs that maintain tables, and check and list sources
+- ``run_verbs.py``: verbs that train, evaluate and use reward models
+- ``render.py``: what verbs did, as text for a person
+- ``schema_files.py``: writes the data contracts under ``schemas/``
 """

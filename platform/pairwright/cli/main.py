@@ -80,7 +80,7 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Read annotations and append them to a table. Invalid records are refused, and kept with the reason."""
-    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.config import IngestConfig, load_config
     from pairwright.data.ingest.ingest import ingest as run
 
@@ -107,7 +107,7 @@ def expand(
     as_json: AsJson = False,
 ) -> None:
     """Make weighted pairs from rankings. Groups are split into train and validation by prompt."""
-    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.config import ExpandConfig, load_config
     from pairwright.data.pairs.expand import expand as run
     from pairwright.data.table.inspect import format_inspection, inspect_version
@@ -141,7 +141,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a page on a table of annotations. It shows ties, lengths, agreement, models, and what looks wrong."""
-    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.data.profile.profile_schema import metrics_json
     from pairwright.data.profile.table_report import report as run
 

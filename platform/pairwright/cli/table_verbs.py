@@ -48,7 +48,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Compare two versions of a table. Lists the differences in sources, in records by id, and in totals."""
-    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.data.table.diff import diff as run
     from pairwright.data.table.diff import format_diff
 
@@ -79,7 +79,7 @@ def compact(
     as_json: AsJson = False,
 ) -> None:
     """Merge a table's small files into larger ones. The new version has the same rows in the same order."""
-    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.data.table.compact import compact as run
 
     summary = run(url, file_bytes=file_bytes, executor=EXECUTOR)
@@ -120,7 +120,7 @@ def forget(
 ) -> None:
     """Erase an annotator or a prompt from a table. The new version is verified to hold neither."""
     from pairwright.cli.render import render_erasure
-    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.data.table.erase import erase as run
 
     summary = run(url, annotators=annotator, prompts=prompt, is_exact=exact, executor=EXECUTOR)
@@ -151,7 +151,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Check what `ingest` would refuse, and change no table. The exit status is 1 if anything would be refused."""
-    from pairwright.cluster.executor import EXECUTOR
+    from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.config import IngestConfig, load_config
     from pairwright.data.ingest.dry_run import num_allowed
     from pairwright.data.ingest.dry_run import validate as run

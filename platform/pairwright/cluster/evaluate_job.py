@@ -12,8 +12,8 @@ import ray.data
 import torch
 
 from pairwright.cluster.actor_pool import Row, Worker, check_workers, run_on_models
-from pairwright.cluster.executor import EXECUTOR
 from pairwright.cluster.session import ray_resources, ray_session
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.table import Manifest, Table

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import Dataset
 
-from pairwright.cluster.executor import EXECUTOR
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import rejection

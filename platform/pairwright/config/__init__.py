@@ -1,7 +1,16 @@
-"""What a person writes to steer a run: TOML in, frozen and validated pydantic models out.
+"""Configuration: what a person writes in TOML, as frozen and validated pydantic models.
 
 Unknown keys are refused, every default lives here and nowhere else, and a check across fields names both fields and
 the remedy. ``load_config`` is the only way in, so that every verb reports a mistake in the same words.
+
+In reading order:
+
+- ``section.py``: the base class of every section
+- ``ingest.py``: how sources are read
+- ``fields.py``: where a record keeps its fields
+- ``expand.py``: how rankings become pairs
+- ``train.py``: a training run
+- ``loading.py``: loads TOML and ``--set``, and explains errors
 """
 
 from pairwright.config.expand import ExpandConfig

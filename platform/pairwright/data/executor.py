@@ -1,8 +1,8 @@
 """Executor protocol for table operations, and its implementation in this process.
 
 A table operation says what is done to each item and what is done with the results. It is handed an executor and
-cannot tell which one: both implementations give the same bytes. The one on Ray Data is in ``cluster/executor.py``,
-which also decides by the bytes to read which of them works.
+cannot tell which one: both implementations give the same bytes. The one on Ray Data is in
+``cluster/sized_executor.py``, which also decides by the bytes to read which of them works.
 """
 
 import socket

@@ -3,7 +3,6 @@
 In reading order:
 
 - ``run_dir.py``: names, identity (``run.json``) and summary (``summary.json``) of a run
-- ``events.py``: what ranks, coordinator and driver tell each other, as one tagged union
 - ``recovery.py``: adds up the events of a command: restarts, resumes, recoveries
 - ``event_log.py``: writes the events to ``metrics-*.jsonl`` and TensorBoard's files
 - ``ray_snapshot.py``: reads and writes Ray Train's private list of committed checkpoints

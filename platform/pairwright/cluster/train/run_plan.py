@@ -6,7 +6,7 @@ The driver does it, so that a configuration that cannot work fails at once.
 from dataclasses import dataclass
 from pathlib import Path
 
-from pairwright.cluster.executor import EXECUTOR
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.config import TrainConfig, digest_of
 from pairwright.data.storage.object_store import local_root
 from pairwright.data.table.table import Manifest, Table

@@ -1,17 +1,17 @@
 """The report on an annotations table, as metrics and as one HTML page. No ray, no torch.
 
-A path to walk, in the order in which an annotation is counted:
+In reading order:
 
-- ``compact_rows``: what is kept of an annotation: lengths, hashes and marks instead of texts
-- ``comparison_blocks``: comparisons of two completions, as matrices
-- ``agreement``: how far annotators agree, and Krippendorff's alpha
-- ``suspicious``: repeated texts, uniform judgements, chat-template marks, score outliers
-- ``counts``: counts whole prompts, in tasks
-- ``aggregates``: merges what tasks counted; counts of quarantined records; growth over the versions
-- ``annotators_and_models``: the rows on each annotator and model, and the strengths of models
-- ``profile_metrics``: computes the metrics from the aggregates
-- ``highlights``: the sentences at the top
-- ``profile_schema``: the contract of the JSON
-- ``profile_page``: renders the page, with ``page.html.j2``
-- ``table_report``: the report as a whole: from a table to its page
+- ``compact_rows.py``: what is kept of an annotation: lengths, hashes and marks instead of texts
+- ``comparison_blocks.py``: comparisons of two completions, as matrices
+- ``agreement.py``: how far annotators agree, and Krippendorff's alpha
+- ``suspicious.py``: repeated texts, uniform judgements, chat-template marks, score outliers
+- ``counts.py``: counts whole prompts, in tasks
+- ``aggregates.py``: merges what tasks counted; counts of quarantined records; growth over the versions
+- ``annotators_and_models.py``: the rows on each annotator and model, and the strengths of models
+- ``profile_metrics.py``: computes the metrics from the aggregates
+- ``highlights.py``: the sentences at the top
+- ``profile_schema.py``: the contract of the JSON
+- ``profile_page.py``: renders the page, with ``page.html.j2``
+- ``table_report.py``: the report as a whole: from a table to its page
 """

@@ -1,16 +1,17 @@
 """The versioned table.
 
-A path to walk:
-``manifest``      what a version says about itself
-``table``         tables, versions and files: reads and commits
-``arrow_io``      encodes and verifies data files
-``commit``        commits written files or deletes them; staging folders
-``table_errors``  messages for URLs that hold no table
-``inspect``       describes a version: totals, lineage, sample
-``version_log``   lists versions, and what each changed
-``diff``          row-level diff of two versions
-``vacuum``        removes unnamed files and old versions
-``compact``       merges small files
-``delete_rows``   rewrites files without the rows that match
-``erase``         erases annotators and prompts, with verification
+In reading order:
+
+- ``manifest.py``: what a version says about itself
+- ``table.py``: tables, versions and files: reads and commits
+- ``arrow_io.py``: encodes and verifies data files
+- ``commit.py``: commits written files or deletes them; staging folders
+- ``table_errors.py``: messages for URLs that hold no table
+- ``inspect.py``: describes a version: totals, lineage, sample
+- ``version_log.py``: lists versions, and what each changed
+- ``diff.py``: row-level diff of two versions
+- ``vacuum.py``: removes unnamed files and old versions
+- ``compact.py``: merges small files
+- ``delete_rows.py``: rewrites files without the rows that match
+- ``erase.py``: erases annotators and prompts, with verification
 """

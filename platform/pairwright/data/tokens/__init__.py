@@ -1,15 +1,16 @@
 """Tokens: pairs become tokenised groups, memory-mapped.
 
-A path to walk:
-``tokenizer``            loads a fast tokenizer; its digest
-``chat_template``        chooses and renders the chat template
-``template_sandbox``     renders it in a child process, under limits
-``template_coverage``    what a template leaves out of a conversation
-``special_tokens``       special tokens that stand in texts
-``conversation_tokens``  tokenises prompts with their completions
-``tokenize_groups``      tokenises groups of pairs
-``tokenize``             makes or finds the tokens table of a pairs version
-``token_table``          a tokens table, memory-mapped
-``token_files``          its files on this machine
-``group_sizes``          sizes of groups, for planning
+In reading order:
+
+- ``tokenizer.py``: loads a fast tokenizer; its digest
+- ``chat_template.py``: chooses and renders the chat template
+- ``template_sandbox.py``: renders it in a child process, under limits
+- ``template_coverage.py``: what a template leaves out of a conversation
+- ``special_tokens.py``: special tokens that stand in texts
+- ``conversation_tokens.py``: tokenises prompts with their completions
+- ``tokenize_groups.py``: tokenises groups of pairs
+- ``tokenize.py``: makes or finds the tokens table of a pairs version
+- ``token_table.py``: a tokens table, memory-mapped
+- ``token_files.py``: its files on this machine
+- ``group_sizes.py``: sizes of groups, for planning
 """

@@ -2,17 +2,17 @@
 
 An adapter reads what a record *says*; what it *means* (ranks that match the completions, finite scores, ...) is
 validated in ``data/ingest/rules.py``, so that every format passes the same rules. This file is the registry and the
-detection of formats. A path to walk:
+detection of formats. In reading order:
 
-``known/``          layouts that a table of field paths describes, one TOML file each
-``native``          the format of Pairwright itself
-``trl``             TRL's preference records, in one typed pass
-``ultrafeedback``   scores, without the known defect of its first release
-``openai_summaries`` comparisons of summaries (Stiennon et al. 2020)
-``message_trees``   trees of messages with ranked replies (OpenAssistant)
-``shown_fields``    which fields an annotation tool showed: completions and system prompt
-``label_studio``    rankers, pairwise choices and ratings of Label Studio
-``argilla``         rankings, labels and ratings of Argilla
+- ``known/``: layouts that a table of field paths describes, one TOML file each
+- ``native.py``: the format of Pairwright itself
+- ``trl.py``: TRL's preference records, in one typed pass
+- ``ultrafeedback.py``: scores, without the known defect of its first release
+- ``openai_summaries.py``: comparisons of summaries (Stiennon et al. 2020)
+- ``message_trees.py``: trees of messages with ranked replies (OpenAssistant)
+- ``shown_fields.py``: which fields an annotation tool showed: completions and system prompt
+- ``label_studio.py``: rankers, pairwise choices and ratings of Label Studio
+- ``argilla.py``: rankings, labels and ratings of Argilla
 """
 
 import tomllib

@@ -1,15 +1,16 @@
 """Decoders of file formats: bytes become chunks of records as lines of JSON text.
 
-A path to walk:
-``chunks``              chunks of whole lines, numbered
-``json_records``        JSON Lines, and which .json file is an array
-``json_array``          a JSON array as lines
-``delimited``           CSV and TSV
-``columnar``            Parquet and Arrow IPC
-``arrow_rows``          Arrow rows as JSON
-``row_sizes``           how much JSON an Arrow row becomes
-``parquet_pages``       checks Parquet pages before they are decompressed
-``parquet_text_sizes``  text size of delta-encoded Parquet pages
-``thrift``              Thrift's compact protocol, for Parquet page headers
-``ipc_messages``        decompressed sizes of Arrow IPC messages
+In reading order:
+
+- ``chunks.py``: chunks of whole lines, numbered
+- ``json_records.py``: JSON Lines, and which .json file is an array
+- ``json_array.py``: a JSON array as lines
+- ``delimited.py``: CSV and TSV
+- ``columnar.py``: Parquet and Arrow IPC
+- ``arrow_rows.py``: Arrow rows as JSON
+- ``row_sizes.py``: how much JSON an Arrow row becomes
+- ``parquet_pages.py``: checks Parquet pages before they are decompressed
+- ``parquet_text_sizes.py``: text size of delta-encoded Parquet pages
+- ``thrift.py``: Thrift's compact protocol, for Parquet page headers
+- ``ipc_messages.py``: decompressed sizes of Arrow IPC messages
 """

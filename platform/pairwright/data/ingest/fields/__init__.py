@@ -1,12 +1,13 @@
 """What adapters share: field paths, conversations, judgements.
 
-A path to walk:
-``adapter``             the adapter contract, its errors and type checks
-``paths``               field paths such as ``answers[].text``
-``field_table``         a compiled table of field paths
-``conversation_turns``  parses conversations in every form
-``replies``             one prompt and one reply of each side
-``judgements``          ranks, scores and preference strengths
-``other_fields``        fields that no path reads
-``field_layout``        the adapter for every table of field paths
+In reading order:
+
+- ``adapter.py``: the adapter contract, its errors and type checks
+- ``paths.py``: field paths such as ``answers[].text``
+- ``field_table.py``: a compiled table of field paths
+- ``conversation_turns.py``: parses conversations in every form
+- ``replies.py``: one prompt and one reply of each side
+- ``judgements.py``: ranks, scores and preference strengths
+- ``other_fields.py``: fields that no path reads
+- ``field_layout.py``: the adapter for every table of field paths
 """

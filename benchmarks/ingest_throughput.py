@@ -114,18 +114,14 @@ def _run_pairwright(into: Path, environment: Mapping[str, str]) -> dict[str, flo
 
 def _timed(command: list[str], environment: Mapping[str, str]) -> float:
     start = time.perf_counter()
-    subprocess.run(
-        command, validate_annotation=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    )
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     return time.perf_counter() - start
 
 
 def _run_peer(name: str, into: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--peer", name, "--into", str(into)]
     start = time.perf_counter()
-    done = subprocess.run(
-        command, validate_annotation=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     spent = time.perf_counter() - start
     stages = json.loads(done.stdout.splitlines()[-1])
     # What the process took beside its stages (its start) belongs to the first.

@@ -60,12 +60,12 @@ class WorkersStarted(Event, frozen=True, kw_only=True, tag="workers"):
 class HeadInitialized(Event, frozen=True, kw_only=True, tag="new_head"):
     """The starting model has no reward head under the expected name, so a new one was drawn."""
 
-    left_out: tuple[str, ...]
+    ignored_heads: tuple[str, ...]
     """Weights that look like a head under another name."""
 
     @property
     def log_line(self) -> str:
-        names = ", ".join(self.left_out)
+        names = ", ".join(self.ignored_heads)
         return f"a new head is drawn, although the weights hold one under another name ({names}), which is left out"
 
 

@@ -53,6 +53,6 @@ def calls_of_operations() -> Iterator[tuple[str, bool]]:
 def test_every_verb_that_calls_a_table_operation_passes_an_executor() -> None:
     calls = list(calls_of_operations())
     found = {place.rpartition(".")[2] for place, _ in calls}
-    assert found >= {"ingest", "validate", "expand", "compact", "diff", "forget", "ensure_tokens"}
+    assert found >= {"ingest", "validate", "expand", "compact", "diff", "erase", "ensure_tokens"}
     silent = [place for place, passes in calls if not passes]
     assert not silent, "pass executor=EXECUTOR (cluster/sized_executor.py):\n" + "\n".join(silent)

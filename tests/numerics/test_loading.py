@@ -193,15 +193,18 @@ def test_a_language_model_with_a_head_under_another_name_is_said_to_leave_it_out
     row = torch.zeros(1, 32)
     model = _edit_weights(small_model("llama"), tmp_path / "a", lambda weights: weights | {name: row})
     loaded = _load(model)
-    assert loaded.left_out == (name,)
-    assert f"under another name ({name}), which is left out" in HeadInitialized(left_out=loaded.left_out).log_line
+    assert loaded.ignored_heads == (name,)
+    assert (
+        f"under another name ({name}), which is left out"
+        in HeadInitialized(ignored_heads=loaded.ignored_heads).log_line
+    )
     with pytest.raises(ModelError, match=rf"no reward head .*the weights hold {re.escape(name)}"):
         open_exported(str(model))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_of_a_language_model_is_taken_for_a_head(load: Load, small_model: SmallModel, architecture):
-    assert load(architecture).left_out == ()
+    assert load(architecture).ignored_heads == ()
     assert heads_among(weight_names(small_model(architecture))) == []
 
 

@@ -62,17 +62,20 @@ def test_a_mistake_is_named_with_its_place_and_remedy(
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
+TRAINING_KEYS = {old: new for old, new in RENAMED_KEYS.items() if old == "engine" or "." in new}
+
+
+@pytest.mark.parametrize(("old", "new"), TRAINING_KEYS.items())
 def test_a_key_of_an_earlier_version_is_refused_with_the_name_that_it_has_now(
     tmp_path: Path, old: str, new: str
 ) -> None:
     override = "engine.zero_stage=3" if old == "engine" else f"{old}=1"
-    with pytest.raises(ConfigError, match=rf"{re.escape(old)}: was renamed; write {re.escape(new)} instead"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(old)}: has been renamed to {re.escape(new)}; use the new key"):
         load_config(TrainConfig, write(tmp_path, MINIMAL), [override])
 
 
 def test_every_new_name_of_a_renamed_key_exists() -> None:
-    for new in RENAMED_KEYS.values():
+    for new in TRAINING_KEYS.values():
         fields = TrainConfig.model_fields
         for name in new.split("."):
             annotation = fields[name].annotation

@@ -48,7 +48,7 @@ STEP = StepTaken(
 EVENTS: list[tuple[Event, str, str | None, dict[str, float]]] = [
     (WorkersStarted(world_size=2), "workers", None, {}),
     (
-        HeadInitialized(left_out=("v_head.weight",)),
+        HeadInitialized(ignored_heads=("v_head.weight",)),
         "new_head",
         "a new head is drawn, although the weights hold one under another name (v_head.weight), which is left out",
         {},

@@ -18,7 +18,7 @@ from pairwright.errors import StoreError
 from pairwright.records import Rejection
 from pairwright.runs.folder_transfer import copy_folder, remove_folder
 from pairwright.runs.repair import remove_uncommitted, repair_snapshot
-from pairwright.runs.run_dir import RunFolder, check_model_place, store_model
+from pairwright.runs.run_dir import RunFolder, check_model_folder, store_model
 from run_folders import add, claim, commit, name
 
 ADVICE = "choose another place"
@@ -300,7 +300,7 @@ def test_a_runs_model_never_replaces_foreign_files(tmp_path: Path, path: str) ->
     write(tmp_path / "run/model", path)
     before = contents(tmp_path / "run")
     for attempt in (
-        lambda: check_model_place(str(tmp_path / "run")),
+        lambda: check_model_folder(str(tmp_path / "run")),
         lambda: store_model(tmp_path / "new", str(tmp_path / "run")),
     ):
         with pytest.raises(StoreError, match=f"holds {path}, which Pairwright did not write, and is not replaced"):
@@ -311,7 +311,7 @@ def test_a_runs_model_never_replaces_foreign_files(tmp_path: Path, path: str) ->
 def test_a_runs_model_never_replaces_a_model_of_others(tmp_path: Path) -> None:
     before = write(tmp_path / "run/model", "config.json", "model.safetensors", "more.safetensors")
     with pytest.raises(StoreError, match=r"holds config\.json, model\.safetensors, more\.safetensors, which"):
-        check_model_place(str(tmp_path / "run"))
+        check_model_folder(str(tmp_path / "run"))
     assert contents(tmp_path / "run/model") == before
 
 

@@ -19,6 +19,7 @@ MAX_SHOWN = 200
 """Characters of a value that a message quotes."""
 _SECRETS = "connectors"
 """The section whose values no message quotes."""
+_KEY = re.compile(r"[A-Za-z_][\w.]*")
 RENAMED_KEYS = {
     "range_bytes": "split_bytes",
     "reader": "connectors",
@@ -27,10 +28,6 @@ RENAMED_KEYS = {
     "shingle_characters": "shingle_size",
     "margin.score_gap": "score_difference",
     "margin.grade": "strength",
-}
-"""Old dotted key -> new name; ``key.value`` for a value that was renamed. Old ones are refused by name."""
-_KEY = re.compile(r"[A-Za-z_][\w.]*")
-RENAMED_KEYS = {
     "engine": "deepspeed",
     "tokens.overlong": "tokens.overlong_policy",
     "loss.centre": "loss.center_coefficient",
@@ -42,7 +39,7 @@ RENAMED_KEYS = {
     "workers.hang_seconds": "workers.hang_timeout_seconds",
     "workers.resize_seconds": "workers.resize_interval_seconds",
 }
-"""Keys and sections of earlier versions -> today's; an earlier name is refused with a message that gives today's."""
+"""Old dotted key -> new key, and ``key.value`` -> new value; the message for an old name gives the new one."""
 
 
 def load_config(kind: type[ConfigT], path: str | None, overrides: Sequence[str] = ()) -> ConfigT:

@@ -96,8 +96,8 @@ def load_reward_model(
             if vocab_size is not None and vocab_size > embedding_of(model).num_embeddings:
                 model.resize_token_embeddings(vocab_size, mean_resizing=False)
                 export_config.get_text_config().vocab_size = vocab_size
-        left_out = weights.other_heads if is_new else ()
-        reward_model = RewardModel(model, export_config, cpu_kernels=cpu_kernels, left_out=left_out)
+        ignored_heads = weights.other_heads if is_new else ()
+        reward_model = RewardModel(model, export_config, cpu_kernels=cpu_kernels, ignored_heads=ignored_heads)
         if pad_token_id is not None:
             _set_pad_token(path, reward_model, pad_token_id)
         if gradient_checkpointing:

@@ -52,7 +52,7 @@ class RewardModel(nn.Module):
         model: with one label; its last linear layer is replaced by a ``RewardHead`` over the same parameters.
         export_config: source of the exported model's ``config.json``.
         cpu_kernels: whether packed sequences use our kernels for CPUs (model/attention/interface.py).
-        left_out: the checkpoint's weights of a head of another name, which a new head replaces.
+        ignored_heads: the checkpoint's weights of a head of another name, which a new head replaces.
 
     Raises:
         ModelError: if the model does not have exactly one linear layer with one output above its backbone.
@@ -64,10 +64,10 @@ class RewardModel(nn.Module):
         export_config: PreTrainedConfig,
         *,
         cpu_kernels: bool,
-        left_out: Sequence[str] = (),
+        ignored_heads: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.left_out = tuple(left_out)
+        self.ignored_heads = tuple(ignored_heads)
         name, linear = find_head(model)
         model.set_submodule(name, RewardHead(linear))
         self.model = model

@@ -196,7 +196,7 @@ class RunFolder:
                 self._published[path] = state
 
 
-def check_model_place(run_url: str) -> None:
+def check_model_folder(run_url: str) -> None:
     """Refuse a run whose ``model`` folder holds files that no run wrote: the export at the end would fail.
 
     Raises:

@@ -133,7 +133,7 @@ class RunCoordinator:
         self._request = replace(self._request, num_checkpoints=number, checkpoint_reason=reason)
 
     @ray.method
-    def beat(self, heartbeat: Heartbeat) -> bool:
+    def report_alive(self, heartbeat: Heartbeat) -> bool:
         """Take a rank's heartbeat; return whether its group is to end."""
         self._heartbeats[heartbeat.rank] = heartbeat
         return heartbeat.attempt in self._ended_groups

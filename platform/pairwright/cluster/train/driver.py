@@ -48,7 +48,7 @@ from pairwright.runs.run_dir import (
     RunFolder,
     TrainedOn,
     TrainingSummary,
-    check_model_place,
+    check_model_folder,
 )
 from pairwright.terminal import escaped, one_per_line, say
 from pairwright.training.schedule import schedule_of
@@ -133,7 +133,7 @@ def _train(config: TrainConfig, signals: ShutdownSignals) -> TrainSummary:
         folder.claim(plan.identity)
         if (summary := folder.summary()) is not None:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
-        check_model_place(folder.url)
+        check_model_folder(folder.url)
         _announce(config, plan, folder)
         with ExitStack() as stack:
             monitor = stack.enter_context(_run_monitor(config, folder))

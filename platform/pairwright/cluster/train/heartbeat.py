@@ -50,14 +50,14 @@ class HeartbeatSender:
     def __init__(
         self,
         coordinator: ActorProxy[RunCoordinator],
-        pulse: StatusTracker,
+        status: StatusTracker,
         *,
         rank: int,
         world_size: int,
         attempt: str,
         hang_seconds: float,
     ) -> None:
-        self._coordinator, self._pulse = coordinator, pulse
+        self._coordinator, self._status = coordinator, status
         self._rank, self._world_size, self._attempt = rank, world_size, attempt
         self._interval = heartbeat_interval(hang_seconds)
         self._number = 0
@@ -70,7 +70,7 @@ class HeartbeatSender:
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
-        self._coordinator.beat.remote(replace(self._next(), is_last=True))
+        self._coordinator.report_alive.remote(replace(self._next(), is_last=True))
 
     def _next(self) -> Heartbeat:
         self._number += 1
@@ -81,13 +81,13 @@ class HeartbeatSender:
             number=self._number,
             pid=os.getpid(),
             node=socket.gethostname(),
-            now=self._pulse.now,
+            now=self._status.now,
         )
 
     def _send(self) -> None:
         while not self._stop.wait(self._interval):
             try:
-                is_over = ray.get(self._coordinator.beat.remote(self._next()), timeout=self._interval)
+                is_over = ray.get(self._coordinator.report_alive.remote(self._next()), timeout=self._interval)
             except (RayError, GetTimeoutError):
                 continue
             if is_over and not self._stop.is_set():
@@ -136,22 +136,22 @@ class Watchdog:
 
     def describe_ranks(self) -> str:
         """Return what each rank reported last, for the log."""
-        return "; ".join(f"rank {rank} {_where(beat.now)}" for rank, beat in sorted(self._heartbeats.items()))
+        return "; ".join(f"rank {rank} {_where(heartbeat.now)}" for rank, heartbeat in sorted(self._heartbeats.items()))
 
-    def _add(self, beat: Heartbeat, now: float) -> None:
-        if beat.is_last:
-            self._ended_groups.add(beat.attempt)
-        if beat.attempt in self._ended_groups:
+    def _add(self, heartbeat: Heartbeat, now: float) -> None:
+        if heartbeat.is_last:
+            self._ended_groups.add(heartbeat.attempt)
+        if heartbeat.attempt in self._ended_groups:
             return
-        if beat.attempt != self._attempt:
+        if heartbeat.attempt != self._attempt:
             self._ended_groups.add(self._attempt)
-            self._attempt, self._heartbeats, self._received_at, self._progress_at = beat.attempt, {}, {}, now
-        before = self._heartbeats.get(beat.rank)
-        if before is not None and before.number == beat.number:
+            self._attempt, self._heartbeats, self._received_at, self._progress_at = heartbeat.attempt, {}, {}, now
+        before = self._heartbeats.get(heartbeat.rank)
+        if before is not None and before.number == heartbeat.number:
             return
-        self._received_at[beat.rank] = now
-        self._heartbeats[beat.rank] = beat
-        if before is None or before.now.count != beat.now.count:
+        self._received_at[heartbeat.rank] = now
+        self._heartbeats[heartbeat.rank] = heartbeat
+        if before is None or before.now.count != heartbeat.now.count:
             if before is not None and before.now.is_monitored:
                 self._longest_pause = max(self._longest_pause, now - self._progress_at)
             self._progress_at = now
@@ -164,7 +164,7 @@ class Watchdog:
         stood = f"no progress for {now - self._progress_at:.0f} s"
         if silent := self._silent(now, self.limit_seconds / 2):
             return f"{stood}: {'; '.join(self._describe_silent(rank, now) for rank in silent)}"
-        counts = {rank: beat.now.count for rank, beat in self._heartbeats.items()}
+        counts = {rank: heartbeat.now.count for rank, heartbeat in self._heartbeats.items()}
         behind = sorted(rank for rank, count in counts.items() if count == min(counts.values()))
         if len(behind) == len(counts):
             return f"{stood}: all ranks are {_where(self._heartbeats[0].now)}"
@@ -176,12 +176,13 @@ class Watchdog:
     def _describe_silent(self, rank: int, now: float) -> str:
         if rank not in self._heartbeats:
             return f"rank {rank} has never sent a heartbeat"
-        beat = self._heartbeats[rank]
-        return f"{_who(beat)} has been silent for {now - self._received_at[rank]:.0f} s, last seen {_where(beat.now)}"
+        heartbeat = self._heartbeats[rank]
+        silence = f"has been silent for {now - self._received_at[rank]:.0f} s"
+        return f"{_who(heartbeat)} {silence}, last seen {_where(heartbeat.now)}"
 
 
-def _who(beat: Heartbeat) -> str:
-    return f"rank {beat.rank} (process {beat.pid} on {beat.node})"
+def _who(heartbeat: Heartbeat) -> str:
+    return f"rank {heartbeat.rank} (process {heartbeat.pid} on {heartbeat.node})"
 
 
 def _where(moment: RankStatus) -> str:

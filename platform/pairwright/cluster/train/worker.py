@@ -157,8 +157,8 @@ def _train(task: WorkerTask, setup: _Setup) -> RunFinished | RunStopped:
 
 def _log_setup(setup: _Setup, context: RayRunContext) -> None:
     context.log_event(WorkersStarted(world_size=context.world_size))
-    if left_out := setup.model.left_out:
-        context.log_event(HeadInitialized(left_out=tuple(left_out)))
+    if ignored_heads := setup.model.ignored_heads:
+        context.log_event(HeadInitialized(ignored_heads=tuple(ignored_heads)))
     choice = setup.layout_choice
     context.log_event(LayoutChosen(layout=choice.layout, reason=choice.reason))
 

@@ -49,17 +49,17 @@ def agreement_counts(block: Block) -> dict[str, Ints]:
 def coincidences(block: Block) -> pa.Table:
     """Count the ordered pairs of values that two annotators of a group gave one completion, by K and annotators.
 
-    Values are twice the place, so that they are integers. ``alpha`` divides by ``num_raters - 1``, so that sums stay
+    Values are twice the rank, so that they are integers. ``alpha`` divides by ``num_raters - 1``, so that sums stay
     exact.
     """
     size = block.num_completions
-    places_AK = _doubled_places(block)[block.is_rater_A]
+    ranks_AK = _doubled_ranks(block)[block.is_rater_A]
     group_A = block.group_A[block.is_rater_A]
     num_G = np.bincount(group_A, minlength=len(block.starts_G))
     columns: dict[str, list[NDArray]] = {name: [] for name in ("num_raters", "one", "other", "pairs")}
     for num_raters in np.unique(num_G[num_G > 1]).tolist():
         kept_A = num_G[group_A] == num_raters
-        values_GMK = places_AK[kept_A].reshape(-1, num_raters, size)
+        values_GMK = ranks_AK[kept_A].reshape(-1, num_raters, size)
         matrix = _pairs_of_values(values_GMK, num_values=2 * size + 1)
         one, other = np.nonzero(matrix)
         columns["num_raters"].append(np.full(len(one), num_raters))
@@ -70,13 +70,13 @@ def coincidences(block: Block) -> pa.Table:
     return pa.table({"num_completions": np.full(len(flat["one"]), size), **flat})
 
 
-def _doubled_places(block: Block) -> Ints:
-    """Return 2 * place of each completion, from 2: 1 + how many are better + how many are no worse."""
+def _doubled_ranks(block: Block) -> Ints:
+    """Return twice the rank of each completion, from 2: 1 + how many are better + how many are no worse."""
     size = block.num_completions
-    places_AK = np.full_like(block.ranks_AK, size + 1)
+    ranks_AK = np.full_like(block.ranks_AK, size + 1)
     for completion in range(size):  # K passes over (A, P) / K entries each: no (A, K, K) in memory
-        places_AK[:, completion] += np.sign(block.ranks_AK[:, [completion]] - block.ranks_AK).sum(axis=1)
-    return places_AK
+        ranks_AK[:, completion] += np.sign(block.ranks_AK[:, [completion]] - block.ranks_AK).sum(axis=1)
+    return ranks_AK
 
 
 def _pairs_of_values(values_GMK: Ints, num_values: int) -> Ints:

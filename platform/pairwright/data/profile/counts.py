@@ -62,19 +62,19 @@ def count(annotations: pa.Table, versions: Mapping[str, int]) -> Aggregates:
     names = (*COUNTS, *AGREEMENT, "scored", "against_scores")
     per_annotation = {name: np.zeros(arrays.rows.num_rows, np.int64) for name in names}
     wins_N, losses_N = np.zeros_like(arrays.ranks_N), np.zeros_like(arrays.ranks_N)
-    contradicted = 0
+    conflicting = 0
     for block in comparison_blocks(arrays):
         for name, values_A in (_block_counts(block) | agreement_counts(block) | score_counts(block)).items():
             per_annotation[name][block.rows_A] = values_A
         wins_N[block.index_AK], losses_N[block.index_AK] = wins_and_losses(block)
-        contradicted += _contradicted(block)
+        conflicting += _num_conflicting(block)
         tables["lengths"].append(_lengths(block))
         tables["ratios"].append(_ratios(block))
         tables["matchups"].append(_matchups(block, arrays.model_names))
         tables["coincidences"].append(coincidences(block))
     facts = _facts(arrays, per_annotation)
     tables |= {
-        "totals": [_totals(arrays, per_annotation, contradicted, num_repeated)],
+        "totals": [_totals(arrays, per_annotation, conflicting, num_repeated)],
         "sizes": [facts.select(["subset", "num_completions", "annotations", "groups", "groups_of_subset", *COUNTS])],
         "tied_shares": [_tied_shares(per_annotation)],
         "depth": [_depth(arrays)],
@@ -104,7 +104,7 @@ def _block_counts(block: Block) -> dict[str, Ints]:
     }
 
 
-def _contradicted(block: Block) -> int:
+def _num_conflicting(block: Block) -> int:
     """Return how many pairs of completions were ranked both ways round, the number that `expand` reports too."""
     first_GP = block.sum_by_group(block.outcome_AP > 0)
     second_GP = block.sum_by_group(block.outcome_AP < 0)
@@ -194,9 +194,7 @@ def _facts(arrays: AnnotationArrays, per_annotation: dict[str, Ints]) -> pa.Tabl
     )
 
 
-def _totals(
-    arrays: AnnotationArrays, per_annotation: dict[str, Ints], contradicted: int, num_repeated: int
-) -> pa.Table:
+def _totals(arrays: AnnotationArrays, per_annotation: dict[str, Ints], conflicting: int, num_repeated: int) -> pa.Table:
     totals = {
         "annotations": arrays.rows.num_rows,
         "annotations_repeated": num_repeated,
@@ -204,7 +202,7 @@ def _totals(
         "prompts": len(np.unique(arrays.prompt_A)),
         "completions": len(arrays.ranks_N),
         "characters": int(arrays.lengths_N.sum()),
-        "contradicted": contradicted,
+        "contradicted": conflicting,
         "annotations_of_one_again": int((~arrays.is_rater_A).sum()),
         **{name: int(values.sum()) for name, values in per_annotation.items()},
     }

@@ -136,7 +136,7 @@ def _count_quarantined(subject: Subject, executor: Executor) -> QuarantineCounts
     files = subject.manifest.refused_files
 
     def work(index: int) -> Iterator[QuarantineCounts]:
-        yield count_quarantined(subject.table.read_refused(files[index]))
+        yield count_quarantined(subject.table.read_quarantined(files[index]))
 
     sizes = [file.bytes for file in files]
     return QuarantineCounts.merged(

@@ -228,7 +228,7 @@ class TrainConfig(Section):
     """A whole training run; the files under jobs/recipes/ are examples."""
 
     output: str
-    """URL of the run's directory: checkpoints, TensorBoard events, training.json and the model."""
+    """URL of the run's directory: checkpoints, TensorBoard events, summary.json and the model."""
     model: ModelConfig
     data: DataConfig
     tokens: TokensConfig = TokensConfig()

@@ -119,7 +119,7 @@ def with_skipped(
     """Return the skipped steps with one more, if the configuration allows to skip it.
 
     The limit holds for the whole run, so checkpoints carry the steps skipped so far. They carry numbers and not a
-    count, so that a reader of ``training.json`` can look at what the groups of these steps have in common.
+    count, so that a reader of ``summary.json`` can look at what the groups of these steps have in common.
 
     Raises:
         TrainingError: if the configuration does not allow it, or not so often.

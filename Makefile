@@ -36,7 +36,7 @@ $(READY): pyproject.toml $(wildcard locks/*.txt)
 demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
-# Two workers, each with one group of tests at a time (tests/worker_groups.py), and one thread for each process's sums.
+# Two workers, each with one group of tests at a time (tests/support/systems/worker_groups.py), and one thread for each process's sums.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder -m "not slow and not gpu" --durations=15
 

@@ -2,9 +2,10 @@
 
     python benchmarks/fuzz_sources.py --records 1000000 --files 16000 [--write]
 
-Everything is made from one seed by the mutations of the tests (tests/mutations.py, tests/unit/test_fuzz*.py), and what
-becomes of each source is held to what every source is promised (tests/spoilt_sources.py). Batches run in processes of
-their own, one after the other: one that says nothing for two minutes is a hang, one that ends early a crash.
+Everything is made from one seed by the mutations of the tests (tests/support/fuzz/mutations.py,
+tests/data/ingest/test_fuzz*.py), and what becomes of each source is held to what every source is promised
+(tests/support/fuzz/spoilt_sources.py). Batches run in processes of their own, one after the other: one that says
+nothing for two minutes is a hang, one that ends early a crash.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "unit")]
+sys.path[:0] = [
+    str(TESTS / folder) for folder in ("support/builders", "support/fuzz", "support/oracles", "data/ingest")
+]
 
 SEED = 20261128
 HANG_SECONDS = 120.0

@@ -496,7 +496,7 @@ def command_for(verb: str, path: Path, folder: Path) -> list[str]:
     model = folder / "exported/model"
     if not model.exists():
         program = f"from exported_models import *; export_small_model(Path({str(folder / 'exported')!r}))"
-        tests = str(Path(__file__).parents[1] / "tests")
+        tests = str(Path(__file__).parents[1] / "tests/support/builders")
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
         subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=environment)
     return [*start, "score", str(model), str(path), "--output", str(folder / "scores" / path.name)]

@@ -12,8 +12,12 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from clusters import ray_cluster, s3_bucket, s3_server
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from worker_groups import GroupScheduling, rank_of
+
+__all__ = ["ray_cluster", "s3_bucket", "s3_server"]
+"""Fixtures from elsewhere."""
 
 # No test needs the model hub, and without a network each look-up would retry for 45 seconds. Set before anything
 # imports huggingface_hub, and so for every process that a test starts.

@@ -12,14 +12,15 @@ pytest_plugins = ["pytester"]
 def test_modules_that_start_ray_are_one_group_and_come_first() -> None:
     files = [str(path.relative_to(ROOT)) for path in sorted(Path(__file__).parents[1].rglob("test_*.py"))]
     ray = {file for file in files if group_of(file) == "ray"}
-    assert ray >= {f"tests/integration/test_{name}.py" for name in ("jobs", "training", "truth", "score_command")}
-    assert not {file for file in ray if not file.startswith("tests/integration/")}
+    names = {Path(file).stem.removeprefix("test_") for file in ray}
+    assert names >= {"jobs", "training", "truth", "score_command"}
+    assert not names & {"vacuum", "ingest", "loss"}
     assert set(sorted(files, key=rank_of)[: len(ray)]) == ray
-    assert rank_of("tests/integration/test_jobs.py::test") < rank_of("tests/integration/test_training.py::test")
+    assert rank_of("tests/cluster/test_jobs.py::test") < rank_of("tests/cluster/test_training.py::test")
 
 
 def test_each_other_module_is_a_group_of_its_own() -> None:
-    assert group_of("tests/unit/test_vacuum.py::test_x[a::b]") == "tests/unit/test_vacuum.py"
+    assert group_of("tests/data/table/test_vacuum.py::test_x[a::b]") == "tests/data/table/test_vacuum.py"
 
 
 def test_xdists_own_marks_are_still_without_effect(pytester: pytest.Pytester) -> None:

@@ -4,7 +4,7 @@ Neither Ray 2.60 nor torch 2.13 has a setting for it. Ray takes the machine's ad
 (``services.resolve_ip_for_localhost``), unless it believes that it runs on macOS or Windows; its metrics ports, which
 ask for no token, then listen on every interface. It gives its folders mode 0777 and its token 0644. torch's TCPStore
 listens on every interface whatever its host name. ``test_local_ray.py`` and ``test_training.py`` in
-``tests/integration`` check the result.
+``tests/cluster/`` check the result.
 """
 
 import os

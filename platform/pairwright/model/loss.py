@@ -20,7 +20,7 @@ def preference_loss(
     """Return this micro-batch's share of the global batch's loss.
 
     The divisor belongs to the global batch, so shares add up: their sum over micro-batches and ranks does not
-    depend on how the batch was split (tests/numerics/test_split.py). A micro-batch without pairs has the share 0 and a
+    depend on how the batch was split (tests/model/test_split.py). A micro-batch without pairs has the share 0 and a
     gradient of 0: its backward pass can run, and under ZeRO it has to.
 
     Args:

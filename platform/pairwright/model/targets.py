@@ -149,7 +149,7 @@ def _levels(group_N: Ints, chosen_P: Ints, rejected_P: Ints, weight_P: Floats) -
 
 
 def _ranking_stages(num_completions_G: Ints, chosen_P: Ints, rejected_P: Ints, weight_P: Floats) -> RankingStages:
-    """Return the stages of all groups; tests/unit/test_targets.py finds the same by loops."""
+    """Return the stages of all groups; tests/model/test_targets.py finds the same by loops."""
     num_groups, most = num_completions_G.size, int(num_completions_G.max(initial=0))
     group_N = np.repeat(np.arange(num_groups), num_completions_G)
     start_N = (np.cumsum(num_completions_G) - num_completions_G)[group_N]

@@ -32,7 +32,7 @@ TRUSTED_TYPES = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
-"""Types in shards beside tensors and plain values, at every ZeRO stage (tests/numerics/test_hostile_checkpoints.py).
+"""Types in shards beside tensors and plain values, at every ZeRO stage (tests/training/test_hostile_checkpoints.py).
 
 The constructors of the three do no more than take what they are given.
 """

@@ -114,7 +114,7 @@ def restore_param_groups(optimizer: Any, settings: Sequence[Mapping[str, Any]]) 
     """Undo what a universal load gets wrong under ZeRO-3, where it reads one group's settings for all.
 
     Biases and norms would decay like matrices, and AdamW would count a step once for each group, since all share one
-    tensor (tests/numerics/test_world_sizes.py).
+    tensor (tests/training/test_world_sizes.py).
 
     Args:
         optimizer: after the load.

@@ -134,7 +134,7 @@ class Engine:
                 self._deepspeed.zero_grad()
             return norm
         with explain_oom("the optimizer's update", None, rank=self._rank):
-            # DeepSpeed's own optimizers skip an update whose norm is not finite (tests/numerics/test_non_finite.py).
+            # DeepSpeed's own optimizers skip an update whose norm is not finite (tests/training/test_non_finite.py).
             self._deepspeed.step()
         return float(self._deepspeed.get_global_grad_norm())
 

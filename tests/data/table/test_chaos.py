@@ -14,7 +14,7 @@ from pathlib import Path
 import obstore
 import pytest
 
-from accidents import (
+from killed_commands import (
     Command,
     Content,
     Reader,

@@ -8,7 +8,7 @@ from typing import Any
 import obstore
 import pytest
 
-from accidents import Command, reading
+from killed_commands import Command, reading
 from pairwright.data.table.table import Table, open_store
 from ray_head import ray_head
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from failing_trainings import Nodes, Ordeal, nodes
 from pairwright.config import ExpandConfig, TrainConfig
 from pairwright.runs.checkpoints import SNAPSHOT_NAME
-from training_ordeal import Nodes, Ordeal, nodes
 from training_runs import committed_steps, make_model, make_pairs, run_config, same_bits, weights
 
 SEED = 20261121

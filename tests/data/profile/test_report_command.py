@@ -13,6 +13,7 @@ from annotation_tables import annotations_table, commit_annotations
 from pairwright.cli.main import app
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.config import ExpandConfig
+from pairwright.data.executor import LocalExecutor
 from pairwright.data.pairs.expand import expand
 from pairwright.data.profile.counts import count
 from pairwright.data.profile.table_report import find_annotations, report
@@ -64,17 +65,23 @@ def test_a_small_table_has_the_same_totals_without_ray(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == report(url, version=None, output=None).totals
 
 
-def test_on_a_cluster_rows_are_exchanged_through_the_table_and_leave_nothing(
+class ManyMachines(LocalExecutor):
+    """Works in this process, and says that others take part."""
+
+    def num_nodes(self) -> int:
+        return 2
+
+
+def test_on_several_machines_rows_are_shuffled_through_the_table_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = random_rows(40)
     url = str(tmp_path / "annotations")
     commit_annotations(url, [annotations_table(rows[::2]), annotations_table(rows[1::2])])
     before = sorted(path.relative_to(url) for path in Path(url).rglob("*"))
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.setattr("pairwright.data.profile.table_report.STRETCH_BYTES", 1)
+    monkeypatch.setattr("pairwright.data.profile.table_report.PARTITION_BYTES", 1)
     expected = count(annotations_table(rows), {})["totals"].to_pylist()
-    found = report(url, version=None, output=None).totals
+    found = report(url, version=None, output=None, executor=ManyMachines()).totals
     assert found.items() >= {row["name"]: row["count"] for row in expected}.items()
     assert sorted(path.relative_to(url) for path in Path(url).rglob("*")) == before
 

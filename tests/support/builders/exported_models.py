@@ -39,7 +39,7 @@ def export_small_model(
         seed=1,
         chat_template=chat_template,
     )
-    rules = {"max_length": max_length, "overlong": overlong, "special_in_text": special_in_text}
+    rules = {"max_length": max_length, "overlong_policy": overlong, "special_in_text": special_in_text}
     tokens = TokensConfig.model_validate(rules)
     return export_of(base, directory / "model", tokens, dtype=dtype)
 

@@ -8,9 +8,9 @@ from pairwright.data.executor import LocalExecutor
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-READ = "ranges of sources read"
+READ = "splits of sources read"
 """What an ingestion maps before it looks at the table for its commit."""
-CHECKED = "files written without repeated ids"
+CHECKED = "files written without duplicate ids"
 """What an ingestion maps between its look at the table and its commit."""
 
 

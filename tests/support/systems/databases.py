@@ -30,7 +30,7 @@ def postgresql_server(folder: Path) -> Iterator[str]:
     as_user: dict[str, Any] = {}
     if os.getuid() == 0:
         as_user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-        for path in (folder, *folder.parents[:3]):
+        for path in (folder, *folder.parents[:4]):
             path.chmod(0o755)
         shutil.chown(folder, "nobody", "nogroup")
         shutil.chown(secret, "nobody", "nogroup")

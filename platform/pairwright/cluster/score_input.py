@@ -117,7 +117,9 @@ def _of_lines(unit: InputSplit, config: IngestConfig) -> Iterator[Row]:
             continue
         requests, rejections = parse_requests(chunk.text, chunk.first_line, name, config)
         counts.add(len(requests), rejections)
-        for first_line, text in split_lines(chunk.text, chunk.first_line):
+        # Refused lines take no model: one row, since each costs an actor's call (62 kB of them took a minute).
+        pieces = split_lines(chunk.text, chunk.first_line) if requests else [(chunk.first_line, chunk.text)]
+        for first_line, text in pieces:
             yield {"kind": "lines", "name": name, "line": first_line, "content": text}
 
 

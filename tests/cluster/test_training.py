@@ -87,7 +87,7 @@ def test_a_local_training_listens_on_loopback_only(listeners: Listeners) -> None
 
 
 def test_plain_transformers_loads_the_model_with_the_rewards_of_the_final_evaluation(undisturbed: TrainConfig) -> None:
-    """TRAPS.md 1, 2, 24: nothing of ours is needed to use the model, alone or in a batch, and the head is there."""
+    """Pitfall 1, 2, 24: nothing of ours is needed to use the model, alone or in a batch, and the head is there."""
     output = Path(undisturbed.output)
     model = AutoModelForSequenceClassification.from_pretrained(output / "model", trust_remote_code=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(output / "model", trust_remote_code=False)

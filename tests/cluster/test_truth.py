@@ -66,7 +66,7 @@ def test_held_out_accuracy_comes_within_two_points_of_the_truths_own(folder: Pat
 
 
 def test_plain_transformers_gives_the_rewards_of_score_alone_and_in_any_batch(folder: Path) -> None:
-    """TRAPS.md 1, 2, 24, to 1e-5, on a model that two ZeRO-2 workers trained."""
+    """Pitfall 1, 2, 24, to 1e-5, on a model that two ZeRO-2 workers trained."""
     write_rankings(folder / "few.jsonl", 12, seed=7)
     score(
         str(folder / "run/model"),

@@ -68,7 +68,7 @@ def _texts_of(batch: MicroBatch) -> Iterator[tuple[list[int], list[int]]]:
 def test_pairs_point_at_their_own_texts_and_keep_their_margins(random_group: MakeGroup):
     rng = np.random.default_rng(0)
     groups = [random_group(rng, num_completions=k) for k in (5, 2, 4)]
-    groups[0].margin_P[:] = np.nan  # what a look at the first group alone would take for "no margins" (TRAPS.md 10)
+    groups[0].margin_P[:] = np.nan  # what a look at the first group alone would take for "no margins" (pitfall 10)
     targets = collate(groups, 3, "shared").targets
     first = np.repeat([0, 5, 7], [g.chosen_P.size for g in groups])
     assert targets.chosen_P.tolist() == (np.concatenate([g.chosen_P for g in groups]) + first).tolist()

@@ -1,6 +1,6 @@
 """The check at the start of a run: takes the layout that a model computes rightly, and sees each way to do it wrongly.
 
-The wrong ways are those of TRAPS.md 5, built here as what a layer would do: a kernel that lets texts see each other, a
+The wrong ways are those of pitfall 5, built here as what a layer would do: a kernel that lets texts see each other, a
 window that is counted by place in the row, positions counted through.
 """
 

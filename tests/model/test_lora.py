@@ -54,7 +54,7 @@ def trained_names(model: RewardModel) -> list[str]:
 def test_plain_transformers_gives_an_export_the_adapted_model_s_rewards(
     load, small_model, random_group, tmp_path: Path, architecture: str
 ) -> None:
-    """TRAPS.md 24: adapters merged, head kept, GPT-2's transposed layers too."""
+    """Pitfall 24: adapters merged, head kept, GPT-2's transposed layers too."""
     groups = make_groups(random_group)
     start = rewards(load(architecture), groups)
     model = adapted(load, architecture)

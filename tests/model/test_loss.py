@@ -212,7 +212,7 @@ def test_rewards_narrower_than_float32_are_refused(config: LossConfig, dtype):
 
 
 def test_a_prompt_counts_alike_however_many_completions_were_ranked(random_group: MakeGroup):
-    """63 groups of four and one of nine: that one has 1/64 of the loss, and would have 8.7 % per pair (TRAPS.md 7)."""
+    """63 groups of four and one of nine: that one has 1/64 of the loss, and would have 8.7 % per pair (pitfall 7)."""
     rng = np.random.default_rng(0)
     groups = [random_group(rng, num_completions=4) for _ in range(63)] + [random_group(rng, num_completions=9)]
     total = sum(float(group.weight_P.sum()) for group in groups)

@@ -85,7 +85,7 @@ def test_what_the_padding_holds_does_not_matter(load, architecture):
 @pytest.mark.parametrize("architecture", DECODERS)
 @torch.no_grad()
 def test_text_that_ends_in_the_pad_token_is_scored_at_its_end(load, architecture):
-    """Plain pooling would take the token before it (TRAPS.md 1)."""
+    """Plain pooling would take the token before it (pitfall 1)."""
     model = load(architecture)
     pad = model.export_config.pad_token_id
     texts = [[20, 30, 40, pad], [50, 60, 70, 80, 90, pad]]

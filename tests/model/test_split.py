@@ -120,7 +120,7 @@ def test_gradient_does_not_depend_on_how_the_batch_is_split(load, reference, gro
 
 
 def test_a_mean_of_micro_batch_means_would_be_another_gradient(load, groups):
-    """What the test above would see if each micro-batch were divided by its own weight (TRAPS.md 6)."""
+    """What the test above would see if each micro-batch were divided by its own weight (pitfall 6)."""
     model = load("llama")
     expected = _split_gradient(model, groups, world_size=1, budget=100_000)
     parts = [_split_gradient(model, part, world_size=1, budget=100_000) for part in (groups[:1], groups[1:])]

@@ -12,7 +12,7 @@ CONFIG = OptimizerConfig(learning_rate=2.0, warmup_ratio=0.1, min_lr_ratio=0.1)
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 100, 1001])
 def test_the_last_step_of_the_run_has_exactly_the_final_rate(num_steps: int) -> None:
-    """TRAPS.md 11: with a length multiplied by the epochs twice the rate never gets there."""
+    """Pitfall 11: with a length multiplied by the epochs twice the rate never gets there."""
     config = CONFIG.model_copy(update={"warmup_ratio": 0.0})
     last = learning_rate_at(num_steps - 1, num_steps, config)
     assert last == pytest.approx(0.2 if num_steps > 1 else 2.0, rel=1e-12)

@@ -27,7 +27,7 @@ BF16_GRADIENT_TOLERANCE = 2e-2
 def test_loss_and_gradient_equal_the_pair_by_pair_reference(
     runs: Callable[[int], Results], full_reference: Reference, world_size: int, stage: int
 ) -> None:
-    """TRAPS.md 6, 7, 19, 21: whatever the ranks, the ZeRO stage and the budget, one loss and one gradient."""
+    """Pitfall 6, 7, 19, 21: whatever the ranks, the ZeRO stage and the budget, one loss and one gradient."""
     found = runs(world_size)[f"zero{stage} fp32"]
     assert found["figures"][0]["loss"] == pytest.approx(full_reference["loss"], rel=LOSS_TOLERANCE)
     difference = relative_difference(found["gradients"][0], full_reference["gradient"])
@@ -49,7 +49,7 @@ def test_the_reported_norm_is_that_of_the_gradient_before_clipping(
 def test_three_steps_change_the_weights_as_plain_torch_does(
     runs: Callable[[int], Results], full_reference: Reference, world_size: int, stage: int
 ) -> None:
-    """TRAPS.md 21: clipping at our norm, our learning rate, no factor of ranks or accumulation steps.
+    """Pitfall 21: clipping at our norm, our learning rate, no factor of ranks or accumulation steps.
 
     Adam's epsilon is large here, so that an update is in proportion to its gradient and a wrong factor shows.
     """

@@ -84,7 +84,7 @@ def test_many_partitions_give_the_pairs_that_few_would(tmp_path: Path, monkeypat
 def test_a_group_is_one_row_however_its_annotations_were_spread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 17: the pairs of one prompt's group stay together."""
+    """Pitfall 17: the pairs of one prompt's group stay together."""
     rows = rankings(600, annotators=3)
     tables = [annotations_table([row for row in rows if row["annotator"] == f"annotator {i}"]) for i in range(3)]
     commit_annotations(str(tmp_path / "annotations"), tables)

@@ -75,7 +75,7 @@ def test_every_pair_is_one_row_of_its_texts_weight_and_margin(tmp_path: Path, la
 
 
 def test_no_row_has_a_null_margin_even_where_only_some_pairs_have_one(tmp_path: Path) -> None:
-    """Trap 10: TRL looks for margins in the first row only, and fails on a null."""
+    """Pitfall 10: TRL looks for margins in the first row only, and fails on a null."""
     scored = [annotation_row("s", ["good", "bad"], scores=[3.0, 1.0], prompt="Scored?"), *ROWS]
     rows = exported(pairs_table(tmp_path, scored, margin="score_difference"), tmp_path, "parquet")
     assert {row["chosen"][0]["content"]: row["margin"] for row in rows if row["margin"]} == {"good": 2.0}

@@ -125,7 +125,7 @@ def test_one_ranking_gives_every_pair_one_over_k_choose_two() -> None:
 
 
 def test_a_nine_way_prompt_weighs_what_a_four_way_prompt_weighs() -> None:
-    """Trap 7: by a mean over pairs one nine-way prompt among 63 four-way ones is 8.7 % of the loss, not 1/64."""
+    """Pitfall 7: by a mean over pairs one nine-way prompt among 63 four-way ones is 8.7 % of the loss, not 1/64."""
     sizes = [9] + [4] * 63
     rows = [
         annotation_row(f"{i}", [f"text {k}" for k in range(size)], list(range(size)), prompt=f"prompt {i}")
@@ -138,13 +138,13 @@ def test_a_nine_way_prompt_weighs_what_a_four_way_prompt_weighs() -> None:
 
 
 def test_a_tie_is_no_pair_when_ties_are_dropped() -> None:
-    """Trap 13: a tie is neither a win of one side nor a pair of a completion with itself."""
+    """Pitfall 13: a tie is neither a win of one side nor a pair of a completion with itself."""
     (row,) = expanded([annotation_row("1", ["a", "b", "c"], [1, 1, 2])])
     assert texts_of_pairs(row) == {("a", "c"): pytest.approx(1 / 3), ("b", "c"): pytest.approx(1 / 3)}
 
 
 def test_a_tie_counts_half_in_both_directions_when_ties_are_halved() -> None:
-    """Trap 13: both directions weigh the same, so that tied rewards are pulled together."""
+    """Pitfall 13: both directions weigh the same, so that tied rewards are pulled together."""
     (row,) = expanded([annotation_row("1", ["a", "b", "c"], [1, 1, 2])], ties="half")
     assert texts_of_pairs(row) == {
         ("a", "b"): pytest.approx(1 / 6),
@@ -156,7 +156,7 @@ def test_a_tie_counts_half_in_both_directions_when_ties_are_halved() -> None:
 
 @given(ranks=st.lists(st.integers(1, 7), min_size=7, max_size=7))
 def test_the_rejected_completion_is_always_ranked_below_the_chosen_one(ranks: list[int]) -> None:
-    """Trap 14: a rejected one drawn from all others flips a quarter of the labels at K = 7."""
+    """Pitfall 14: a rejected one drawn from all others flips a quarter of the labels at K = 7."""
     (row,) = expanded([annotation_row("1", list("abcdefg"), ranks)])
     assert all(ranks[pair["chosen"]] < ranks[pair["rejected"]] for pair in row["pairs"])
     assert len(row["pairs"]) == sum(a < b for a in ranks for b in ranks)
@@ -301,7 +301,7 @@ def test_no_annotations_make_an_empty_table() -> None:
 
 
 def test_all_groups_of_a_prompt_are_on_one_side_whatever_else_is_there() -> None:
-    """Trap 12: neither the first rows nor a draw over rows; a prompt keeps its side when other data arrive."""
+    """Pitfall 12: neither the first rows nor a draw over rows; a prompt keeps its side when other data arrive."""
     rows = [
         annotation_row(f"{prompt}-{group}", [f"{group} a", f"{group} b"], [1, 2], prompt=f"prompt {prompt}")
         for prompt in range(500)

@@ -121,7 +121,7 @@ def test_a_second_call_makes_nothing(tmp_path: Path, model: Path):
 
 
 def test_whatever_changes_the_tokens_gives_another_table(tmp_path: Path, model: Path):
-    """TRAPS 23: a cache named by its source goes on being used after the source has changed."""
+    """Pitfall 23: a cache named by its source goes on being used after the source has changed."""
     pairs, into = str(tmp_path / "pairs"), str(tmp_path / "tokens")
     commit_pairs(pairs, [pairs_rows(20)])
     urls = [tokens_of(pairs, model, into)[0]]

@@ -213,7 +213,7 @@ def test_truncation_keeps_the_beginning_and_is_counted(models):
 
 
 def test_pairs_that_truncation_makes_equal_are_dropped_and_counted(models):
-    """TRAPS 9: such a pair would have loss ln 2 and no gradient, and count as an error."""
+    """Pitfall 9: such a pair would have loss ln 2 and no gradient, and count as an error."""
     rows = [
         group_row("a", ["reward " * 50 + "draw", "reward " * 50 + "end", "award"]),
         group_row("reward " * 50, ["draw", "end"], group_id="g1"),
@@ -272,7 +272,7 @@ def test_a_template_from_the_configuration_goes_before_the_tokenizers_own(models
 
 
 def test_a_template_that_prints_the_date_gives_the_same_text_on_every_day(models):
-    """TRAPS 24: Llama 3.2's template prints today's date, so a reward would change overnight."""
+    """Pitfall 24: Llama 3.2's template prints today's date, so a reward would change overnight."""
     dated = "{{ strftime_now('%d %b %Y') }}|{{ messages[-1]['content'] }}"
     tokenizer = load_tokenizer(str(models["bos"]))
     resolved = resolve_template(tokenizer, TokensConfig(chat_template=dated))

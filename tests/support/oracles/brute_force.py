@@ -1,6 +1,6 @@
 """Expansion of rankings into pairs by plain loops over pairs, with exact fractions: the oracle of the vectorised one.
 
-Written from DESIGN.md (Weights, Ties, Margins), not from the code under test.
+Written from docs/data.md (weights, ties, margins), not from the code under test.
 """
 
 from collections import defaultdict

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pairwright.data.table.erase import ErasureSummary, counted_names
-from pairwright.terminal import one_per_line
+from pairwright.terminal import counted, one_per_line
 
 
 def render_erasure(summary: ErasureSummary) -> str:
@@ -47,8 +47,8 @@ def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
 def _caches(summary: ErasureSummary) -> Iterator[str]:
     num_files, num_bytes = (sum(getattr(each, name) for each in summary.caches) for name in ("num_files", "bytes"))
     yield (
-        f"caches of tokens and models emptied on {len(summary.caches):,} machines: {num_files:,} files, "
-        f"{num_bytes / 1e6:,.1f} MB"
+        f"caches of tokens and models emptied on {counted(len(summary.caches), 'machine')}: "
+        f"{counted(num_files, 'file')}, {num_bytes / 1e6:,.1f} MB"
     )
     for each in summary.caches:
         if each.num_in_use:

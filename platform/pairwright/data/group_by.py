@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pairwright.data.executor import Executor
+from pairwright.data.identity import are_among
 from pairwright.data.shuffle import Shuffle
 from pairwright.data.table.commit import staging_folder
 from pairwright.data.table.table import DataFile, Manifest, Table
@@ -88,11 +89,11 @@ def map_groups(
 
 
 def partition_files(files: Sequence[DataFile], partition_bytes: int) -> list[list[DataFile]]:
-    """Return the files of a version in partitions of neighbours, each worth a task."""
+    """Return files in partitions of neighbours, in order, each of at most ``partition_bytes`` or one file."""
     partitions: list[list[DataFile]] = []
     filled = partition_bytes
     for file in files:
-        if filled + file.bytes > partition_bytes:
+        if filled + file.bytes > partition_bytes or not partitions:
             partitions.append([])
             filled = 0
         partitions[-1].append(file)
@@ -125,7 +126,7 @@ def _spanning_groups(
     every = np.concatenate([np.frombuffer(index.groups, np.uint64) for index in found])
     values, occurrences = np.unique(every, return_counts=True)
     spanning = values[occurrences > 1]
-    return spanning, int(counts[_contains(spanning, every)].sum())
+    return spanning, int(counts[are_among(every, spanning)].sum())
 
 
 def _on_partitions(
@@ -147,7 +148,7 @@ def _on_partitions(
         shuffled: list[int] = []
         if shuffle is not None:  # a filter copies all that it keeps
             keys = group_keys(rows[key])
-            is_spanning = _contains(shared.get(), keys)
+            is_spanning = are_among(keys, shared.get())
             if is_spanning.any():
                 buckets = _buckets(keys[is_spanning], shuffle.num_buckets)
                 shuffled = shuffle.write(index, rows.filter(pa.array(is_spanning)), buckets)
@@ -192,10 +193,3 @@ def _sizes(partitions: Sequence[Sequence[DataFile]]) -> list[int]:
 
 def _encoded(results: Sequence[msgspec.Struct]) -> list[msgspec.Raw]:
     return [msgspec.Raw(msgspec.msgpack.encode(found)) for found in results]
-
-
-def _contains(sorted_values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    if not len(sorted_values):
-        return np.zeros(len(wanted), dtype=bool)
-    index = np.minimum(np.searchsorted(sorted_values, wanted), len(sorted_values) - 1)
-    return sorted_values[index] == wanted

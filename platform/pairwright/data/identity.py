@@ -114,3 +114,11 @@ def _add(digest: Any, text: str) -> None:
     data = text.encode()
     digest.update(len(data).to_bytes(8, "little"))
     digest.update(data)
+
+
+def are_among(hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return whether each of some hashes is among ``wanted``, which is sorted."""
+    if not len(wanted):
+        return np.zeros(len(hashes), dtype=bool)
+    index = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+    return wanted[index] == hashes

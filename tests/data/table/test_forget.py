@@ -289,7 +289,7 @@ def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(
         user.stdout.readline()
         said = forget_apart(table, "ann")
         user.communicate(b"\n")
-    assert "caches of tokens and models emptied on 1 machines: 4 files, 0.0 MB" in said
+    assert "caches of tokens and models emptied on 1 machine: 4 files, 0.0 MB" in said
     assert "1 models in use stay" in said
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert {path for path in left if path.suffix not in (".lock", ".using")} == {

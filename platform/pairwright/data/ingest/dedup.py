@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pairwright.data.executor import Executor
-from pairwright.data.identity import CONTENT, content_hashes
+from pairwright.data.identity import CONTENT, are_among, content_hashes
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import reason_key, rejection
 from pairwright.data.ingest.shards import NUM_SHOWN, IngestShard, hash_ids, num_completions
@@ -148,14 +148,14 @@ def duplicate_hashes(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def holds_any(shard: IngestShard, hashes: np.ndarray) -> bool:
     """Return whether any of the shard's ids has one of ``hashes`` (sorted, uint64)."""
-    return bool(_contains(hashes, shard.hashes).any())
+    return bool(are_among(shard.hashes, hashes).any())
 
 
 def locations_of(table: Table, file: DataFile, hashes: np.ndarray) -> RecordLocations:
     """Return the locations of a file's records whose id hashes are among ``hashes`` (sorted, uint64), in row order."""
     ids = table.read_file(file, ["id"]).column("id").to_pylist()
     hash_of = hash_ids(ids)
-    found = np.flatnonzero(_contains(hashes, hash_of))
+    found = np.flatnonzero(are_among(hash_of, hashes))
     if not len(found):
         return RecordLocations([], b"")
     rows = table.read_file(file, [*CONTENT, "source", "line"]).take(pa.array(found)).combine_chunks()
@@ -269,10 +269,3 @@ def _first_of_each(names: np.ndarray) -> np.ndarray:
     first = np.empty(len(names), dtype=np.int64)
     first[order] = order[is_first][np.cumsum(is_first) - 1]
     return first
-
-
-def _contains(sorted_values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    if not len(sorted_values):
-        return np.zeros(len(wanted), dtype=bool)
-    index = np.minimum(np.searchsorted(sorted_values, wanted), len(sorted_values) - 1)
-    return sorted_values[index] == wanted

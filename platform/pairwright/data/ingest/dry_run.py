@@ -25,7 +25,7 @@ from pairwright.data.storage.ownership import QUARANTINE, STAGING, TABLE, delete
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
-from pairwright.terminal import one_per_line
+from pairwright.terminal import counted, one_per_line
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ class Findings:
         lines += [f"warning: {line}" for line in self.quality_warnings.lines()]
         num_sources = len(self.summary.sources) + len(self.summary.failed)
         return one_per_line(
-            [*lines, f"{self.num_accepted:,} accepted and {self.num_refused:,} refused of {num_sources:,} sources"]
+            [
+                *lines,
+                f"{self.num_accepted:,} accepted and {self.num_refused:,} refused of {counted(num_sources, 'source')}",
+            ]
         )
 
 

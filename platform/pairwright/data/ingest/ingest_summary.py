@@ -10,7 +10,7 @@ from pairwright.data.ingest.adapters import NATIVE
 from pairwright.data.ingest.dedup import DUPLICATE_ID, are_ids_not_unique
 from pairwright.data.table.table import Manifest, Source
 from pairwright.records import Rejection
-from pairwright.terminal import one_per_line
+from pairwright.terminal import counted, one_per_line
 
 NUM_SHOWN = 20
 _NAMES_SHOWN = 12
@@ -65,7 +65,9 @@ class IngestSummary:
     def text(self) -> str:
         """Return the summary as text: what was added, what was not, and why."""
         accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
-        lines = [f"accepted {accepted:,} and refused {refused:,} records of {len(self.sources):,} sources"]
+        lines = [
+            f"accepted {accepted:,} and refused {counted(refused, 'record')} of {counted(len(self.sources), 'source')}"
+        ]
         lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
         lines += _first(self._read(source) for source in self.sources if source.format not in ("", NATIVE.name))
         lines += _first(f"  {s.uri}: {_FOREIGN}" for s in self.sources if not s.format and s.refused and not s.accepted)
@@ -82,8 +84,10 @@ class IngestSummary:
         lines += _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
         if self.manifest is None:
             return one_per_line([*lines, "nothing to add: the table is as it was"])
-        total = self.manifest.totals["annotations"]
-        return one_per_line([*lines, f"version {self.manifest.version} of the table holds {total:,} annotations"])
+        total = int(self.manifest.totals["annotations"])
+        return one_per_line(
+            [*lines, f"version {self.manifest.version} of the table holds {counted(total, 'annotation')}"]
+        )
 
     def _read(self, source: Source) -> str:
         reading = self.readings.get(source.uri, {})

@@ -13,10 +13,11 @@ import msgspec
 import pyarrow as pa
 
 from pairwright.data.executor import LOCAL, Executor
+from pairwright.data.group_by import partition_files
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import StoreError
-from pairwright.terminal import escaped, one_per_line
+from pairwright.terminal import counted, escaped, one_per_line
 
 COMPACTABLE = ("annotations", "pairs")
 
@@ -41,10 +42,13 @@ class CompactSummary:
     def text(self) -> str:
         """Return the same for people."""
         if not self.is_new:
-            return escaped(f"nothing to compact: version {self.version} of {self.url} has {self.num_files:,} files")
+            return escaped(
+                f"nothing to compact: version {self.version} of {self.url} has {counted(self.num_files, 'file')}"
+            )
         before, now = self.num_bytes_before / 1e6, self.num_bytes / 1e6
         lines = [
-            f"version {self.version} of {self.url} holds the same {self.num_rows:,} rows in {self.num_files:,} files "
+            f"version {self.version} of {self.url} holds the same {self.num_rows:,} rows in "
+            f"{counted(self.num_files, 'file')} "
             f"({now:,.1f} MB) instead of {self.num_files_before:,} ({before:,.1f} MB)",
             "the old files stay with the older versions until "
             f"`pairwright vacuum {self.url} --keep-versions 1` removes those",
@@ -128,15 +132,7 @@ class Merged(msgspec.Struct, frozen=True):
 
 def plan_merges(files: Sequence[DataFile], file_bytes: int) -> list[list[DataFile]]:
     """Return sequences of neighbours, each of two files or more and of at most ``file_bytes`` in all."""
-    runs: list[list[DataFile]] = []
-    filled = file_bytes
-    for file in files:
-        if filled + file.bytes > file_bytes or not runs:
-            runs.append([])
-            filled = 0
-        runs[-1].append(file)
-        filled += file.bytes
-    return [run for run in runs if len(run) > 1]
+    return [files for files in partition_files(files, file_bytes) if len(files) > 1]
 
 
 def merge(table: Table, files: Sequence[DataFile]) -> Merged:

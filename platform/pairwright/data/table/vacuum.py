@@ -29,7 +29,7 @@ from pairwright.data.storage.ownership import (
 )
 from pairwright.data.table.manifest import Manifest
 from pairwright.data.table.table import REMOVED, Table, version_path
-from pairwright.terminal import one_per_line
+from pairwright.terminal import counted, one_per_line
 
 FOLDERS = ("data", *OLD_NAMES, *OLD_NAMES.values())
 NUM_SHOWN = 20
@@ -62,15 +62,15 @@ class VacuumSummary:
     def text(self) -> str:
         """Return the same for people."""
         done = "would remove" if self.is_dry_run else "removed"
-        lines = [f"{done} {len(self.removed_files):,} files, {self.removed_bytes / 1e6:,.1f} MB"]
+        lines = [f"{done} {counted(len(self.removed_files), 'file')}, {self.removed_bytes / 1e6:,.1f} MB"]
         if self.removed_versions:
             lines.append(f"{done} versions {', '.join(map(str, self.removed_versions))}")
         if self.is_dry_run:
             lines += [f"  {path}" for path in self.removed_files[:NUM_SHOWN]]
             more = len(self.removed_files) - NUM_SHOWN
             lines += [f"  and {more:,} more; --json has them all"] if more > 0 else []
-        kept = f"{self.num_kept_files:,} files, {self.kept_bytes / 1e6:,.1f} MB"
-        lines.append(f"{self.url} keeps {len(self.kept_versions):,} versions, {kept}")
+        kept = f"{counted(self.num_kept_files, 'file')}, {self.kept_bytes / 1e6:,.1f} MB"
+        lines.append(f"{self.url} keeps {counted(len(self.kept_versions), 'version')}, {kept}")
         if self.num_young_versions:
             lines.append(
                 f"{self.num_young_versions:,} of them stay because they were the newest less than --older-than ago: "

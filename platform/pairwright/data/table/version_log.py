@@ -4,7 +4,7 @@ from typing import Any
 
 from pairwright.data.table.manifest import Manifest, Source
 from pairwright.data.table.table import Table
-from pairwright.terminal import one_per_line
+from pairwright.terminal import counted, one_per_line
 
 MAX_URIS = 3
 
@@ -75,7 +75,7 @@ def changed_sources(before: list[Source], after: list[Source]) -> dict[str, list
 
 def format_version_log(found: dict[str, Any]) -> str:
     """Return the versions as text: a line each, and what it changed below."""
-    lines = [f"{found['kind']} {found['url']}: {found['num_versions']:,} versions"]
+    lines = [f"{found['kind']} {found['url']}: {counted(found['num_versions'], 'version')}"]
     for entry in found["versions"]:
         parent = "" if entry["parent"] is None else f" on {entry['parent']}"
         size = f"{entry['rows']:,} rows, {entry['bytes'] / 1e6:,.1f} MB in {entry['files']:,} files"

@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 
 _WORDLIKE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Myanmar, Khmer
@@ -36,11 +35,6 @@ def comparable(messages: Sequence[Mapping[str, str]]) -> str:
     chosen = spoken if any(map(str.strip, spoken)) else [turn["content"] for turn in messages]
     text = " ".join(chosen)
     return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split())
-
-
-def comparables(prompts: pa.ChunkedArray) -> list[str]:
-    """Return the compared text of each of a prompt column's rows."""
-    return [comparable(messages) for messages in prompts.to_pylist()]
 
 
 def shingles(text: str, shingle_size: int) -> frozenset[str]:

@@ -124,8 +124,8 @@ def _measure(folder: Path, num_annotations: int, stages: list[str]) -> dict[str,
         found = watched.pop("output")
         totals = found["totals"] or {}
         names = {"ingest": ["refused"], "ingest again": ["refused"], "expand": ["groups"]}
-        left_out = ["groups_near_duplicate", "groups_contaminated"]
-        measured[stage] = watched | {name: totals[name] for name in names.get(stage, left_out)}
+        excluded = ["groups_near_duplicate", "groups_contaminated"]
+        measured[stage] = watched | {name: totals[name] for name in names.get(stage, excluded)}
     if "expand, near-duplicates" in measured:
         measured["expand, near-duplicates"]["edited_copies"] = num_edited
     return measured

@@ -200,7 +200,7 @@ def test_bad_records_are_refused_with_place_and_reason_and_the_rest_goes_in(tmp_
     table = Table("t", "annotations")
     refused = {
         rejected.line: str(rejected)
-        for file in table.manifest().refused_files
+        for file in table.manifest().quarantined_files
         for rejected in table.read_quarantined(file)
     }
     assert sorted(refused) == list(range(2, len(lines) + 1))

@@ -91,10 +91,10 @@ def check(table: Table, expected: set[str]) -> None:
     manifest = table.manifest()
     totals = manifest.totals
     rows = [row for part in table.read(manifest) for row in part.select(["id", "annotator"]).to_pylist()]
-    for file in manifest.refused_files:
+    for file in manifest.quarantined_files:
         table.read_quarantined(file)
     assert len(rows) == totals["annotations"] == sum(source.accepted for source in manifest.sources)
-    assert totals["annotations"] + totals["refused"] + totals["forgotten"] == totals["lines"] - totals["blank"]
+    assert totals["annotations"] + totals["refused"] + totals["erased"] == totals["lines"] - totals["blank"]
     assert {row["id"] for row in rows} == expected
     assert len(rows) == len(expected)
 

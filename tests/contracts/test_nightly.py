@@ -17,7 +17,7 @@ def test_bad():
     assert False
 
 @pytest.mark.skip
-def test_left_out():
+def test_excluded():
     pass
 """
 HANGS = "import time\n\ndef test_good():\n    pass\n\ndef test_hangs():\n    time.sleep(300)\n"

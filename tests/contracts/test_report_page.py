@@ -184,7 +184,7 @@ def test_counts_of_one_kind_add_up(metrics: TableMetrics) -> None:
     assert sum(row.annotations for row in metrics.tied_shares) == total["annotations"]
     assert sum(row.groups for row in metrics.annotations_per_group) == total["groups"]
     assert sum(row.completions for row in metrics.scores.histogram) == total["completions"]
-    assert 2 * sum(row.untied for row in metrics.longer_by_ratio) <= 2 * total["untied"]
+    assert 2 * sum(row.decisive for row in metrics.longer_by_ratio) <= 2 * total["decisive"]
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no browser: apt-get install chromium, to look at the page in one")

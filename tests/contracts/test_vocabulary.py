@@ -56,9 +56,6 @@ RETIRED: Mapping[str, str] = {
     "set_aside": "quarantined",
 }
 
-# Keys of totals in manifests and in the report's JSON, which are on disk.
-ALLOWED_NAMES: Mapping[str, str] = {"data/profile": "untied"}
-
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -100,14 +97,12 @@ def first_sentence(path: Path) -> str:
 
 @pytest.mark.parametrize("room", sorted({room_of(path) for path in MODULES}))
 def test_no_name_holds_a_retired_word(room: str) -> None:
-    allowed = ALLOWED_NAMES.get(room, "").split()
     found = {
         f"{path.name}: {name}: say {RETIRED[word]}"
         for path in MODULES
         if room_of(path) == room
         for name in names_in(path)
         for word in retired_in(name)
-        if name not in allowed
     }
     assert not found
 

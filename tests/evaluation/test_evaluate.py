@@ -340,7 +340,7 @@ def test_a_model_that_is_not_what_was_exported_is_refused_before_it_is_used(tmp_
 
 
 def test_longer_wins_on_the_real_rankings_is_what_their_readme_says() -> None:
-    # shared/data/README.md, from the file's author: right on 76.5 % of the 18,099 untied pairs.
+    # shared/data/README.md, from the file's author: right on 76.5 % of the 18,099 decisive pairs.
     pairs, _ = expand_groups(annotations_table(real_rows()), ExpandConfig(pair_weight="uniform"))
     evaluation = Evaluation()
     for row in pairs.select(["group_id", "completions", "pairs"]).to_pylist():

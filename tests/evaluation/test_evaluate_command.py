@@ -114,7 +114,7 @@ def test_a_report_says_what_plain_transformers_says_pair_by_pair_on_one_worker_a
     assert msgspec.to_builtins(msgspec.json.decode(written, type=Report)) == two
 
 
-def test_pairs_over_the_models_limit_are_left_out_and_counted(pairs: tuple[str, pa.Table], tmp_path: Path) -> None:
+def test_pairs_over_the_models_limit_are_excluded_and_counted(pairs: tuple[str, pa.Table], tmp_path: Path) -> None:
     short = export_small_model(tmp_path / "run", max_length=120)
     report = run(short, pairs[0], tmp_path / "report.json")
     assert 0 < report["overall"]["pairs"] < report["pairs"]["pairs"]

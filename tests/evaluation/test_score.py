@@ -371,10 +371,12 @@ def test_an_output_is_complete_only_once_its_manifest_is_there(tmp_path: Path) -
         read_scores_manifest(str(tmp_path))
     manifest = commit(files)
     assert read_scores_manifest(str(tmp_path)) == manifest
-    assert {file.path for file in (*manifest.files, *manifest.refused_files)} | {"scores.json"} == files_in(tmp_path)
+    assert {file.path for file in (*manifest.files, *manifest.quarantined_files)} | {"scores.json"} == files_in(
+        tmp_path
+    )
     assert names_in(tmp_path) == ["a", "b"]
     assert manifest.reasons == {"bad": 2}
-    assert sum(file.rows for file in manifest.refused_files) == 2
+    assert sum(file.rows for file in manifest.quarantined_files) == 2
 
 
 def test_a_second_run_into_an_output_is_refused_and_changes_nothing(tmp_path: Path) -> None:
@@ -395,7 +397,9 @@ def test_an_overwritten_output_holds_the_second_run_alone(tmp_path: Path) -> Non
         files.finish_source()
         manifest = commit(files)
     assert names_in(tmp_path) == ["d"]
-    assert {file.path for file in (*manifest.files, *manifest.refused_files)} | {"scores.json"} == files_in(tmp_path)
+    assert {file.path for file in (*manifest.files, *manifest.quarantined_files)} | {"scores.json"} == files_in(
+        tmp_path
+    )
 
 
 def test_what_a_killed_run_left_goes_with_the_next_once_it_is_a_day_old(tmp_path: Path) -> None:
@@ -462,7 +466,9 @@ def test_a_dropped_source_leaves_nothing_and_order_is_kept_over_many_files(tmp_p
     assert read == kept
     assert manifest.totals["completions"] == len(kept)
     assert len(manifest.files) > 5
-    assert {file.path for file in (*manifest.files, *manifest.refused_files)} | {"scores.json"} == files_in(tmp_path)
+    assert {file.path for file in (*manifest.files, *manifest.quarantined_files)} | {"scores.json"} == files_in(
+        tmp_path
+    )
 
 
 def test_a_folder_that_holds_a_table_takes_no_scores(tmp_path: Path) -> None:

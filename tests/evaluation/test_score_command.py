@@ -83,7 +83,7 @@ def test_every_good_line_gets_its_rewards_in_order_on_one_worker_and_on_two(mode
     assert sorted(tmp_path.joinpath("one").rglob("*")) == before
 
 
-def test_a_truncated_source_is_left_out_whole_and_the_others_are_scored(model: Path, tmp_path: Path) -> None:
+def test_a_truncated_source_is_excluded_whole_and_the_others_are_scored(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     rows = list(records())
     write_lines(tmp_path / "in/a.jsonl", rows[:30])
@@ -105,7 +105,7 @@ def test_input_of_which_nothing_can_be_read_leaves_no_output(model: Path, tmp_pa
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_a_source_that_is_mostly_refused_is_left_out_as_soon_as_it_is_known(model: Path, tmp_path: Path) -> None:
+def test_a_source_that_is_mostly_refused_is_excluded_as_soon_as_it_is_known(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_lines(tmp_path / "in/a.jsonl", list(records())[:30])
     (tmp_path / "in/b.jsonl.gz").write_bytes(gzip.compress(b"1\n" * 50_000))

@@ -68,7 +68,7 @@ class ScoresManifest(msgspec.Struct, frozen=True, kw_only=True):
     sources: Annotated[list[ScoredSource], msgspec.Meta(description="the JSON Lines that were scored, if any")]
     failed: Annotated[list[FailedSource], msgspec.Meta(description="sources without a record in this output")]
     files: Annotated[list[DataFile], msgspec.Meta(description="Parquet, in the order of the input")]
-    refused_files: Annotated[list[DataFile], msgspec.Meta(description="JSON Lines of what was refused, and why")]
+    quarantined_files: Annotated[list[DataFile], msgspec.Meta(description="JSON Lines of what was refused, and why")]
     totals: Annotated[
         dict[str, int],
         msgspec.Meta(
@@ -86,7 +86,7 @@ class _AnyScores(msgspec.Struct, frozen=True):
     code_version: str
     model: dict[str, Any]
     files: list[DataFile]
-    refused_files: list[DataFile]
+    quarantined_files: list[DataFile]
     totals: dict[str, int]
 
 
@@ -210,7 +210,7 @@ class ScoreFiles:
             sources=list(sources),
             failed=list(failed),
             files=self._scores.close(),
-            refused_files=self._refused.close(),
+            quarantined_files=self._refused.close(),
             totals=dict(self.totals),
             reasons=dict(self.reasons.most_common()),
         )
@@ -298,7 +298,7 @@ class ScoreFiles:
 
 
 def _paths(manifest: "ScoresManifest | _AnyScores") -> set[str]:
-    return {file.path for file in (*manifest.files, *manifest.refused_files)}
+    return {file.path for file in (*manifest.files, *manifest.quarantined_files)}
 
 
 def read_scores_manifest(url: str) -> ScoresManifest:

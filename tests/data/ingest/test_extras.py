@@ -113,7 +113,7 @@ def test_completions_that_differ_beside_their_texts_are_a_pair_and_meet_across_a
     rows = annotations_to_arrow([first, second, same])
     rows.validate(full=True)
     pairs, totals = expand_groups(rows, ExpandConfig())
-    assert (totals["groups"], totals["pairs"], totals["contradicted"], totals["identical"]) == (2, 2, 1, 1)
+    assert (totals["groups"], totals["pairs"], totals["conflicting"], totals["identical"]) == (2, 2, 1, 1)
     assert [len(row["pairs"]) for row in pairs.to_pylist() if row["context"] == TOOLS] == [2]
     table = Table(str(tmp_path / "t"), "annotations")
     assert count_quality_warnings(table, table.write_data(rows)).identical_ranked_apart == 1

@@ -46,8 +46,8 @@ def test_every_record_of_the_real_rankings_is_accepted_by_field_paths_alone() ->
 
     assert (len(annotations), len(rejections)) == (2436, 0)
     possible = sum(len(a.ranks) * (len(a.ranks) - 1) // 2 for a in annotations)
-    untied = sum(x < y for a in annotations for x in a.ranks for y in a.ranks)
-    assert (possible, untied) == (47_090, 18_099)
+    decisive = sum(x < y for a in annotations for x in a.ranks for y in a.ranks)
+    assert (possible, decisive) == (47_090, 18_099)
     assert {a.subset for a in annotations} == {"helpful_base", "koala", "oasst", "selfinstruct", "vicuna"}
     assert {a.annotator for a in annotations} == {"weighted_alpaca_eval_gpt4_turbo"}
     raw = msgspec.json.decode(text.split(b"\n")[7])

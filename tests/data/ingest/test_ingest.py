@@ -47,7 +47,7 @@ def rows_of(url: Path | str, version: int | None = None) -> list[dict[str, Any]]
 
 def refused_of(url: Path | str) -> list[Rejection]:
     table = Table.open(str(url), "annotations")
-    return [one for file in table.manifest().refused_files for one in table.read_quarantined(file)]
+    return [one for file in table.manifest().quarantined_files for one in table.read_quarantined(file)]
 
 
 def ids_of(url: Path | str) -> list[str]:
@@ -59,7 +59,7 @@ def files_in(table: Path, folder: str) -> set[str]:
 
 
 def named_in(manifest: Manifest) -> set[str]:
-    return {file.path for file in [*manifest.files, *manifest.refused_files]}
+    return {file.path for file in [*manifest.files, *manifest.quarantined_files]}
 
 
 def committed(summary: IngestSummary) -> Manifest:
@@ -100,7 +100,7 @@ def test_bad_records_are_kept_and_counted_and_the_good_ones_go_in(tmp_path: Path
     source = summary.sources[0]
     assert (source.lines, source.accepted, source.refused) == (6, 2, 3)
     assert committed(summary).totals == {
-        "annotations": 2, "refused": 3, "duplicates": 0, "forgotten": 0, "blank": 1, "lines": 6, "sources": 1,
+        "annotations": 2, "refused": 3, "duplicates": 0, "erased": 0, "blank": 1, "lines": 6, "sources": 1,
         "completions": 4,
     }  # fmt: skip
     assert ids_of(tmp_path / "t") == ["a", "d"]

@@ -136,7 +136,7 @@ def test_refusals_go_to_files_of_their_own_long_before_a_range_is_full(
     assert [part.index for part in parts] == [0, 1, 2]
     assert sum(part.refused for part in parts) == sum(part.lines for part in parts) == 20_000
     table = Table(str(tmp_path / "table"), "annotations")
-    numbers = [one.line for part in parts for file in part.refused_files for one in table.read_quarantined(file)]
+    numbers = [one.line for part in parts for file in part.quarantined_files for one in table.read_quarantined(file)]
     assert numbers == list(range(1, 20_001))
 
 

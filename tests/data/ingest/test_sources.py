@@ -319,7 +319,7 @@ def test_parts_hold_every_line_once_whatever_the_range(tmp_path: Path, split_byt
     parts = parts_of(write(tmp_path / "a.jsonl", content), tmp_path / "table", split_bytes)
     table = Table(str(tmp_path / "table"), "annotations")
     rows = [row for part in parts if part.data for row in table.read_file(part.data).to_pylist()]
-    refused = [one for part in parts for file in part.refused_files for one in table.read_quarantined(file)]
+    refused = [one for part in parts for file in part.quarantined_files for one in table.read_quarantined(file)]
     assert [(row["id"], row["line"]) for row in rows] == [(str(n), n + 1) for n in range(1, 301) if n % 3]
     assert [one.line for one in refused] == [n + 1 for n in range(1, 301) if n % 3 == 0]
     assert {(one.path, one.reason) for one in refused} == {("$.ranks[1]", "expected `int` >= 1 (1 = best), got 0")}
@@ -337,4 +337,4 @@ def test_a_stream_becomes_several_files_and_a_truncated_one_ends_in_an_error(tmp
     assert not any(part.error for part in whole)
     cut = parts_of(write(tmp_path / "b.jsonl.gz", packed[:-9]), tmp_path / "table", 1_000_000)
     assert "not a whole gzip file" in (cut[-1].error or "")
-    assert (cut[-1].data, cut[-1].refused_files) == (None, [])
+    assert (cut[-1].data, cut[-1].quarantined_files) == (None, [])

@@ -54,36 +54,36 @@ def rows() -> list[Row]:
     return rows
 
 
-def test_models_are_left_out_as_if_their_completions_had_never_been_there(rows: list[Row], tmp_path: Path) -> None:
+def test_models_are_excluded_as_if_their_completions_had_never_been_there(rows: list[Row], tmp_path: Path) -> None:
     models = {"model 1", "model 5", "model 6", "model 7"}
     config = {"leave_out_models": [*models], "ties": "half", "margin": "score_difference"}
     made, found = expanded(rows, tmp_path, **config)
     left = without(rows, lambda completion: completion["model"] in models)
     assert found == pairs_of(left, **config)
     gone = [c["model"] for row in rows for c in row["completions"] if c["model"] in models]
-    assert made.totals["left_out_by_model"] == len(gone)
-    assert made.totals["left_out_model:model 5"] == gone.count("model 5") > 0
+    assert made.totals["excluded_by_model"] == len(gone)
+    assert made.totals["excluded_model:model 5"] == gone.count("model 5") > 0
     num_groups = len({row["group_id"] for row in rows}) - len({row["group_id"] for row in left})
-    assert made.totals["groups_left_out"] == num_groups > 0
+    assert made.totals["groups_excluded"] == num_groups > 0
     assert made.totals["annotations"] == len(left)
 
 
-def test_annotators_and_subsets_are_left_out_and_each_annotation_counts_once(rows: list[Row], tmp_path: Path) -> None:
+def test_annotators_and_subsets_are_excluded_and_each_annotation_counts_once(rows: list[Row], tmp_path: Path) -> None:
     made, found = expanded(rows, tmp_path, leave_out_annotators=["ann", "bob"], leave_out_subsets=["facts"])
     left = [row for row in rows if row["annotator"] not in ("ann", "bob") and row["subset"] != "facts"]
     assert found == pairs_of(left)
     by_annotator = sum(row["annotator"] in ("ann", "bob") for row in rows)
     totals = made.totals
-    assert (totals["left_out_by_annotator"], totals["left_out_by_subset"]) == (
+    assert (totals["excluded_by_annotator"], totals["excluded_by_subset"]) == (
         by_annotator,
         len(rows) - len(left) - by_annotator,
     )
-    assert totals["left_out_annotator:ann"] + totals["left_out_annotator:bob"] == by_annotator
+    assert totals["excluded_annotator:ann"] + totals["excluded_annotator:bob"] == by_annotator
     num_groups = len({row["group_id"] for row in rows}) - len({row["group_id"] for row in left})
-    assert totals["groups_left_out"] == num_groups > 0
+    assert totals["groups_excluded"] == num_groups > 0
 
 
-def test_listed_texts_are_left_out_to_the_last_character(rows: list[Row], tmp_path: Path) -> None:
+def test_listed_texts_are_excluded_to_the_last_character(rows: list[Row], tmp_path: Path) -> None:
     texts = sorted({completion["text"] for row in rows[::4] for completion in row["completions"][:1]})
     lines = [json.dumps(text if number % 2 else {"text": text}) for number, text in enumerate(texts)]
     listed = tmp_path / "texts.jsonl"
@@ -91,11 +91,11 @@ def test_listed_texts_are_left_out_to_the_last_character(rows: list[Row], tmp_pa
     made, found = expanded(rows, tmp_path, leave_out_texts=[str(listed)])
     assert found == pairs_of(without(rows, lambda completion: completion["text"] in texts))
     gone = sum(completion["text"] in texts for row in rows for completion in row["completions"])
-    assert made.totals["left_out_by_text"] == gone > 0
+    assert made.totals["excluded_by_text"] == gone > 0
     listed.write_text(json.dumps(texts[0]))
     changed, _ = expanded(rows, tmp_path, leave_out_texts=[str(listed)])
     assert (made.version, changed.version) == (1, 2)
-    assert changed.totals["left_out_by_text"] < gone
+    assert changed.totals["excluded_by_text"] < gone
     description = inspect_version(str(tmp_path / "pairs"), version=None, num_sample=0)
     assert [entry["kind"] for entry in description["lineage"]] == ["annotations", "texts left out"]
     listed.write_text('"good"\n17\n')
@@ -103,7 +103,7 @@ def test_listed_texts_are_left_out_to_the_last_character(rows: list[Row], tmp_pa
         expanded(rows, tmp_path, leave_out_texts=[str(listed)])
 
 
-def test_texts_under_more_prompts_than_allowed_are_left_out(tmp_path: Path) -> None:
+def test_texts_under_more_prompts_than_allowed_are_excluded(tmp_path: Path) -> None:
     rows = [
         annotation_row(str(n), ["always", f"own {n}", f"other {n}", *["half the time"] * (n % 2)], None, prompt=f"p{n}",
                        scores=list(range(3 + n % 2)))
@@ -112,7 +112,7 @@ def test_texts_under_more_prompts_than_allowed_are_left_out(tmp_path: Path) -> N
     again = annotation_row("again", ["own 3", "own 3"], [1, 2], prompt="p3")
     made, found = expanded([*rows, again], tmp_path, max_prompts_per_text=10)
     assert found == pairs_of(without([*rows, again], lambda completion: completion["text"] == "always"))
-    assert (made.totals["left_out_by_prompts"], made.totals["groups_left_out"]) == (20, 0)
+    assert (made.totals["excluded_by_prompts"], made.totals["groups_excluded"]) == (20, 0)
 
 
 def test_repeated_texts_of_parts_are_those_of_the_whole() -> None:
@@ -141,12 +141,12 @@ def test_annotations_that_name_other_models_for_a_text_are_left_with_the_same_te
     left, totals = drop_excluded(annotations_table(rows), exclusions)
     models = [[completion["model"] for completion in row] for row in left["completions"].to_pylist()]
     assert models == [["good", None, None], ["good", None, None], [None, None, None]]
-    assert (totals["left_out_by_model"], totals["left_out_model:spam"]) == (3, 2)
+    assert (totals["excluded_by_model"], totals["excluded_model:spam"]) == (3, 2)
     (group,) = expand_groups(left, ExpandConfig())[0].to_pylist()
     assert [completion["text"] for completion in group["completions"]] == ["same", "b", "c"]
 
 
-def test_what_is_to_be_left_out_and_is_nowhere_is_said(rows: list[Row], tmp_path: Path) -> None:
+def test_what_is_to_be_excluded_and_is_nowhere_is_said(rows: list[Row], tmp_path: Path) -> None:
     names = {"leave_out_models": ["model 1", "modle 2"], "leave_out_annotators": ["Ann"], "leave_out_subsets": ["fact"]}
     expanded(rows, tmp_path, **names, max_prompts_per_text=40)
     text = format_inspection(inspect_version(str(tmp_path / "pairs"), version=None, num_sample=0))
@@ -160,18 +160,18 @@ def test_what_is_to_be_left_out_and_is_nowhere_is_said(rows: list[Row], tmp_path
     assert "model 'model 1'" not in text
 
 
-def test_pairs_from_which_nothing_is_left_out_are_recorded_as_before() -> None:
+def test_pairs_from_which_nothing_is_excluded_are_recorded_as_before() -> None:
     """Their digest holds the configuration: keys that are not used would change that of every table."""
     dumped = ExpandConfig().model_dump(mode="json")
     assert not [key for key in dumped if key.startswith("drop_excluded") or key == "max_prompts_per_text"]
     assert "leave_out_models" in ExpandConfig(leave_out_models=["m"]).model_dump(mode="json")
 
 
-def test_the_one_text_of_a_model_of_the_real_rankings_is_left_out_by_either_rule(tmp_path: Path) -> None:
+def test_the_one_text_of_a_model_of_the_real_rankings_is_excluded_by_either_rule(tmp_path: Path) -> None:
     rows = real_rows()
     by_name, one = expanded(rows, tmp_path, leave_out_models=["NullModel"])
     by_prompts, other = expanded(rows, tmp_path, max_prompts_per_text=100)
-    assert by_name.totals["left_out_by_model"] == by_prompts.totals["left_out_by_prompts"] == 281
+    assert by_name.totals["excluded_by_model"] == by_prompts.totals["excluded_by_prompts"] == 281
     assert one == other
     assert by_name.totals["pairs"] == 16_448
 

@@ -164,7 +164,7 @@ def test_the_real_rankings_expand_to_the_pairs_that_are_known(tmp_path: Path) ->
     rows = real_rows()
     commit_annotations(str(tmp_path / "annotations"), [annotations_table(rows[:1000]), annotations_table(rows[1000:])])
     made = expand(str(tmp_path / "annotations"), str(tmp_path / "pairs"), ExpandConfig(), version=None)
-    assert [made.totals[name] for name in ("groups", "comparisons", "untied")] == [2436, 47_090, 18_099]
+    assert [made.totals[name] for name in ("groups", "comparisons", "decisive")] == [2436, 47_090, 18_099]
     expected, _ = expand_by_hand(
         rows, pair_weight="comparisons", ties="drop", margin="none", margin_table="small", margin_scale=1.0
     )

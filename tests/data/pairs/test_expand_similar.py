@@ -59,7 +59,7 @@ def kept_in(url: Path | str, manifest: Manifest) -> set[str]:
 
 def refused_in(url: Path | str, manifest: Manifest) -> list[str]:
     table = Table.open(str(url))
-    return sorted(str(one) for file in manifest.refused_files for one in table.read_quarantined(file))
+    return sorted(str(one) for file in manifest.quarantined_files for one in table.read_quarantined(file))
 
 
 def test_train_prompts_that_nearly_stand_in_validation_go_whatever_the_files(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_train_prompts_that_nearly_stand_in_validation_go_whatever_the_files(tmp
         assert kept_in(tmp_path / f"{name} pairs", manifest) == (train.keys() | validation.keys()) - expected
         assert manifest.totals["groups_near_duplicate"] == len(expected)
         assert manifest.totals["groups_contaminated"] == 0
-        assert manifest.totals["annotations_left_out"] == 2 * len(expected)
-        assert manifest.totals["pairs_left_out"] == 3 * len(expected)
-        assert manifest.totals["annotations"] + manifest.totals["annotations_left_out"] == len(rows)
+        assert manifest.totals["annotations_excluded"] == 2 * len(expected)
+        assert manifest.totals["pairs_excluded"] == 3 * len(expected)
+        assert manifest.totals["annotations"] + manifest.totals["annotations_excluded"] == len(rows)
     reasons = refused_in(tmp_path / "one pairs", made[0])
     assert reasons == refused_in(tmp_path / "many pairs", made[1])
     assert len(reasons) == len(expected)

@@ -95,7 +95,7 @@ def test_pairs_equal_a_brute_force_expansion(rows: list[dict[str, Any]], config:
             found_weight, found_margin = found[group_id][direction]
             assert found_weight == pytest.approx(float(weight), rel=WEIGHT_TOLERANCE)
             assert found_margin == (margin if margin is None else pytest.approx(margin, rel=WEIGHT_TOLERANCE))
-    for name in ("comparisons", "untied", "ties", "identical", "identical_ties"):
+    for name in ("comparisons", "decisive", "ties", "identical", "identical_ties"):
         assert totals[name] == counts[name]
     assert totals["groups"] == len(expected)
     assert totals["groups_without_pairs"] == sum(not pairs for pairs in expected.values())
@@ -197,7 +197,7 @@ def test_completions_are_matched_by_text_and_take_the_order_of_the_first_annotat
 def test_completions_of_equal_text_make_no_pair_and_are_counted() -> None:
     table, totals = expand_groups(annotations_table([annotation_row("1", ["a", "a", "b"], [1, 2, 3])]), ExpandConfig())
     assert [(pair["chosen"], pair["rejected"]) for pair in table["pairs"][0].as_py()] == [(0, 2), (1, 2)]
-    assert (totals["comparisons"], totals["untied"], totals["identical"], totals["pairs"]) == (3, 3, 1, 2)
+    assert (totals["comparisons"], totals["decisive"], totals["identical"], totals["pairs"]) == (3, 3, 1, 2)
 
 
 def test_an_annotation_that_stands_there_twice_counts_once() -> None:
@@ -205,10 +205,10 @@ def test_an_annotation_that_stands_there_twice_counts_once() -> None:
     once = annotation_row("1", ["a", "b"], [1, 2], annotator="ann")
     table, totals = expand_groups(annotations_table([once, once | {"source": "copy.jsonl"}]), ExpandConfig())
     assert table["num_annotations"].to_pylist() == [1]
-    assert (totals["annotations"], totals["annotations_repeated"]) == (1, 1)
+    assert (totals["annotations"], totals["duplicates"]) == (1, 1)
     again = annotation_row("1", ["a", "b"], [2, 1], annotator="ann", line=2)
     table, totals = expand_groups(annotations_table([once, again]), ExpandConfig())
-    assert (totals["annotations"], totals["annotations_repeated"], totals["contradicted"]) == (2, 0, 1)
+    assert (totals["annotations"], totals["duplicates"], totals["conflicting"]) == (2, 0, 1)
 
 
 def test_an_annotator_who_judges_a_group_again_is_counted() -> None:
@@ -219,7 +219,7 @@ def test_an_annotator_who_judges_a_group_again_is_counted() -> None:
         for number, (name, prompt) in enumerate(zip(names, prompts, strict=True))
     ]
     _, totals = expand_groups(annotations_table(rows), ExpandConfig())
-    assert totals["rejudged"] == 2
+    assert totals["repeat_annotations"] == 2
 
 
 def test_a_grade_gives_the_margin_of_llama_2_averaged_over_those_who_agree() -> None:
@@ -328,8 +328,8 @@ def test_a_larger_fraction_only_moves_prompts_from_train_to_validation() -> None
 def test_the_real_rankings_expand_to_the_pairs_that_are_known() -> None:
     rows = real_rows()
     table, totals = expand_groups(annotations_table(rows), ExpandConfig())
-    assert (totals["groups"], totals["comparisons"], totals["untied"]) == (2436, 47_090, 18_099)
-    # One answer stands twice in a group, ranked apart: that comparison is untied and makes no pair.
+    assert (totals["groups"], totals["comparisons"], totals["decisive"]) == (2436, 47_090, 18_099)
+    # One answer stands twice in a group, ranked apart: that comparison is decisive and makes no pair.
     assert (totals["identical"], totals["pairs"]) == (1, 18_098)
     expected, _ = expand_by_hand(
         rows, pair_weight="comparisons", ties="drop", margin="none", margin_table="small", margin_scale=1.0

@@ -284,8 +284,8 @@ def test_groups_of_a_prompt_go_whole_and_are_accounted_for() -> None:
     assert totals == {
         "groups_near_duplicate": 2,
         "groups_contaminated": 2,
-        "annotations_left_out": 8,
-        "pairs_left_out": lost["pairs"],
+        "annotations_excluded": 8,
+        "pairs_excluded": lost["pairs"],
     }
     assert (
         sorted((one.source, one.line, one.path, one.reason) for one in rejections)

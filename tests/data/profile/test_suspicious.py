@@ -56,9 +56,9 @@ def pairs(number: int, *, start: int = 0, **others: Any) -> list[Row]:
 
 
 def by_loop(rows: list[Row], least: int) -> dict[str, tuple[int, int, int, int]]:
-    """Return (prompts, completions, untied comparisons, of them won) of each text under so many prompts."""
+    """Return (prompts, completions, decisive comparisons, of them won) of each text under so many prompts."""
     prompts: dict[str, set[str]] = defaultdict(set)
-    completions, untied, won = Counter[str](), Counter[str](), Counter[str]()
+    completions, decisive, won = Counter[str](), Counter[str](), Counter[str]()
     for row in rows:
         judged = list(zip(row["ranks"], (completion["text"] for completion in row["completions"]), strict=True))
         for _, text in judged:
@@ -67,10 +67,10 @@ def by_loop(rows: list[Row], least: int) -> dict[str, tuple[int, int, int, int]]
         for one, other in combinations(judged, 2):
             (better, first), (worse, second) = sorted([one, other])
             if better != worse and first != second:
-                untied.update([first, second])
+                decisive.update([first, second])
                 won[first] += 1
     return {
-        text: (len(under), completions[text], untied[text], won[text])
+        text: (len(under), completions[text], decisive[text], won[text])
         for text, under in prompts.items()
         if len(under) >= least
     }
@@ -92,8 +92,8 @@ def test_repeated_texts_are_counted_as_a_loop_counts_them(number: int) -> None:
     for text in found:
         assert text.beginning is not None
         assert text.wins is not None
-        won = round(text.wins * text.untied)
-        assert (text.prompts, text.completions, text.untied, won) == expected[text.beginning]
+        won = round(text.wins * text.decisive)
+        assert (text.prompts, text.completions, text.decisive, won) == expected[text.beginning]
         models = Counter(c["model"] for row in rows for c in row["completions"] if c["text"] == text.beginning)
         assert [(model.name, model.completions) for model in text.models] == sorted(
             models.items(), key=lambda one: (-one[1], one[0])
@@ -106,7 +106,7 @@ def test_the_one_text_of_a_model_of_the_real_rankings_is_said_and_its_model_is_n
     metrics = metrics_of(rows)
     ((text, counts),) = by_loop(rows, 20).items()
     (found,) = metrics.repeated_texts
-    assert (found.prompts, found.completions, found.untied) == counts[:3] == (281, 281, 1650)
+    assert (found.prompts, found.completions, found.decisive) == counts[:3] == (281, 281, 1650)
     assert found.wins == counts[3] / counts[2]
     assert (text[:80], len(text)) == (found.beginning, found.characters)
     assert [(model.name, model.completions) for model in found.models] == [("NullModel", 281)]

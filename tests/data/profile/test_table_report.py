@@ -48,14 +48,14 @@ def plain(aggregates: Aggregates) -> dict[str, list[dict[str, Any]]]:
 
 SAME_TOTALS = (
     "annotations",
-    "annotations_repeated",
+    "duplicates",
     "groups",
     "comparisons",
-    "untied",
+    "decisive",
     "ties",
     "identical",
     "identical_ties",
-    "contradicted",
+    "conflicting",
 )
 """Totals that `expand` and `report` both have."""
 
@@ -65,7 +65,7 @@ def test_totals_are_those_of_expand() -> None:
     found = totals(counted([*rows, rows[7]]))
     _, expected = expand_groups(annotations_table([*rows, rows[7]]), ExpandConfig())
     assert {name: found[name] for name in SAME_TOTALS} == {name: expected[name] for name in SAME_TOTALS}
-    assert found["annotations_of_one_again"] == expected["rejudged"]
+    assert found["annotations_of_one_again"] == expected["repeat_annotations"]
     assert min(found[name] for name in SAME_TOTALS) > 0
 
 
@@ -98,7 +98,7 @@ def test_an_annotation_is_the_same_again_if_all_that_its_record_says_is_equal(
     _, expected = expand_groups(table, ExpandConfig())
     for name in SAME_TOTALS:
         assert found[name] == expected[name], name
-    assert (found["annotations"], found["annotations_repeated"]) == (num_annotations, 3 - num_annotations)
+    assert (found["annotations"], found["duplicates"]) == (num_annotations, 3 - num_annotations)
 
 
 def test_aggregates_do_not_depend_on_how_prompts_are_parted_or_rows_ordered() -> None:
@@ -119,7 +119,7 @@ def test_aggregates_do_not_depend_on_how_prompts_are_parted_or_rows_ordered() ->
 def test_the_longer_completion_wins_what_a_loop_counts_on_the_real_file() -> None:
     rows = real_rows()
     aggregates = counted(rows)
-    assert [totals(aggregates)[name] for name in ("untied", "longer", "shorter")] == [18_099, 13_844, 4_220]
+    assert [totals(aggregates)[name] for name in ("decisive", "longer", "shorter")] == [18_099, 13_844, 4_220]
     by_subset: Counter[str] = Counter()
     for row in rows:
         judged = zip(row["ranks"], row["completions"], strict=True)
@@ -196,7 +196,7 @@ def test_agreement_is_what_a_loop_over_annotators_finds() -> None:
                 counts = expected[me["annotator"]]
                 counts["shared"] += len(theirs)
                 counts["same"] += sum(side == mine for side in theirs)
-                counts["untied_by_both"] += sum(side * mine != 0 for side in theirs)
+                counts["decisive_by_both"] += sum(side * mine != 0 for side in theirs)
                 counts["opposite"] += sum(side * mine < 0 for side in theirs)
                 counts["with_consensus"] += mine * sum(theirs) != 0
                 counts["against_consensus"] += mine * sum(theirs) < 0

@@ -101,20 +101,20 @@ def test_a_table_with_the_old_names_of_its_folders_is_read_erased_and_vacuumed(t
     data = table.write_data(annotations_table(rows))
     refused = [Rejection(source="s.jsonl", line=3, path="$", reason="of no use", record="ann wrote this")]
     quarantined = table.write_quarantined(refused)
-    table.commit(lambda _: manifest(kind="annotations", files=[data], refused_files=[quarantined]))
+    table.commit(lambda _: manifest(kind="annotations", files=[data], quarantined_files=[quarantined]))
     (tmp_path / "t/quarantine").rename(tmp_path / "t/refused")
     path = tmp_path / "t/versions/00000001.json"
     path.write_text(path.read_text().replace("quarantine/", "refused/"))
 
     old = Table.claim(table.url, "annotations").manifest()
-    assert table.read_quarantined(old.refused_files[0]) == refused
+    assert table.read_quarantined(old.quarantined_files[0]) == refused
     assert erase(table.url, annotators=["ann"], prompts=[]).num_refused_without_text == 1
     newest = table.manifest()
-    assert [file.path.partition("/")[0] for file in newest.refused_files] == ["quarantine"]
-    assert [one.record for one in table.read_quarantined(newest.refused_files[0])] == [""]
+    assert [file.path.partition("/")[0] for file in newest.quarantined_files] == ["quarantine"]
+    assert [one.record for one in table.read_quarantined(newest.quarantined_files[0])] == [""]
     unnamed = [f"refused/{'1b' * 16}.jsonl", f"landing/{'0a' * 16}/7", f"staging/{'0a' * 16}/8"]
     write(tmp_path / "t", *unnamed)
-    assert sorted(clean(tmp_path / "t", keep=1)) == sorted([*unnamed, old.files[0].path, old.refused_files[0].path])
+    assert sorted(clean(tmp_path / "t", keep=1)) == sorted([*unnamed, old.files[0].path, old.quarantined_files[0].path])
     assert not (tmp_path / f"t/landing/{'0a' * 16}").exists()
 
 

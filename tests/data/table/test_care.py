@@ -146,13 +146,15 @@ def assert_as_the_model_says(table: Table, model: Model) -> None:
         assert set(found) == model.history[version]
     assert newest.totals["annotations"] == len(model.all_rows())
     assert newest.totals["completions"] == 2 * len(model.all_rows())
-    assert newest.totals["forgotten"] == sum(model.forgotten.values())
-    assert newest.totals["refused"] == sum(model.refused.values()) == sum(file.rows for file in newest.refused_files)
-    assert newest.totals["lines"] == sum(newest.totals[name] for name in ("annotations", "refused", "forgotten"))
+    assert newest.totals["erased"] == sum(model.erased.values())
+    assert (
+        newest.totals["refused"] == sum(model.refused.values()) == sum(file.rows for file in newest.quarantined_files)
+    )
+    assert newest.totals["lines"] == sum(newest.totals[name] for name in ("annotations", "refused", "erased"))
     assert {Path(source.uri).name: source.accepted for source in newest.sources} == {
         source: len(rows) for source, rows in model.rows.items()
     }
-    records = [one for file in newest.refused_files for one in table.read_quarantined(file)]
+    records = [one for file in newest.quarantined_files for one in table.read_quarantined(file)]
     assert {Path(one.source).name for one in records if one.record} == model.with_text
     named = {file.path for version in table.versions() for file in table.manifest(version).all_files}
     stored = {

@@ -27,8 +27,8 @@ def add(table: Table, name: str) -> None:
     )
 
     def build(newest: Manifest | None) -> Manifest:
-        files, refused_files = (newest.files, newest.refused_files) if newest else ([], [])
-        return manifest(kind="annotations", files=[*files, file], refused_files=[*refused_files, refused])
+        files, quarantined_files = (newest.files, newest.quarantined_files) if newest else ([], [])
+        return manifest(kind="annotations", files=[*files, file], quarantined_files=[*quarantined_files, refused])
 
     table.commit(build)
 

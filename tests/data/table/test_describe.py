@@ -41,7 +41,7 @@ def tables(tmp_path: Path) -> tuple[Table, Table]:
         lambda newest: manifest(
             kind="annotations",
             files=files,
-            refused_files=[annotations.write_quarantined(refused)],
+            quarantined_files=[annotations.write_quarantined(refused)],
             sources=[SOURCE],
             totals={"annotations": 50},
         )

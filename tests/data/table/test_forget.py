@@ -54,11 +54,11 @@ def table(tmp_path: Path) -> Table:
         Source(uri="s3://b/x.jsonl", size=1, etag="e", lines=5, accepted=3, refused=2),
         Source(uri="s3://b/y.jsonl", size=1, etag="f", lines=2, accepted=2, refused=0),
     ]
-    totals = {"annotations": 5, "refused": 2, "forgotten": 0, "lines": 7, "completions": 10}
-    refused_files = [table.write_quarantined(refused)]
+    totals = {"annotations": 5, "refused": 2, "erased": 0, "lines": 7, "completions": 10}
+    quarantined_files = [table.write_quarantined(refused)]
     table.commit(
         lambda newest: manifest(
-            kind="annotations", files=files, refused_files=refused_files, sources=sources, totals=totals
+            kind="annotations", files=files, quarantined_files=quarantined_files, sources=sources, totals=totals
         )
     )
     return table
@@ -72,9 +72,9 @@ def test_an_annotator_is_in_no_file_of_the_new_version_and_files_without_him_are
     assert after.files[2] == before.files[2]
     names = [name for rows in table.read(after) for name in rows.column("annotator").to_pylist()]
     assert names == ["bob", None, "bob"]
-    assert [(s.accepted, s.forgotten) for s in after.sources] == [(2, 1), (1, 1)]
-    assert (after.totals["annotations"], after.totals["forgotten"], after.totals["completions"]) == (3, 2, 6)
-    refused = table.read_quarantined(after.refused_files[0])
+    assert [(s.accepted, s.erased) for s in after.sources] == [(2, 1), (1, 1)]
+    assert (after.totals["annotations"], after.totals["erased"], after.totals["completions"]) == (3, 2, 6)
+    refused = table.read_quarantined(after.quarantined_files[0])
     assert [(one.line, one.record) for one in refused] == [(7, ""), (8, "")]
     assert (summary.verification.num_files, summary.verification.num_rows, summary.verification.num_refused) == (
         3,
@@ -95,7 +95,7 @@ def test_a_prompt_is_named_by_its_id_its_text_or_its_messages(table: Table, tmp_
     assert (summary.num_annotations, summary.num_refused_without_text) == (1, 2)
     newest = table.manifest()
     assert [row["id"] for rows in table.read(newest) for row in rows.to_pylist()] == ["r0", "r2", "r3", "r4"]
-    assert [one.record for one in table.read_quarantined(newest.refused_files[0])] == ["", ""]
+    assert [one.record for one in table.read_quarantined(newest.quarantined_files[0])] == ["", ""]
 
 
 def test_what_nothing_matches_makes_no_version_and_exits_with_1(table: Table) -> None:
@@ -247,12 +247,12 @@ def test_deeply_nested_refused_records_of_every_depth_do_not_stop_it(tmp_path: P
     refused = [Rejection(source="s", line=1, path="$", reason="expected", record=text) for text in records]
     files = [table.write_data(annotations_table([annotation_row("r", ["a", "b"], [1, 2], annotator="ann")]))]
     kept = [table.write_quarantined(refused)]
-    table.commit(lambda newest: manifest(kind="annotations", files=files, refused_files=kept))
+    table.commit(lambda newest: manifest(kind="annotations", files=files, quarantined_files=kept))
     assert erase(table.url, annotators=["ann"], prompts=[]).num_refused_without_text == len(records)
 
 
 def test_a_source_that_is_replaced_takes_no_text_of_other_sources_with_it(table: Table) -> None:
-    file = table.manifest().refused_files[0]
+    file = table.manifest().quarantined_files[0]
     other = rewrite_quarantine_file(table, file, DeletePredicate(sources=frozenset(["s3://b/other.jsonl"])))
     assert other.file == file
 

@@ -63,7 +63,7 @@ def check_kept(table: Table, sources: dict[str, str]) -> None:
     """Hold the newest version to what the sources say: each id once, the later one of two refused with its place."""
     manifest = table.manifest()
     rows = [row for rows in table.read(manifest, ["id", "source"]) for row in rows.to_pylist()]
-    refused = [one for file in manifest.refused_files for one in table.read_quarantined(file)]
+    refused = [one for file in manifest.quarantined_files for one in table.read_quarantined(file)]
     expected = {name for index in range(len(sources)) for name in ids_of(index)}
     assert Counter(row["id"] for row in rows) == dict.fromkeys(expected, 1)
     assert sorted(source.uri for source in manifest.sources) == sorted(sources.values())

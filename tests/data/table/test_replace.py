@@ -41,7 +41,7 @@ def rows_of(table: str, version: int | None = None) -> dict[str, Any]:
 
 def refused_of(table: str, version: int | None = None) -> list[tuple[str, int]]:
     opened = Table.open(table)
-    found = [one for file in opened.manifest(version).refused_files for one in opened.read_quarantined(file)]
+    found = [one for file in opened.manifest(version).quarantined_files for one in opened.read_quarantined(file)]
     return [(Path(one.source).name, one.line) for one in found]
 
 
@@ -53,7 +53,7 @@ def assert_accounted_for(table: str) -> None:
     assert newest.totals["annotations"] == len(rows) == sum(source.accepted for source in newest.sources)
     assert newest.totals["refused"] == len(refused) == sum(source.refused for source in newest.sources)
     assert newest.totals["completions"] == sum(len(row["completions"]) for row in rows.values())
-    assert newest.totals["lines"] == len(rows) + len(refused) + newest.totals["blank"] + newest.totals["forgotten"]
+    assert newest.totals["lines"] == len(rows) + len(refused) + newest.totals["blank"] + newest.totals["erased"]
     named = {file.path for version in opened.versions() for file in opened.manifest(version).all_files}
     stored = {f"{folder}/{path.name}" for folder in ("data", "quarantine") for path in Path(table, folder).glob("*")}
     assert stored == named

@@ -56,7 +56,7 @@ def write(table: Table, groups: list[TokenGroup], splits: list[str]) -> Manifest
         kind="tokens",
         operation="tokenize",
         files=files,
-        refused_files=[],
+        quarantined_files=[],
         totals={},
         sources=[],
         inputs=[],

@@ -74,7 +74,7 @@ def commit_pairs(url: str, parts: Sequence[pa.Table]) -> Manifest:
         kind="pairs",
         operation="expand",
         files=[table.write_data(part) for part in parts],
-        refused_files=[],
+        quarantined_files=[],
         totals={},
         sources=[],
         inputs=[],
@@ -181,7 +181,7 @@ def test_rows_stand_in_the_same_order_whatever_order_the_pairs_files_were_listed
     assert len(orders[0]) == 90
 
 
-def test_a_file_without_a_pair_left_is_counted_and_left_out(tmp_path: Path, model: Path):
+def test_a_file_without_a_pair_left_is_counted_and_excluded(tmp_path: Path, model: Path):
     short, long = pairs_rows(20), pairs_rows(10, first=20).to_pylist()
     for row in long:
         row["prompt"] = [{"role": "user", "content": "clear " * 100}]
@@ -250,7 +250,7 @@ def test_tables_on_s3_are_downloaded_once_and_checked(
         kind="tokens",
         operation="tokenize",
         files=[target.write_data(tokens, compress=False)],
-        refused_files=[],
+        quarantined_files=[],
         totals={},
         sources=[],
         inputs=[],

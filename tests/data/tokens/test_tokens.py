@@ -309,7 +309,7 @@ WITH_SYSTEM = [
 ]
 
 
-def test_a_prompt_that_the_template_refuses_is_left_out_and_counted_with_the_reason(models):
+def test_a_prompt_that_the_template_refuses_is_excluded_and_counted_with_the_reason(models):
     groups, totals = tokenize(models["bos"], WITH_SYSTEM, chat_template=NO_SYSTEM)
     assert [group.group_id for group in groups] == ["g0"]
     expected = {"groups": 2, "groups_refused": 1, "groups_dropped": 1, "completions": 5, "completions_refused": 3}

@@ -95,7 +95,7 @@ def manifest(**fields: Any) -> Manifest:
         "kind": "pairs",
         "operation": "test",
         "files": [],
-        "refused_files": [],
+        "quarantined_files": [],
         "totals": {},
         "sources": [],
         "inputs": [],

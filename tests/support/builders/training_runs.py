@@ -48,7 +48,7 @@ def make_pairs(url: Path, *, num_groups: int, seed: int = 0, expansion: ExpandCo
         kind="pairs",
         operation="expand",
         files=[file],
-        refused_files=[],
+        quarantined_files=[],
         totals=totals,
         sources=[],
         inputs=[Input(url="synthetic", version=1, digest=str(seed))],

@@ -54,7 +54,7 @@ def ingested(path: Path, table: Table, config: IngestConfig, limits: dict[str, i
         outcome.lines += part.lines
         outcome.blank += part.blank
         outcome.rows += without_nothing(table.read_file(part.data).to_pylist()) if part.data else []
-        outcome.refused += [one for file in part.refused_files for one in table.read_quarantined(file)]
+        outcome.refused += [one for file in part.quarantined_files for one in table.read_quarantined(file)]
         outcome.reasons.update(part.reasons)
         outcome.errors += [part.error] if part.error else []
         table.delete(part.files)

@@ -71,7 +71,7 @@ def _votes(
             elif annotation["scores"] is not None:
                 gap = abs(annotation["scores"][places[i]] - annotation["scores"][places[j]])
             counts["comparisons"] += 1
-            counts["ties" if rank_i == rank_j else "untied"] += 1
+            counts["ties" if rank_i == rank_j else "decisive"] += 1
             if texts[i] == texts[j]:
                 counts["identical_ties" if rank_i == rank_j else "identical"] += 1
             elif rank_i != rank_j:

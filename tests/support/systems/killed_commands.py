@@ -112,7 +112,7 @@ def content_of(table: Table, manifest: Manifest) -> Content:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows, max_chunksize=1024)
-    refused = [one for file in manifest.refused_files for one in table.read_quarantined(file)]
+    refused = [one for file in manifest.quarantined_files for one in table.read_quarantined(file)]
     return Content(
         rows=rows.num_rows,
         digest=hashlib.sha256(sink.getvalue()).hexdigest(),
@@ -159,7 +159,7 @@ def unnamed_files(url: str) -> int:
 
 
 def _files_of(manifest: Manifest) -> list[Any]:
-    return [*manifest.files, *manifest.refused_files]
+    return [*manifest.files, *manifest.quarantined_files]
 
 
 # ---------------------------------------------------------------------------------------------- a reader

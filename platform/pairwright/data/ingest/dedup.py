@@ -233,7 +233,7 @@ def drop_duplicates(shard: IngestShard, split: InputSplit, duplicates: Duplicate
         duplicates=shard.duplicates + int(duplicates.is_same.sum()),
         completions=num_completions(left),
         data=table.write_data(left) if len(kept) else None,
-        refused_files=[*shard.refused_files, table.write_quarantined(refused)],
+        quarantined_files=[*shard.quarantined_files, table.write_quarantined(refused)],
         reasons=dict(Counter(shard.reasons) + Counter(map(reason_key, refused))),
         shown=[*shard.shown, *refused][:NUM_SHOWN],
         id_hashes=shard.hashes[kept].tobytes(),

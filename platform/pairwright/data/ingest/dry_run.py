@@ -142,7 +142,10 @@ def validate(
         newest = None if known is None else known.latest()
         ingestion.refuse_duplicates_in(newest.files if newest else [])
         every = (
-            one for shard in ingestion.shards for file in shard.refused_files for one in table.read_quarantined(file)
+            one
+            for shard in ingestion.shards
+            for file in shard.quarantined_files
+            for one in table.read_quarantined(file)
         )
         refused = list(islice(every, limit))
         data = [shard.data for shard in ingestion.shards if shard.data is not None]

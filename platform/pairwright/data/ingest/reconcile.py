@@ -1,7 +1,7 @@
 """Decides which sources an ingestion adds, skips or replaces, and computes the next manifest's counts.
 
 Everything about sources and totals that reads no file, so that it can be tested against a model in no time. The
-invariant: each judgement of each line is in one of three counts: accepted and there, refused, or forgotten.
+invariant: each judgement of each line is in one of three counts: accepted and there, refused, or erased.
 """
 
 from collections import Counter
@@ -66,12 +66,12 @@ def replaced_by(newest: Manifest | None, sources: Iterable[Source | SourceRef]) 
 
 
 def totals_of(sources: Sequence[Source]) -> dict[str, int]:
-    """Return what sources add up to: ``annotations + refused + forgotten`` is their judgements."""
+    """Return what sources add up to: ``annotations + refused + erased`` is their judgements."""
     return {
         "annotations": sum(source.accepted for source in sources),
         "refused": sum(source.refused for source in sources),
         "duplicates": sum(source.duplicates for source in sources),
-        "forgotten": sum(source.forgotten for source in sources),
+        "erased": sum(source.erased for source in sources),
         "blank": sum(source.blank for source in sources),
         "lines": sum(source.lines for source in sources),
         "sources": len(sources),
@@ -103,9 +103,9 @@ def next_manifest(
         kind="annotations",
         operation="ingest",
         files=[*(left.files if left else []), *(shard.data for shard in shards if shard.data is not None)],
-        refused_files=[
-            *(left.refused_files if left else []),
-            *(file for shard in shards for file in shard.refused_files),
+        quarantined_files=[
+            *(left.quarantined_files if left else []),
+            *(file for shard in shards for file in shard.quarantined_files),
         ],
         totals=dict(totals),
         sources=[*(source for source in (newest.sources if newest else []) if source.uri not in uris), *sources],

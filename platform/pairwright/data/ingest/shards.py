@@ -62,7 +62,7 @@ class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
     """Of the refused: the same annotation once more."""
     completions: int
     data: DataFile | None
-    refused_files: list[DataFile]
+    quarantined_files: list[DataFile]
     reasons: dict[str, int]
     shown: list[Rejection]
     id_hashes: bytes
@@ -82,7 +82,7 @@ class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def files(self) -> list[DataFile]:
         """Every file that was written for it."""
-        return [*([self.data] if self.data else []), *self.refused_files]
+        return [*([self.data] if self.data else []), *self.quarantined_files]
 
 
 def hash_ids(ids: Iterable[str]) -> np.ndarray:
@@ -245,7 +245,7 @@ class ShardWriter:
             refused=len(refused),
             completions=0 if rows is None else num_completions(rows),
             data=None if rows is None else table.write_data(rows),
-            refused_files=[table.write_quarantined(refused)] if refused else [],
+            quarantined_files=[table.write_quarantined(refused)] if refused else [],
             reasons=most_common(Counter(map(reason_key, refused))),
             shown=refused[:NUM_SHOWN],
             id_hashes=b"" if rows is None else hash_ids(rows.column("id").to_pylist()).tobytes(),

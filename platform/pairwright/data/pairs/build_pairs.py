@@ -26,7 +26,7 @@ MAX_COMPLETIONS = 32_767
 def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table, dict[str, int | float]]:
     """Return one row for each group, sorted by group_id, and totals that add over calls.
 
-    A group all of whose comparisons are ties keeps its row, with no pairs. ``comparisons = untied + ties``, counted
+    A group all of whose comparisons are ties keeps its row, with no pairs. ``comparisons = decisive + ties``, counted
     once an annotation.
 
     Args:
@@ -44,8 +44,8 @@ def expand_groups(annotations: pa.Table, config: ExpandConfig) -> tuple[pa.Table
     table = _group_rows(rows, rankings.group_A, first_G, pairs, config)
     totals = {
         "annotations": rows.num_rows,
-        "annotations_repeated": num_repeated,
-        "rejudged": _num_repeat_annotations(rows, table),
+        "duplicates": num_repeated,
+        "repeat_annotations": _num_repeat_annotations(rows, table),
         **_group_totals(table),
         **vote_totals,
         **_margin_totals(rows, pairs, config),

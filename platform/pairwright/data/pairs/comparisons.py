@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 ENTRIES_PER_BLOCK = 1 << 20
-TOTALS = ("comparisons", "untied", "ties", "identical", "identical_ties", "contradicted")
+TOTALS = ("comparisons", "decisive", "ties", "identical", "identical_ties", "conflicting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def pairs_of(rankings: RankingBatch, config: ExpandConfig) -> tuple[PairRows, di
     """Return every pair that the rankings and the configuration make, and totals that add over calls.
 
     Completions of equal text make no pair: their difference is zero whatever the model says. So
-    ``comparisons = untied + ties``, of which ``identical`` and ``identical_ties`` compare equal texts.
+    ``comparisons = decisive + ties``, of which ``identical`` and ``identical_ties`` compare equal texts.
     """
     blocks: list[PairRows] = []
     totals: dict[str, int | float] = dict.fromkeys(TOTALS, 0)
@@ -173,11 +173,11 @@ def _counts(block: _Block, votes: _Votes) -> dict[str, int]:
     conflicting_GKK = (votes.wins_GKK > 0) & (votes.wins_GKK.swapaxes(1, 2) > 0) & ~block.equal_GKK
     return {
         "comparisons": len(block.ranks_AK) * _num_pairs(num_completions),
-        "untied": int(decisive_GKK[:, upper].sum()),
+        "decisive": int(decisive_GKK[:, upper].sum()),
         "ties": int(votes.ties_GKK[:, upper].sum()),
         "identical": int((decisive_GKK * block.equal_GKK)[:, upper].sum()),
         "identical_ties": int((votes.ties_GKK * block.equal_GKK)[:, upper].sum()),
-        "contradicted": int(conflicting_GKK[:, upper].sum()),
+        "conflicting": int(conflicting_GKK[:, upper].sum()),
     }
 
 

@@ -23,7 +23,7 @@ from pairwright.records import UNREADABLE_JSON
 
 NAMED = {"leave_out_annotators": "annotator", "leave_out_subsets": "subset", "leave_out_models": "model"}
 """Key of the configuration -> what its names are names of."""
-NAME_PREFIX = "left_out_{}:"
+NAME_PREFIX = "excluded_{}:"
 """Of further totals: so many annotations, or completions, have the name behind it."""
 
 TEXT_AND_PROMPT = np.dtype([("text", "<u8"), ("prompt", "<u8")])
@@ -71,9 +71,9 @@ def unused_exclusions(totals: Mapping[str, int | float], config: Mapping[str, An
         for name in config.get(key, []):
             if not totals.get(NAME_PREFIX.format(what) + name):
                 found.append(f"{key}: nothing is of {what} {name!r}; `pairwright report` lists the names")
-    if config.get("leave_out_texts") and not totals.get("left_out_by_text"):
+    if config.get("leave_out_texts") and not totals.get("excluded_by_text"):
         found.append("leave_out_texts: no completion has a text that they list, to the last character")
-    if config.get("max_prompts_per_text") and not totals.get("left_out_by_prompts"):
+    if config.get("max_prompts_per_text") and not totals.get("excluded_by_prompts"):
         found.append(f"max_prompts_per_text: no text stands under more than {config['max_prompts_per_text']:,} prompts")
     return found
 
@@ -82,7 +82,7 @@ def no_totals(config: ExpandConfig) -> dict[str, int | float]:
     """Return totals of zero."""
     names = [NAME_PREFIX.format(what) + name for what, named in names_of(config).items() for name in named]
     causes = ["annotator", "subset", "model", "text", "prompts"]
-    return dict.fromkeys([*(f"left_out_by_{cause}" for cause in causes), "groups_left_out", *names], 0)
+    return dict.fromkeys([*(f"excluded_by_{cause}" for cause in causes), "groups_excluded", *names], 0)
 
 
 def read_texts(names: Sequence[str]) -> list[str]:
@@ -144,13 +144,13 @@ def drop_excluded(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dic
     groups = rows["group_id"]
     by_annotator = _is_in(rows["annotator"], exclusions.names["annotator"])
     by_subset = _is_in(rows["subset"], exclusions.names["subset"]) & ~by_annotator
-    totals = {"left_out_by_annotator": int(by_annotator.sum()), "left_out_by_subset": int(by_subset.sum())}
+    totals = {"excluded_by_annotator": int(by_annotator.sum()), "excluded_by_subset": int(by_subset.sum())}
     for what in ("annotator", "subset"):
         totals |= _by_name(rows[what], what, exclusions)
     rows = rows.filter(pa.array(~(by_annotator | by_subset))).combine_chunks()
     rows, completion_totals = _without_completions(rows, exclusions)
     num_dropped = len(groups.unique()) - len(rows["group_id"].unique())
-    return rows, totals | completion_totals | {"groups_left_out": num_dropped}
+    return rows, totals | completion_totals | {"groups_excluded": num_dropped}
 
 
 def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Table, dict[str, int]]:
@@ -163,9 +163,9 @@ def _without_completions(rows: pa.Table, exclusions: Exclusions) -> tuple[pa.Tab
     if by_model.any():
         by_model |= _copies_to_drop(rows, items, size_A, by_model)
     totals = {
-        "left_out_by_text": int(by_text.sum()),
-        "left_out_by_prompts": int(by_prompts.sum()),
-        "left_out_by_model": int(by_model.sum()),
+        "excluded_by_text": int(by_text.sum()),
+        "excluded_by_prompts": int(by_prompts.sum()),
+        "excluded_by_model": int(by_model.sum()),
         **_by_name(model_N, "model", exclusions),
     }
     kept_N = ~(by_text | by_prompts | by_model)

@@ -154,7 +154,7 @@ def _commit(target: Table, expanded: Sequence[_Expanded], made_from: Sequence[In
         kind="pairs",
         operation="expand",
         files=files,
-        refused_files=refused,
+        quarantined_files=refused,
         totals=_sum_totals(expanded, config),
         sources=[],
         inputs=list(made_from),

@@ -207,6 +207,6 @@ def _facts(manifest: Manifest) -> VersionFacts:
         created_at=manifest.created_at,
         operation=manifest.operation,
         annotations=sum(file.rows for file in manifest.files),
-        refused=sum(file.rows for file in manifest.refused_files),
+        refused=sum(file.rows for file in manifest.quarantined_files),
         sources=len(manifest.sources),
     )

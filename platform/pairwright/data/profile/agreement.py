@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from pairwright.data.profile.comparison_blocks import Block, Ints
 
-AGREEMENT = ("shared", "same", "untied_by_both", "opposite", "with_consensus", "against_consensus")
+AGREEMENT = ("shared", "same", "decisive_by_both", "opposite", "with_consensus", "against_consensus")
 """Counted for each annotation, over its comparisons (of different texts) that others judged too.
 
 shared: how often another annotator judged the same two completions; same: with the same outcome (a tie being one);
-untied_by_both: both have a preference; opposite: these differ; with_consensus: this annotator has a preference, and the
-others have a majority; against_consensus: that majority is for the other completion.
+decisive_by_both: both have a preference; opposite: these differ; with_consensus: this annotator has a preference, and
+the others have a majority; against_consensus: that majority is for the other completion.
 """
 
 
@@ -38,7 +38,7 @@ def agreement_counts(block: Block) -> dict[str, Ints]:
     counts = {
         "shared": votes * (first_AP + second_AP + tied_AP - 1),
         "same": prefers_AP * own_AP + ties_AP * (tied_AP - 1),
-        "untied_by_both": prefers_AP * (own_AP + other_AP),
+        "decisive_by_both": prefers_AP * (own_AP + other_AP),
         "opposite": prefers_AP * other_AP,
         "with_consensus": prefers_AP & (own_AP != other_AP),
         "against_consensus": prefers_AP & (own_AP < other_AP),

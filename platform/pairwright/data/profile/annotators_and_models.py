@@ -72,7 +72,7 @@ def agreement(aggregates: Aggregates, totals: dict[str, int]) -> Agreement:
         alpha=overall,
         alpha_by_num_completions={str(size): value for size, value in by_size.items()},
         same=share(totals["same"], totals["shared"]),
-        same_direction=share(totals["untied_by_both"] - totals["opposite"], totals["untied_by_both"]),
+        same_direction=share(totals["decisive_by_both"] - totals["opposite"], totals["decisive_by_both"]),
     )
 
 
@@ -83,10 +83,10 @@ def annotator(row: Row) -> Annotator:
         annotations=row["annotations"],
         comparisons=row["comparisons"],
         ties=row["ties"],
-        longer_wins=share(row["longer"], row["untied"]),
+        longer_wins=share(row["longer"], row["decisive"]),
         shared=row["shared"],
         same=share(row["same"], row["shared"]),
-        same_direction=share(row["untied_by_both"] - row["opposite"], row["untied_by_both"]),
+        same_direction=share(row["decisive_by_both"] - row["opposite"], row["decisive_by_both"]),
         with_consensus=row["with_consensus"],
         against_consensus=share(row["against_consensus"], row["with_consensus"]),
     )

@@ -34,14 +34,14 @@ SCORE_DIGITS = 3
 
 COUNTS = (
     "comparisons",
-    "untied",
+    "decisive",
     "ties",
     "longer",
     "shorter",
     "identical",
     "identical_ties",
 )
-"""Counted for each annotation: of its comparisons, the untied, those that the longer or the shorter completion won."""
+"""Counted for each annotation: its decisive comparisons, and those that the longer or the shorter completion won."""
 
 _Tables = dict[str, list[pa.Table]]
 
@@ -92,15 +92,15 @@ def count(annotations: pa.Table, versions: Mapping[str, int]) -> Aggregates:
 
 
 def _block_counts(block: Block) -> dict[str, Ints]:
-    untied_AP = block.outcome_AP != 0
+    decisive_AP = block.outcome_AP != 0
     return {
         "comparisons": np.full(len(block.rows_A), len(block.first_P)),
-        "untied": untied_AP.sum(axis=1),
-        "ties": (~untied_AP).sum(axis=1),
+        "decisive": decisive_AP.sum(axis=1),
+        "ties": (~decisive_AP).sum(axis=1),
         "longer": (block.outcome_AP * block.longer_AP > 0).sum(axis=1),
         "shorter": (block.outcome_AP * block.longer_AP < 0).sum(axis=1),
-        "identical": (untied_AP & block.identical_AP).sum(axis=1),
-        "identical_ties": (~untied_AP & block.identical_AP).sum(axis=1),
+        "identical": (decisive_AP & block.identical_AP).sum(axis=1),
+        "identical_ties": (~decisive_AP & block.identical_AP).sum(axis=1),
     }
 
 
@@ -126,14 +126,14 @@ def _lengths(block: Block) -> pa.Table:
 
 
 def _ratios(block: Block) -> pa.Table:
-    """Count untied comparisons by how many times longer the longer one is, and those that it won."""
+    """Count decisive comparisons by how many times longer the longer one is, and those that it won."""
     rows, columns = np.nonzero((block.outcome_AP != 0) & (block.longer_AP != 0))
     one = block.lengths_AK[rows, block.first_P[columns]]
     other = block.lengths_AK[rows, block.second_P[columns]]
     ratio = np.maximum(one, other) / np.maximum(np.minimum(one, other), 1)
     won = block.outcome_AP[rows, columns] == block.longer_AP[rows, columns]
     step = np.minimum(_steps(ratio, RATIO_STEPS_PER_OCTAVE), MAX_RATIO_STEP)
-    return pa.table({"step": step, "untied": np.ones_like(step), "longer": won.astype(np.int64)})
+    return pa.table({"step": step, "decisive": np.ones_like(step), "longer": won.astype(np.int64)})
 
 
 def _matchups(block: Block, model_names: pa.Array) -> pa.Table:
@@ -197,12 +197,12 @@ def _facts(arrays: AnnotationArrays, per_annotation: dict[str, Ints]) -> pa.Tabl
 def _totals(arrays: AnnotationArrays, per_annotation: dict[str, Ints], conflicting: int, num_repeated: int) -> pa.Table:
     totals = {
         "annotations": arrays.rows.num_rows,
-        "annotations_repeated": num_repeated,
+        "duplicates": num_repeated,
         "groups": len(np.unique(arrays.group_A)),
         "prompts": len(np.unique(arrays.prompt_A)),
         "completions": len(arrays.ranks_N),
         "characters": int(arrays.lengths_N.sum()),
-        "contradicted": conflicting,
+        "conflicting": conflicting,
         "annotations_of_one_again": int((~arrays.is_rater_A).sum()),
         **{name: int(values.sum()) for name, values in per_annotation.items()},
     }

@@ -93,11 +93,11 @@ def _score_outliers(metrics: TableMetrics) -> Iterator[Highlight]:
 
 
 def _longer(metrics: TableMetrics) -> Iterator[Highlight]:
-    untied, longer = metrics.totals["untied"], metrics.totals["longer"]
-    if not untied:
+    decisive, longer = metrics.totals["decisive"], metrics.totals["longer"]
+    if not decisive:
         return
-    share = longer / untied
-    text = f"The longer completion wins {percent(share)} of {untied:,} untied comparisons"
+    share = longer / decisive
+    text = f"The longer completion wins {percent(share)} of {decisive:,} decisive comparisons"
     if share >= LONGER_NOTE:
         level = "alarm" if share >= LONGER_ALARM else "note"
         yield Highlight(level=level, section="lengths", text=f"{text}: a reward model has to beat that to know more.")
@@ -211,7 +211,7 @@ def _repeated(metrics: TableMetrics) -> Iterator[Highlight]:
     shown = f"{shown[:SHOWN_CHARACTERS]}..." if len(shown) > SHOWN_CHARACTERS else shown
     models = ", ".join(model.name for model in first.models)
     whose = f", by {models}{' and others' if first.num_models > len(first.models) else ''}" if models else ""
-    wins = "" if first.wins is None else f" and wins {percent(first.wins)} of {first.untied:,} untied comparisons"
+    wins = "" if first.wins is None else f" and wins {percent(first.wins)} of {first.decisive:,} decisive comparisons"
     more = f" {metrics.num_repeated_texts - 1:,} more texts complete many prompts." if len(found) > 1 else ""
     text = (
         f"One text ({shown}, {first.characters:,} characters{whose}) completes {first.prompts:,} of "

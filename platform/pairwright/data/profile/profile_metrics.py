@@ -111,7 +111,7 @@ def _source_totals(sources: Sequence[Source]) -> dict[str, int]:
         "accepted": sum(source.accepted for source in sources),
         "refused": sum(source.refused for source in sources),
         "blank": sum(source.blank for source in sources),
-        "forgotten": sum(source.forgotten for source in sources),
+        "erased": sum(source.erased for source in sources),
     }
 
 
@@ -145,7 +145,7 @@ def _sources(manifest: Manifest, quarantined: QuarantineCounts, by_source: pa.Ta
             accepted=source.accepted,
             refused=source.refused,
             blank=source.blank,
-            forgotten=source.forgotten,
+            erased=source.erased,
             main_reason=main[source.uri][1] if source.uri in main else None,
             main_reason_records=main[source.uri][0] if source.uri in main else 0,
             scored=row["scored"],
@@ -174,11 +174,11 @@ def _comparisons(sizes: pa.Table, key: str) -> list[Comparisons]:
             annotations=row["annotations"],
             groups=row["groups" if is_size else "groups_of_subset"],
             comparisons=row["comparisons"],
-            untied=row["untied"],
+            decisive=row["decisive"],
             ties=row["ties"],
             longer=row["longer"],
             shorter=row["shorter"],
-            longer_wins=share(row["longer"], row["untied"]),
+            longer_wins=share(row["longer"], row["decisive"]),
         )
         for row in rows
     ]
@@ -230,8 +230,8 @@ def _longer_by_ratio(aggregates: Aggregates) -> list[RatioMetrics]:
         RatioMetrics(
             at_least=2 ** (row["step"] / RATIO_STEPS_PER_OCTAVE),
             below=None if row["step"] == last else 2 ** ((row["step"] + 1) / RATIO_STEPS_PER_OCTAVE),
-            untied=row["untied"],
-            longer_wins=row["longer"] / row["untied"],
+            decisive=row["decisive"],
+            longer_wins=row["longer"] / row["decisive"],
         )
         for row in rows
     ]

@@ -60,10 +60,10 @@ class SourceMetrics(msgspec.Struct, frozen=True, kw_only=True):
     accepted: int
     refused: int
     blank: int
-    forgotten: int
+    erased: int
     main_reason: Annotated[str | None, msgspec.Meta(description="most frequent reason of its quarantined records")]
     main_reason_records: Annotated[int, msgspec.Meta(description="records quarantined for it")] = 0
-    scored: Annotated[int, msgspec.Meta(description="untied comparisons of two different scores")] = 0
+    scored: Annotated[int, msgspec.Meta(description="decisive comparisons of two different scores")] = 0
     against_scores: Annotated[Share | None, msgspec.Meta(description="of these: the lower score is preferred")] = None
     with_consensus: Annotated[int, msgspec.Meta(description="as of an annotator")] = 0
     against_consensus: Annotated[Share | None, msgspec.Meta(description="as of an annotator")] = None
@@ -76,11 +76,11 @@ class Comparisons(msgspec.Struct, frozen=True, kw_only=True):
     annotations: int
     groups: int
     comparisons: int
-    untied: int
+    decisive: int
     ties: int
-    longer: Annotated[int, msgspec.Meta(description="untied ones that the longer completion won, in characters")]
+    longer: Annotated[int, msgspec.Meta(description="decisive ones that the longer completion won, in characters")]
     shorter: Annotated[int, msgspec.Meta(description="those that the shorter one won")]
-    longer_wins: Annotated[Share | None, msgspec.Meta(description="longer / untied")]
+    longer_wins: Annotated[Share | None, msgspec.Meta(description="longer / decisive")]
 
 
 class TiedShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +107,7 @@ class RatioMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
     at_least: float
     below: float | None
-    untied: int
+    decisive: int
     longer_wins: Share
 
 
@@ -170,7 +170,7 @@ class RepeatedText(msgspec.Struct, frozen=True, kw_only=True):
     characters: int
     prompts: int
     completions: Annotated[int, msgspec.Meta(description="counted once an annotation")]
-    untied: Annotated[int, msgspec.Meta(description="its untied comparisons with completions of other text")]
+    decisive: Annotated[int, msgspec.Meta(description="its decisive comparisons with completions of other text")]
     wins: Annotated[Share | None, msgspec.Meta(description="of these: it is preferred")]
     num_models: int
     models: Annotated[list[ModelCompletions], msgspec.Meta(description="the three that wrote most of them")]

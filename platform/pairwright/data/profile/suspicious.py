@@ -49,7 +49,7 @@ MIN_DEVIATIONS = 0.25
 
 
 def score_counts(block: Block) -> dict[str, Ints]:
-    """Return for each annotation its untied comparisons whose scores differ, and those that prefer the lower score."""
+    """Return for each annotation its decisive comparisons with two scores, and those that prefer the lower score."""
     gap_AP = block.scores_AK[:, block.first_P] - block.scores_AK[:, block.second_P]
     scored_AP = (block.outcome_AP != 0) & np.isfinite(gap_AP) & (gap_AP != 0)
     against_AP = scored_AP & (np.sign(gap_AP) != block.outcome_AP)
@@ -91,7 +91,7 @@ def suspicion_counts(
         "completions": ones,
         "characters": arrays.lengths_N[kept_N],
         "won": wins_N[kept_N],
-        "untied": wins_N[kept_N] + losses_N[kept_N],
+        "decisive": wins_N[kept_N] + losses_N[kept_N],
     }
     first_N = np.zeros(len(texts_N), dtype=bool)
     first_N[np.unique(np.stack([texts_N, prompt_N.astype(np.uint64)]), axis=1, return_index=True)[1]] = True
@@ -117,10 +117,10 @@ def _repeated(texts_N: NDArray[np.uint64], prompt_N: Ints) -> NDArray[np.uint64]
 def _annotator_kinds(arrays: AnnotationArrays, counts: Mapping[str, Ints]) -> pa.Table:
     """Count each annotator's judgements in each source that could be of a kind, and those that are."""
     best_A, last_A = arrays.rows["best"].to_numpy(), np.diff(arrays.starts_A) - 1
-    could_be_A = {"compared": counts["comparisons"] > 0, "untied": counts["untied"] > 0, "decided": best_A >= 0}
+    could_be_A = {"compared": counts["comparisons"] > 0, "decisive": counts["decisive"] > 0, "decided": best_A >= 0}
     kinds_A = {
         "tied": could_be_A["compared"] & (counts["ties"] == counts["comparisons"]),
-        "longer": could_be_A["untied"] & (counts["longer"] == counts["untied"]),
+        "longer": could_be_A["decisive"] & (counts["longer"] == counts["decisive"]),
         "first": could_be_A["decided"] & (best_A == 0),
         "last": could_be_A["decided"] & (best_A == last_A),
     }
@@ -129,7 +129,7 @@ def _annotator_kinds(arrays: AnnotationArrays, counts: Mapping[str, Ints]) -> pa
 
 
 def _model_kinds(arrays: AnnotationArrays, wins_N: Ints, losses_N: Ints) -> pa.Table:
-    """Count each model's completions with an untied comparison, and those that won, or lost, all of these."""
+    """Count each model's completions with a decisive comparison, and those that won, or lost, all of these."""
     judged_N = (arrays.models_N >= 0) & (wins_N + losses_N > 0)
     return pa.table(
         {
@@ -184,8 +184,8 @@ def repeated_texts(aggregates: Aggregates, num_prompts: int) -> list[RepeatedTex
             characters=row["characters"] // row["completions"],
             prompts=row["prompts"],
             completions=row["completions"],
-            untied=row["untied"],
-            wins=share(row["won"], row["untied"]),
+            decisive=row["decisive"],
+            wins=share(row["won"], row["decisive"]),
             num_models=len(models[row["text"]]),
             models=models[row["text"]][:MAX_MODELS],
         )
@@ -207,7 +207,7 @@ def uniform_judgements(aggregates: Aggregates) -> list[UniformJudgements]:
     everywhere = annotators.drop_columns("source")
     found = [
         *_uniform(everywhere, "annotator", "tied", "compared"),
-        *_uniform(everywhere, "annotator", "longer", "untied"),
+        *_uniform(everywhere, "annotator", "longer", "decisive"),
         *_uniform(annotators, "annotator", "first", "decided"),
         *_uniform(annotators, "annotator", "last", "decided"),
         *_uniform(models, "model", "won", "judged"),

@@ -80,7 +80,7 @@ def report(url: str, *, version: int | None, output: str | None, executor: Execu
     subject = find_annotations(url, version)
     manifest = subject.manifest
     history = history_of(subject.table, manifest)
-    with executor.session(sum(file.bytes for file in [*manifest.files, *manifest.refused_files])):
+    with executor.session(sum(file.bytes for file in [*manifest.files, *manifest.quarantined_files])):
         quarantined = _count_quarantined(subject, executor)
         aggregates = _count(subject, history, executor)
     facts = TableFacts(
@@ -133,7 +133,7 @@ def find_annotations(url: str, version: int | None) -> Subject:
 
 
 def _count_quarantined(subject: Subject, executor: Executor) -> QuarantineCounts:
-    files = subject.manifest.refused_files
+    files = subject.manifest.quarantined_files
 
     def work(index: int) -> Iterator[QuarantineCounts]:
         yield count_quarantined(subject.table.read_quarantined(files[index]))

@@ -98,7 +98,9 @@ class _Compaction:
     def manifest_on(self, newest: Manifest | None) -> Manifest | None:
         """Return the version after ``newest``, or None where no two neighbours are small enough."""
         assert newest is not None
-        runs = [run for files in (newest.files, newest.refused_files) for run in plan_merges(files, self._file_bytes)]
+        runs = [
+            run for files in (newest.files, newest.quarantined_files) for run in plan_merges(files, self._file_bytes)
+        ]
         self._merge([run for run in runs if _paths(run) not in self._merged])
         if not runs:
             return None
@@ -155,7 +157,7 @@ def after_compaction(newest: Manifest, merged: Mapping[tuple[str, ...], DataFile
         newest,
         operation="compact",
         files=_with(newest.files, merged),
-        refused_files=_with(newest.refused_files, merged),
+        quarantined_files=_with(newest.quarantined_files, merged),
         content_digest=newest.digest,
     )
 

@@ -185,7 +185,7 @@ class RewrittenVersion:
     """A version's files without what a predicate matches, and how much that was."""
 
     files: list[DataFile]
-    refused_files: list[DataFile]
+    quarantined_files: list[DataFile]
     rows: dict[str, int]
     """Source -> rows that are gone."""
     completions: int
@@ -210,10 +210,10 @@ def rewritten_version(manifest: Manifest, rewritten: Iterable[RewrittenFile]) ->
         if file.path in by_path:
             rows.update(by_path[file.path].rows)
     data = [by_path[file.path] for file in manifest.files if file.path in by_path]
-    refused = [by_path[file.path] for file in manifest.refused_files if file.path in by_path]
+    refused = [by_path[file.path] for file in manifest.quarantined_files if file.path in by_path]
     return RewrittenVersion(
         files=_left(manifest.files, by_path),
-        refused_files=_left(manifest.refused_files, by_path),
+        quarantined_files=_left(manifest.quarantined_files, by_path),
         rows=dict(rows),
         completions=sum(each.completions for each in data),
         num_refused=sum(sum(each.rows.values()) for each in refused),
@@ -253,7 +253,7 @@ class RowDeleter:
             StoreError: if a file cannot be read or written.
         """
         data = self._rewrite(manifest.files if rows else [], predicate)
-        kept = self._rewrite(manifest.refused_files if refused else [], predicate)
+        kept = self._rewrite(manifest.quarantined_files if refused else [], predicate)
         return rewritten_version(manifest, [*data, *kept])
 
     def written(self) -> list[DataFile]:

@@ -254,7 +254,7 @@ def after_erasure(newest: Manifest, left: RewrittenVersion, predicate: DeletePre
     if not left.num_rows and not left.num_without_text:
         return None
     totals = Counter(newest.totals)
-    totals.update({"annotations": -left.num_rows, "forgotten": left.num_rows, "completions": -left.completions})
+    totals.update({"annotations": -left.num_rows, "erased": left.num_rows, "completions": -left.completions})
     config = {
         "annotators_sha256": sorted(hashlib.sha256(name.encode()).hexdigest() for name in predicate.annotators),
         "prompt_ids": sorted(predicate.prompt_ids),
@@ -263,7 +263,7 @@ def after_erasure(newest: Manifest, left: RewrittenVersion, predicate: DeletePre
         kind=newest.kind,
         operation="forget",
         files=left.files,
-        refused_files=left.refused_files,
+        quarantined_files=left.quarantined_files,
         totals=dict(totals),
         sources=[_without(source, left.rows.get(source.uri, 0)) for source in newest.sources],
         inputs=[],
@@ -273,7 +273,7 @@ def after_erasure(newest: Manifest, left: RewrittenVersion, predicate: DeletePre
 
 
 def _without(source: Source, num_rows: int) -> Source:
-    return msgspec.structs.replace(source, accepted=source.accepted - num_rows, forgotten=source.forgotten + num_rows)
+    return msgspec.structs.replace(source, accepted=source.accepted - num_rows, erased=source.erased + num_rows)
 
 
 def count_matches(table: Table, file: DataFile, predicate: DeletePredicate) -> ErasureCheck:
@@ -321,8 +321,8 @@ def verify_erasure(manifest: Manifest, checks: Sequence[ErasureCheck], where: st
     return Verification(
         num_files=len(manifest.files),
         num_rows=sum(by_path[file.path].rows for file in manifest.files),
-        num_refused_files=len(manifest.refused_files),
-        num_refused=sum(by_path[file.path].rows for file in manifest.refused_files),
+        num_refused_files=len(manifest.quarantined_files),
+        num_refused=sum(by_path[file.path].rows for file in manifest.quarantined_files),
     )
 
 

@@ -82,13 +82,13 @@ def _versions(table: Table) -> dict[str, Any]:
 
 def _refused(table: Table, manifest: Manifest) -> dict[str, Any]:
     examples: list[Rejection] = []
-    for file in manifest.refused_files:
+    for file in manifest.quarantined_files:
         if len(examples) >= MAX_REJECTIONS:
             break
         examples += table.read_quarantined(file)
     return {
-        "records": sum(file.rows for file in manifest.refused_files),
-        "files": [file.path for file in manifest.refused_files],
+        "records": sum(file.rows for file in manifest.quarantined_files),
+        "files": [file.path for file in manifest.quarantined_files],
         "examples": [str(rejection) for rejection in examples[:MAX_REJECTIONS]],
     }
 

@@ -25,7 +25,7 @@ class Source(msgspec.Struct, frozen=True):
     """One source of a table, and what became of its lines.
 
     ``blank`` of its lines hold no record; the others hold ``accepted + refused`` judgements, at least one each, in the
-    layout that ``format`` names (empty where none was recognised, and native was tried). ``forgotten`` counts the
+    layout that ``format`` names (empty where none was recognised, and native was tried). ``erased`` counts the
     judgements that were accepted and then erased by `forget`; ``duplicates`` those of the refused that say what
     another annotation says word for word, under the same id.
     """
@@ -38,7 +38,7 @@ class Source(msgspec.Struct, frozen=True):
     refused: int
     blank: int = 0
     format: str = ""
-    forgotten: int = 0
+    erased: int = 0
     duplicates: int = 0
 
     @property
@@ -49,7 +49,7 @@ class Source(msgspec.Struct, frozen=True):
     @property
     def is_taken(self) -> bool:
         """Whether anything of it was ever accepted: then it is not read again, even where `forget` took all of it."""
-        return self.accepted + self.forgotten > 0
+        return self.accepted + self.erased > 0
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     operation: str
     created_at: str = ""
     files: list[DataFile]
-    refused_files: list[DataFile]
+    quarantined_files: list[DataFile]
     totals: dict[str, int | float]
     sources: list[Source]
     inputs: list[Input]
@@ -88,7 +88,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def all_files(self) -> list[DataFile]:
         """Every file that the version names, of rows and of refused records."""
-        return [*self.files, *self.refused_files]
+        return [*self.files, *self.quarantined_files]
 
     @property
     def digest(self) -> str:

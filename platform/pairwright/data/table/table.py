@@ -308,7 +308,7 @@ class Table:
         except FileNotFoundError:
             raise StoreError(f"{where}: version {version} was removed while it was being read") from None
         except UNREADABLE_JSON as error:
-            raise StoreError(f"{where}: not a manifest: {error}; read an older one with --version") from None
+            raise StoreError(f"{where}: not a manifest: {error}; {_remedy(payload)}") from None
 
     def _buffer(self, file: DataFile) -> pa.Buffer:
         path = self.local_path(file)
@@ -320,6 +320,12 @@ class Table:
                 return pa.py_buffer(obstore.get(self._store, file.path).bytes())
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{file.path}: the file is missing; {REPAIR}") from None
+
+
+def _remedy(payload: bytes) -> str:
+    if b'"refused_files"' in payload:  # its name before November 2026
+        return "an unreleased Pairwright wrote this table: make it again from its sources under another URL"
+    return "read an older one with --version"
 
 
 def _empty_manifest(url: str, version: int, sizes: Mapping[int, int]) -> str:

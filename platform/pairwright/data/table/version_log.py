@@ -68,7 +68,7 @@ def changed_sources(before: list[Source], after: list[Source]) -> dict[str, list
         "removed": [uri for uri in old if uri not in new],
         "replaced": [uri for uri in both if new[uri].identity != old[uri].identity],
         "thinned": [
-            uri for uri in both if new[uri].identity == old[uri].identity and new[uri].forgotten > old[uri].forgotten
+            uri for uri in both if new[uri].identity == old[uri].identity and new[uri].erased > old[uri].erased
         ],
     }
 

@@ -136,7 +136,7 @@ def _commit(
         kind="tokens",
         operation="tokenize",
         files=files,
-        refused_files=[],
+        quarantined_files=[],
         totals=dict(add_totals(*(result.totals for result in tokenized))),
         sources=[],
         inputs=[made_from],

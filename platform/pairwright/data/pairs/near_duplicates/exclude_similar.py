@@ -38,8 +38,8 @@ def drop_similar(
     kinds = found["kind"].to_pylist()
     totals = {
         **{total: kinds.count(kind) for kind, total in KINDS.items()},
-        "annotations_left_out": lost["annotations"],
-        "pairs_left_out": lost["pairs"],
+        "annotations_excluded": lost["annotations"],
+        "pairs_excluded": lost["pairs"],
     }
     shown = first.select(["source", "line", "group_id", "prompt"]).to_pylist()
     reasons = found["reason"].to_pylist()
@@ -54,7 +54,7 @@ def excludes_similar(config: ExpandConfig) -> bool:
 
 def no_totals() -> dict[str, int | float]:
     """Return totals of zero."""
-    return dict.fromkeys([*KINDS.values(), "annotations_left_out", "pairs_left_out"], 0)
+    return dict.fromkeys([*KINDS.values(), "annotations_excluded", "pairs_excluded"], 0)
 
 
 def _rows_of_prompts(prompt_ids: pa.ChunkedArray, excluded: pa.Table) -> pa.Array:

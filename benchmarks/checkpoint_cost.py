@@ -38,7 +38,7 @@ def main() -> None:
 
 def made(folder: Path, arguments: argparse.Namespace) -> Path:
     """Make data and a model, train, and return the run's folder."""
-    pairwright = [sys.executable, "-m", "pairwright.cli"]
+    pairwright = [sys.executable, "-m", "pairwright"]
     num_steps = 2 * STRETCH * (arguments.pairs + 1) + 1
     sizes = [f"--hidden-size={arguments.hidden_size}", f"--num-layers={arguments.layers}", "--max-positions=512"]
     commands = (

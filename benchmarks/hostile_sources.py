@@ -488,7 +488,7 @@ def built_in_a_child(build: Callable[[Path], None], path: Path) -> None:
 
 
 def command_for(verb: str, path: Path, folder: Path) -> list[str]:
-    start = [sys.executable, "-m", "pairwright.cli"]
+    start = [sys.executable, "-m", "pairwright"]
     if verb == "validate":
         return [*start, "validate", str(path)]
     if verb == "ingest":

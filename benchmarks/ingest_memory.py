@@ -99,7 +99,7 @@ def measured(arguments: list[str]) -> Run:
     """Run a command to its end, and look at the memory of all of its processes meanwhile."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pairwright.cli", *arguments], stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", "pairwright", *arguments], stdout=subprocess.DEVNULL, start_new_session=True
     )
     samples: list[tuple[int, int]] = []
     ended = threading.Event()

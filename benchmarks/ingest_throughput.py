@@ -105,7 +105,7 @@ def _run_pairwright(into: Path, environment: Mapping[str, str]) -> dict[str, flo
     tables = {"annotations": into / "annotations", "pairs": into / "pairs"}
     for table in tables.values():
         shutil.rmtree(table, ignore_errors=True)
-    verb = [sys.executable, "-m", "pairwright.cli"]
+    verb = [sys.executable, "-m", "pairwright"]
     return {
         "ingest": _timed([*verb, "ingest", str(_sources(into)), "--into", str(tables["annotations"])], environment),
         "expand": _timed([*verb, "expand", str(tables["annotations"]), "--into", str(tables["pairs"])], environment),

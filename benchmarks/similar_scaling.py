@@ -120,7 +120,7 @@ def _measure(folder: Path, num_annotations: int, stages: list[str]) -> dict[str,
     for stage, command in commands.items():
         if stage not in {"ingest", *stages}:
             continue
-        watched = _watched([sys.executable, "-m", "pairwright.cli", *command, "--json"])
+        watched = _watched([sys.executable, "-m", "pairwright", *command, "--json"])
         found = watched.pop("output")
         totals = found["totals"] or {}
         names = {"ingest": ["refused"], "ingest again": ["refused"], "expand": ["groups"]}

@@ -25,7 +25,8 @@ STAGES = (
     ("Annotations, each line accounted for", "ingest demo/rankings.jsonl --into demo/annotations"),
     ("A report on the annotations", "report demo/annotations --output demo/annotations.html"),
     ("Weighted pairs, split by prompt", "expand demo/annotations --into demo/pairs"),
-    ("A reward model: 2 workers, ZeRO-2, CPU", "train jobs/recipes/cpu_smoke.toml"),
+    ("A configuration with every key", "init demo/train.toml --recipe demo --overwrite"),
+    ("A reward model: 2 workers, ZeRO-2, CPU", "train demo/train.toml"),
     ("What it learned, on held-out prompts", "evaluate demo/run/model --pairs demo/pairs --output demo/report.json"),
     ("Rewards", "score demo/run/model demo/rankings.jsonl --output demo/rewards --overwrite"),
 )

@@ -10,6 +10,7 @@ Rooms, from the data to its use:
 - ``runs/``: the directory of a training run
 - ``cluster/``: all of it on Ray
 - ``cli/``: the command line
+- ``api.py``: the Python API, which this package offers
 
 The base layer, which every room may import:
 
@@ -21,4 +22,46 @@ The base layer, which every room may import:
 - ``terminal.py``: prints text that holds data
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pairwright.api import RewardModel, evaluate, expand, ingest, report, score, train
+    from pairwright.config import ExpandConfig, IngestConfig, TrainConfig, load_config
+    from pairwright.errors import PairwrightError
+
 __version__ = "0.1.0"
+__all__ = [
+    "ExpandConfig",
+    "IngestConfig",
+    "PairwrightError",
+    "RewardModel",
+    "TrainConfig",
+    "evaluate",
+    "expand",
+    "ingest",
+    "load_config",
+    "report",
+    "score",
+    "train",
+]
+_MODULE_OF = {
+    "ExpandConfig": "config",
+    "IngestConfig": "config",
+    "TrainConfig": "config",
+    "load_config": "config",
+    "PairwrightError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what the package offers when it is first used, so that ``import pairwright`` takes no time."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pairwright' has no attribute {name!r}")
+    value = getattr(import_module(f"pairwright.{_MODULE_OF.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

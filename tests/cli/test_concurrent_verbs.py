@@ -68,7 +68,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def start(arguments: list[str], **names: object) -> subprocess.Popen[str]:
     command = [argument.format(**names) for argument in arguments]
     return subprocess.Popen(
-        [sys.executable, "-m", "pairwright.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "pairwright", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

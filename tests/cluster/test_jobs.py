@@ -13,7 +13,7 @@ from ray_head import RayHead, ray_head
 from training_runs import ROOT, make_model, make_pairs
 
 REAL_RANKINGS = ROOT.parent / "shared/data/rankings_dev.jsonl.zst"
-RECIPE = "jobs/recipes/cpu_smoke.toml"
+RECIPE = "platform/pairwright/config/recipes/demo.toml"
 
 pytestmark = pytest.mark.ray
 
@@ -48,7 +48,9 @@ def test_submitted_jobs_walk_the_road_from_real_rankings_to_a_report(head: RayHe
     make_model(tmp_path / "model")
     annotations, pairs = str(tmp_path / "annotations"), str(tmp_path / "pairs")
     ingest = ["jobs/run.py", "ingest", str(REAL_RANKINGS), "--into", annotations]
-    log = check(head.submit_packaged(ROOT, *ingest, "--config", "jobs/formats/instruction_answers.toml"))
+    log = check(
+        head.submit_packaged(ROOT, *ingest, "--config", "platform/pairwright/config/recipes/instruction_answers.toml")
+    )
     assert "accepted 2,436 and refused 0 records" in log
     log = check(head.submit_packaged(ROOT, "jobs/run.py", "expand", annotations, "--into", pairs))
     assert "47,090" in log

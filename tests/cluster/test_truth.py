@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     )
     paths = {"output": folder / "run", "model.path": folder / "model", "data.pairs": folder / "pairs"}
     overrides = [f"{key}={value}" for key, value in paths.items()]
-    train(load_config(TrainConfig, str(ROOT / "jobs/recipes/cpu_smoke.toml"), overrides))
+    train(load_config(TrainConfig, str(ROOT / "platform/pairwright/config/recipes/demo.toml"), overrides))
     return folder
 
 

@@ -96,7 +96,7 @@ def test_a_resolved_loss_loads_again(loss: dict[str, object]) -> None:
 
 
 def test_a_missing_file_is_named_and_recipes_are_pointed_at() -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such configuration file.*jobs/recipes"):
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: no such configuration file.*pairwright init"):
         load_config(TrainConfig, "nowhere.toml")
 
 

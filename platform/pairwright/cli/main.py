@@ -16,7 +16,7 @@ import typer
 
 from pairwright import __version__
 from pairwright.addresses import STORAGE_SCHEMES, credentials_advice, secret_in, without_credentials
-from pairwright.cli import run_verbs, table_verbs
+from pairwright.cli import config_verbs, run_verbs, table_verbs
 from pairwright.errors import ConfigError, PairwrightError, StoppedError
 from pairwright.terminal import escaped, indented, one_per_line, say, say_json
 
@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(config_verbs.app)
 app.add_typer(table_verbs.app)
 app.add_typer(run_verbs.app)
 

@@ -24,7 +24,7 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="TOML file; recipes to start from are in jobs/recipes/.")],
+    config: Annotated[str, typer.Argument(help="TOML file; `pairwright init` writes one, with every key.")],
     settings: Settings = [],  # noqa: B006 - typer copies it
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and the size of the run, then stop.")

@@ -64,7 +64,7 @@ class ScoreSummary:
             f"scores   {self.url}/scores: {totals['completions']:,} rewards of {totals['records']:,} records, "
             f"{totals['tokens']:,} tokens",
             f"refused  {totals['records_refused']:,} records, {totals['completions_refused']:,} completions of others"
-            + (f"; all in {self.url}/refused" if self.manifest.quarantined_files else ""),
+            + (f"; all in {self.url}/quarantine" if self.manifest.quarantined_files else ""),
             *(f"  {count:,} x {reason}" for reason, count in self.manifest.reasons.items()),
         ]
         if totals["completions_truncated"]:

@@ -11,6 +11,8 @@ In reading order:
 - ``expand.py``: how rankings become pairs
 - ``train.py``: a training run
 - ``loading.py``: loads TOML and ``--set``, and explains errors
+- ``annotated_file.py``: writes annotated configuration files from recipes
+- ``recipes/``: short TOML files to start from
 """
 
 from pairwright.config.expand import ExpandConfig

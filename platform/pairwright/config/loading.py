@@ -89,7 +89,10 @@ def _read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file; recipes to start from are in jobs/recipes/") from None
+        raise ConfigError(
+            f"{path}: no such configuration file; write one with `pairwright init {path} --recipe NAME`, where "
+            "`--recipe list` prints the names"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
     except OSError as error:

@@ -225,7 +225,7 @@ class WorkersConfig(Section):
 
 
 class TrainConfig(Section):
-    """A whole training run; the files under jobs/recipes/ are examples."""
+    """A whole training run; the files under config/recipes/ are examples."""
 
     output: str
     """URL of the run's directory: checkpoints, TensorBoard events, summary.json and the model."""

@@ -94,7 +94,7 @@ class Model:
         self.taken: dict[str, str] = {}
         """Source -> its text when something of it was accepted."""
         self.tried: dict[str, str] = {}
-        self.forgotten: dict[str, int] = {}
+        self.erased: dict[str, int] = {}
         self.with_text: set[str] = set()
         """Sources with refused records that have their text yet."""
         self.history: dict[int, set[Row]] = {}
@@ -112,7 +112,7 @@ class Model:
         if known is None and self.tried.get(source) == text and not good:
             return False
         self.rows[source], self.refused[source] = good, len(records) - len(good)
-        self.forgotten[source] = 0
+        self.erased[source] = 0
         self.tried[source] = text
         self.with_text.discard(source)
         if self.refused[source]:
@@ -126,7 +126,7 @@ class Model:
         before = len(self.all_rows())
         for source, rows in self.rows.items():
             kept = [row for row in rows if row[index] != value]
-            self.forgotten[source] += len(rows) - len(kept)
+            self.erased[source] += len(rows) - len(kept)
             self.rows[source] = kept
         had_text, self.with_text = bool(self.with_text), set()
         return had_text or len(self.all_rows()) < before

@@ -302,7 +302,7 @@ def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(
 
 def forget_apart(table: Table, annotator: str) -> str:
     """Forget in a process of its own, and return what it says: workers of a Ray here would know another cache."""
-    command = [sys.executable, "-m", "pairwright.cli", "forget", table.url, "--annotator", annotator]
+    command = [sys.executable, "-m", "pairwright", "forget", table.url, "--annotator", annotator]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 

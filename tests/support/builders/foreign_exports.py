@@ -142,7 +142,7 @@ def nectar(group: Sequence[Native]) -> list[Any]:
 
 
 def fields(group: Sequence[Native]) -> list[Any]:
-    """Nobody's layout in particular: what jobs/formats/instruction_answers.toml maps."""
+    """Nobody's layout in particular: what the recipe instruction_answers maps."""
     return [
         {
             "id": one["id"],

@@ -40,7 +40,7 @@ class Command:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pairwright.cli", *arguments],
+                [sys.executable, "-m", "pairwright", *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,

@@ -1,0 +1,5 @@
+"""Runs the command line as ``python -m pairwright``."""
+
+from pairwright.cli.main import main
+
+main()

@@ -1,0 +1,45 @@
+"""The verb of the console script that starts a configuration: ``pairwright init``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pairwright.errors import ConfigError
+from pairwright.terminal import escaped, one_per_line, say, say_json
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+app = typer.Typer()
+
+
+@app.command()
+def init(
+    file: Annotated[str | None, typer.Argument(help="The configuration to write, such as my.toml.")] = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="What to start from; `list` prints them.")] = "list",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a configuration to start from. It holds every key, with its default and meaning."""
+    from pairwright.config.annotated_file import RECIPES, annotated, read_recipe
+
+    if recipe == "list":
+        found = [read_recipe(name) for name in RECIPES]
+        if as_json:
+            say_json([{"name": one.name, "verb": one.verb, "about": one.header[0]} for one in found])
+        else:
+            lines = [f"{one.name:<20} {one.verb:<7} {one.header[0]}" for one in found]
+            say(one_per_line([*lines, "write one with `pairwright init my.toml --recipe NAME`"]))
+        return
+    text = annotated(chosen := read_recipe(recipe))
+    if file is None:
+        raise ConfigError(f"a file to write is missing: `pairwright init my.toml --recipe {recipe}`")
+    try:
+        with Path(file).open("w" if overwrite else "x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{file}: is there already; choose another name, or replace it with --overwrite") from None
+    if as_json:
+        say_json({"file": file, "recipe": recipe, "verb": chosen.verb})
+        return
+    required = "set model.path, data.pairs and output, then " if chosen.verb == "train" else ""
+    say(escaped(f"wrote {file}; {required}use it with `pairwright {chosen.verb} --config {file}`"))

@@ -1,5 +1,6 @@
 """The synthetic rankings follow the truth that they claim."""
 
+import csv
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pairwright.data.synthetic import make_rankings, true_accuracy, true_reward, write_rankings
+from pairwright.data.synthetic import make_rankings, true_accuracy, true_reward, write_rankings, write_sheet
 from pairwright.records import PAIRS_SCHEMA, Annotation
 
 ANNOTATIONS = list(make_rankings(400, seed=0))
@@ -126,3 +127,16 @@ def test_what_is_written_is_what_is_made(tmp_path: Path):
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(lines) == num_annotations
     assert lines == ANNOTATIONS[:num_annotations]
+
+
+def test_a_sheet_holds_two_answers_a_row_and_which_one_is_better(tmp_path: Path):
+    num_rows = write_sheet(tmp_path / "answers.csv", 50, seed=3)
+    with (tmp_path / "answers.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    annotations = list(make_rankings(50, seed=3, completions_per_group=(2, 2)))
+    assert len(rows) == num_rows == len(annotations)
+    for row, annotation in zip(rows, annotations, strict=True):
+        assert [row["answer_a"], row["answer_b"]] == [one["text"] for one in annotation["completions"]]
+        first, second = annotation["ranks"]
+        assert row["preference"] == ("tie" if first == second else "A" if first < second else "B")
+    assert {row["preference"] for row in rows} == {"A", "B", "tie"}

@@ -177,14 +177,17 @@ def export_pairs(
 
 @app.command()
 def synthesize(
-    output: Annotated[str, typer.Argument(help="File for the rankings, JSON Lines.")],
+    output: Annotated[
+        str, typer.Argument(help="File for the rankings: .jsonl, or .csv for a sheet of two answers each.")
+    ],
     num_groups: Annotated[int, typer.Option(min=1, help="Groups to make.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
 ) -> None:
     """Make synthetic rankings, to try things without data. They are drawn from known rewards (Bradley-Terry)."""
-    from pairwright.data.synthetic import write_rankings
+    from pairwright.data.synthetic import write_rankings, write_sheet
 
-    num_annotations = write_rankings(Path(output), num_groups, seed=seed)
+    write = write_sheet if Path(output).suffix == ".csv" else write_rankings
+    num_annotations = write(Path(output), num_groups, seed=seed)
     say(escaped(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}"))
 
 

@@ -7,6 +7,7 @@ expected to beat the true reward's own accuracy on such noisy pairs (91 %). Addi
 wide comes within a point of it in 230 steps of 16 groups, but stays 9 below if words can also turn each other around.
 """
 
+import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,29 @@ def write_rankings(path: Path, num_groups: int, *, seed: int) -> int:
             lines.write(json.dumps(annotation) + "\n")
             num_annotations += 1
     return num_annotations
+
+
+def write_sheet(path: Path, num_groups: int, *, seed: int) -> int:
+    """Write pairs of ``make_rankings`` as a spreadsheet, CSV, one judgement a row; return the number of rows.
+
+    Its columns are those of nobody's format in particular: prompt, answer_a, answer_b, preference (A, B or tie) and
+    annotator.
+
+    Raises:
+        StoreError: if a file of other content is there, or it cannot be written.
+    """
+    num_rows = 0
+    with new_file(str(path)) as file, file.open("w", encoding="utf-8", newline="") as lines:
+        rows = csv.writer(lines)
+        rows.writerow(["prompt", "answer_a", "answer_b", "preference", "annotator"])
+        for annotation in make_rankings(num_groups, seed=seed, completions_per_group=(2, 2)):
+            prompt, (first, second) = annotation["prompt"], annotation["ranks"]
+            preference = "tie" if first == second else "A" if first < second else "B"
+            text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+            answers = [completion["text"] for completion in annotation["completions"]]
+            rows.writerow([text, *answers, preference, annotation["annotator"]])
+            num_rows += 1
+    return num_rows
 
 
 def make_rankings(

@@ -177,9 +177,7 @@ def export_pairs(
 
 @app.command()
 def synthesize(
-    output: Annotated[
-        str, typer.Argument(help="File for the rankings: .jsonl, or .csv for a sheet of two answers each.")
-    ],
+    output: Annotated[str, typer.Argument(help="File for rankings, .jsonl; or for a sheet, .csv.")],
     num_groups: Annotated[int, typer.Option(min=1, help="Groups to make.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal files.")] = 0,
 ) -> None:

@@ -3,7 +3,7 @@
 ::
 
     ray job submit --working-dir . --runtime-env-json '{"py_modules": ["platform/pairwright"]}' -- \
-        python jobs/run.py train jobs/recipes/llama8b_zero3.toml
+        python jobs/run.py train --config jobs/recipes/llama8b_zero3.toml
 """
 
 from pairwright.cli.main import main

@@ -15,7 +15,7 @@ WRITES = {
 }
 """Verbs whose result goes to a place that the command line names; the others print, or work in the table they name."""
 REPLACES = {"report", "evaluate", "score", "schemas"}
-"""Verbs that can write over what an earlier command of theirs wrote; others add a version, resume or replace nothing."""
+"""Verbs that can write over what an earlier command of theirs wrote; others add a version, or replace nothing."""
 CONFIGURED = {"ingest", "validate", "expand", "score", "train"}
 CHANGES = {"ingest", "forget", "compact", "vacuum", "train"}
 """Verbs that change something that is there, or take long, and can say beforehand what they would do."""

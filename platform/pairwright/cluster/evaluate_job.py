@@ -98,8 +98,7 @@ def evaluate(
     Raises:
         ModelError: if the model cannot be used.
         StoreError: if there is no such version of a pairs table; if the report could not go there.
-        DataError: if no pair of the split is left.
-        ConfigError: if there is no such split, or too few CPUs, GPUs or tokens.
+        DataError, ConfigError: if no pair of the split is left; if there is no such split, or too few CPUs or GPUs.
     """
     _check_split(split)
     check_output(report_url(model, output), is_report, what=WHAT, overwrite=overwrite)
@@ -120,9 +119,8 @@ def evaluate(
         evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)
     if evaluation is None:
         raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
-    report = build_report(
-        evaluation, model=exported.identity(), pairs=_data_identity(pairs, manifest, split, tokens_manifest)
-    )
+    identity = _data_identity(pairs, manifest, split, tokens_manifest)
+    report = build_report(evaluation, model=exported.identity(), pairs=identity)
     if show is not None:
         show(report)
     put_output(report_url(model, output), report_json(report), is_report, what=WHAT, overwrite=overwrite)

@@ -59,7 +59,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 schemas: $(READY)
-	$(BIN)/pairwright schemas
+	$(BIN)/pairwright schemas --overwrite
 
 lock: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python locks/lock.py

@@ -42,11 +42,11 @@ def made(folder: Path, arguments: argparse.Namespace) -> Path:
     num_steps = 2 * STRETCH * (arguments.pairs + 1) + 1
     sizes = [f"--hidden-size={arguments.hidden_size}", f"--num-layers={arguments.layers}", "--max-positions=512"]
     commands = (
-        ["synthesize", f"{folder}/rankings.jsonl", "--num-groups", str(TEXTS)],
-        ["ingest", f"{folder}/rankings.jsonl", "--into", f"{folder}/annotations"],
-        ["expand", f"{folder}/annotations", "--into", f"{folder}/pairs"],
-        ["new-model", f"{folder}/model", "--texts", f"{folder}/rankings.jsonl", *sizes],
-        ["train", f"{folder}/run.toml"],
+        ["synthesize", "--output", f"{folder}/rankings.jsonl", "--num-groups", str(TEXTS)],
+        ["ingest", f"{folder}/rankings.jsonl", "--output", f"{folder}/annotations"],
+        ["expand", f"{folder}/annotations", "--output", f"{folder}/pairs"],
+        ["new-model", "--output", f"{folder}/model", "--texts", f"{folder}/rankings.jsonl", *sizes],
+        ["train", "--config", f"{folder}/run.toml"],
     )
     (folder / "run.toml").write_text(
         f"""

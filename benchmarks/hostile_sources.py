@@ -492,7 +492,7 @@ def command_for(verb: str, path: Path, folder: Path) -> list[str]:
     if verb == "validate":
         return [*start, "validate", str(path)]
     if verb == "ingest":
-        return [*start, "ingest", str(path), "--into", str(folder / "tables" / path.name)]
+        return [*start, "ingest", str(path), "--output", str(folder / "tables" / path.name)]
     model = folder / "exported/model"
     if not model.exists():
         program = f"from exported_models import *; export_small_model(Path({str(folder / 'exported')!r}))"

@@ -89,8 +89,8 @@ def write_input(folder: Path, gigabytes: float) -> int:
 def run_stages(folder: Path) -> dict[str, Run]:
     annotations, pairs = str(folder / "annotations"), str(folder / "pairs")
     arguments = {
-        "ingest": ["ingest", str(folder / "sources"), "--into", annotations],
-        "expand": ["expand", annotations, "--into", pairs],
+        "ingest": ["ingest", str(folder / "sources"), "--output", annotations],
+        "expand": ["expand", annotations, "--output", pairs],
     }
     return {stage: measured(arguments[stage]) for stage in STAGES}
 

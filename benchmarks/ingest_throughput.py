@@ -107,8 +107,8 @@ def _run_pairwright(into: Path, environment: Mapping[str, str]) -> dict[str, flo
         shutil.rmtree(table, ignore_errors=True)
     verb = [sys.executable, "-m", "pairwright"]
     return {
-        "ingest": _timed([*verb, "ingest", str(_sources(into)), "--into", str(tables["annotations"])], environment),
-        "expand": _timed([*verb, "expand", str(tables["annotations"]), "--into", str(tables["pairs"])], environment),
+        "ingest": _timed([*verb, "ingest", str(_sources(into)), "--output", str(tables["annotations"])], environment),
+        "expand": _timed([*verb, "expand", str(tables["annotations"]), "--output", str(tables["pairs"])], environment),
     }
 
 

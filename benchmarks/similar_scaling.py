@@ -106,10 +106,10 @@ def _measure(folder: Path, num_annotations: int, stages: list[str]) -> dict[str,
     folder.mkdir(parents=True)
     num_edited = write_input(folder, num_annotations, seed=0)
     table = str(folder / "annotations")
-    expand = ["expand", table, "--into"]
+    expand = ["expand", table, "--output"]
     commands = {
-        "ingest": ["ingest", str(folder / "rankings.jsonl"), "--into", table],
-        "ingest again": ["ingest", str(folder / "copy.jsonl"), "--into", table],
+        "ingest": ["ingest", str(folder / "rankings.jsonl"), "--output", table],
+        "ingest again": ["ingest", str(folder / "copy.jsonl"), "--output", table],
         "expand": [*expand, str(folder / "pairs")],
         "expand, near-duplicates": [*expand, str(folder / "pairs 2"), "--set", "near_duplicates=drop_train"],
         "expand, evaluation set": [

@@ -20,14 +20,17 @@ from pairwright.terminal import indented, say
 
 DEMO = Path("demo")
 STAGES = (
-    ("Rankings from a known truth", "synthesize demo/rankings.jsonl --num-groups 2000"),
-    ("A small model from nothing", "new-model demo/model --texts demo/rankings.jsonl"),
-    ("Annotations, each line accounted for", "ingest demo/rankings.jsonl --into demo/annotations"),
-    ("A report on the annotations", "report demo/annotations --output demo/annotations.html"),
-    ("Weighted pairs, split by prompt", "expand demo/annotations --into demo/pairs"),
+    ("Rankings from a known truth", "synthesize --output demo/rankings.jsonl --num-groups 2000"),
+    ("A small model from nothing", "new-model --output demo/model --texts demo/rankings.jsonl"),
+    ("Annotations, each line accounted for", "ingest demo/rankings.jsonl --output demo/annotations"),
+    ("A report on the annotations", "report demo/annotations --output demo/annotations.html --overwrite"),
+    ("Weighted pairs, split by prompt", "expand demo/annotations --output demo/pairs"),
     ("A configuration with every key", "init demo/train.toml --recipe demo --overwrite"),
-    ("A reward model: 2 workers, ZeRO-2, CPU", "train demo/train.toml"),
-    ("What it learned, on held-out prompts", "evaluate demo/run/model --pairs demo/pairs --output demo/report.json"),
+    ("A reward model: 2 workers, ZeRO-2, CPU", "train --config demo/train.toml"),
+    (
+        "What it learned, on held-out prompts",
+        "evaluate demo/run/model --pairs demo/pairs --output demo/report.json --overwrite",
+    ),
     ("Rewards", "score demo/run/model demo/rankings.jsonl --output demo/rewards --overwrite"),
 )
 

@@ -3,7 +3,7 @@
 ::
 
     ray job submit --working-dir . --runtime-env-json '{"py_modules": ["platform/pairwright"]}' -- \
-        python jobs/run.py train train.toml
+        python jobs/run.py train --config train.toml
 """
 
 from pairwright.cli.main import main

@@ -19,6 +19,7 @@ The base layer, which every room may import:
 - ``events.py``: the events of a training run
 - ``progress_bar.py``: progress in a terminal and in a log
 - ``addresses.py``: URLs without their credentials
+- ``suggestions.py``: the name that was perhaps meant
 - ``terminal.py``: prints text that holds data
 """
 

@@ -69,36 +69,36 @@ def places(tmp_path: Path) -> Path:
 
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
-    "no file": ("ingest no.jsonl --into t", ["no.jsonl: no such file"]),
-    "unknown kind of file": ("ingest table.xlsx --into t", ["table.xlsx: unknown kind", ".jsonl"]),
-    "folder without sources": ("ingest other --into t", ["other: directory holds 1 files, none of them a source"]),
+    "no file": ("ingest no.jsonl --output t", ["no.jsonl: no such file"]),
+    "unknown kind of file": ("ingest table.xlsx --output t", ["table.xlsx: unknown kind", ".jsonl"]),
+    "folder without sources": ("ingest other --output t", ["other: directory holds 1 files, none of them a source"]),
     "table among other things": (
-        "ingest good.jsonl --into other",
+        "ingest good.jsonl --output other",
         ["other: holds no table but notes.txt"],
     ),
-    "table over its sources": ("ingest a_run --into a_run", ["a_run: holds no table but run.json"]),
-    "table at a file": ("ingest good.jsonl --into table.xlsx", ["table.xlsx: table.xlsx is a file"]),
-    "table below a file": ("ingest good.jsonl --into table.xlsx/t", ["table.xlsx/t: table.xlsx is a file"]),
-    "unknown scheme": ("ingest good.jsonl --into ftp://x/y", ["unknown scheme ftp://", "s3://"]),
-    "no configuration": ("ingest good.jsonl --into t --config no.toml", ["no.toml: no such configuration file"]),
+    "table over its sources": ("ingest a_run --output a_run", ["a_run: holds no table but run.json"]),
+    "table at a file": ("ingest good.jsonl --output table.xlsx", ["table.xlsx: table.xlsx is a file"]),
+    "table below a file": ("ingest good.jsonl --output table.xlsx/t", ["table.xlsx/t: table.xlsx is a file"]),
+    "unknown scheme": ("ingest good.jsonl --output ftp://x/y", ["unknown scheme ftp://", "s3://"]),
+    "no configuration": ("ingest good.jsonl --output t --config no.toml", ["no.toml: no such configuration file"]),
     "unknown key": (
-        "ingest good.jsonl --into t --config unknown.toml",
+        "ingest good.jsonl --output t --config unknown.toml",
         ["max_completion: unknown key; known here: "],
     ),
-    "no TOML": ("ingest good.jsonl --into t --config broken.toml", ["broken.toml: not a TOML file", "line 1"]),
-    "wrong value": ("ingest good.jsonl --into t --set max_completions=x", ["max_completions: found 'x'"]),
-    "no value": ("ingest good.jsonl --into t --set max_completions", ["expected section.key=value"]),
+    "no TOML": ("ingest good.jsonl --output t --config broken.toml", ["broken.toml: not a TOML file", "line 1"]),
+    "wrong value": ("ingest good.jsonl --output t --set max_completions=x", ["max_completions: found 'x'"]),
+    "no value": ("ingest good.jsonl --output t --set max_completions", ["expected section.key=value"]),
     "impossible batch": (
-        "train train.toml --set batches.micro_batch_tokens=100",
+        "train --config train.toml --set batches.micro_batch_tokens=100",
         ["batches.micro_batch_tokens (100)", "tokens.max_length (2048)", "raise the first or lower the second"],
     ),
     "expand a file": (
-        "expand good.jsonl --into p",
+        "expand good.jsonl --output p",
         ["a file, not a table", "pairwright ingest good.jsonl"],
     ),
-    "expand a folder": ("expand other --into p", ["other: no table here", "pairwright ingest"]),
+    "expand a folder": ("expand other --output p", ["other: no table here", "pairwright ingest"]),
     "expand into annotations": (
-        "expand annotations --into annotations",
+        "expand annotations --output annotations",
         ["annotations: holds annotations, expected pairs"],
     ),
     "inspect nothing": ("inspect nowhere", ["nowhere: no table here"]),
@@ -106,20 +106,23 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "inspect scores": ("inspect scores", ["the rewards of a model", "scores/*.parquet"]),
     "inspect a model": ("inspect a_model", ["no table here but a model", "pairwright train"]),
     "no such version": ("inspect annotations --version 7", ["no version 7; there are 1"]),
-    "export annotations": ("export-pairs annotations x.jsonl", ["annotations: holds annotations, expected pairs"]),
+    "export annotations": (
+        "export-pairs annotations --output x.jsonl",
+        ["annotations: holds annotations, expected pairs"],
+    ),
     "export under another name": (
-        "export-pairs annotations x.csv",
+        "export-pairs annotations --output x.csv",
         ["x.csv: expected a name that ends in"],
     ),
     "no model": ("evaluate no --pairs annotations", ["no: no such model directory"]),
     "no model to score with": ("score no good.jsonl --output o", ["no: no such model directory"]),
     "model without a head": ("evaluate a_model --pairs annotations", ["a_model: the model has no reward head"]),
     "file below a file": (
-        "synthesize table.xlsx/x.jsonl",
+        "synthesize --output table.xlsx/x.jsonl",
         ["error: table.xlsx/x.jsonl: table.xlsx is a file, not a folder"],
     ),
-    "file in place of a folder": ("synthesize other", ["error: other: is a folder; name a file"]),
-    "texts that are none": ("new-model m --texts no.txt", ["no.txt: cannot be read as text"]),
+    "file in place of a folder": ("synthesize --output other", ["error: other: is a folder; name a file"]),
+    "texts that are none": ("new-model --output m --texts no.txt", ["no.txt: cannot be read as text"]),
 }
 
 
@@ -154,7 +157,7 @@ def interruptible() -> Iterator[None]:
 def test_ctrl_c_ends_as_a_line_and_status_130(tmp_path: Path, run: Run) -> None:
     os.mkfifo(tmp_path / "never.toml")  # nobody writes to it, so that reading it waits for ever
     threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGINT]).start()
-    ended = run("train", "never.toml")
+    ended = run("train", "--config", "never.toml")
     assert ended == (130, "", "interrupted: nothing half done counts; the same command can be run again\n")
 
 
@@ -169,7 +172,7 @@ def test_what_the_table_has_already_word_for_word_is_no_failure_and_other_refusa
         "both": line + '{"id": "b"}\n',
     }.items():
         (tmp_path / f"{name}.jsonl").write_text(content)
-    found = {name: run("ingest", f"{name}.jsonl", "--into", "t").status for name in ("one", "again", "bad", "both")}
+    found = {name: run("ingest", f"{name}.jsonl", "--output", "t").status for name in ("one", "again", "bad", "both")}
     assert found == {"one": 0, "again": 0, "bad": 1, "both": 1}
 
 
@@ -193,7 +196,7 @@ def test_bad_records_are_refused_with_place_and_reason_and_the_rest_goes_in(tmp_
         records.append({key: value for key, value in changed.items() if value is not ...})
     lines = [json.dumps(record).encode() for record in records] + [b'{"id": "\xff\xfe"}', b"not JSON"]
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    ended = run("ingest", "in.jsonl", "--into", "t", "--json")
+    ended = run("ingest", "in.jsonl", "--output", "t", "--json")
     assert ended.status == 0, ended.err
     totals = json.loads(ended.out)["totals"]
     assert (totals["annotations"], totals["refused"]) == (1, len(lines) - 1)
@@ -217,12 +220,12 @@ def test_a_source_that_cannot_be_read_fails_alone_and_is_named(tmp_path: Path, r
     (tmp_path / "good.jsonl").write_bytes(good)
     (tmp_path / "empty.jsonl").write_bytes(b"")
     (tmp_path / "half.jsonl.zst").write_bytes(zstandard.compress(good * 100)[:40])
-    ended = run("ingest", "good.jsonl", "empty.jsonl", "half.jsonl.zst", "--into", "t")
+    ended = run("ingest", "good.jsonl", "empty.jsonl", "half.jsonl.zst", "--output", "t")
     assert ended.status == 1
     assert "accepted 1 and refused 0 records of 2 sources" in ended.out
     assert "empty.jsonl is empty" in ended.out
     assert "half.jsonl.zst: not a whole zstd file" in ended.out
-    again = run("ingest", "good.jsonl", "--into", "t")
+    again = run("ingest", "good.jsonl", "--output", "t")
     assert again.status == 0
     assert "good.jsonl: it is in the table already" in again.out
 
@@ -234,7 +237,7 @@ def test_an_ingestion_stopped_half_way_is_not_there_and_goes_in_whole_the_next_t
     with (tmp_path / "in.jsonl").open("w") as file:
         for number in range(num_records):
             file.write(json.dumps({"id": str(number), **RECORD, "metadata": {"padding": "x" * 500}}) + "\n")
-    command = ["ingest", "in.jsonl", "--into", "t", "--set", "split_bytes=262144"]
+    command = ["ingest", "in.jsonl", "--output", "t", "--set", "split_bytes=262144"]
 
     def stop_when_something_is_written() -> None:
         while not list((tmp_path / "t").glob("data/*.arrow")):
@@ -257,8 +260,8 @@ def test_evaluating_and_scoring_say_what_is_missing(tmp_path: Path, run: Run) ->
     (tmp_path / "good.jsonl").write_text(json.dumps({"id": "a", **RECORD}) + "\n")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "file").write_text("")
-    assert run("ingest", "good.jsonl", "--into", "annotations").status == 0
-    assert run("expand", "annotations", "--into", "pairs", "--set", "validation_fraction=0").status == 0
+    assert run("ingest", "good.jsonl", "--output", "annotations").status == 0
+    assert run("expand", "annotations", "--output", "pairs", "--set", "validation_fraction=0").status == 0
     held_out = run("evaluate", model, "--pairs", "pairs", "--output", "r.json")
     assert held_out.status == 1
     assert "no pairs in split validation" in held_out.err

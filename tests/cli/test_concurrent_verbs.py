@@ -25,14 +25,14 @@ pytestmark = [pytest.mark.slow]
 
 NUM_RECORDS = 60
 TABLE_VERBS = {
-    "ingest": ["ingest", "{folder}/b.jsonl", "--into", "{table}"],
-    "ingest another": ["ingest", "{folder}/c.jsonl", "--into", "{table}"],
-    "replace": ["ingest", "{folder}/a.jsonl", "--into", "{table}", "--replace"],
+    "ingest": ["ingest", "{folder}/b.jsonl", "--output", "{table}"],
+    "ingest another": ["ingest", "{folder}/c.jsonl", "--output", "{table}"],
+    "replace": ["ingest", "{folder}/a.jsonl", "--output", "{table}", "--replace"],
     "compact": ["compact", "{table}"],
     "forget": ["forget", "{table}", "--annotator", "ann"],
     "vacuum": ["vacuum", "{table}"],
-    "vacuum all": ["vacuum", "{table}", "--older-than", "1h", "--keep-versions", "1"],
-    "expand": ["expand", "{table}", "--into", "{table}-pairs"],
+    "vacuum all": ["vacuum", "{table}", "--retention", "1h", "--keep-versions", "1"],
+    "expand": ["expand", "{table}", "--output", "{table}-pairs"],
     "validate": ["validate", "{folder}/a.jsonl", "--against", "{table}"],
     "inspect": ["inspect", "{table}"],
     "versions": ["versions", "{table}"],
@@ -105,8 +105,8 @@ def test_two_verbs_at_once_on_one_table(pair: tuple[str, str], place: str, folde
         write_records(folder / f"{name}.jsonl", name)
     table = Table(f"{place}/table", "annotations")
     write_records(folder / "d.jsonl", "d")
-    run("ingest", str(folder / "a.jsonl"), "--into", table.url)
-    run("ingest", str(folder / "d.jsonl"), "--into", table.url)
+    run("ingest", str(folder / "a.jsonl"), "--output", table.url)
+    run("ingest", str(folder / "d.jsonl"), "--output", table.url)
     if "replace" in pair:
         write_records(folder / "a.jsonl", "a", text="Newer.")
     outcomes = ended([start(TABLE_VERBS[verb], folder=folder, table=table.url) for verb in pair])
@@ -158,7 +158,7 @@ def training(folder: Path, output: str, *, max_steps: int) -> list[str]:
         ),
         path,
     )
-    return ["train", str(path), "--set", f"output={output}"]
+    return ["train", "--config", str(path), "--set", f"output={output}"]
 
 
 @pytest.mark.ray
@@ -180,9 +180,9 @@ def test_two_trainings_at_once_on_one_run_are_one_training(place: str, trained: 
 MODEL_VERBS = {
     "evaluate": ["evaluate", "{folder}/exported/model", "--pairs", "{folder}/pairs", "--output", "{place}/found.json"],
     "score": ["score", "{folder}/exported/model", "{folder}/texts.jsonl", "--output", "{place}/scores", "--overwrite"],
-    "export": ["export", "{folder}/done", "--into", "{place}/export"],
+    "export": ["export", "{folder}/done", "--output", "{place}/export"],
     "checkpoints": ["checkpoints", "{folder}/done", "--verify"],
-    "train again": ["train", "{folder}/train-4.toml", "--set", "output={folder}/done"],
+    "train again": ["train", "--config", "{folder}/train-4.toml", "--set", "output={folder}/done"],
 }
 
 

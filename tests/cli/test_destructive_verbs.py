@@ -64,27 +64,37 @@ class Inputs:
 
 
 VERBS = (
-    Verb("ingest", lambda i, p: ["ingest", i.at("rankings.jsonl"), "--into", p]),
-    Verb("expand", lambda i, p: ["expand", i.at("annotations"), "--into", p]),
+    Verb("ingest", lambda i, p: ["ingest", i.at("rankings.jsonl"), "--output", p]),
+    Verb("expand", lambda i, p: ["expand", i.at("annotations"), "--output", p]),
     Verb("compact", lambda _, p: ["compact", p], needs_ours=True),
     Verb("forget", lambda _, p: ["forget", p, "--annotator", "ann"], needs_ours=True),
-    Verb("vacuum", lambda _, p: ["vacuum", p, "--older-than", "0", "--keep-versions", "1"], needs_ours=True),
-    Verb("validate", lambda i, p: ["validate", i.at("rankings.jsonl"), "--scratch", p]),
-    Verb("export-pairs", lambda i, p: ["export-pairs", i.at("pairs"), f"{p}/flat.jsonl"], file="flat.jsonl"),
-    Verb("synthesize", lambda _, p: ["synthesize", f"{p}/made.jsonl", "--num-groups", "3"], file="made.jsonl"),
-    Verb("new-model", lambda i, p: ["new-model", p, "--texts", i.at("rankings.jsonl"), "--vocab-size", "300"]),
-    Verb("schemas", lambda _, p: ["schemas", p], file="pairs.v1.json"),
+    Verb("vacuum", lambda _, p: ["vacuum", p, "--retention", "0", "--keep-versions", "1"], needs_ours=True),
+    Verb("validate", lambda i, p: ["validate", i.at("rankings.jsonl"), "--staging-url", p]),
+    Verb(
+        "export-pairs", lambda i, p: ["export-pairs", i.at("pairs"), "--output", f"{p}/flat.jsonl"], file="flat.jsonl"
+    ),
+    Verb(
+        "synthesize", lambda _, p: ["synthesize", "--output", f"{p}/made.jsonl", "--num-groups", "3"], file="made.jsonl"
+    ),
+    Verb(
+        "new-model", lambda i, p: ["new-model", "--output", p, "--texts", i.at("rankings.jsonl"), "--vocab-size", "300"]
+    ),
+    Verb("schemas", lambda _, p: ["schemas", "--output", p, "--overwrite"], file="pairs.v1.json"),
 )
 RAY_VERBS = (
-    Verb("report", lambda i, p: ["report", i.at("annotations"), "--output", f"{p}/page.html"], file="page.html"),
+    Verb(
+        "report",
+        lambda i, p: ["report", i.at("annotations"), "--output", f"{p}/page.html", "--overwrite"],
+        file="page.html",
+    ),
     Verb(
         "evaluate",
         lambda i, p: ["evaluate", i.at("exported/model"), "--pairs", i.at("pairs"), "--output", f"{p}/found.json"],
         file="found.json",
     ),
     Verb("score", lambda i, p: ["score", i.at("exported/model"), i.at("texts.jsonl"), "--output", p, "--overwrite"]),
-    Verb("train", lambda i, p: ["train", i.at("train.toml"), "--set", f"output={p}"]),
-    Verb("export", lambda i, p: ["export", i.at("run"), "--into", p]),
+    Verb("train", lambda i, p: ["train", "--config", i.at("train.toml"), "--set", f"output={p}"]),
+    Verb("export", lambda i, p: ["export", i.at("run"), "--output", p]),
 )
 
 
@@ -96,8 +106,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inputs]:
     (folder / "rankings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "texts.jsonl").write_text('{"id": "1", "prompt": "Why?", "completion": "So."}\n')
     made = Inputs(folder)
-    assert run(["ingest", made.at("rankings.jsonl"), "--into", made.at("annotations")]) == "done"
-    assert run(["expand", made.at("annotations"), "--into", made.at("pairs")]) == "done"
+    assert run(["ingest", made.at("rankings.jsonl"), "--output", made.at("annotations")]) == "done"
+    assert run(["expand", made.at("annotations"), "--output", made.at("pairs")]) == "done"
     yield made
     print(matrix(made.outcomes))
 
@@ -181,7 +191,7 @@ def link(path: Path, target: Path) -> None:
 def ours(verb: Verb, inputs: Inputs, place: str) -> list[str]:
     """Return the command that makes a place one of the verb's own."""
     if verb.needs_ours:
-        return ["ingest", inputs.at("rankings.jsonl"), "--into", place]
+        return ["ingest", inputs.at("rankings.jsonl"), "--output", place]
     return verb.arguments(inputs, place)
 
 
@@ -209,7 +219,7 @@ def trained(inputs: Inputs, ray_cluster: None) -> Inputs:
         workers={"num_workers": 1},
     )
     write_config(config, folder / "train.toml")
-    assert run(["train", str(folder / "train.toml")]) == "done"
+    assert run(["train", "--config", str(folder / "train.toml")]) == "done"
     return inputs
 
 

@@ -40,24 +40,24 @@ def check_once(*arguments: str, status: int = 0) -> Shown:
 
 def test_verbs_of_tables_show_hostile_text_as_text(folder: Path) -> None:
     table, pairs = str(folder / "table"), str(folder / "pairs")
-    assert "Traceback" not in check("ingest", str(folder / "in"), "--into", table, status=1).err
-    check("ingest", str(folder / "in"), "--into", table, "--replace", "--json", status=1)
+    assert "Traceback" not in check("ingest", str(folder / "in"), "--output", table, status=1).err
+    check("ingest", str(folder / "in"), "--output", table, "--replace", "--json", status=1)
     for verb in ("validate", "inspect", "versions"):
         place, status = (str(folder / "in"), 1) if verb == "validate" else (table, 0)
         check(verb, place, status=status)
         exact = json.loads(check(verb, place, "--json", status=status).out)
         assert FORGED in json.dumps(exact)
         assert exact == json.loads(run(verb, place, "--json", encoding="ascii").out)
-    check("expand", table, "--into", pairs, "--set", "validation_fraction=0.5")
+    check("expand", table, "--output", pairs, "--set", "validation_fraction=0.5")
     check("inspect", pairs)
-    check("export-pairs", pairs, str(folder / "flat.jsonl"))
-    check("export-pairs", pairs, str(folder / f"{HOSTILE}.jsonl"))
+    check("export-pairs", pairs, "--output", str(folder / "flat.jsonl"))
+    check("export-pairs", pairs, "--output", str(folder / f"{HOSTILE}.jsonl"))
     assert run("forget", table, "--annotator", HOSTILE).status == 0
     check("forget", table, "--annotator", HOSTILE, status=1)
     check("diff", table, "1", "2")
     check("compact", table)
-    check("vacuum", table, "--older-than", "0", "--keep-versions", "1", "--dry-run")
-    check("vacuum", table, "--older-than", "0", "--keep-versions", "1")
+    check("vacuum", table, "--retention", "0", "--keep-versions", "1", "--dry-run")
+    check("vacuum", table, "--retention", "0", "--keep-versions", "1")
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_verbs_of_tables_show_hostile_text_as_text(folder: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_report_shows_hostile_text_as_text(folder: Path) -> None:
     table, page = str(folder / "reported"), folder / "page.html"
-    run("ingest", str(folder / "in"), "--into", table)
+    run("ingest", str(folder / "in"), "--output", table)
     check_once("report", table, "--output", str(page))
     check("report", table, "--json")
     check_shown(page.read_text(encoding="utf-8").replace(FORGED, ""))
@@ -85,7 +85,7 @@ def test_verbs_of_runs_show_hostile_text_as_text(folder: Path) -> None:
     (odd / "x").write_text("")
     check("checkpoints", str(root))
     check("checkpoints", str(root), "--json")
-    check("export", str(root), "--into", str(folder / "model"), "--checkpoint", HOSTILE, status=1)
+    check("export", str(root), "--output", str(folder / "model"), "--checkpoint", HOSTILE, status=1)
 
 
 @pytest.mark.parametrize("name", [HOSTILE, NOT_UTF_8, f"--{HOSTILE}"])
@@ -94,30 +94,30 @@ def test_a_mistake_quotes_hostile_arguments_as_text(name: str, tmp_path: Path, m
     (tmp_path / "c.toml").write_text('"\\u001b[2J\\nversion 9" = 1\n[model]\npath = "\\u009b\\nm"\n')
     commands = [
         [name],
-        ["ingest", name, "--into", "t"],
-        ["ingest", f"{name}/*.jsonl", f"s3://{name}", "--into", "t"],
-        ["ingest", "x.jsonl", "--into", f"{name}://x"],
-        ["ingest", "x.jsonl", "--into", "t", "--config", name],
-        ["ingest", "x.jsonl", "--into", "t", "--set", name],
-        ["ingest", "x.jsonl", "--into", "t", "--set", f"{name}=1"],
-        ["ingest", "x.jsonl", "--into", "t", "--format", name],
-        ["ingest", f"kafka://h:1/t?{name}=1", f"sqlite:///{name}?table={name}", "--into", "t"],
+        ["ingest", name, "--output", "t"],
+        ["ingest", f"{name}/*.jsonl", f"s3://{name}", "--output", "t"],
+        ["ingest", "x.jsonl", "--output", f"{name}://x"],
+        ["ingest", "x.jsonl", "--output", "t", "--config", name],
+        ["ingest", "x.jsonl", "--output", "t", "--set", name],
+        ["ingest", "x.jsonl", "--output", "t", "--set", f"{name}=1"],
+        ["ingest", "x.jsonl", "--output", "t", "--format", name],
+        ["ingest", f"kafka://h:1/t?{name}=1", f"sqlite:///{name}?table={name}", "--output", "t"],
         ["inspect", name],
         ["inspect", ".", "--sample", name],
         ["versions", name, name],
-        ["vacuum", ".", "--older-than", name],
+        ["vacuum", ".", "--retention", name],
         ["validate", "x.jsonl", "--max-refused", name],
         ["forget", ".", "--prompt", name],
-        ["expand", name, "--into", "p"],
-        ["export-pairs", name, name],
-        ["train", name],
-        ["train", "c.toml", "--set", f"output={name}"],
+        ["expand", name, "--output", "p"],
+        ["export-pairs", name, "--output", name],
+        ["train", "--config", name],
+        ["train", "--config", "c.toml", "--set", f"output={name}"],
         ["evaluate", name, "--pairs", name],
         ["score", name, name, "--output", name],
         ["checkpoints", name],
-        ["export", name, "--into", name],
-        ["new-model", name, "--texts", name],
-        ["synthesize", "x.jsonl", "--seed", name],
+        ["export", name, "--output", name],
+        ["new-model", "--output", name, "--texts", name],
+        ["synthesize", "--output", "x.jsonl", "--seed", name],
     ]
     for command in commands:
         shown = run(*command)
@@ -133,8 +133,8 @@ def test_a_mistake_quotes_hostile_arguments_as_text(name: str, tmp_path: Path, m
 def test_evaluate_and_score_show_hostile_text_as_text(folder: Path) -> None:
     model = export_small_model(folder / "exported", max_length=2048)
     table, pairs = str(folder / "scored"), str(folder / "evaluated")
-    run("ingest", str(folder / "in"), "--into", table)
-    run("expand", table, "--into", pairs, "--set", "validation_fraction=0.9")
+    run("ingest", str(folder / "in"), "--output", table)
+    run("expand", table, "--output", pairs, "--set", "validation_fraction=0.9")
     output = folder / "report.json"
     shown = check_once("evaluate", str(model), "--pairs", pairs, "--output", str(output))
     for name in MARKUP[:3]:
@@ -150,8 +150,8 @@ def test_evaluate_and_score_show_hostile_text_as_text(folder: Path) -> None:
 def test_a_run_of_any_name_trains_and_its_log_shows_hostile_text_as_text(tmp_path: Path) -> None:
     root = tmp_path / "münchen [math] 100% \u202e\x9b31m"
     write_records(root / "in")
-    assert run("ingest", str(root / "in"), "--into", str(root / "t")).status == 0
-    assert run("expand", str(root / "t"), "--into", str(root / "p"), "--set", "validation_fraction=0.3").status == 0
+    assert run("ingest", str(root / "in"), "--output", str(root / "t")).status == 0
+    assert run("expand", str(root / "t"), "--output", str(root / "p"), "--set", "validation_fraction=0.3").status == 0
     export_small_model(root, max_length=2048)
     config = tmp_path / "train.toml"
     config.write_text(
@@ -159,9 +159,9 @@ def test_a_run_of_any_name_trains_and_its_log_shows_hostile_text_as_text(tmp_pat
         f"data.pairs = {json.dumps(str(root / 'p'))}\nworkers.num_workers = 1\nbatches.groups_per_step = 4\n"
         "[training]\nmax_steps = 2\nlog_every_steps = 1\nevaluate_every_steps = 1\n"
     )
-    check_once("train", str(config), "--dry-run")
-    assert "step 2/2" in check_once("train", str(config)).out
-    check_once("train", str(config))
+    check_once("train", "--config", str(config), "--dry-run")
+    assert "step 2/2" in check_once("train", "--config", str(config)).out
+    check_once("train", "--config", str(config))
     check_once("checkpoints", str(root / "run"))
     for file in [*(root / "run").glob("*.jsonl"), root / "run" / "summary.json", root / "run" / "run.json"]:
         check_shown(file.read_text(encoding="utf-8"))
@@ -169,10 +169,10 @@ def test_a_run_of_any_name_trains_and_its_log_shows_hostile_text_as_text(tmp_pat
 
 SECRET = "QXZ7QXZ7"
 DEAD = (
-    "ingest s3://bucket/x.jsonl --into s3://bucket/t",
-    "ingest x.jsonl --into s3://bucket/t",
+    "ingest s3://bucket/x.jsonl --output s3://bucket/t",
+    "ingest x.jsonl --output s3://bucket/t",
     "validate s3://bucket/x/",
-    "expand s3://bucket/t --into p",
+    "expand s3://bucket/t --output p",
     "inspect s3://bucket/t",
     "versions s3://bucket/t",
     "diff s3://bucket/t 1 2",
@@ -180,13 +180,13 @@ DEAD = (
     "vacuum s3://bucket/t",
     "forget s3://bucket/t --annotator a",
     "report s3://bucket/t",
-    "export-pairs s3://bucket/t x.jsonl",
+    "export-pairs s3://bucket/t --output x.jsonl",
     "evaluate s3://bucket/m --pairs p",
     "evaluate m/model --pairs s3://bucket/p",
     "score s3://bucket/m x.jsonl --output o",
     "checkpoints s3://bucket/run",
-    "export s3://bucket/run --into m",
-    "train train.toml --set output=s3://bucket/run",
+    "export s3://bucket/run --output m",
+    "train --config train.toml --set output=s3://bucket/run",
 )
 
 

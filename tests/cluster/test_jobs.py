@@ -47,15 +47,14 @@ def test_submitted_jobs_walk_the_road_from_real_rankings_to_a_report(head: RayHe
         pytest.skip(f"needs the real rankings at {REAL_RANKINGS}")
     make_model(tmp_path / "model")
     annotations, pairs = str(tmp_path / "annotations"), str(tmp_path / "pairs")
-    ingest = ["jobs/run.py", "ingest", str(REAL_RANKINGS), "--into", annotations]
-    log = check(
-        head.submit_packaged(ROOT, *ingest, "--config", "platform/pairwright/config/recipes/instruction_answers.toml")
-    )
+    ingest = ["jobs/run.py", "ingest", str(REAL_RANKINGS), "--output", annotations]
+    fields = "platform/pairwright/config/recipes/instruction_answers.toml"
+    log = check(head.submit_packaged(ROOT, *ingest, "--config", fields))
     assert "accepted 2,436 and refused 0 records" in log
-    log = check(head.submit_packaged(ROOT, "jobs/run.py", "expand", annotations, "--into", pairs))
+    log = check(head.submit_packaged(ROOT, "jobs/run.py", "expand", annotations, "--output", pairs))
     assert "47,090" in log
     assert "18,099" in log
-    log = check(head.submit_packaged(ROOT, "jobs/run.py", "train", RECIPE, *settings(tmp_path)))
+    log = check(head.submit_packaged(ROOT, "jobs/run.py", "train", "--config", RECIPE, *settings(tmp_path)))
     assert "step 4/4" in log
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
     log = check(head.submit_packaged(ROOT, "jobs/run.py", "evaluate", f"{tmp_path}/run/model", "--pairs", pairs))
@@ -66,7 +65,7 @@ def test_submitted_jobs_walk_the_road_from_real_rankings_to_a_report(head: RayHe
 
 
 def test_a_job_that_cannot_work_fails_with_the_message_and_no_traceback(head: RayHead) -> None:
-    job = head.submit_packaged(ROOT, "jobs/run.py", "expand", "nowhere", "--into", "nothing")
+    job = head.submit_packaged(ROOT, "jobs/run.py", "expand", "nowhere", "--output", "nothing")
     assert job.returncode != 0
     assert "error: " in job.stdout
     assert "nowhere" in job.stdout
@@ -106,6 +105,7 @@ def test_a_submitted_run_brings_two_nodes_up_trains_on_them_and_they_go_again(
         arguments = [
             str(ROOT / "jobs/run.py"),
             "train",
+            "--config",
             str(ROOT / RECIPE),
             *settings(folder, workers__cpus_per_worker=2),
         ]

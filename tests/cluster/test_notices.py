@@ -131,7 +131,7 @@ def test_ray_job_stop_with_time_to_wait_leaves_a_checkpoint(folder: Path, undist
         variables = {"RAY_JOB_STOP_WAIT_TIME_S": "60", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         options = ["--address", head.address, "--submission-id", "stopped"]
         options += ["--runtime-env-json", json.dumps({"env_vars": variables})]
-        entry_point = [sys.executable, str(ROOT / "jobs/run.py"), "train", str(file)]
+        entry_point = [sys.executable, str(ROOT / "jobs/run.py"), "train", "--config", str(file)]
         command = ["ray", "job", "submit", *options, "--no-wait", "--", *entry_point]
         wait_until(
             lambda: subprocess.run(command, env=head.environment, check=False).returncode == 0,

@@ -2,8 +2,11 @@
 
 In reading order:
 
-- ``main.py``: the console script: verbs that make and show data; how errors end a command
-- ``table_verbs.py``: verbs that maintain tables, and check and list sources
+- ``main.py``: the console script, and how errors end a command
+- ``options.py``: the flags that verbs share
+- ``verb_group.py``: the verbs in sections, and what is said of a wrong command line
+- ``data_verbs.py``: verbs that read, make and show data
+- ``table_verbs.py``: verbs that maintain tables
 - ``run_verbs.py``: verbs that train, evaluate and use reward models
 - ``config_verbs.py``: the verb that starts a configuration
 - ``render.py``: what verbs did, as text for a person

@@ -5,18 +5,18 @@ from typing import Annotated
 
 import typer
 
+from pairwright.cli.options import DATA, AsJson, Overwrite
 from pairwright.errors import ConfigError
 from pairwright.terminal import escaped, one_per_line, say, say_json
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def init(
     file: Annotated[str | None, typer.Argument(help="The configuration to write, such as my.toml.")] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME", help="What to start from; `list` prints them.")] = "list",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a configuration to start from. It holds every key, with its default and meaning."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pairwright.data.table.erase import ErasureSummary, counted_names
+from pairwright.data.table.erase import ErasurePreview, ErasureSummary, counted_names
 from pairwright.terminal import counted, one_per_line
 
 
@@ -16,6 +16,20 @@ def render_erasure(summary: ErasureSummary) -> str:
             *(f"- {line}" for line in _elsewhere(summary)),
         ]
     )
+
+
+def render_erasure_preview(preview: ErasurePreview) -> str:
+    """Return what an erasure would remove, and what would stay."""
+    lines = [
+        f"dry run: {preview.what}: {preview.num_annotations:,} annotations would leave version {preview.version} of "
+        f"{preview.url}, {preview.num_refused_without_text:,} refused records would lose their text; nothing was "
+        "written",
+    ]
+    if preview.similar_names:
+        lines.append(f"other annotators with such a name would stay: {counted_names(preview.similar_names)}")
+    if preview.num_naming:
+        lines.append(f"{preview.num_naming:,} annotations have the name in their id, subset or metadata")
+    return one_per_line(lines)
 
 
 def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
@@ -60,11 +74,11 @@ def _caches(summary: ErasureSummary) -> Iterator[str]:
 def _elsewhere(summary: ErasureSummary) -> Iterator[str]:
     yield (
         f"{len(summary.older_versions):,} older versions, while nothing else uses the table: "
-        f"`pairwright vacuum {summary.url} --keep-versions 1 --older-than 0`"
+        f"`pairwright vacuum {summary.url} --keep-versions 1 --retention 0`"
     )
     yield (
-        f"pairs tables: `pairwright expand {summary.url} --into PAIRS` again, then "
-        "`pairwright vacuum PAIRS --keep-versions 1 --older-than 0`"
+        f"pairs tables: `pairwright expand {summary.url} --output PAIRS` again, then "
+        "`pairwright vacuum PAIRS --keep-versions 1 --retention 0`"
     )
     yield "tokens of those pairs: `rm -r tokens` beside each run and evaluation; caches that a run filled again"
     yield "runs and models trained on them: train again, remove the old ones"

@@ -1,39 +1,53 @@
 """The verbs of the console script that train, evaluate and use reward models.
 
-As in ``cli/main.py``, each verb parses its arguments, calls one function and prints its result.
+As in ``cli/data_verbs.py``, each verb parses its arguments, calls one function and prints its result.
 """
 
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from pairwright.cli.options import (
+    MODELS,
+    TRAINING,
+    AsJson,
+    DryRun,
+    MicroBatchTokens,
+    ModelDirectory,
+    NumWorkers,
+    Overwrite,
+    RunFolderUrl,
+    Settings,
+    Split,
+    UseGpu,
+    Version,
+)
 from pairwright.errors import DataError
 from pairwright.terminal import escaped, one_per_line, say, say_json
 
-Settings = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")
-]
-Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Split = Literal["train", "validation"]
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def train(
-    config: Annotated[str, typer.Argument(help="TOML file; `pairwright init` writes one, with every key.")],
+    config: Annotated[str, typer.Option(metavar="FILE", help="TOML file with the whole configuration.")],
     settings: Settings = [],  # noqa: B006 - typer copies it
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and the size of the run, then stop.")
-    ] = False,
+    output: Annotated[
+        str | None, typer.Option(metavar="URL", help="Folder of the run; overrides `output` of the configuration.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a reward model, or resume the run in the output. A finished run is left as it is."""
     from pairwright.config import TrainConfig, load_config
 
-    loaded = load_config(TrainConfig, config, settings)
+    named = [] if output is None else [f"output={json.dumps(output)}"]
+    loaded = load_config(TrainConfig, config, [*settings, *named])
     # After the configuration, whose errors should not wait the seconds that this import takes.
     from pairwright.cluster.train.driver import dry_run as describe_run
     from pairwright.cluster.train.driver import train as run
@@ -41,26 +55,31 @@ def train(
     if dry_run:
         say_json(describe_run(loaded))
         return
-    summary = run(loaded)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # the log, which is no JSON
+        summary = run(loaded)
+    url = f"{loaded.output.rstrip('/')}/summary.json"
+    if as_json:
+        say_json({"model": summary.model, "summary": url, "already_finished": summary.already_finished})
+        return
     if summary.already_finished:
         say(escaped(f"run {loaded.output} is already finished; nothing to do"))
-    say(one_per_line([f"model   {summary.model}", f"summary {loaded.output.rstrip('/')}/summary.json"]))
+    say(one_per_line([f"model   {summary.model}", f"summary {url}"]))
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model directory of a training run.")],
+    model: ModelDirectory,
     pairs: Annotated[str, typer.Option(help="URL of a pairs table.")],
     version: Version = None,
     split: Annotated[Split, typer.Option(help="Which split.")] = "validation",
     output: Annotated[
-        str | None, typer.Option(help="File for the report, JSON; report.json beside the model by default.")
+        str | None,
+        typer.Option(metavar="URL", help="File for the report, JSON; report.json beside the model by default."),
     ] = None,
-    num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
-    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each process a GPU.")] = False,
-    micro_batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of tokens in one forward pass.")
-    ] = 16384,
+    num_workers: NumWorkers = 1,
+    use_gpu: UseGpu = False,
+    micro_batch_tokens: MicroBatchTokens = 16384,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a reward model on held-out pairs. Prints accuracy and log loss, and the length baseline beside them."""
@@ -76,26 +95,28 @@ def evaluate(
         num_workers=num_workers,
         use_gpu=use_gpu,
         micro_batch_tokens=micro_batch_tokens,
+        overwrite=overwrite,
         show=lambda report: say_json(report) if as_json else say(format_report(report)),
     )
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def score(
-    model: Annotated[str, typer.Argument(help="Model directory of a training run.")],
+    model: ModelDirectory,
     input: Annotated[str, typer.Argument(help="JSON Lines of prompts and completions, or the URL of a table.")],  # noqa: A002 - named as the flag is
-    output: Annotated[str, typer.Option(help="Folder or URL for the rewards, Parquet.")],
+    output: Annotated[str, typer.Option(metavar="URL", help="Folder or URL for the rewards, Parquet.")],
     version: Version = None,
-    num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
-    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each process a GPU.")] = False,
-    micro_batch_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of tokens in one forward pass.")
-    ] = 16384,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier rewards in the output.")] = False,
-    config: Annotated[str | None, typer.Option(help="TOML file with limits, as for ingest.")] = None,
+    num_workers: NumWorkers = 1,
+    use_gpu: UseGpu = False,
+    micro_batch_tokens: MicroBatchTokens = 16384,
+    overwrite: Overwrite = False,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="TOML file with limits, as for ingest.")] = None,
     settings: Settings = [],  # noqa: B006 - typer copies it
+    as_json: AsJson = False,
 ) -> None:
     """Compute the reward of each completion."""
+    import msgspec
+
     from pairwright.config import IngestConfig, load_config
 
     limits = load_config(IngestConfig, config, settings)
@@ -112,14 +133,14 @@ def score(
         overwrite=overwrite,
         limits=limits,
     )
-    say(summary.text())
+    say_json(msgspec.to_builtins(summary.manifest)) if as_json else say(summary.text())
     if summary.failed or summary.is_all_refused:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def checkpoints(
-    run: Annotated[str, typer.Argument(help="Output folder of a training run, or its URL.")],
+    run: RunFolderUrl,
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its hash.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -134,10 +155,12 @@ def checkpoints(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAINING)
 def export(
-    run: Annotated[str, typer.Argument(help="Output folder of a training run, or its URL.")],
-    into: Annotated[str, typer.Option(help="Directory or URL for the model; must be empty or not exist.")],
+    run: RunFolderUrl,
+    output: Annotated[
+        str, typer.Option(metavar="URL", help="Directory or URL for the model; must be empty or not exist.")
+    ],
     checkpoint: Annotated[
         str | None,
         typer.Option(metavar="NAME|STEP|best", help="Which one; if not given, the one that the run would resume from."),
@@ -148,30 +171,31 @@ def export(
     """Write a checkpoint's model as a Hugging Face directory. It is what the run would have exported at that step."""
     from pairwright.runs.export_run import export_checkpoint
 
-    exported = export_checkpoint(run, checkpoint=checkpoint, into=into, model=model)
+    exported = export_checkpoint(run, checkpoint=checkpoint, into=output, model=model)
     if as_json:
         say_json(asdict(exported))
         return
     say(escaped(f"model   {exported.into}, of step {exported.step} (checkpoint {exported.checkpoint})"))
 
 
-@app.command("new-model")
+@app.command("new-model", rich_help_panel=TRAINING)
 def new_model(
-    directory: Annotated[str, typer.Argument(help="Directory to write.")],
+    output: Annotated[str, typer.Option(metavar="DIRECTORY", help="Directory for the model.")],
     texts: Annotated[str, typer.Option(help="What the tokenizer learns from: text, or native annotations (.jsonl).")],
     architecture: Annotated[str, typer.Option(help="llama, qwen2, qwen3, mistral, gpt2, bert, ...")] = "llama",
-    hidden_size: Annotated[int, typer.Option(min=8)] = 64,
-    num_layers: Annotated[int, typer.Option(min=1)] = 2,
-    num_heads: Annotated[int, typer.Option(min=1)] = 4,
-    vocab_size: Annotated[int, typer.Option(min=300)] = 1024,
-    max_positions: Annotated[int, typer.Option(min=16)] = 2048,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    hidden_size: Annotated[int, typer.Option(min=8, help="Width of a layer.")] = 64,
+    num_layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 2,
+    num_heads: Annotated[int, typer.Option(min=1, help="Attention heads of a layer.")] = 4,
+    vocab_size: Annotated[int, typer.Option(min=300, help="Tokens of the tokenizer, at most.")] = 1024,
+    max_positions: Annotated[int, typer.Option(min=16, help="Longest text, in tokens.")] = 2048,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds give equal models.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Make a small untrained model and a tokenizer, to try things without a download."""
     from pairwright.model.tiny_models import publish_tiny_model
 
     publish_tiny_model(
-        Path(directory),
+        Path(output),
         architecture=architecture,
         texts=_texts_in(Path(texts)),
         vocab_size=vocab_size,
@@ -181,7 +205,10 @@ def new_model(
         max_positions=max_positions,
         seed=seed,
     )
-    say(escaped(f"wrote a new {architecture} model to {directory}"))
+    if as_json:
+        say_json({"output": output, "architecture": architecture})
+        return
+    say(escaped(f"wrote a new {architecture} model to {output}"))
 
 
 def _texts_in(path: Path) -> list[str]:

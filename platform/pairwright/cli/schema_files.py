@@ -62,25 +62,27 @@ def all_contracts() -> dict[str, dict[str, Any]]:
     }
 
 
-def write_schemas(directory: Path) -> list[Path]:
+def write_schemas(directory: Path, *, overwrite: bool = False) -> list[Path]:
     """Write every contract as ``<name>.v<version>.json``, and return the paths in order of name."""
-    return write_documents(directory, all_contracts())
+    return write_documents(directory, all_contracts(), overwrite=overwrite)
 
 
-def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]]) -> list[Path]:
+def write_documents(directory: Path, documents: Mapping[str, dict[str, Any]], *, overwrite: bool) -> list[Path]:
     """Write contracts as ``<name>.v<version>.json``, and return the paths in order of name.
 
     Raises:
-        StoreError: if a file of that name is not such a contract, or one cannot be written.
+        StoreError: if a file of that name is not such a contract, or one of other content and ``overwrite`` is False,
+            or one cannot be written; then nothing is.
     """
     contents = {
         directory / _file_name(document): json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
         for _, document in sorted(documents.items())
     }
-    for path in contents:
-        check_output(str(path), _is_contract, what=_CONTRACT)
     for path, content in contents.items():
-        put_output(str(path), content, _is_contract, what=_CONTRACT)
+        if not path.is_file() or path.read_bytes() != content:
+            check_output(str(path), _is_contract, what=_CONTRACT, overwrite=overwrite)
+    for path, content in contents.items():
+        put_output(str(path), content, _is_contract, what=_CONTRACT, overwrite=overwrite)
     return list(contents)
 
 

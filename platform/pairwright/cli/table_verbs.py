@@ -1,6 +1,6 @@
-"""The verbs of the console script that maintain tables, and those that check and list sources.
+"""The verbs of the console script that maintain tables.
 
-As in ``cli/main.py``, each verb parses its arguments, calls one function and prints its result.
+As in ``cli/data_verbs.py``, each verb parses its arguments, calls one function and prints its result.
 """
 
 import re
@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
+from pairwright.cli.options import TABLES, AsJson, DryRun, Table
 from pairwright.errors import ConfigError
 from pairwright.terminal import say, say_json
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Table = Annotated[str, typer.Argument(metavar="URL", help="URL of a table.")]
 app = typer.Typer()
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])|0")
@@ -23,24 +22,24 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 def _duration(text: str) -> timedelta:
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ConfigError(f"--older-than {text}: expected a time such as 30m, 24h or 7d, or 0")
+        raise ConfigError(f"--retention {text}: expected a time such as 30m, 24h or 7d, or 0")
     return timedelta(**{_UNITS[match[2]]: float(match[1])}) if match[2] else timedelta()
 
 
-@app.command()
+@app.command(rich_help_panel=TABLES)
 def versions(
     url: Table,
-    last: Annotated[int, typer.Option(min=1, help="How many of the newest versions to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of versions to list, the newest.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List a table's versions, and what each one changed."""
     from pairwright.data.table.version_log import format_version_log, version_log
 
-    found = version_log(url, last=last)
+    found = version_log(url, last=limit)
     say_json(found) if as_json else say(format_version_log(found))
 
 
-@app.command()
+@app.command(rich_help_panel=TABLES)
 def diff(
     url: Table,
     first: Annotated[int, typer.Argument(metavar="A", help="A version.")],
@@ -56,56 +55,43 @@ def diff(
     say_json(found) if as_json else say(format_diff(found))
 
 
-@app.command()
-def formats(
-    name: Annotated[str | None, typer.Argument(help="A layout, to see how its fields are read.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List the record layouts that `ingest` reads. Each is shown with an example record."""
-    from pairwright.data.ingest.format_pages import format_list, format_list_text, format_text
-
-    if as_json:
-        say_json([one for one in format_list() if name in (None, one["name"])])
-    else:
-        say(format_list_text() if name is None else format_text(name))
-
-
-@app.command()
+@app.command(rich_help_panel=TABLES)
 def compact(
     url: Table,
-    file_bytes: Annotated[int, typer.Option(min=1, help="Maximum size of a merged file, compressed.")] = 32
-    * 1024
-    * 1024,
+    target_file_size: Annotated[
+        int, typer.Option(metavar="BYTES", min=1, help="Maximum size of a merged file, compressed.")
+    ] = 32 * 1024 * 1024,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Merge a table's small files into larger ones. The new version has the same rows in the same order."""
     from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.data.table.compact import compact as run
 
-    summary = run(url, file_bytes=file_bytes, executor=EXECUTOR)
+    summary = run(url, file_bytes=target_file_size, is_dry_run=dry_run, executor=EXECUTOR)
     say_json(summary.as_dict()) if as_json else say(summary.text())
 
 
-@app.command()
+@app.command(rich_help_panel=TABLES)
 def vacuum(
     url: Table,
-    older_than: Annotated[
-        str, typer.Option(help="Keep younger files, such as 30m, 24h or 7d: jobs may be writing them.")
+    retention: Annotated[
+        str, typer.Option(metavar="TIME", help="Keep younger files, such as 30m, 24h or 7d: jobs may be writing them.")
     ] = "24h",
     keep_versions: Annotated[
         int | None, typer.Option(min=1, help="Remove all but the newest N versions; none is removed if not given.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove files that no version of a table names. Old versions are removed if asked."""
     from pairwright.data.table.vacuum import vacuum as run
 
-    summary = run(url, older_than=_duration(older_than), keep_versions=keep_versions, is_dry_run=dry_run)
+    summary = run(url, older_than=_duration(retention), keep_versions=keep_versions, is_dry_run=dry_run)
     say_json(summary.as_dict()) if as_json else say(summary.text())
 
 
-@app.command()
+@app.command(rich_help_panel=TABLES)
 def forget(
     url: Annotated[str, typer.Argument(metavar="URL", help="URL of an annotations table.")],
     annotator: Annotated[list[str], typer.Option(metavar="NAME", help="An annotator; may be repeated.")] = [],  # noqa: B006 - typer copies it
@@ -116,50 +102,18 @@ def forget(
     exact: Annotated[
         bool, typer.Option("--exact", help="Match names exactly: `aB3` and `AB3` are two annotators.")
     ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Erase an annotator or a prompt from a table. The new version is verified to hold neither."""
-    from pairwright.cli.render import render_erasure
+    from pairwright.cli.render import render_erasure, render_erasure_preview
     from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.data.table.erase import erase as run
+    from pairwright.data.table.erase import preview_erasure
 
+    if dry_run:
+        found = preview_erasure(url, annotators=annotator, prompts=prompt, is_exact=exact, executor=EXECUTOR)
+        say_json(found.as_dict()) if as_json else say(render_erasure_preview(found))
+        return
     summary = run(url, annotators=annotator, prompts=prompt, is_exact=exact, executor=EXECUTOR)
     say_json(summary.as_dict()) if as_json else say(render_erasure(summary))
-
-
-@app.command()
-def validate(
-    sources: Annotated[list[str], typer.Argument(help="As for `pairwright ingest`.")],
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="An annotations table to look for duplicates in."),
-    ] = None,
-    format: Annotated[str | None, typer.Option(metavar="NAME", help="Layout of the records, as for ingest.")] = None,  # noqa: A002 - named as the flag is
-    config: Annotated[str | None, typer.Option(help="TOML file, as for ingest.")] = None,
-    settings: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")
-    ] = [],  # noqa: B006 - typer copies it
-    max_refused: Annotated[
-        str | None,
-        typer.Option(metavar="N|N%", help="Refused records, or their share, up to which the exit status is 0."),
-    ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Maximum number of findings to list.")] = 100,
-    scratch: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Working folder, shared by all machines; temporary if not given."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check what `ingest` would refuse, and change no table. The exit status is 1 if anything would be refused."""
-    from pairwright.cluster.sized_executor import EXECUTOR
-    from pairwright.config import IngestConfig, load_config
-    from pairwright.data.ingest.dry_run import num_allowed
-    from pairwright.data.ingest.dry_run import validate as run
-
-    num_allowed(max_refused, 0)
-    named = [] if format is None else [f"format={format}"]
-    loaded = load_config(IngestConfig, config, [*settings, *named])
-    findings = run(sources, loaded, against=against, limit=limit, scratch=scratch, executor=EXECUTOR)
-    say_json(findings.as_dict()) if as_json else say(findings.text())
-    if not findings.is_clean(max_refused):
-        raise typer.Exit(1)

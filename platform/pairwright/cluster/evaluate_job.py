@@ -76,6 +76,7 @@ def evaluate(
     num_workers: int,
     use_gpu: bool,
     micro_batch_tokens: int,
+    overwrite: bool = False,
     cache: str | None = None,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -86,23 +87,21 @@ def evaluate(
         pairs: URL of a pairs table.
         version: of it; the newest if None.
         split: train or validation.
-        output: URL of the report if it ends in .json, else of a directory for ``report.json``; beside the model if
-            None. An older report is replaced, and nothing else.
+        output: URL of the report if it ends in .json, else of a directory for ``report.json``; None: beside the model.
         num_workers: number of models in parallel; does not change the report.
         use_gpu: give each a GPU.
         micro_batch_tokens: token budget of one forward pass, padding included.
-        cache: URL of the token cache; ``tokens/`` beside the output if None, or if there is no output either, beside
-            the model's run. On a cluster of several nodes, all of them must have access to it.
+        overwrite: whether an older report there is replaced; nothing else ever is.
+        cache: URL of the token cache, which all nodes reach; ``tokens/`` beside the output, else beside the run.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
         ModelError: if the model cannot be used.
-        StoreError: if there is no such table or version, or it does not hold pairs; if the report could not go there.
-        DataError: if no pair of the split is left.
-        ConfigError: if there is no such split, or too few CPUs, GPUs or tokens.
+        StoreError: if there is no such version of a pairs table; if the report could not go there.
+        DataError, ConfigError: if no pair of the split is left; if there is no such split, or too few CPUs or GPUs.
     """
     _check_split(split)
-    check_output(report_url(model, output), is_report, what=WHAT)
+    check_output(report_url(model, output), is_report, what=WHAT, overwrite=overwrite)
     exported = open_exported(model)
     exported.verify(hashes=True)
     manifest = Table.open(pairs, "pairs").manifest(version)
@@ -120,11 +119,11 @@ def evaluate(
         evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)
     if evaluation is None:
         raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
-    data = _data_identity(pairs, manifest, split, tokens_manifest)
-    report = build_report(evaluation, model=exported.identity(), pairs=data)
+    identity = _data_identity(pairs, manifest, split, tokens_manifest)
+    report = build_report(evaluation, model=exported.identity(), pairs=identity)
     if show is not None:
         show(report)
-    put_output(report_url(model, output), report_json(report), is_report, what=WHAT)
+    put_output(report_url(model, output), report_json(report), is_report, what=WHAT, overwrite=overwrite)
     return report
 
 

@@ -318,17 +318,25 @@ def test_a_runs_model_never_replaces_a_model_of_others(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- files and directories
 
 
-def test_an_output_file_replaces_only_its_own_kind(tmp_path: Path) -> None:
+def test_an_output_file_replaces_only_its_own_kind_and_only_if_told_to(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    put_output(str(path), b"ours 1", lambda content: content.startswith(b"ours"), what="a page")
-    put_output(str(path), b"ours 2", lambda content: content.startswith(b"ours"), what="a page")
+
+    def put(content: bytes, place: Path = path, *, overwrite: bool) -> None:
+        put_output(str(place), content, lambda found: found.startswith(b"ours"), what="a page", overwrite=overwrite)
+
+    put(b"ours 1", overwrite=False)
+    put(b"ours 1", overwrite=False)
+    with pytest.raises(StoreError, match=r"page.html: a page is there; replace it with --overwrite, or name another"):
+        put(b"ours 2", overwrite=False)
+    assert path.read_bytes() == b"ours 1"
+    put(b"ours 2", overwrite=True)
     assert path.read_bytes() == b"ours 2"
     path.write_bytes(b"theirs")
     with pytest.raises(StoreError, match=r"page.html: is not a page, and is not replaced"):
-        put_output(str(path), b"ours 3", lambda content: content.startswith(b"ours"), what="a page")
+        put(b"ours 3", overwrite=True)
     assert path.read_bytes() == b"theirs"
     with pytest.raises(StoreError, match="is a folder; name a file"):
-        put_output(str(tmp_path), b"ours 3", lambda _: True, what="a page")
+        put(b"ours 3", tmp_path, overwrite=True)
 
 
 def test_a_new_file_is_there_whole_or_not_at_all_and_replaces_nothing(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def undisturbed(
     works = []
     for name, (arguments, into) in commands.items():
         began = time.monotonic()
-        command = Command([*arguments, "--into", into], folder / f"{name}.log", environment)
+        command = Command([*arguments, "--output", into], folder / f"{name}.log", environment)
         wait_for_first_file(into, command)
         writing_seconds = command.wait()
         works.append(Work(name, arguments, time.monotonic() - began, writing_seconds, newest_content(into)))
@@ -139,7 +139,7 @@ def undisturbed(
 
 def accident(work: Work, url: str, kill: Kill, log: Path, reader: Reader, environment: dict[str, str]) -> str:
     """Kill a command, run it again to its end, compare; return a line for the table of accidents."""
-    arguments = [*work.arguments, "--into", url]
+    arguments = [*work.arguments, "--output", url]
     reader.look_at(url)
     first = Command(arguments, log, environment)
     try:

@@ -309,8 +309,8 @@ def forget_apart(table: Table, annotator: str) -> str:
 def test_what_else_may_hold_them_is_listed_with_the_command_that_removes_it(table: Table) -> None:
     told = render_erasure(erase(table.url, annotators=["ann"], prompts=[]))
     for words in (
-        f"`pairwright vacuum {table.url} --keep-versions 1 --older-than 0`",
-        f"`pairwright expand {table.url} --into PAIRS`",
+        f"`pairwright vacuum {table.url} --keep-versions 1 --retention 0`",
+        f"`pairwright expand {table.url} --output PAIRS`",
         "`rm -r tokens`",
         "models trained on them",
         "`report`",

@@ -30,7 +30,7 @@ def test_eight_ingestions_at_once_are_all_kept_and_the_source_that_two_bring_goe
     with reading() as reader, ray_head(tmp_path, num_cpus=2) as head:
         environment = head.environment | {"RAY_ADDRESS": head.gcs_address}
         reader.look_at(url)
-        arguments = [["ingest", sources[name], "--into", url, "--json"] for name in names]
+        arguments = [["ingest", sources[name], "--output", url, "--json"] for name in names]
         commands = [Command(each, tmp_path / f"{i}.log", environment) for i, each in enumerate(arguments)]
         try:
             seconds = [command.wait() for command in commands]

@@ -129,7 +129,7 @@ def test_a_commit_that_would_name_a_file_that_is_gone_is_refused(table: Table) -
     commit(table, file_of(table, "a"))
     ours = file_of(table, "ours")
     clean(table)
-    with pytest.raises(StoreError, match=r"removed before it was committed.*--older-than.*run the command again"):
+    with pytest.raises(StoreError, match=r"removed before it was committed.*--retention.*run the command again"):
         commit(table, ours)
     assert table.versions() == [1]
 

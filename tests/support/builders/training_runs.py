@@ -102,7 +102,7 @@ def start_command(config: TrainConfig, file: Path, *, address: str | None = None
     # Ray commits a checkpoint when its controller next looks, every 2 s by default: in that time these runs are over.
     environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
     return subprocess.Popen(
-        [sys.executable, "-m", "pairwright", "train", str(file)],
+        [sys.executable, "-m", "pairwright", "train", "--config", str(file)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

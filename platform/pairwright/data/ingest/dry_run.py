@@ -163,7 +163,7 @@ def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
     if url is None:
         if executor.num_nodes() > 1:
             raise ConfigError(
-                "validate on several machines needs a folder that all of them reach: give its URL with --scratch"
+                "validate on several machines needs a folder that all of them reach: give its URL with --staging-url"
             )
         folder = tempfile.mkdtemp(prefix="pairwright-validate-")
         try:

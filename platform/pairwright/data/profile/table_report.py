@@ -62,13 +62,16 @@ class Subject:
     followed: tuple[str, ...]
 
 
-def report(url: str, *, version: int | None, output: str | None, executor: Executor = LOCAL) -> TableMetrics:
+def report(
+    url: str, *, version: int | None, output: str | None, overwrite: bool = False, executor: Executor = LOCAL
+) -> TableMetrics:
     """Return the metrics of an annotations table, and write them as a page.
 
     Args:
         url: an annotations table, or one made from one: its lineage is followed.
         version: of the table at ``url``; the newest if None.
         output: file or URL of the page, HTML; none is written if None.
+        overwrite: whether an older page there is replaced.
         executor: what maps over the files.
 
     Raises:
@@ -76,7 +79,7 @@ def report(url: str, *, version: int | None, output: str | None, executor: Execu
         DataError: if annotations of one group list different texts.
     """
     if output is not None:
-        check_output(output, is_page, what=WHAT)
+        check_output(output, is_page, what=WHAT, overwrite=overwrite)
     subject = find_annotations(url, version)
     manifest = subject.manifest
     history = history_of(subject.table, manifest)
@@ -94,7 +97,7 @@ def report(url: str, *, version: int | None, output: str | None, executor: Execu
     )
     metrics = build_metrics(facts, manifest, history, quarantined, aggregates)
     if output is not None:
-        put_output(output, render(metrics).encode(), is_page, what=WHAT)
+        put_output(output, render(metrics).encode(), is_page, what=WHAT, overwrite=overwrite)
     return metrics
 
 

@@ -27,33 +27,46 @@ MOST_BYTES_AT_ONCE = 4 * 1000**3
 # ------------------------------------------------------------------------------- files that are replaced
 
 
-def check_output(url: str, is_ours: Callable[[bytes], bool], *, what: str) -> None:
-    """Refuse to put a file where another one is that is not of the same kind of ours, or where none can be written.
+def check_output(url: str, is_ours: Callable[[bytes], bool], *, what: str, overwrite: bool) -> None:
+    """Refuse to put a file where another one is, or where none can be written.
 
     Args:
         url: path or URL of the file.
         is_ours: tells from a file's content whether a command of the same kind wrote it.
         what: the kind, such as ``a page of `pairwright report```.
+        overwrite: whether one of the same kind may be replaced; nothing else ever is.
 
     Raises:
-        StoreError: if something else is there, or the folder cannot be written to.
+        StoreError: if something is there that may not be replaced, or the folder cannot be written to.
     """
     _check_file_can_be_put(url)
     content = _content_at(url)
-    if content is not None and not is_ours(content):
-        raise StoreError(f"{url}: is not {what}, and is not replaced; name another file, or move it away")
+    if content is not None:
+        _refuse_content(url, content, is_ours, what=what, overwrite=overwrite)
 
 
-def put_output(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, what: str) -> None:
-    """Write a file, whole or not at all, replacing an older one of the same kind; see ``check_output``.
+def put_output(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, what: str, overwrite: bool) -> None:
+    """Write a file, whole or not at all; see ``check_output``. A file of the same content may be there already.
 
     Raises:
-        StoreError: if something else is there, or it cannot be written.
+        StoreError: if something is there that may not be replaced, or it cannot be written.
     """
-    check_output(url, is_ours, what=what)
+    _check_file_can_be_put(url)
+    found = _content_at(url)
+    if found == content:
+        return
+    if found is not None:
+        _refuse_content(url, found, is_ours, what=what, overwrite=overwrite)
     folder, name = _split(url)
     with store_errors(url):
         obstore.put(open_store(folder), name, content)
+
+
+def _refuse_content(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, what: str, overwrite: bool) -> None:
+    if not is_ours(content):
+        raise StoreError(f"{url}: is not {what}, and is not replaced; name another file, or move it away")
+    if not overwrite:
+        raise StoreError(f"{url}: {what} is there; replace it with --overwrite, or name another file")
 
 
 def _content_at(url: str) -> bytes | None:

@@ -34,6 +34,7 @@ class CompactSummary:
     num_rows: int
     num_bytes_before: int
     num_bytes: int
+    is_dry_run: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same for programs, JSON-able."""
@@ -44,6 +45,11 @@ class CompactSummary:
         if not self.is_new:
             return escaped(
                 f"nothing to compact: version {self.version} of {self.url} has {counted(self.num_files, 'file')}"
+            )
+        if self.is_dry_run:
+            return escaped(
+                f"dry run: {counted(self.num_files, 'file')} instead of {self.num_files_before:,} would hold the "
+                f"{self.num_rows:,} rows of {self.url}; nothing was written"
             )
         before, now = self.num_bytes_before / 1e6, self.num_bytes / 1e6
         lines = [
@@ -56,12 +62,13 @@ class CompactSummary:
         return one_per_line(lines)
 
 
-def compact(url: str, *, file_bytes: int, executor: Executor = LOCAL) -> CompactSummary:
+def compact(url: str, *, file_bytes: int, is_dry_run: bool = False, executor: Executor = LOCAL) -> CompactSummary:
     """Commit a version of a table in which neighbouring small files are one, where there are any.
 
     Args:
         url: an annotations or a pairs table.
         file_bytes: most bytes of a merged file, compressed.
+        is_dry_run: only count the files that there would be; their bytes are known once they are written.
         executor: what maps over the files to write.
 
     Raises:
@@ -70,6 +77,8 @@ def compact(url: str, *, file_bytes: int, executor: Executor = LOCAL) -> Compact
     table = Table.open(url)
     if table.kind not in COMPACTABLE:
         raise StoreError(f"{url}: holds {table.kind}, which `pairwright train` maps into memory as they are")
+    if is_dry_run:
+        return _planned(table, file_bytes)
     compaction = _Compaction(table, file_bytes, executor)
     committed = commit_written(table, compaction.manifest_on, compaction.written)
     after = committed or table.manifest()
@@ -86,6 +95,27 @@ def compact(url: str, *, file_bytes: int, executor: Executor = LOCAL) -> Compact
     )
 
 
+def _planned(table: Table, file_bytes: int) -> CompactSummary:
+    newest = table.manifest()
+    runs = _runs_of(newest, file_bytes)
+    num_bytes = sum(file.bytes for file in newest.all_files)
+    return CompactSummary(
+        url=table.url,
+        version=newest.version,
+        is_new=bool(runs),
+        num_files_before=len(newest.all_files),
+        num_files=len(newest.all_files) - sum(len(run) - 1 for run in runs),
+        num_rows=sum(file.rows for file in newest.files),
+        num_bytes_before=num_bytes,
+        num_bytes=num_bytes,
+        is_dry_run=True,
+    )
+
+
+def _runs_of(manifest: Manifest, file_bytes: int) -> list[list[DataFile]]:
+    return [run for files in (manifest.files, manifest.quarantined_files) for run in plan_merges(files, file_bytes)]
+
+
 class _Compaction:
     """Merged files, kept for the next version where another writer is first."""
 
@@ -98,9 +128,7 @@ class _Compaction:
     def manifest_on(self, newest: Manifest | None) -> Manifest | None:
         """Return the version after ``newest``, or None where no two neighbours are small enough."""
         assert newest is not None
-        runs = [
-            run for files in (newest.files, newest.quarantined_files) for run in plan_merges(files, self._file_bytes)
-        ]
+        runs = _runs_of(newest, self._file_bytes)
         self._merge([run for run in runs if _paths(run) not in self._merged])
         if not runs:
             return None

@@ -33,6 +33,7 @@ from pairwright.data.table.delete_rows import (
 from pairwright.data.table.manifest import Manifest, Source
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError, DataError, StoreError
+from pairwright.suggestions import close_to
 
 MAX_PROMPT_BYTES = 64 * 1024 * 1024
 """Of a file that holds a prompt: a million characters, as many as a table takes by default, are 12 MB at most."""
@@ -100,6 +101,49 @@ class ErasureSummary:
         return asdict(self) | {"caches": msgspec.to_builtins(self.caches)}
 
 
+@dataclass(frozen=True)
+class ErasurePreview:
+    """What an erasure would remove of the newest version."""
+
+    url: str
+    what: str
+    version: int
+    num_annotations: int
+    num_refused_without_text: int
+    similar_names: dict[str, int]
+    num_naming: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same for programs, JSON-able."""
+        return asdict(self)
+
+
+def preview_erasure(
+    url: str, *, annotators: Sequence[str], prompts: Sequence[str], is_exact: bool = False, executor: Executor = LOCAL
+) -> ErasurePreview:
+    """Return what ``erase`` would remove; changes nothing.
+
+    Raises:
+        ConfigError, DataError, StoreError: as ``erase``.
+    """
+    predicate = erase_predicate(annotators, prompts, is_exact=is_exact)
+    table = _annotations_at(url)
+    manifest = table.manifest()
+    with executor.session(sum(file.bytes for file in manifest.all_files)):
+        checks = _check_files(table, manifest, predicate, executor)
+    if not any(each.found for each in checks):
+        raise DataError(_nothing_found(table, annotators, prompts, checks, url))
+    return ErasurePreview(
+        url=url,
+        what=_named(annotators, prompts),
+        version=manifest.version,
+        num_annotations=sum(each.found for each in checks if each.path.startswith("data/")),
+        num_refused_without_text=sum(each.found for each in checks if not each.path.startswith("data/")),
+        similar_names=_similar_names(checks, predicate),
+        num_naming=sum(each.num_naming for each in checks),
+    )
+
+
 def erase(
     url: str, *, annotators: Sequence[str], prompts: Sequence[str], is_exact: bool = False, executor: Executor = LOCAL
 ) -> ErasureSummary:
@@ -119,36 +163,60 @@ def erase(
     """
     predicate = erase_predicate(annotators, prompts, is_exact=is_exact)
     table = _annotations_at(url)
-    what = " and ".join([*(f"annotator {name}" for name in annotators), *(f"prompt {name}" for name in prompts)])
     with executor.session(sum(file.bytes for file in table.manifest().all_files)):
         committed, left = _commit(table, predicate, executor)
         checks = _check_files(table, committed or table.manifest(), predicate, executor)
-        similar_names = dict(sum((Counter(each.similar_names) for each in checks), Counter[str]()))
         if committed is None:
-            others = f"other annotators with such a name: {counted_names(similar_names)}; " if similar_names else ""
-            raise DataError(
-                f"{url}: nothing of the newest version holds {what}; {others}older versions were not searched: "
-                f"`pairwright vacuum {url} --keep-versions 1` removes them"
-            )
+            raise DataError(_nothing_found(table, annotators, prompts, checks, url))
         verification = verify_erasure(committed, checks, table.url)
         caches, not_cleared = _empty_caches(executor)
     holds = names_within(annotators)
     return ErasureSummary(
         url=url,
-        what=what,
+        what=_named(annotators, prompts),
         version=committed.version,
         num_annotations=left.num_rows,
         spellings=left.names,
         sources=left.rows,
         num_refused_without_text=left.num_without_text,
         verification=verification,
-        similar_names=similar_names,
+        similar_names=_similar_names(checks, predicate),
         num_naming=sum(each.num_naming for each in checks),
         older_versions=[version for version in table.versions() if version < committed.version],
         named_in_sources=[source.uri for source in committed.sources if holds(source.uri)],
         caches=caches,
         caches_not_cleared=not_cleared,
     )
+
+
+def _named(annotators: Sequence[str], prompts: Sequence[str]) -> str:
+    return " and ".join([*(f"annotator {name}" for name in annotators), *(f"prompt {name}" for name in prompts)])
+
+
+def _similar_names(checks: Sequence[ErasureCheck], predicate: DeletePredicate) -> dict[str, int]:
+    """Return the annotators that stay although an erased name is a word of theirs, with their annotations."""
+    names = sum((Counter(each.similar_names) for each in checks), Counter[str]())
+    return {name: count for name, count in names.items() if name not in predicate.annotators_among(names)}
+
+
+def _nothing_found(
+    table: Table, annotators: Sequence[str], prompts: Sequence[str], checks: Sequence[ErasureCheck], url: str
+) -> str:
+    similar_names = dict(sum((Counter(each.similar_names) for each in checks), Counter[str]()))
+    others = f"other annotators with such a name: {counted_names(similar_names)}; " if similar_names else ""
+    if annotators and not others:
+        known = _annotators_of(table)
+        others = "".join(f"did you mean {close!r}? " for name in annotators for close in close_to(name, known)[:1])
+    return (
+        f"{url}: nothing of the newest version holds {_named(annotators, prompts)}; {others}older versions were not "
+        f"searched: `pairwright vacuum {url} --keep-versions 1` removes them"
+    )
+
+
+def _annotators_of(table: Table) -> set[str]:
+    """Return the names in the newest version; reads one column of every file, which only a wrong name costs."""
+    found = table.read(table.manifest(), ["annotator"])
+    return {name for rows in found for name in rows.column("annotator").unique().to_pylist() if name is not None}
 
 
 def _commit(table: Table, predicate: DeletePredicate, executor: Executor) -> tuple[Manifest | None, RewrittenVersion]:

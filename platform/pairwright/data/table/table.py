@@ -256,7 +256,7 @@ class Table:
         if gone := sorted(added - there):
             raise StoreError(
                 f"{self.url}/{gone[0]}: was removed before it was committed, perhaps by `pairwright vacuum` with "
-                "a short --older-than; nothing was committed; run the command again"
+                "a short --retention; nothing was committed; run the command again"
             )
         if (root := local_root(self.url)) is not None:
             with store_errors(self.url):

@@ -8,8 +8,8 @@ import obstore
 from pairwright.data.storage.object_store import local_root, open_store, store_errors
 
 MAKING = {
-    "annotations": "`pairwright ingest SOURCES... --into {url}`",
-    "pairs": "`pairwright expand ANNOTATIONS --into {url}`",
+    "annotations": "`pairwright ingest SOURCES... --output {url}`",
+    "pairs": "`pairwright expand ANNOTATIONS --output {url}`",
     "tokens": "`pairwright train`, which makes its token tables itself",
 }
 _LINE_ENDINGS = (".jsonl", ".ndjson", ".json", ".gz", ".zst")
@@ -34,7 +34,7 @@ def no_table_message(url: str, kind: str | None) -> str:
         if root.name == "report.json":
             return f"{url}: a file, not a table; what `pairwright evaluate` wrote, as JSON"
         if url.endswith(_LINE_ENDINGS):
-            return f"{url}: a file, not a table; make one from it with `pairwright ingest {url} --into URL`"
+            return f"{url}: a file, not a table; make one from it with `pairwright ingest {url} --output URL`"
         return f"{url}: a file, not a table; name the folder that holds one"
     names = names_at(url)
     for name, meaning in _MARKS.items():

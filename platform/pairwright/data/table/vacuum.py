@@ -73,13 +73,13 @@ class VacuumSummary:
         lines.append(f"{self.url} keeps {counted(len(self.kept_versions), 'version')}, {kept}")
         if self.num_young_versions:
             lines.append(
-                f"{self.num_young_versions:,} of them stay because they were the newest less than --older-than ago: "
+                f"{self.num_young_versions:,} of them stay because they were the newest less than --retention ago: "
                 "somebody may be reading them"
             )
         if self.num_young_files:
             lines.append(
                 f"{self.num_young_files:,} files that no version names ({self.young_bytes / 1e6:,.1f} MB) are younger "
-                "than --older-than: perhaps a job is at work"
+                "than --retention: perhaps a job is at work"
             )
         if self.foreign_files:
             lines.append(

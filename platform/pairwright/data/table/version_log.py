@@ -82,7 +82,7 @@ def format_version_log(found: dict[str, Any]) -> str:
         lines.append(f"{entry['version']:>6}  {entry['operation']}{parent}, {entry['created_at'][:19]} UTC: {size}")
         lines += [f"        {line}" for line in _changes(entry)]
     if more := found["num_versions"] - len(found["versions"]):
-        lines.append(f"        and {more:,} older ones; --last {found['num_versions']} shows them")
+        lines.append(f"        and {more:,} older ones; --limit {found['num_versions']} shows them")
     if found["removed"]:
         lines.append(f"removed by vacuum: {', '.join(map(str, found['removed']))}")
     return one_per_line(lines)

@@ -24,6 +24,7 @@ from pairwright.config import ExpandConfig, IngestConfig, Section, TrainConfig, 
 from pairwright.data.ingest.adapters import configured_format, native, parser_for
 from pairwright.data.ingest.parse import parse_lines
 from pairwright.data.pairs.flat_export import export_pairs
+from pairwright.data.synthetic import write_rankings
 from pairwright.evaluation.load_exported import load_exported, open_exported
 from pairwright.evaluation.requests import parse_requests
 from pairwright.records import SCORES_SCHEMA
@@ -67,7 +68,7 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 def every_block(*languages: str) -> list[Any]:
     return [
-        pytest.param(block, id=f"{page.name}-{index}")
+        pytest.param(block, id=f"{page.name}-{index}", marks=[pytest.mark.slow] if ".train(" in block else [])
         for page in PAGES
         for index, block in enumerate(blocks(page, *languages))
     ]
@@ -307,6 +308,9 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "base").rename(folder / "demo" / "model")
     _make_foreign_models(folder / "demo")
     make_pairs(folder / "demo" / "pairs", num_groups=4)
+    write_rankings(folder / "rankings.jsonl", 60, seed=0)
+    shutil.copytree(folder / "demo" / "model", folder / "model")
+    shutil.copytree(folder / "demo" / "run" / "model", folder / "runs" / "first" / "model")
     parquet = str(folder / "demo" / "pairs.parquet")
     export_pairs(str(folder / "demo" / "pairs"), parquet, version=None, split=None, layout="parquet")
     (folder / "demo" / "rewards" / "scores").mkdir(parents=True)

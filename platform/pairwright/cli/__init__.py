@@ -8,6 +8,7 @@ In reading order:
 - ``data_verbs.py``: verbs that read, make and show data
 - ``table_verbs.py``: verbs that maintain tables
 - ``run_verbs.py``: verbs that train, evaluate and use reward models
+- ``early_checks.py``: what can be wrong with a command, before anything slow is imported
 - ``render.py``: what verbs did, as text for a person
 - ``schema_files.py``: writes the data contracts under ``schemas/``
 """

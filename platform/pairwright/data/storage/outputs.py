@@ -115,18 +115,24 @@ def new_file(url: str) -> Iterator[Path]:
     root = local_root(url)
     _check_file_can_be_put(url)
     with store_errors(url):
-        if root is not None:
-            root.parent.mkdir(parents=True, exist_ok=True)
-        parent = None if root is None else root.parent
-        handle, name = tempfile.mkstemp(prefix=".pairwright-", suffix=".partial", dir=parent)
-        os.close(handle)
-        path = Path(name)
+        path = _partial_file(url, None if root is None else root.parent)
         try:
             yield path
             path.chmod(0o666 & ~_umask())
             _create(url, path)
         finally:
             path.unlink(missing_ok=True)
+
+
+def _partial_file(url: str, parent: Path | None) -> Path:
+    try:
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".pairwright-", suffix=".partial", dir=parent)
+    except OSError as error:
+        raise StoreError(f"{url}: nothing can be written there ({error.strerror}); name another file") from None
+    os.close(handle)
+    return Path(name)
 
 
 def _create(url: str, path: Path) -> None:
@@ -178,6 +184,16 @@ def is_free(url: str) -> bool:
     return True
 
 
+def check_free(url: str) -> None:
+    """Refuse a path or URL where something is.
+
+    Raises:
+        StoreError: if so, or if it cannot be listed.
+    """
+    if not is_free(url):
+        raise StoreError(f"{url}: something is here already; name a directory that is not there yet")
+
+
 def put_directory(source: Path, url: str, *, last: str) -> None:
     """Copy a local directory to a free path or URL, with the usual permissions; a link to an empty folder is followed.
 
@@ -189,8 +205,7 @@ def put_directory(source: Path, url: str, *, last: str) -> None:
     Raises:
         StoreError: if something is there, or it cannot be written.
     """
-    if not is_free(url):
-        raise StoreError(f"{url}: something is here already; name a directory that is not there yet")
+    check_free(url)
     root = local_root(url)
     if root is not None:
         with _copied_beside(source, root.resolve(), url) as partial:

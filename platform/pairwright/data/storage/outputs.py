@@ -57,9 +57,25 @@ def put_output(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, wh
         return
     if found is not None:
         _refuse_content(url, found, is_ours, what=what, overwrite=overwrite)
+    root = local_root(url)
+    if root is not None:
+        _replace_file(url, root, content)
+        return
     folder, name = _split(url)
     with store_errors(url):
         obstore.put(open_store(folder), name, content)
+
+
+def _replace_file(url: str, root: Path, content: bytes) -> None:
+    """Write a local file, whole or not at all; its name may hold what no name of an object may, such as a newline."""
+    path = _partial_file(url, root.parent)
+    try:
+        with store_errors(url):
+            path.write_bytes(content)
+            path.chmod(0o666 & ~_umask())
+            path.replace(root)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_content(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, what: str, overwrite: bool) -> None:
@@ -72,8 +88,8 @@ def _refuse_content(url: str, content: bytes, is_ours: Callable[[bytes], bool], 
 def _content_at(url: str) -> bytes | None:
     root = local_root(url)
     with store_errors(url):
-        if root is not None and not root.exists() and not root.is_symlink():
-            return None
+        if root is not None:
+            return root.read_bytes() if root.is_file() else b"" if root.exists() else None
         folder, name = _split(url)
         try:
             return bytes(obstore.get(open_store(folder), name).bytes())

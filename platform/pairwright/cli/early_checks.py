@@ -55,9 +55,9 @@ def check_evaluation(
     from pairwright.evaluation.report_file import check_report_file, report_url
 
     check_report_file(report_url(model, output), overwrite=overwrite)
-    totals = Table.open(pairs, "pairs").manifest(version).totals
     if local_root(model) is not None:  # a remote one would be downloaded
         open_exported(model)
+    totals = Table.open(pairs, "pairs").manifest(version).totals
     held_out = int(totals["pairs_validation"])
     if not (held_out if split == "validation" else int(totals["pairs"]) - held_out):
         raise DataError(

@@ -46,7 +46,11 @@ VERBS: dict[str, tuple[str | None, str | None, str | None]] = {
     "formats": ("formats native", None, "formats nativ"),
     "schemas": ("schemas --output contracts", None, "schemas --output r.jsonl"),
     "ingest": ("ingest r.jsonl --output ann", "ingest r.jsonl --output ann2", "ingest rr.jsonl --output ann"),
-    "expand": ("expand ann --output pairs", "expand ann --output pairs2", "expand an --output pairs"),
+    "expand": (
+        "expand ann --output pairs --set validation_fraction=0.2",
+        "expand ann --output pairs2",
+        "expand an --output pairs",
+    ),
     "inspect": ("inspect ann --sample 0", "inspect ann --sample 100", "inspect an"),
     "report": (None, "report ann --output page2.html", "report an"),
     "export-pairs": (

@@ -131,6 +131,14 @@ MISTAKES = {
         "export-pairs pairs more --output x.jsonl", ("unexpected extra argument", "--output URL")
     ),
     "an argument too few": Mistake("inspect", ("missing argument", "pairwright inspect --help"), "inspect --help"),
+    "a flag without its value": Mistake(
+        "versions ann --limit", ("'--limit' requires an argument; see `pairwright versions --help`",), "versions -h"
+    ),
+    "a value that is no choice": Mistake(
+        "export-pairs pairs --output x.jsonl --split test",
+        ("'test' is not one of 'train', 'validation'",),
+        "export-pairs pairs --output x.jsonl --split train",
+    ),
     "a number that is none": Mistake(
         "inspect ann --sample few", ("'--sample'", "valid integer"), "inspect ann --sample 1"
     ),

@@ -152,7 +152,10 @@ def _meant(where: str, kind: type[BaseModel]) -> str:
     name = where.rpartition(".")[2]
     beside = [key for key in every if key.rpartition(".")[0] == where.rpartition(".")[0]]
     elsewhere = [key for key in every if key.rpartition(".")[2] == name]
-    close = close_to(where, beside) or elsewhere or close_to(where, every)
+    close = close_to(where, beside) or elsewhere
+    if not close:
+        names = {key.rpartition(".")[2]: key for key in every}
+        close = [names[one] for one in close_to(name, names)]
     return f"did you mean {close[0]}? " if close else ""
 
 

@@ -380,5 +380,53 @@ def test_no_mistake_waits_for_torch_transformers_or_ray(folder: Path) -> None:
     assert ended.stderr.count("error: ") == len(commands)
 
 
+LOCKED = {
+    "a source that may not be read": ("ingest locked.jsonl --output t", "Permission denied"),
+    "a configuration that may not be read": ("train --config locked.toml", "locked.toml: cannot be read"),
+    "a table that may not be read": ("inspect closed/ann", "closed/ann"),
+    "a table where nothing may be written": ("ingest r.jsonl --output closed/t", "closed/t"),
+    "a file where nothing may be written": (
+        "synthesize --output closed/x.jsonl",
+        "nothing can be written to the folder",
+    ),
+    "a page where nothing may be written": ("report ann --output closed/page.html", "nothing can be written to the"),
+    "a run where nothing may be written": ("train --config t.toml --output closed/run", "closed/run"),
+}
+
+
+_NO_RIGHTS = "-dac_override,-dac_read_search"
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_what_may_not_be_read_or_written_is_said_in_one_line(name: str, folder: Path) -> None:
+    """In a process of its own, in which root too has only the rights that a file's mode gives."""
+    command, words = LOCKED[name]
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("root may do everything here; install util-linux for setpriv, or run as somebody else")
+    plain = ["setpriv", f"--bounding-set={_NO_RIGHTS}", f"--inh-caps={_NO_RIGHTS}"] if os.geteuid() == 0 else []
+    shutil.copy(folder / "r.jsonl", folder / "locked.jsonl")
+    shutil.copy(folder / "t.toml", folder / "locked.toml")
+    shutil.copytree(folder / "ann", folder / "closed" / "ann")
+    for place, mode in {"locked.jsonl": 0, "locked.toml": 0, "closed/ann": 0, "closed": 0o555}.items():
+        (folder / place).chmod(mode)
+    try:
+        ended = subprocess.run(
+            [*plain, sys.executable, "-m", "pairwright.cli", *command.split()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        for place in ("closed", "closed/ann"):
+            (folder / place).chmod(0o755)
+    assert ended.returncode == 1, ended
+    assert "Traceback" not in ended.stderr
+    assert words in ended.stdout + ended.stderr
+    if command.startswith("ingest locked"):  # a source that fails is a line of the summary: others may go in
+        assert [line for line in ended.stdout.splitlines() if line.startswith("failed ")], ended
+    else:
+        assert (ended.stdout, ended.stderr[:7], ended.stderr.count("error: ")) == ("", "error: ", 1)
+
+
 def test_architectures_known_beforehand_are_those_that_can_be_made() -> None:
     assert ARCHITECTURES == tiny_models.ARCHITECTURES

@@ -14,6 +14,7 @@ import pytest
 import run_folders
 from exported_models import export_small_model
 from hostile_text import run
+from pairwright.terminal import escaped
 
 SCRIPTS = {
     "Latin": "Müller São Łódź ǅ",
@@ -144,6 +145,16 @@ def test_a_mistake_under_a_name_is_one_line(name: str, tmp_path: Path) -> None:
         assert ended.status in (1, 2), ended
         assert ended.err.startswith("error: "), ended
         assert ended.err.count("\n") == 1, ended.err
+
+
+@pytest.mark.parametrize("name", [*NAMES.values(), "8", "true", "a\x7fb\x1b", "\udce9"], ids=ascii)
+def test_the_output_of_a_run_is_the_one_that_was_named(name: str, tmp_path: Path) -> None:
+    """A run in its own starting model is refused with its path, before anything is done."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "t.toml").write_text(f"model.path = {json.dumps(str(tmp_path / 'model'))}\ndata.pairs = 'p'\n")
+    ended = run("train", "--config", str(tmp_path / "t.toml"), "--output", str(tmp_path / "model" / name))
+    assert ended.status == 1
+    assert f"output {escaped(str(tmp_path / 'model' / name))} and model.path" in ended.err
 
 
 @pytest.mark.slow

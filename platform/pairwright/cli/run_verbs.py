@@ -65,7 +65,9 @@ def train(
     """Train a reward model, or resume the run in the output. A finished run is left as it is."""
     from pairwright.config import TrainConfig, load_config
 
-    named = [] if output is None else [f"output={json.dumps(output)}"]
+    # As a TOML string, whatever it holds: `--output 8` is a folder, not a number.
+    quoted = json.dumps(output, ensure_ascii=False).replace("\x7f", "\\u007f")
+    named = [] if output is None else [f"output={quoted}"]
     loaded = load_config(TrainConfig, config, [*settings, *named])
     from pairwright.cli.early_checks import check_training
 

@@ -83,7 +83,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no configuration": ("ingest good.jsonl --output t --config no.toml", ["no.toml: no such configuration file"]),
     "unknown key": (
         "ingest good.jsonl --output t --config unknown.toml",
-        ["max_completion: unknown key; known here: "],
+        ["max_completion: unknown key; did you mean max_completions? known here: "],
     ),
     "no TOML": ("ingest good.jsonl --output t --config broken.toml", ["broken.toml: not a TOML file", "line 1"]),
     "wrong value": ("ingest good.jsonl --output t --set max_completions=x", ["max_completions: found 'x'"]),

@@ -12,7 +12,7 @@ import torch
 from pairwright.config import LoraConfig, TokensConfig, TrainConfig
 from pairwright.data.tokens.chat_template import resolve_template
 from pairwright.data.tokens.tokenizer import load_tokenizer
-from pairwright.errors import CheckpointError, ConfigError, DamagedCheckpointError, ModelError, PairwrightError
+from pairwright.errors import CheckpointError, DamagedCheckpointError, ModelError, PairwrightError, StoreError
 from pairwright.evaluation.load_exported import model_digest
 from pairwright.model.load_model import DTYPES, load_reward_model
 from pairwright.model.lora import add_adapters
@@ -152,7 +152,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(
 
     refused(CheckpointError, r"no checkpoint 7; there are: step-00000001-abcabc \(step 1\)", checkpoint="7")
     refused(CheckpointError, "no checkpoint best", checkpoint="best")
-    with pytest.raises(ConfigError, match="something is here already"):
+    with pytest.raises(StoreError, match="something is here already"):
         export_checkpoint(str(run), checkpoint=None, into=str(tmp_path), model=None)
     refused(ModelError, "not the model that the run started from", model=str(world["gpt2"]))
     refused(ModelError, "say where it is now with --model", model=str(tmp_path / "moved"))

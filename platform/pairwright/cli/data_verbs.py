@@ -155,6 +155,8 @@ def schemas(
     as_json: AsJson = False,
 ) -> None:
     """Write the data contracts as JSON files."""
+    if Path(output).exists() and not Path(output).is_dir():
+        raise ConfigError(f"{output}: a file; name a folder")
     from pairwright.cli.schema_files import write_schemas
 
     paths = write_schemas(Path(output), overwrite=overwrite)

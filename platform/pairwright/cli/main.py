@@ -1,8 +1,8 @@
 """The console script ``pairwright``: its verbs, and how errors end a command.
 
-An error that a user can fix ends as one message and exit status 1,
-without a traceback; an unexpected error keeps its traceback. Exit status 2 means that the command line was wrong, 130
-that Ctrl-C was pressed, and 143 that SIGTERM stopped a training run.
+An error that a user can fix ends as one message and exit status 1, without a traceback; an unexpected error keeps its
+traceback. Exit status 2 means that the command line was wrong, 130 that Ctrl-C was pressed, and 143 that SIGTERM
+stopped a training run.
 """
 
 import sys
@@ -59,7 +59,7 @@ def main() -> None:
         status = app(standalone_mode=False) or 0
     except UsageError as error:
         if sys.argv[1:]:
-            say(usage_message(error), to=sys.stderr)
+            say(usage_message(error, sys.argv[1]), to=sys.stderr)
         else:
             error.show()  # the help
         status = error.exit_code

@@ -25,6 +25,8 @@ def render_erasure_preview(preview: ErasurePreview) -> str:
         f"{preview.url}, {preview.num_refused_without_text:,} refused records would lose their text; nothing was "
         "written",
     ]
+    if not preview.num_annotations:
+        lines.append(f"no annotation matches: look at the spelling{_meant(preview.close_names)}")
     if preview.similar_names:
         lines.append(f"other annotators with such a name would stay: {counted_names(preview.similar_names)}")
     if preview.num_naming:
@@ -42,7 +44,7 @@ def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
     if summary.spellings:
         yield f"  annotators, as spelled there: {counted_names(summary.spellings)}"
     if not summary.num_annotations:
-        yield "  no annotation matched: if that is a surprise, look at the spelling"
+        yield f"  no annotation matched: if that is a surprise, look at the spelling{_meant(summary.close_names)}"
     yield (
         f"verified: version {summary.version} was read again: of {verification.num_rows:,} rows in "
         f"{verification.num_files:,} files none has this annotator or prompt, of {verification.num_refused:,} refused "
@@ -56,6 +58,10 @@ def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
         yield f"{summary.num_naming:,} annotations of others have the name in their id, subset or metadata, and stay"
     for uri in summary.named_in_sources:
         yield f"the name of source {uri} holds the annotator's, and stays"
+
+
+def _meant(names: list[str]) -> str:
+    return f"; did you mean {' and '.join(map(repr, names))}?" if names else ""
 
 
 def _caches(summary: ErasureSummary) -> Iterator[str]:

@@ -33,7 +33,26 @@ from pairwright.terminal import escaped, one_per_line, say, say_json
 app = typer.Typer()
 
 
-@app.command(rich_help_panel=TRAINING)
+_SECTIONS = """\b
+Sections of the configuration:
+  output       folder of the run (a key, required)
+  [model]      the starting model: path, required
+  [data]       the pairs table: pairs, required; its version
+  [tokens]     maximum length, chat template, special tokens, cache
+  [batches]    groups a step, tokens a micro-batch
+  [loss]       Bradley-Terry, hinge or Plackett-Luce
+  [optimizer]  learning rate and its schedule, weight decay, clipping
+  [lora]       low-rank adapters; left out, all weights are trained
+  [deepspeed]  ZeRO stage, precision, offloading
+  [training]   epochs, steps, evaluations, checkpoints, seed
+  [workers]    processes, CPUs and GPUs, failures
+
+\b
+Every key with its default and meaning: docs/training.md, and the file that
+`pairwright init my.toml --recipe NAME` writes."""
+
+
+@app.command(rich_help_panel=TRAINING, epilog=_SECTIONS)
 def train(
     config: Annotated[str, typer.Option(metavar="FILE", help="TOML file with the whole configuration.")],
     settings: Settings = [],  # noqa: B006 - typer copies it
@@ -46,9 +65,13 @@ def train(
     """Train a reward model, or resume the run in the output. A finished run is left as it is."""
     from pairwright.config import TrainConfig, load_config
 
-    named = [] if output is None else [f"output={json.dumps(output)}"]
+    # As a TOML string, whatever it holds: `--output 8` is a folder, not a number.
+    quoted = json.dumps(output, ensure_ascii=False).replace("\x7f", "\\u007f")
+    named = [] if output is None else [f"output={quoted}"]
     loaded = load_config(TrainConfig, config, [*settings, *named])
-    # After the configuration, whose errors should not wait the seconds that this import takes.
+    from pairwright.cli.early_checks import check_training
+
+    check_training(loaded)
     from pairwright.cluster.train.driver import dry_run as describe_run
     from pairwright.cluster.train.driver import train as run
 
@@ -83,6 +106,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a reward model on held-out pairs. Prints accuracy and log loss, and the length baseline beside them."""
+    from pairwright.cli.early_checks import check_evaluation
+
+    check_evaluation(model, pairs, version=version, output=output, split=split, overwrite=overwrite)
     from pairwright.cluster.evaluate_job import evaluate as run
     from pairwright.evaluation.evaluation_report import format_report
 
@@ -120,6 +146,9 @@ def score(
     from pairwright.config import IngestConfig, load_config
 
     limits = load_config(IngestConfig, config, settings)
+    from pairwright.cli.early_checks import check_scoring
+
+    check_scoring(model, input, output, version=version, limits=limits, overwrite=overwrite)
     from pairwright.cluster.score_job import score as run
 
     summary = run(
@@ -169,6 +198,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's model as a Hugging Face directory. It is what the run would have exported at that step."""
+    from pairwright.cli.early_checks import check_export
+
+    check_export(run, output)
     from pairwright.runs.export_run import export_checkpoint
 
     exported = export_checkpoint(run, checkpoint=checkpoint, into=output, model=model)
@@ -192,12 +224,16 @@ def new_model(
     as_json: AsJson = False,
 ) -> None:
     """Make a small untrained model and a tokenizer, to try things without a download."""
+    from pairwright.cli.early_checks import check_new_model
+
+    check_new_model(architecture, Path(texts))
+    learned_from = _texts_in(Path(texts))
     from pairwright.model.tiny_models import publish_tiny_model
 
     publish_tiny_model(
         Path(output),
         architecture=architecture,
-        texts=_texts_in(Path(texts)),
+        texts=learned_from,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         num_layers=num_layers,

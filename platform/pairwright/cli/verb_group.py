@@ -28,10 +28,21 @@ def _panel(verb: Any) -> str | None:
     return verb.rich_help_panel if verb.rich_help_panel in PANELS else None
 
 
-def usage_message(error: Any) -> str:
-    """Return what is wrong with a command line, and what to do, as one line."""
-    path = "pairwright" if error.ctx is None else _verb_path(error.ctx)
-    said = escaped(" ".join(_said(error).split())).rstrip(".")
+def usage_message(error: Any, first: str) -> str:
+    """Return what is wrong with a command line, and what to do, as one line.
+
+    Args:
+        error: what typer raised.
+        first: the first argument: the verb, where typer's error does not know it.
+    """
+    path = (
+        f"pairwright {first}"
+        if error.ctx is None and first.replace("-", "").isalpha() and first[:1] != "-"
+        else "pairwright"
+    )
+    if error.ctx is not None:
+        path = _verb_path(error.ctx)
+    said = escaped(" ".join(_said(error).replace("Value error, ", "").split())).rstrip(".")
     return f"error: {path}: " + "; ".join([said, *_advice(error), f"see `{path} --help`"])
 
 

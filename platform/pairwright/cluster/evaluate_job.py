@@ -15,19 +15,17 @@ from pairwright.cluster.actor_pool import Row, Worker, check_workers, run_on_mod
 from pairwright.cluster.session import ray_resources, ray_session
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.storage.object_store import absolute_url
-from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.table import Manifest, Table
 from pairwright.data.tokens.tokenize import ensure_tokens
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.errors import ConfigError, DataError
 from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
-from pairwright.evaluation.evaluation_report import DataIdentity, build_report, is_report, report_json
+from pairwright.evaluation.evaluation_report import DataIdentity, build_report, report_json
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
+from pairwright.evaluation.report_file import check_report_file, put_report_file, report_url
 from pairwright.progress_bar import progress_bar
 
 SPLITS = ("train", "validation")
-REPORT_NAME = "report.json"
-WHAT = "a report of `pairwright evaluate`"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def evaluate(
         DataError, ConfigError: if no pair of the split is left; if there is no such split, or too few CPUs or GPUs.
     """
     _check_split(split)
-    check_output(report_url(model, output), is_report, what=WHAT, overwrite=overwrite)
+    check_report_file(report_url(model, output), overwrite=overwrite)
     exported = open_exported(model)
     exported.verify(hashes=True)
     manifest = Table.open(pairs, "pairs").manifest(version)
@@ -123,7 +121,7 @@ def evaluate(
     report = build_report(evaluation, model=exported.identity(), pairs=identity)
     if show is not None:
         show(report)
-    put_output(report_url(model, output), report_json(report), is_report, what=WHAT, overwrite=overwrite)
+    put_report_file(report_url(model, output), report_json(report), overwrite=overwrite)
     return report
 
 
@@ -139,13 +137,6 @@ def _evaluate(task: _Task, *, num_workers: int, use_gpu: bool) -> Evaluation | N
             evaluations.append(evaluation)
             advance(1)
     return merged(evaluations)
-
-
-def report_url(model: str, output: str | None) -> str:
-    """Return the URL of the report that ``evaluate`` writes."""
-    if output is None:
-        return f"{_parent(model)}/{REPORT_NAME}"
-    return absolute_url(output) if output.endswith(".json") else f"{absolute_url(output)}/{REPORT_NAME}"
 
 
 def _check_split(split: str) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pairwright.addresses import MASK, credentials_advice, secret_in, shown_address, without_credentials
 from pairwright.config.section import Section
 from pairwright.errors import ConfigError
+from pairwright.suggestions import close_to, did_you_mean_path
 
 ConfigT = TypeVar("ConfigT", bound=Section)
 MAX_SHOWN = 200
@@ -91,7 +92,7 @@ def _read_toml(path: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such configuration file; write one with `pairwright init {path} --recipe NAME`, where "
-            "`--recipe list` prints the names"
+            f"`--recipe list` prints the names{did_you_mean_path(path)}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
@@ -130,7 +131,7 @@ def _explain(error: ValidationError, kind: type[Section], origin: str) -> list[s
             case "literal_error" if renamed := RENAMED_KEYS.get(f"{where}.{problem['input']}"):
                 lines.append(f"{where}: {problem['input']!r} has been renamed to {renamed!r}; use the new value")
             case "extra_forbidden":
-                lines.append(f"{where}: unknown key; known here: {known}")
+                lines.append(f"{where}: unknown key; {_meant(where, kind)}known here: {known}")
             case "missing":
                 lines.append(f"{where}: missing; set it in the file or with --set {where}=...")
             case "value_error":
@@ -146,6 +147,26 @@ def _explain(error: ValidationError, kind: type[Section], origin: str) -> list[s
     return [f"{origin}: {line}" for line in lines]
 
 
+def _meant(where: str, kind: type[BaseModel]) -> str:
+    """Return ``did you mean KEY? `` for the key, of any section, that is closest to an unknown one, or nothing."""
+    every = [*_dotted_keys(kind)]
+    name = where.rpartition(".")[2]
+    beside = [key for key in every if key.rpartition(".")[0] == where.rpartition(".")[0]]
+    elsewhere = [key for key in every if key.rpartition(".")[2] == name]
+    close = close_to(where, beside) or elsewhere
+    if not close:
+        names = {key.rpartition(".")[2]: key for key in every}
+        close = [names[one] for one in close_to(name, names)]
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _dotted_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name in kind.model_fields:
+        yield f"{prefix}{name}"
+        for nested in _sections_of(kind, name):
+            yield from _dotted_keys(nested, f"{prefix}{name}.")
+
+
 def _found(value: Any) -> str:
     """Return a value as Python writes it, cut, without the credentials of an address."""
     shown = repr(shown_address(value) if isinstance(value, str) else value)
@@ -154,10 +175,15 @@ def _found(value: Any) -> str:
 
 def _keys_at(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     for part in path:
-        field = kind.model_fields.get(str(part))
-        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        nested = _sections_of(kind, str(part))
         if not nested:
             return []
         kind = nested[0]
     return list(kind.model_fields)
+
+
+def _sections_of(kind: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """Return the section that a key holds, if it holds one."""
+    field = kind.model_fields.get(name)
+    candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

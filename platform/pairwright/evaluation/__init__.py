@@ -6,6 +6,7 @@ In reading order:
 - ``rewards.py``: rewards of groups under a token budget, shared by evaluation and scoring
 - ``evaluate.py``: a split's groups as exact sums: the model's, and those of the length-only baseline
 - ``evaluation_report.py``: these sums as ``report.json`` and as a table in plain text
+- ``report_file.py``: where the report lies, and what may be replaced there
 - ``requests.py``: input lines and table rows as scoring requests
 - ``score.py``: the rewards of scoring requests
 - ``score_files.py``: the output of a scoring run

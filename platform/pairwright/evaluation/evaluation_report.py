@@ -19,7 +19,6 @@ from pairwright.data.tokens.tokenize_groups import EQUAL_IN_TEMPLATE, special_li
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.load_exported import ModelIdentity
 from pairwright.model.reward_metrics import Metrics, PairSums
-from pairwright.records import UNREADABLE_JSON
 from pairwright.terminal import escaped, one_per_line, safe_json
 
 FORMAT_VERSION = 1
@@ -111,27 +110,6 @@ def build_report(evaluation: Evaluation, *, model: ModelIdentity, pairs: DataIde
 def report_json(report: dict[str, Any]) -> bytes:
     """Return the content of ``report.json``, indented, with unprintable characters escaped."""
     return safe_json(msgspec.json.format(msgspec.json.encode(report).decode(), indent=2)).encode() + b"\n"
-
-
-class _AnyReport(msgspec.Struct, frozen=True):
-    """The fields of a report of any version of Pairwright."""
-
-    format_version: int
-    created_at: str
-    code_version: str
-    model: dict[str, Any]
-    pairs: dict[str, Any]
-    overall: dict[str, Any]
-    by_num_completions: dict[str, Any]
-
-
-def is_report(content: bytes) -> bool:
-    """Return whether a file's content is a report, which a newer one may replace."""
-    try:
-        msgspec.json.decode(content, type=_AnyReport)
-    except UNREADABLE_JSON:
-        return False
-    return True
 
 
 def _with_baseline(model: Mapping[KeyT, PairSums], baseline: Mapping[KeyT, PairSums]) -> dict[str, ReportMetrics]:

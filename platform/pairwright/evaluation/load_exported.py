@@ -12,14 +12,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
 import obstore
-import torch
 from filelock import FileLock
-from transformers import PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
 
 from pairwright.config import TokensConfig
 from pairwright.data.storage.local_cache import cache_folder, download, hold, is_intact, mark_intact
@@ -28,15 +25,19 @@ from pairwright.data.storage.model_listing import RULES_FILE, ModelFile, damage
 from pairwright.data.storage.object_store import local_root, open_store, store_errors
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ModelError
-from pairwright.model.load_model import load_reward_model
-from pairwright.model.model_export import choose_pad_token
-from pairwright.model.reward_model import RewardModel
 from pairwright.records import UNREADABLE_JSON
+from pairwright.suggestions import did_you_mean_path
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    from pairwright.model.reward_model import RewardModel
 
 MIN_MAX_LENGTH = 8
 _CHUNK_BYTES = 1 << 24
 # Models in float16 compute in float32: float16 overflows in models that were not trained in it.
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = ("float32", "bfloat16")
 _REMEDY = (
     "pass the `model` directory of a training run; a reward model from elsewhere needs a file pairwright.json beside "
     'its config.json, such as {"format_version": 1, "max_length": 2048, "overlong": "drop"}'
@@ -92,7 +93,7 @@ class ExportedModel:
     """As the user gave it."""
     directory: Path
     rules: InputRules
-    dtype: torch.dtype
+    dtype: str
     """Of its saved weights, and so of its activations; rewards are float32 in any case."""
 
     def verify(self, *, hashes: bool) -> None:
@@ -112,7 +113,7 @@ class ExportedModel:
         return ModelIdentity(
             path=self.path,
             digest=model_digest(self.directory),
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=self.dtype,
             max_length=self.rules.max_length,
             overlong=self.rules.overlong,
             special_in_text=self.rules.special_in_text,
@@ -123,10 +124,10 @@ class ExportedModel:
 class LoadedModel:
     """A reward model and its tokenizer, in memory."""
 
-    model: RewardModel
-    tokenizer: PreTrainedTokenizerFast
+    model: "RewardModel"
+    tokenizer: "PreTrainedTokenizerFast"
     pad_token_id: int
-    device: torch.device
+    device: "torch.device"
 
 
 def open_exported(path: str) -> ExportedModel:
@@ -139,7 +140,7 @@ def open_exported(path: str) -> ExportedModel:
     if not directory.is_dir():
         raise ModelError(
             f"{path}: no such model directory; pass the `model` directory of a training run, or fetch a model first "
-            f"with `hf download NAME --local-dir DIR`"
+            f"with `hf download NAME --local-dir DIR`{did_you_mean_path(path)}"
         )
     check_model_files(directory)
     config = _decode(directory / "config.json", _HubConfig, "a Hugging Face model directory")
@@ -150,22 +151,30 @@ def open_exported(path: str) -> ExportedModel:
             f"{path}: the model has no reward head (architectures: {found}; expected one ending in "
             f"ForSequenceClassification); {other or 'train one from it with `pairwright train`'}"
         )
+    dtype = config.dtype or config.torch_dtype
     exported = ExportedModel(
         path=path,
         directory=directory,
         rules=_decode(directory / RULES_FILE, InputRules, "how the model's input is cut"),
-        dtype=_DTYPES.get(config.dtype or config.torch_dtype or "float32", torch.float32),
+        dtype=dtype if dtype in _DTYPES else "float32",
     )
     exported.verify(hashes=False)
     return exported
 
 
-def load_exported(exported: ExportedModel, device: torch.device) -> LoadedModel:
+def load_exported(exported: ExportedModel, device: "torch.device") -> LoadedModel:
     """Return the model, in evaluation mode, and its tokenizer.
 
     Raises:
         ModelError: if its weights or its tokenizer cannot be used.
     """
+    # Here, since a wrong path should not wait the seconds that they take.
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from pairwright.model.load_model import load_reward_model
+    from pairwright.model.model_export import choose_pad_token
+
     path = str(exported.directory)
     # Otherwise each actor's log would show a progress bar for its weights.
     disable_progress_bar()
@@ -173,7 +182,7 @@ def load_exported(exported: ExportedModel, device: torch.device) -> LoadedModel:
     pad_token_id = choose_pad_token(tokenizer)
     model = load_reward_model(
         path,
-        dtype=exported.dtype,
+        dtype=torch.bfloat16 if exported.dtype == "bfloat16" else torch.float32,
         seed=0,
         dropout=False,
         gradient_checkpointing=False,

@@ -20,7 +20,6 @@ from pairwright.data.tokens.tokenize_groups import SPECIAL_PREFIX, TokenGroup
 from pairwright.errors import ModelError
 from pairwright.evaluation.load_exported import LoadedModel
 from pairwright.evaluation.requests import ScoreRequest
-from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
 from pairwright.records import SCORES_SCHEMA, Rejection
 
 _OVER = "expected at most {} tokens with the prompt, got more; the model's pairwright.json says to drop such"
@@ -205,6 +204,8 @@ def _refuse(request: ScoreRequest, reason: str, path: str, text: str) -> Rejecti
 def _scores(rows: _Rows, loaded: LoadedModel, micro_batch_tokens: int) -> pa.Table:
     length_N = np.array([len(token_ids) for token_ids in rows.token_ids], np.int32)
     reward_N = np.empty(len(length_N), np.float32)
+    from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups  # torch, which files of scores need not
+
     plan = plan_by_length(np.ones_like(length_N), length_N, micro_batch_tokens=micro_batch_tokens)
     for positions in plan:
         groups = [_group_of_one(rows.ids[position], rows.token_ids[position]) for position in positions]

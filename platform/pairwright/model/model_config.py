@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from pairwright.data.storage.model_files import MODEL_EXPECTED, check_model_files, model_errors
+from pairwright.data.storage.model_files import MODEL_EXPECTED, check_model_files, check_model_path, model_errors
 from pairwright.errors import ModelError
 
 
@@ -19,6 +19,7 @@ def read_config(path: str) -> PreTrainedConfig:
     Raises:
         ModelError: if there is no model, if it needs code of its own, or if its head has another number of labels.
     """
+    check_model_path(path)
     directory = Path(path)
     if directory.is_dir():
         check_model_files(directory)

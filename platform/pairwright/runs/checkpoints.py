@@ -22,6 +22,7 @@ from pairwright.records import UNREADABLE_JSON
 from pairwright.runs.folder_transfer import objects_below
 from pairwright.runs.ray_snapshot import SNAPSHOT_NAME, read_snapshot
 from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, CORRUPT_NAME, RUN_NAME, RunFolder, read_object
+from pairwright.suggestions import did_you_mean_path
 from pairwright.terminal import escaped, one_per_line
 from pairwright.training.checkpoint import MANIFEST_NAME, CheckpointManifest, ShardFile, listing_name
 
@@ -92,7 +93,10 @@ def kept_checkpoints(run: str, *, verify: bool) -> KeptCheckpoints:
     root = local_root(run)
     folder = RunFolder(run) if root is None or root.is_dir() else None  # which would make the folder
     if folder is None or folder.identity() is None:
-        raise StoreError(f"{run}: no run here ({RUN_NAME} is missing); expected the output of `pairwright train`")
+        raise StoreError(
+            f"{run}: no run here ({RUN_NAME} is missing); expected the output of `pairwright train`"
+            f"{did_you_mean_path(run) if folder is None else ''}"
+        )
     store = open_store(folder.url)
     with store_errors(folder.url):
         snapshot = read_snapshot(store)

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from pairwright.config import TrainConfig
 from pairwright.data.storage.model_listing import RULES_FILE
 from pairwright.data.storage.object_store import local_root, open_store, store_errors
-from pairwright.data.storage.outputs import is_free, put_directory
+from pairwright.data.storage.outputs import check_free, put_directory
 from pairwright.data.tokens.chat_template import resolve_template
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import CheckpointError, ConfigError, ModelError
@@ -57,8 +57,7 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
         model: where the run's starting model is now; None where it has not moved.
 
     Raises:
-        StoreError: if there is no run.
-        ConfigError: if something is in ``into`` already.
+        StoreError: if there is no run, or something is in ``into`` already.
         CheckpointError: if there is no such checkpoint, or if it is corrupt.
         ModelError: if the starting model is missing, or is not the one that the run started from.
     """
@@ -73,7 +72,7 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
     if manifest.run_digest != identity.digest:
         raise CheckpointError(f"{folder.url}: checkpoint {kept.name} belongs to another run than run.json says")
     config = _config_of(identity, folder, model)
-    _refuse_existing(into)
+    check_free(into)
     with _local_copy(folder, f"{below}/{kept.name}") as directory:
         _export(config, directory, manifest, into)
     return ExportedCheckpoint(checkpoint=kept.name, step=manifest.step, into=into)
@@ -129,11 +128,6 @@ def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> T
     if path.is_dir() and not identity.model_digest.startswith("hub:") and model_digest(path) != identity.model_digest:
         raise ModelError(f"{path}: not the model that the run started from (its digest is another); name that one")
     return config
-
-
-def _refuse_existing(into: str) -> None:
-    if not is_free(into):
-        raise ConfigError(f"{into}: something is here already; name a directory that is not there yet")
 
 
 @contextmanager

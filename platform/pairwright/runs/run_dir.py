@@ -86,6 +86,23 @@ class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
 
 
+def check_output(config: TrainConfig) -> None:
+    """Refuse an output in the starting model's directory or above it: one would overwrite the other.
+
+    Raises:
+        ConfigError: if so.
+    """
+    root, path = local_root(config.output), Path(config.model.path)
+    if root is None or not path.is_dir():
+        return
+    output, model = root.resolve(), path.resolve()
+    if output == model or output in model.parents or model in output.parents:
+        raise ConfigError(
+            f"output {config.output} and model.path {config.model.path} are one folder, or one lies in the other; give "
+            "the run a folder of its own, beside the model"
+        )
+
+
 class RunFolder:
     """Where a run's outputs go: a local directory, or a URL on object storage with a local copy of small files."""
 

@@ -2,8 +2,6 @@
 
 from typing import TypeVar
 
-import torch.distributed as dist
-
 from pairwright.errors import PairwrightError
 
 Value = TypeVar("Value")
@@ -11,6 +9,8 @@ Value = TypeVar("Value")
 
 def all_gather_object(value: Value) -> list[Value]:
     """Return every rank's value, on every rank, in rank order. A collective."""
+    import torch.distributed as dist  # here, since `pairwright checkpoints` lists files with what is above this
+
     values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

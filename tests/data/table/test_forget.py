@@ -17,7 +17,14 @@ from pairwright.data.identity import prompt_id
 from pairwright.data.storage.local_cache import cache_folder
 from pairwright.data.table.compact import compact
 from pairwright.data.table.delete_rows import DeletePredicate, rewrite_quarantine_file, without_text
-from pairwright.data.table.erase import MAX_PROMPT_BYTES, count_matches, erase, erase_predicate, verify_erasure
+from pairwright.data.table.erase import (
+    MAX_PROMPT_BYTES,
+    count_matches,
+    erase,
+    erase_predicate,
+    preview_erasure,
+    verify_erasure,
+)
 from pairwright.data.table.table import Input, Source, Table
 from pairwright.data.table.version_log import version_log
 from pairwright.errors import ConfigError, DataError, StoreError
@@ -62,6 +69,46 @@ def table(tmp_path: Path) -> Table:
         )
     )
     return table
+
+
+@pytest.mark.parametrize("what", [{"annotators": ["ANN"]}, {"prompts": [ID]}, {"annotators": ["bob"], "prompts": [ID]}])
+def test_a_preview_says_what_an_erasure_then_does_and_changes_nothing(table: Table, what: dict[str, list[str]]) -> None:
+    named = {"annotators": [], "prompts": []} | what
+    before = sorted(Path(table.url).rglob("*"))
+    preview = preview_erasure(table.url, **named)
+    assert sorted(Path(table.url).rglob("*")) == before
+    done = erase(table.url, **named)
+    assert (preview.num_annotations, preview.num_refused_without_text, preview.similar_names) == (
+        done.num_annotations,
+        done.num_refused_without_text,
+        done.similar_names,
+    )
+
+
+def test_a_misspelt_annotator_is_answered_with_the_closest_one(table: Table) -> None:
+    assert preview_erasure(table.url, annotators=["annn"], prompts=[]).close_names == ["ann"]
+    done = erase(table.url, annotators=["annn"], prompts=[])  # refused records lose their text, whoever is named
+    assert (done.num_annotations, done.close_names) == (0, ["ann"])
+    assert "did you mean 'ann'?" in render_erasure(done)
+    for do in (erase, preview_erasure):
+        with pytest.raises(DataError, match=r"holds annotator annn; did you mean 'ann'\? older versions"):
+            do(table.url, annotators=["annn"], prompts=[])
+        with pytest.raises(DataError, match=r"holds annotator zoe; older versions"):
+            do(table.url, annotators=["zoe"], prompts=[])
+
+
+def test_a_compaction_previewed_has_as_many_files_as_the_compaction_then_has(table: Table) -> None:
+    before = sorted(Path(table.url).rglob("*"))
+    preview = compact(table.url, file_bytes=1 << 20, is_dry_run=True)
+    assert sorted(Path(table.url).rglob("*")) == before
+    assert "would hold the 5 rows" in preview.text()
+    done = compact(table.url, file_bytes=1 << 20)
+    assert (preview.num_files_before, preview.num_files, preview.num_rows, preview.is_new) == (
+        done.num_files_before,
+        done.num_files,
+        done.num_rows,
+        done.is_new,
+    )
 
 
 def test_an_annotator_is_in_no_file_of_the_new_version_and_files_without_him_are_the_same_ones(table: Table) -> None:

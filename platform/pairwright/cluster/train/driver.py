@@ -25,7 +25,6 @@ from pairwright.cluster.train.preemption import ShutdownSignals
 from pairwright.cluster.train.run_plan import (
     RunPlan,
     check_model,
-    check_output,
     data_version,
     plan_run,
     token_cache_url,
@@ -49,6 +48,7 @@ from pairwright.runs.run_dir import (
     TrainedOn,
     TrainingSummary,
     check_model_folder,
+    check_output,
 )
 from pairwright.terminal import escaped, one_per_line, say
 from pairwright.training.schedule import schedule_of

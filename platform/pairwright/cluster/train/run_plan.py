@@ -38,23 +38,6 @@ def data_version(config: TrainConfig, folder: RunFolder) -> int | None:
     return None if identity is None or identity.pairs_url != config.data.pairs else identity.pairs_version
 
 
-def check_output(config: TrainConfig) -> None:
-    """Refuse an output in the starting model's directory or above it: one would overwrite the other.
-
-    Raises:
-        ConfigError: if so.
-    """
-    root, path = local_root(config.output), Path(config.model.path)
-    if root is None or not path.is_dir():
-        return
-    output, model = root.resolve(), path.resolve()
-    if output == model or output in model.parents or model in output.parents:
-        raise ConfigError(
-            f"output {config.output} and model.path {config.model.path} are one folder, or one lies in the other; give "
-            "the run a folder of its own, beside the model"
-        )
-
-
 def token_cache_url(config: TrainConfig) -> str:
     """Return the URL of the token cache: as configured, else beside the run."""
     root = local_root(config.output)

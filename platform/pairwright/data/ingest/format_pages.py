@@ -5,6 +5,7 @@ from typing import Any
 from pairwright.config import FieldPaths
 from pairwright.data.ingest.adapters import Format, formats
 from pairwright.errors import ConfigError
+from pairwright.suggestions import did_you_mean
 
 _BY_CODE = {
     "native": ("`prompt`", "`completions[].text`", "`ranks`, `scores` or `order`", "`metadata`"),
@@ -44,7 +45,8 @@ def format_text(name: str) -> str:
     """
     one = formats().get(name)
     if one is None:
-        raise ConfigError(f"{name}: no such layout; expected one of {', '.join(sorted(formats()))}")
+        known = sorted(formats())
+        raise ConfigError(f"{name}: no such layout; expected one of {', '.join(known)}{did_you_mean(name, known)}")
     lines = [f"{one.name}: {one.what}"]
     names = ("prompt", "completions", "judgement", "in metadata")
     lines += [f"  {part}: {said.replace('`', '')}" for part, said in zip(names, _row(one), strict=True) if said]

@@ -1,21 +1,28 @@
 """Checks a model directory's JSON files and weights before transformers builds what they describe."""
 
 import json
+import os
 import pickle
 import re
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from safetensors import safe_open
 
 from pairwright.errors import ModelError, PairwrightError, one_line
+from pairwright.suggestions import did_you_mean_path
 
 MAX_COUNT = 4096
 """Layers, labels or experts that a configuration may name: transformers makes an object of each before it reads a
 weight, 40 s for a million. Published models have at most a few hundred."""
 MODEL_EXPECTED = "expected a directory with config.json and model.safetensors, or the name of a model on the hub"
+HUB_SECONDS = 3.0
+"""How long a hub may take to accept a connection before its models count as out of reach."""
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _COUNTED = re.compile("layer|label|expert")
 _ADAPTER_FILE = "adapter_config.json"
 _MAX_NAME = 200
@@ -25,6 +32,51 @@ _HEAD = re.compile(
     r"(?:(?:v|value|rm|reward|regression|score|scalar|critic)_?(?:head|layer)|score|reward|classifier|classification_head)"
     r"(?:\.\w+)*\.weight"
 )
+
+
+def check_model_path(path: str) -> None:
+    """Refuse a path where no model can be, at once: transformers would ask a hub that is out of reach for minutes.
+
+    Nothing is said of a directory's files (``check_model_files``), nor of a name whose hub answers.
+
+    Raises:
+        ModelError: if the path is neither a directory, nor a hub's name of a model that was fetched or can be.
+    """
+    directory = Path(path)
+    if directory.is_dir():
+        return
+    if directory.exists():
+        raise ModelError(f"{path}: a file; {MODEL_EXPECTED}")
+    is_name = _HUB_NAME.fullmatch(path) and not ("/" in path and directory.parent.is_dir())
+    if not is_name:
+        raise ModelError(f"{path}: no such directory; {MODEL_EXPECTED}{did_you_mean_path(path)}")
+    if not _was_fetched(path) and (hub := _unreachable_hub()) is not None:
+        raise ModelError(
+            f"{path}: no such directory here, and no model of that name can be fetched: {hub}; give the path of a "
+            f"model directory, or make a small one with `pairwright new-model`{did_you_mean_path(path)}"
+        )
+
+
+def _was_fetched(name: str) -> bool:
+    """Return whether the hub's cache on this machine has the configuration of a model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _unreachable_hub() -> str | None:
+    """Return why the hub is out of reach, None if it accepts a connection; the proxy does, where there is one."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE is set"
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    proxy = next((os.environ[name] for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if os.environ.get(name)), "")
+    address = urlsplit(proxy or hub)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=HUB_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return f"{address.hostname} does not answer ({error})"
+    return None
 
 
 def check_model_files(directory: Path) -> None:

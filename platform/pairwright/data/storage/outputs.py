@@ -57,9 +57,25 @@ def put_output(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, wh
         return
     if found is not None:
         _refuse_content(url, found, is_ours, what=what, overwrite=overwrite)
+    root = local_root(url)
+    if root is not None:
+        _replace_file(url, root, content)
+        return
     folder, name = _split(url)
     with store_errors(url):
         obstore.put(open_store(folder), name, content)
+
+
+def _replace_file(url: str, root: Path, content: bytes) -> None:
+    """Write a local file, whole or not at all; its name may hold what no name of an object may, such as a newline."""
+    path = _partial_file(url, root.parent)
+    try:
+        with store_errors(url):
+            path.write_bytes(content)
+            path.chmod(0o666 & ~_umask())
+            path.replace(root)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_content(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, what: str, overwrite: bool) -> None:
@@ -72,8 +88,8 @@ def _refuse_content(url: str, content: bytes, is_ours: Callable[[bytes], bool], 
 def _content_at(url: str) -> bytes | None:
     root = local_root(url)
     with store_errors(url):
-        if root is not None and not root.exists() and not root.is_symlink():
-            return None
+        if root is not None:
+            return root.read_bytes() if root.is_file() else b"" if root.exists() else None
         folder, name = _split(url)
         try:
             return bytes(obstore.get(open_store(folder), name).bytes())
@@ -115,18 +131,24 @@ def new_file(url: str) -> Iterator[Path]:
     root = local_root(url)
     _check_file_can_be_put(url)
     with store_errors(url):
-        if root is not None:
-            root.parent.mkdir(parents=True, exist_ok=True)
-        parent = None if root is None else root.parent
-        handle, name = tempfile.mkstemp(prefix=".pairwright-", suffix=".partial", dir=parent)
-        os.close(handle)
-        path = Path(name)
+        path = _partial_file(url, None if root is None else root.parent)
         try:
             yield path
             path.chmod(0o666 & ~_umask())
             _create(url, path)
         finally:
             path.unlink(missing_ok=True)
+
+
+def _partial_file(url: str, parent: Path | None) -> Path:
+    try:
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".pairwright-", suffix=".partial", dir=parent)
+    except OSError as error:
+        raise StoreError(f"{url}: nothing can be written there ({error.strerror}); name another file") from None
+    os.close(handle)
+    return Path(name)
 
 
 def _create(url: str, path: Path) -> None:
@@ -178,6 +200,16 @@ def is_free(url: str) -> bool:
     return True
 
 
+def check_free(url: str) -> None:
+    """Refuse a path or URL where something is.
+
+    Raises:
+        StoreError: if so, or if it cannot be listed.
+    """
+    if not is_free(url):
+        raise StoreError(f"{url}: something is here already; name a directory that is not there yet")
+
+
 def put_directory(source: Path, url: str, *, last: str) -> None:
     """Copy a local directory to a free path or URL, with the usual permissions; a link to an empty folder is followed.
 
@@ -189,8 +221,7 @@ def put_directory(source: Path, url: str, *, last: str) -> None:
     Raises:
         StoreError: if something is there, or it cannot be written.
     """
-    if not is_free(url):
-        raise StoreError(f"{url}: something is here already; name a directory that is not there yet")
+    check_free(url)
     root = local_root(url)
     if root is not None:
         with _copied_beside(source, root.resolve(), url) as partial:

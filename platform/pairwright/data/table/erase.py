@@ -95,6 +95,8 @@ class ErasureSummary:
     """One a machine."""
     caches_not_cleared: list[str]
     """Machines whose cache stays, each with the reason."""
+    close_names: list[str]
+    """Annotators that were perhaps meant, where no annotation matched."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same for programs, JSON-able."""
@@ -112,6 +114,8 @@ class ErasurePreview:
     num_refused_without_text: int
     similar_names: dict[str, int]
     num_naming: int
+    close_names: list[str]
+    """Annotators that were perhaps meant, where no annotation matches."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same for programs, JSON-able."""
@@ -133,14 +137,16 @@ def preview_erasure(
         checks = _check_files(table, manifest, predicate, executor)
     if not any(each.found for each in checks):
         raise DataError(_nothing_found(table, annotators, prompts, checks, url))
+    num_annotations = sum(each.found for each in checks if each.path.startswith("data/"))
     return ErasurePreview(
         url=url,
         what=_named(annotators, prompts),
         version=manifest.version,
-        num_annotations=sum(each.found for each in checks if each.path.startswith("data/")),
+        num_annotations=num_annotations,
         num_refused_without_text=sum(each.found for each in checks if not each.path.startswith("data/")),
         similar_names=_similar_names(checks, predicate),
         num_naming=sum(each.num_naming for each in checks),
+        close_names=[] if num_annotations else _close_names(table, annotators),
     )
 
 
@@ -186,6 +192,7 @@ def erase(
         named_in_sources=[source.uri for source in committed.sources if holds(source.uri)],
         caches=caches,
         caches_not_cleared=not_cleared,
+        close_names=[] if left.num_rows else _close_names(table, annotators),
     )
 
 
@@ -204,19 +211,24 @@ def _nothing_found(
 ) -> str:
     similar_names = dict(sum((Counter(each.similar_names) for each in checks), Counter[str]()))
     others = f"other annotators with such a name: {counted_names(similar_names)}; " if similar_names else ""
-    if annotators and not others:
-        known = _annotators_of(table)
-        others = "".join(f"did you mean {close!r}? " for name in annotators for close in close_to(name, known)[:1])
+    if not others:
+        others = "".join(f"did you mean {name!r}? " for name in _close_names(table, annotators))
     return (
         f"{url}: nothing of the newest version holds {_named(annotators, prompts)}; {others}older versions were not "
         f"searched: `pairwright vacuum {url} --keep-versions 1` removes them"
     )
 
 
-def _annotators_of(table: Table) -> set[str]:
-    """Return the names in the newest version; reads one column of every file, which only a wrong name costs."""
+def _close_names(table: Table, annotators: Sequence[str]) -> list[str]:
+    """Return the annotator of the newest version that is closest to each name, of those that are close.
+
+    It reads one column of every file, which only a name that matches nothing costs.
+    """
+    if not annotators:
+        return []
     found = table.read(table.manifest(), ["annotator"])
-    return {name for rows in found for name in rows.column("annotator").unique().to_pylist() if name is not None}
+    known = {name for rows in found for name in rows.column("annotator").unique().to_pylist() if name is not None}
+    return [close for name in annotators for close in close_to(name, sorted(known))[:1]]
 
 
 def _commit(table: Table, predicate: DeletePredicate, executor: Executor) -> tuple[Manifest | None, RewrittenVersion]:

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 import obstore
 
 from pairwright.data.storage.object_store import local_root, open_store, store_errors
+from pairwright.suggestions import did_you_mean_path
 
 MAKING = {
     "annotations": "`pairwright ingest SOURCES... --output {url}`",
@@ -41,7 +42,8 @@ def no_table_message(url: str, kind: str | None) -> str:
         if name in names:
             return f"{url}: no table here but {meaning.format(url=url.rstrip('/'))}"
     making = " or ".join([MAKING[kind]] if kind else list(MAKING.values())[:2]).format(url=url)
-    return f"{url}: no table here (nothing under versions/); make one with {making}"
+    close = "" if root is None or root.exists() else did_you_mean_path(url)
+    return f"{url}: no table here (nothing under versions/); make one with {making}{close}"
 
 
 def wrong_kind_message(url: str, found: str, expected: str) -> str:

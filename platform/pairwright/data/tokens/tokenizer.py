@@ -6,11 +6,10 @@ vocabulary, a library that reads the same files otherwise) and with nothing else
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pairwright.data.storage.model_files import check_model_files, reason_of
+from pairwright.data.storage.model_files import check_model_files, check_model_path, reason_of
 from pairwright.errors import ModelError
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 MAX_TOKEN_IDS = 10_000_000
 """Above every id that a tokenizer may give: a tokenizer counts up to the largest each time that it is written out."""
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _REMEDY = "write one there with `tokenizer.save_pretrained(directory)`, or give the path of a model that has one"
 
 
@@ -28,12 +26,10 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerFast":
     Raises:
         ModelError: if there is no such directory or hub name, if it has no tokenizer, or only a slow one.
     """
+    check_model_path(path)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     directory = Path(path)
-    if not directory.is_dir() and not (_HUB_NAME.fullmatch(path) and not directory.exists()):
-        found = "a file" if directory.exists() else "no such directory"
-        raise ModelError(f"{path}: {found}; expected a Hugging Face model directory with its tokenizer, or a hub name")
     if directory.is_dir():
         check_model_files(directory)
     try:

@@ -38,6 +38,7 @@ from pairwright.data.ingest.fields.field_table import Table, shape_of
 from pairwright.data.ingest.fields.paths import compile_path
 from pairwright.errors import ConfigError, SourceError
 from pairwright.records import UNREADABLE_JSON
+from pairwright.suggestions import did_you_mean
 
 __all__ = [
     "FIELDS",
@@ -142,6 +143,7 @@ def parser_for(name: str, config: IngestConfig) -> Parse:
     if found is None:
         raise ConfigError(
             f"format: {name}: no such layout; expected one of {', '.join(formats())}, a file FILE.toml, or auto"
+            f"{did_you_mean(name, formats())}"
         )
     changes = set() if config.fields is None else config.fields.model_fields_set
     if found.fields is None and (odd := sorted(changes - {"keep", "ignore"})):

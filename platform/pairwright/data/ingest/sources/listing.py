@@ -30,6 +30,7 @@ from pairwright.data.storage.ownership import OLD_NAMES
 from pairwright.data.table.manifest import Manifest
 from pairwright.errors import SourceError, StoreError, one_line
 from pairwright.records import UNREADABLE_JSON
+from pairwright.suggestions import did_you_mean_path
 
 EXPECTED = (
     "expected JSON Lines (.jsonl, .ndjson, .json), a JSON array (.json), .csv or .tsv, plain or compressed as .gz or "
@@ -128,7 +129,7 @@ def _find_local(name: str) -> Listing:
         return _checked(name, "directory", files_below(path), _read_local)
     if not path.exists():
         if not WILDCARD.search(name):
-            raise SourceError(f"{shown_address(name)}: no such file or directory")
+            raise SourceError(f"{shown_address(name)}: no such file or directory{did_you_mean_path(name)}")
         return _checked(name, "pattern", files_matching(str(path)), _read_local)
     _check_name(name)
     if not path.is_file():

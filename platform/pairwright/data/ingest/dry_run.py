@@ -66,7 +66,7 @@ class Findings:
         return {
             "accepted": self.num_accepted,
             "refused": self.num_refused,
-            **{name: summary[name] for name in ("sources", "skipped", "failed", "ignored", "reasons")},
+            **{name: summary[name] for name in ("sources", "skipped", "failed", "ignored", "reasons", "suggestions")},
             "findings": msgspec.to_builtins(self.refused),
             "warnings": msgspec.to_builtins(self.quality_warnings),
         }
@@ -76,7 +76,7 @@ class Findings:
         lines = [str(refused) for refused in self.refused]
         more = self.num_refused - len(self.refused)
         lines += [f"and {more:,} more; --limit {self.num_refused} lists them all"] if more > 0 else []
-        lines += [f"failed {uri}: {reason}" for uri, reason in self.summary.failed]
+        lines += self.summary.failure_lines()
         lines += [f"skipped {uri}: it is in the table already" for uri in self.summary.skipped]
         lines += [f"{count:,} refused: {reason}" for reason, count in self.summary.reasons.items()]
         lines += [f"warning: {line}" for line in self.quality_warnings.lines()]

@@ -16,6 +16,7 @@ from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor, Failures
 from pairwright.data.ingest.adapters import configured_format, parser_for
 from pairwright.data.ingest.dedup import refuse_duplicates
+from pairwright.data.ingest.fields.suggested_fields import SuggestedFields
 from pairwright.data.ingest.ingest_summary import NUM_SHOWN, IngestSummary
 from pairwright.data.ingest.reconcile import Identity, already_ingested, next_manifest, replacement
 from pairwright.data.ingest.shards import IngestShard, all_files, is_mostly_refused, most_common, mostly_refused
@@ -30,6 +31,7 @@ from pairwright.data.table.table import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection
 
+_STAY = "; its old records stay"
 UNPACKED = 5
 """About how many times more text there is in a compressed source than bytes."""
 
@@ -142,6 +144,7 @@ class Ingestion:
         self._splits: list[InputSplit] = []
         self._skipped: list[str] = []
         self._failed: Failures = {}
+        self._suggestions: dict[str, SuggestedFields] = {}
         self._checked: set[str] = set()
 
     def read(self, sources: Sequence[SourceRef], unreadable: Failures) -> None:
@@ -158,7 +161,11 @@ class Ingestion:
         self._splits, failures = plan_splits(self._sources, self._config.split_bytes, self._executor)
         self._drop([], failures)
         self.shards, failures = write_splits(self._splits, self._table, self._config, self._executor)
-        self._drop([], failures)
+        for shard in self.shards:
+            if shard.suggestion is not None:
+                self._suggestions.setdefault(self._splits[shard.split_index].source.uri, shard.suggestion)
+        taken = {source.uri for source in newest.sources if source.is_taken} if newest else set()
+        self._drop([], {uri: f"{why}{_STAY if uri in taken else ''}" for uri, why in failures.items()})
         self._drop([], self._mostly_refused())
         after, failures = _file_states(self._sources)
         changed = [uri for uri, state in after.items() if state != states[uri]]
@@ -204,6 +211,7 @@ class Ingestion:
             reasons=most_common(reasons),
             rejections=[rejected for shard in self.shards for rejected in shard.shown][:NUM_SHOWN],
             readings=self._readings(),
+            suggestions=self._suggestions,
         )
 
     def _readings(self) -> dict[str, dict[str, list[str]]]:

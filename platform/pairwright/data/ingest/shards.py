@@ -26,6 +26,8 @@ from pairwright.data.ingest.adapters import (
     parser_for,
     recognise,
 )
+from pairwright.data.ingest.fields.suggested_fields import SuggestedFields
+from pairwright.data.ingest.fields.unknown_layout import UnknownLayout
 from pairwright.data.ingest.parse import annotations_to_arrow, parse_lines, reason_key, rejection
 from pairwright.data.ingest.row_groups import check_whole, grouped
 from pairwright.data.ingest.sources.splits import Chunk, InputSplit, read_chunks
@@ -71,6 +73,8 @@ class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the format that its records are read in; empty where none was recognised, and native was tried."""
     reading: dict[str, list[str]] = {}
     """Which fields were used for what, went into metadata, were not used."""
+    suggestion: SuggestedFields | None = None
+    """What an unknown layout may be, if that is why the source was not read."""
     error: str | None = None
     """Why the source could not be read to its end; earlier shards of it are then discarded too."""
 
@@ -98,6 +102,7 @@ def write_shards(split_index: int, split: InputSplit, table: Table, config: Inge
         StoreError: if the table cannot be written.
     """
     writer = ShardWriter(split_index, 0, "")
+    unknown = UnknownLayout(split.source.uri)
     try:
         format_name, chunks = _detect_format(split, config)
         writer.format = format_name
@@ -110,13 +115,18 @@ def write_shards(split_index: int, split: InputSplit, table: Table, config: Inge
             chunks = grouped(chunks, keys, config.limits.max_record_bytes)
         counts = SplitCounts(split.source.uri, config)
         for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
-            counts.add(*writer.add(piece, split.source.uri, parse, config))
+            accepted, refused = writer.add(piece, split.source.uri, parse, config)
+            if not format_name:
+                unknown.add(piece.text, accepted, refused)
+            counts.add(accepted, refused)
             if writer.is_full(config):
                 yield writer.write(table, None)
                 writer = ShardWriter(split_index, writer.index + 1, format_name)
                 writer.parse = parse
+        if not format_name:
+            unknown.end()
     except (SourceError, ConfigError) as error:
-        yield writer.write(table, str(error))
+        yield msgspec.structs.replace(writer.write(table, str(error)), suggestion=unknown.suggestion)
         return
     if writer.num_bytes or writer.index == 0:
         yield writer.write(table, None)

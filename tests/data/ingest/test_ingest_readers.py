@@ -79,7 +79,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
         yield (
             folder,
             {
-                "sqlite": f"sqlite://{folder}/judged.db?table=judged",
+                "sqlite": f"sqlite:///{folder}/judged.db?table=judged",
                 "hf": f"hf+file://{folder}/saved?split=test",
                 "delta": f"delta+file://{folder}/delta",
                 "iceberg": "iceberg://lake/human.judged",
@@ -125,7 +125,7 @@ def test_every_reader_lands_its_rows_once_and_in_order(places: tuple[Path, dict[
 
 def test_what_changed_under_its_name_fails_and_the_order_of_rows_is_no_change(tmp_path: Path) -> None:
     database = tmp_path / "judged.db"
-    url = f"sqlite://{database}?table=judged"
+    url = f"sqlite:///{database}?table=judged"
     write_sqlite(database, records("a"))
     ingest([url], str(tmp_path / "t"), IngestConfig())
     write_sqlite(database, records("a")[::-1])
@@ -161,8 +161,8 @@ def test_places_that_cannot_be_read_say_why_and_stop_no_other(
 ) -> None:
     folder, urls = places
     bad = {
-        f"sqlite://{folder}/none.db?table=judged": "none.db: no such file",
-        f"sqlite://{folder}/judged.db?table=other": "no such table: other",
+        f"sqlite:///{folder}/none.db?table=judged": "none.db: no such file",
+        f"sqlite:///{folder}/judged.db?table=other": "no such table: other",
         f"hf+file://{folder}/saved": "has the splits test; name one with ?split=NAME",
         f"hf+file://{folder}/nothing?split=test": "nothing",
         f"delta+file://{folder}/saved": "delta",

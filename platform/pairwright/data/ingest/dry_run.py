@@ -27,6 +27,8 @@ from pairwright.errors import ConfigError
 from pairwright.records import Rejection
 from pairwright.terminal import counted, one_per_line
 
+_OF_SUMMARY = ("sources", "skipped", "failed", "ignored", "reasons", "notes", "suggestions")
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -66,7 +68,7 @@ class Findings:
         return {
             "accepted": self.num_accepted,
             "refused": self.num_refused,
-            **{name: summary[name] for name in ("sources", "skipped", "failed", "ignored", "reasons", "suggestions")},
+            **{name: summary[name] for name in _OF_SUMMARY},
             "findings": msgspec.to_builtins(self.refused),
             "warnings": msgspec.to_builtins(self.quality_warnings),
         }
@@ -77,6 +79,7 @@ class Findings:
         more = self.num_refused - len(self.refused)
         lines += [f"and {more:,} more; --limit {self.num_refused} lists them all"] if more > 0 else []
         lines += self.summary.failure_lines()
+        lines += [f"read {uri}: {note}" for uri, note in self.summary.notes.items()]
         lines += [f"skipped {uri}: it is in the table already" for uri in self.summary.skipped]
         lines += [f"{count:,} refused: {reason}" for reason, count in self.summary.reasons.items()]
         lines += [f"warning: {line}" for line in self.quality_warnings.lines()]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor, Failures
@@ -20,7 +21,12 @@ from pairwright.data.ingest.fields.suggested_fields import SuggestedFields
 from pairwright.data.ingest.ingest_summary import NUM_SHOWN, IngestSummary
 from pairwright.data.ingest.reconcile import Identity, already_ingested, next_manifest, replacement
 from pairwright.data.ingest.shards import IngestShard, all_files, is_mostly_refused, most_common, mostly_refused
-from pairwright.data.ingest.sources.connection_urls import ExternalSource, is_external_url, parse_connection_url
+from pairwright.data.ingest.sources.connection_urls import (
+    ExternalSource,
+    check_is_there,
+    is_external_url,
+    parse_connection_url,
+)
 from pairwright.data.ingest.sources.listing import Listing, find_sources
 from pairwright.data.ingest.sources.scan import hash_sources, plan_splits, write_splits
 from pairwright.data.ingest.sources.source import SourceRef, file_state
@@ -69,9 +75,10 @@ class NamedSources:
 
     def size_beside(self, known: Table | None) -> int:
         """Return about how many bytes of text an ingestion goes through: all sources, and the ids of a table."""
-        if self.external:
+        if any(source.kind != "sqlite" for source in self.external):
             return sys.maxsize  # Ray Data's readers
-        sources = sum(source.size * (1 if source.compression is None else UNPACKED) for source in self.listing.sources)
+        sources = sum(Path(source.address).stat().st_size for source in self.external)
+        sources += sum(source.size * (1 if source.compression is None else UNPACKED) for source in self.listing.sources)
         newest = None if known is None else known.latest()
         return sources + sum(file.bytes for file in newest.files) if newest else sources
 
@@ -86,8 +93,12 @@ def named_sources(sources: Sequence[str], config: IngestConfig) -> NamedSources:
     if (name := configured_format(config)) is not None:
         parser_for(name, config)
     external = [parse_connection_url(name, config.connectors) for name in sources if is_external_url(name)]
+    for source in external:
+        check_is_there(source)
     files = [name for name in sources if not is_external_url(name)]
-    return NamedSources(find_sources(files, config.limits) if files or not external else Listing([]), external)
+    return NamedSources(
+        find_sources(files, config.limits, config.cells) if files or not external else Listing([]), external
+    )
 
 
 @contextmanager
@@ -145,6 +156,7 @@ class Ingestion:
         self._skipped: list[str] = []
         self._failed: Failures = {}
         self._suggestions: dict[str, SuggestedFields] = {}
+        self._notes: dict[str, str] = {}
         self._checked: set[str] = set()
 
     def read(self, sources: Sequence[SourceRef], unreadable: Failures) -> None:
@@ -162,8 +174,11 @@ class Ingestion:
         self._drop([], failures)
         self.shards, failures = write_splits(self._splits, self._table, self._config, self._executor)
         for shard in self.shards:
+            uri = self._splits[shard.split_index].source.uri
             if shard.suggestion is not None:
-                self._suggestions.setdefault(self._splits[shard.split_index].source.uri, shard.suggestion)
+                self._suggestions.setdefault(uri, shard.suggestion)
+            if shard.note is not None:
+                self._notes.setdefault(uri, shard.note)
         taken = {source.uri for source in newest.sources if source.is_taken} if newest else set()
         self._drop([], {uri: f"{why}{_STAY if uri in taken else ''}" for uri, why in failures.items()})
         self._drop([], self._mostly_refused())
@@ -212,6 +227,7 @@ class Ingestion:
             rejections=[rejected for shard in self.shards for rejected in shard.shown][:NUM_SHOWN],
             readings=self._readings(),
             suggestions=self._suggestions,
+            notes=self._notes,
         )
 
     def _readings(self) -> dict[str, dict[str, list[str]]]:

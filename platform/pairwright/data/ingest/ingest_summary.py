@@ -48,6 +48,8 @@ class IngestSummary:
     """The first of them."""
     readings: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """Source -> which of its fields were used for what, went into metadata, or were not used."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Source -> what to know of how it was read, such as sheets that were left out."""
     suggestions: dict[str, SuggestedFields] = field(default_factory=dict)
     """Source of an unknown layout -> its keys, and a table [fields] for them."""
 
@@ -64,6 +66,7 @@ class IngestSummary:
             "reasons": self.reasons,
             "rejections": msgspec.to_builtins(self.rejections),
             "readings": self.readings,
+            "notes": self.notes,
             "suggestions": msgspec.to_builtins(self.suggestions),
         }
 
@@ -73,6 +76,7 @@ class IngestSummary:
         of = counted(len(self.sources), "source")
         lines = [f"accepted {accepted:,} and refused {counted(refused, 'record')} of {of}"] if self.sources else []
         lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
+        lines += _first(f"  read {uri}: {note}" for uri, note in self.notes.items())
         lines += _first(self._read(source) for source in self.sources if source.format not in ("", NATIVE.name))
         lines += _first(f"  {s.uri}: {_FOREIGN}" for s in self.sources if not s.format and s.refused and not s.accepted)
         lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]

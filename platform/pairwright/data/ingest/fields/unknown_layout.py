@@ -16,6 +16,7 @@ from pairwright.records import UNREADABLE_JSON, Rejection
 MAX_TRIED = 1000
 """Records that are tried at least before a source is given up; at most a chunk more."""
 _MAX_SAMPLES = 100
+_NO_UTF8 = "expected UTF-8"
 _MAX_SAMPLE_BYTES = 4 * 1024 * 1024
 
 
@@ -41,7 +42,9 @@ class UnknownLayout:
         if self._is_read:
             return
         self._num_tried += len(rejections)
-        self._first = self._first or next(iter(rejections), None)
+        odd = next((one for one in rejections if one.reason.startswith(_NO_UTF8)), None)
+        is_known = self._first is not None and (odd is None or self._first.reason.startswith(_NO_UTF8))
+        self._first = self._first if is_known else odd or next(iter(rejections), None)
         for line in text.split(b"\n"):
             if len(self._samples) >= _MAX_SAMPLES or self._sample_bytes + len(line) > _MAX_SAMPLE_BYTES:
                 break
@@ -70,6 +73,8 @@ class UnknownLayout:
         number = "its" if self._num_tried < MAX_TRIED else "its first"
         none = "its one record cannot" if self._num_tried == 1 else f"none of {number} {self._num_tried:,} records can"
         reason = "" if self._first is None else f" (as native: {self._first.reason.partition(';')[0]})"
+        if self._first is not None and self._first.reason.startswith(_NO_UTF8):
+            reason = f" (line {self._first.line:,}: {self._first.reason})"
         raise SourceError(
             f"{self._source}: {none} be read as a known layout{reason}; name the layout with "
             "--format, or say with [fields] in --config where its parts stand"

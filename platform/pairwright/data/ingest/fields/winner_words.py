@@ -41,7 +41,8 @@ def suggested_words(words: Sequence[str], labels: Mapping[str, str]) -> tuple[di
             known.setdefault(sibling, side)
     if known and TIE not in known.values():
         known.setdefault("tie", TIE)
-    return known, unknown, not numbers
+    order = [*labels.values(), TIE, BOTH_BAD]
+    return dict(sorted(known.items(), key=lambda item: order.index(item[1]))), unknown, not numbers
 
 
 def _meaning(word: str, labels: Mapping[str, str]) -> str | None:

@@ -18,7 +18,7 @@ from pairwright import __version__
 from pairwright.addresses import STORAGE_SCHEMES, credentials_advice, secret_in, without_credentials
 from pairwright.cli import run_verbs, table_verbs
 from pairwright.errors import ConfigError, PairwrightError, StoppedError
-from pairwright.terminal import escaped, indented, one_per_line, say, say_json
+from pairwright.terminal import counted, escaped, indented, one_per_line, say, say_json
 
 app = typer.Typer(
     name="pairwright",
@@ -171,7 +171,7 @@ def export_pairs(
     if (layout := layouts.get(Path(output).suffix)) is None:
         raise ConfigError(f"{output}: expected a name that ends in .parquet or .jsonl")
     num_rows = run(pairs, output, version=version, split=split, layout=layout, plain=plain)
-    say(escaped(f"wrote {num_rows:,} pairs to {output}"))
+    say(escaped(f"wrote {counted(num_rows, 'pair')} to {output}"))
 
 
 @app.command()
@@ -184,7 +184,7 @@ def synthesize(
     from pairwright.data.synthetic import write_rankings
 
     num_annotations = write_rankings(Path(output), num_groups, seed=seed)
-    say(escaped(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}"))
+    say(escaped(f"wrote {counted(num_annotations, 'annotation')} of {counted(num_groups, 'group')} to {output}"))
 
 
 @app.command()

@@ -21,6 +21,7 @@ from pairwright.config import ConnectorConfig, IngestConfig
 from pairwright.data.ingest.decoders.arrow_rows import encode_rows
 from pairwright.data.ingest.sources.connection_urls import ExternalSource, offsets
 from pairwright.data.ingest.sources.database_rows import query_lines
+from pairwright.data.storage.object_store import uses_plain_http
 from pairwright.errors import ConfigError, SourceError
 
 _PACKAGES = {
@@ -70,7 +71,7 @@ def read_external(source: ExternalSource, config: IngestConfig) -> Iterator[Data
             yield ray.data.read_delta(
                 source.address,
                 version=None if version is None else int(version),
-                storage_options=resolved(config.connectors.delta),
+                storage_options=_delta_options(source) | resolved(config.connectors.delta),
             )
         case "iceberg":
             yield _iceberg(source, resolved(config.connectors.iceberg))
@@ -137,6 +138,10 @@ def secrets_of(source: ExternalSource, config: ConnectorConfig) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------- tables and datasets
+
+
+def _delta_options(source: ExternalSource) -> dict[str, str]:
+    return {"AWS_ALLOW_HTTP": "true"} if uses_plain_http(source.address) else {}
 
 
 def _iceberg(source: ExternalSource, properties: dict[str, str]) -> Dataset:

@@ -193,7 +193,7 @@ def test_a_name_matches_in_any_case_white_space_and_unicode_form_and_what_looks_
     assert summary.num_naming == 1
     assert summary.named_in_sources == ["s3://b/by-Quixotin%61.jsonl"]
     told = render_erasure(summary)
-    for words in ("quixotina@example.com (1)", "1 annotations of others have the name", "source s3://b/by-Quixotin"):
+    for words in ("quixotina@example.com (1)", "but by others: 1 annotation, which stay", "source s3://b/by-Quixotin"):
         assert words in told
     with pytest.raises(DataError, match=r"other annotators with such a name: Quixotina;2026 \(1\), quixotina@ex"):
         erase(spellings.url, annotators=["quixotina"], prompts=[])

@@ -86,7 +86,8 @@ class IngestSummary:
         lines += [f"    {rejected}" for rejected in self.rejections]
         if refused > len(self.rejections):
             lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under quarantine/")
-        lines += _first(f"replaced {uri}: {rows:,} old annotations left" for uri, rows in self.replaced.items())
+        replaced = ((uri, counted(rows, "old annotation")) for uri, rows in self.replaced.items())
+        lines += _first(f"replaced {uri}: removed {rows}" for uri, rows in replaced)
         lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
         lines += _first(f"ignored {uri}: {reason}" for uri, reason in self.ignored.items())
         lines += self.failure_lines()

@@ -34,6 +34,7 @@ from pairwright.data.ingest.sources.source import TEXT_CELLS
 from pairwright.data.ingest.sources.splits import Chunk, InputSplit, read_chunks, source_note
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError, SourceError
+from pairwright.progress_bar import note_progress
 from pairwright.records import Rejection
 
 NUM_SHOWN = 5
@@ -123,6 +124,7 @@ def write_shards(split_index: int, split: InputSplit, table: Table, config: Inge
             if not format_name:
                 unknown.add(piece.text, accepted, refused)
             counts.add(accepted, refused)
+            note_progress(piece.num_lines, len(piece.text))
             if writer.is_full(config):
                 yield writer.write(table, None)
                 writer = ShardWriter(split_index, writer.index + 1, format_name)

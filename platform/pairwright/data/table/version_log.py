@@ -78,7 +78,7 @@ def format_version_log(found: dict[str, Any]) -> str:
     lines = [f"{found['kind']} {found['url']}: {counted(found['num_versions'], 'version')}"]
     for entry in found["versions"]:
         parent = "" if entry["parent"] is None else f" on {entry['parent']}"
-        size = f"{entry['rows']:,} rows, {entry['bytes'] / 1e6:,.1f} MB in {entry['files']:,} files"
+        size = f"{counted(entry['rows'], 'row')}, {entry['bytes'] / 1e6:,.1f} MB in {counted(entry['files'], 'file')}"
         lines.append(f"{entry['version']:>6}  {entry['operation']}{parent}, {entry['created_at'][:19]} UTC: {size}")
         lines += [f"        {line}" for line in _changes(entry)]
     if more := found["num_versions"] - len(found["versions"]):

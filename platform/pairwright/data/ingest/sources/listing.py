@@ -31,6 +31,7 @@ from pairwright.data.storage.ownership import OLD_NAMES
 from pairwright.data.table.manifest import Manifest
 from pairwright.errors import SourceError, StoreError, one_line
 from pairwright.records import UNREADABLE_JSON
+from pairwright.terminal import counted
 
 EXPECTED = (
     "expected JSON Lines (.jsonl, .ndjson, .json), a JSON array (.json), .csv or .tsv, plain or compressed as .gz or "
@@ -224,7 +225,7 @@ def _checked(name: str, what: str, found: Found, read: Callable[[str], bytes]) -
     sources = [SourceRef(file.name, file.size, file.etag) for file in found.files if is_source[file.name]]
     if not sources and not found.failed:
         num_files = len(paths) + len(found.ignored)
-        held = f"holds {num_files} files, none of them a source" if num_files else "holds no files"
+        held = f"holds {counted(num_files, 'file')}, none of them a source" if num_files else "holds no files"
         held = held if what == "directory" else held.replace("holds", "matches")
         raise SourceError(f"{name}: {what} {held}; {EXPECTED}")
     others = {path: "part of a table" if _is_part_of(path, own) else _why_not(path) for path in paths}

@@ -21,6 +21,7 @@ from pairwright.data.storage.object_store import open_store, store_errors
 from pairwright.data.table.commit import staging_folder
 from pairwright.data.table.table import Table
 from pairwright.errors import PairwrightError
+from pairwright.progress_bar import note_progress, progress_bar
 
 SHARD_BYTES = 32 * 1024 * 1024
 _MODULUS = 1 << 128
@@ -46,7 +47,8 @@ def staged_databases(
     with staging_folder(table) as folder:
         for source in sources:
             try:
-                staged.append(_staged(source, folder, config))
+                with progress_bar(f"databases read: {source.uri}", total=None):
+                    staged.append(_staged(source, folder, config))
             except PairwrightError as error:
                 failures[source.uri] = str(error).removeprefix(f"{source.uri}: ")
             except Exception as error:  # whatever SQLite raises
@@ -60,7 +62,9 @@ def _staged(source: ExternalSource, folder: str, config: IngestConfig) -> Source
     num_bytes = 0
     for some in query_lines(source, config):
         lines += some
-        num_bytes += sum(map(len, some))
+        size = sum(map(len, some))
+        num_bytes += size
+        note_progress(len(some), size)
         if num_bytes >= SHARD_BYTES:
             files.append(put_lines(folder, b"".join(lines)))
             lines, num_bytes = [], 0

@@ -21,6 +21,7 @@ from pairwright.data.ingest.decoders.json_records import checked_start
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.source_bytes import READ_BYTES, BlockFile, text_blocks
 from pairwright.errors import SourceError, one_line
+from pairwright.terminal import counted
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 _INDEX = "Unnamed: 0"
@@ -187,8 +188,8 @@ def checked_header(source: SourceRef, header: Sequence[str]) -> list[str]:
         return names
     if len(names) > source.limits.max_columns:
         raise SourceError(
-            f"{source.uri}: has {len(names):,} columns, expected at most {source.limits.max_columns:,}; leave out what "
-            "is not needed, or set limits.max_columns"
+            f"{source.uri}: has {counted(len(names), 'column')}, expected at most {source.limits.max_columns:,}; "
+            "leave out what is not needed, or set limits.max_columns"
         )
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if not all(names) or twice or not names:
@@ -202,4 +203,4 @@ def shape_problem(header: Sequence[str], cells: Sequence[str]) -> str:
     # A blank line has no cells: it comes as a blank line, to be counted as one.
     if not cells or len(cells) == len(header):
         return ""
-    return f"expected one cell a column, got {len(cells)} for {len(header)} columns"
+    return f"expected one cell a column, got {len(cells)} for {counted(len(header), 'column')}"

@@ -18,6 +18,7 @@ from pairwright.data.ingest.decoders.chunks import KEPT_BYTES, Chunk, too_long
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.source_bytes import READ_BYTES, check_ratio, open_file
 from pairwright.errors import SourceError, one_line
+from pairwright.terminal import counted
 
 if TYPE_CHECKING:
     from openpyxl.workbook import Workbook
@@ -154,8 +155,8 @@ def _rows(source: SourceRef, workbook: "Workbook") -> Iterator[list[tuple[str, b
         for row in some:
             if len(row) > source.limits.max_columns and any(cell.value is not None for cell in row[-1:]):
                 raise SourceError(
-                    f"{source.uri}: has {len(row):,} columns, expected at most {source.limits.max_columns:,}; leave "
-                    "out what is not needed, or set limits.max_columns"
+                    f"{source.uri}: has {counted(len(row), 'column')}, expected at most "
+                    f"{source.limits.max_columns:,}; leave out what is not needed, or set limits.max_columns"
                 )
             yield [(_text(cell.value), cell.data_type == "e") for cell in row]
 

@@ -41,6 +41,21 @@ def versions(
 
 
 @app.command()
+def restore(
+    url: Table,
+    version: Annotated[int, typer.Option(help="Version that becomes the newest one again.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make an old version the newest one again. It becomes a new version with the same content; nothing is lost."""
+    from pairwright.data.table.version_log import format_restored
+    from pairwright.data.table.version_log import restore as run
+
+    found = run(url, version, is_dry_run=dry_run)
+    say_json(found) if as_json else say(format_restored(found))
+
+
+@app.command()
 def diff(
     url: Table,
     first: Annotated[int, typer.Argument(metavar="A", help="A version.")],
@@ -62,7 +77,7 @@ def formats(
     as_json: AsJson = False,
 ) -> None:
     """List the record layouts that `ingest` reads. Each is shown with an example record."""
-    from pairwright.data.ingest.format_pages import format_list, format_list_text, format_text
+    from pairwright.data.ingest.adapters.format_pages import format_list, format_list_text, format_text
 
     if as_json:
         say_json([one for one in format_list() if name in (None, one["name"])])
@@ -144,6 +159,11 @@ def validate(
         typer.Option(metavar="N|N%", help="Refused records, or their share, up to which the exit status is 0."),
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of findings to list.")] = 100,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Check what `ingest --replace` would do to the table of --against.")
+    ] = False,
+    output: Annotated[str | None, typer.Option(metavar="URL", help="File for all findings: .csv or .jsonl.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace older findings at --output.")] = False,
     scratch: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Working folder, shared by all machines; temporary if not given."),
@@ -159,7 +179,17 @@ def validate(
     num_allowed(max_refused, 0)
     named = [] if format is None else [f"format={format}"]
     loaded = load_config(IngestConfig, config, [*settings, *named])
-    findings = run(sources, loaded, against=against, limit=limit, scratch=scratch, executor=EXECUTOR)
+    findings = run(
+        sources,
+        loaded,
+        against=against,
+        limit=limit,
+        scratch=scratch,
+        replace=replace,
+        output=output,
+        overwrite=overwrite,
+        executor=EXECUTOR,
+    )
     say_json(findings.as_dict()) if as_json else say(findings.text())
     if not findings.is_clean(max_refused):
         raise typer.Exit(1)

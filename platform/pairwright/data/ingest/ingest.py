@@ -19,7 +19,7 @@ from pairwright.data.ingest.adapters import configured_format, parser_for
 from pairwright.data.ingest.dedup import refuse_duplicates
 from pairwright.data.ingest.fields.suggested_fields import SuggestedFields
 from pairwright.data.ingest.ingest_summary import NUM_SHOWN, IngestSummary
-from pairwright.data.ingest.reconcile import Identity, already_ingested, next_manifest, replacement
+from pairwright.data.ingest.reconcile import Identity, already_ingested, next_manifest, replaced_by, replacement
 from pairwright.data.ingest.shards import IngestShard, all_files, is_mostly_refused, most_common, mostly_refused
 from pairwright.data.ingest.sources.connection_urls import (
     ExternalSource,
@@ -201,11 +201,22 @@ class Ingestion:
         self._replaced = left.rows if left else {}
         return next_manifest(newest, left, self._source_entries(), self.shards, self._config)
 
-    def refuse_duplicates_in(self, files: Sequence[DataFile]) -> None:
-        """Refuse what has the id of an earlier record, here or in files of the known table, each read once."""
+    def refuse_duplicates_in(self, files: Sequence[DataFile], replaced: frozenset[str] = frozenset()) -> None:
+        """Refuse what has the id of an earlier record, here or in files of the known table, each read once.
+
+        Args:
+            files: of the known table.
+            replaced: sources whose records there are to be replaced, which do not count.
+        """
         unchecked = [file for file in files if file.path not in self._checked]
-        self.shards = refuse_duplicates(self.shards, self._splits, unchecked, self._known, self._table, self._executor)
+        self.shards = refuse_duplicates(
+            self.shards, self._splits, unchecked, self._known, self._table, self._executor, replaced=replaced
+        )
         self._checked |= {file.path for file in unchecked}
+
+    def replaced_in(self, newest: Manifest | None) -> dict[str, int]:
+        """Return the sources that would replace their old content, and how many old annotations would be removed."""
+        return {source.uri: source.accepted for source in replaced_by(newest, self._sources) if source.is_taken}
 
     def written(self) -> list[DataFile]:
         """Return every file that was written and not deleted again."""

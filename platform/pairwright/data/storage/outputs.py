@@ -44,6 +44,11 @@ def check_output(url: str, is_ours: Callable[[bytes], bool], *, what: str) -> No
         raise StoreError(f"{url}: is not {what}, and is not replaced; name another file, or move it away")
 
 
+def is_there(url: str) -> bool:
+    """Return whether a path or URL holds a file."""
+    return _content_at(url) is not None
+
+
 def put_output(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, what: str) -> None:
     """Write a file, whole or not at all, replacing an older one of the same kind; see ``check_output``.
 

@@ -53,7 +53,7 @@ def _caches(summary: ErasureSummary) -> Iterator[str]:
     )
     for each in summary.caches:
         if each.num_in_use:
-            yield f"  {each.host}: {counted(each.num_in_use, 'model')} in use stay; `rm -r {each.folder}/models` later"
+            yield f"  {each.host}: kept {counted(each.num_in_use, 'model')} in use; `rm -r {each.folder}/models` later"
     for reason in summary.caches_not_cleared:
         yield f"  not emptied: {reason}; `rm -r ~/.cache/pairwright` there"
 

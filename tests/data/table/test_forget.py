@@ -290,7 +290,7 @@ def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(
         said = forget_apart(table, "ann")
         user.communicate(b"\n")
     assert "caches of tokens and models emptied on 1 machine: 4 files, 0.0 MB" in said
-    assert "1 models in use stay" in said
+    assert "kept 1 model in use;" in said
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert {path for path in left if path.suffix not in (".lock", ".using")} == {
         models / "bb" / "deep" / "weights",

@@ -24,7 +24,7 @@ Row: TypeAlias = dict[str, Any]
 MAX_CONTESTED = 20
 """Groups that are shown: each task reports as many, and holds all annotations of its groups."""
 ROWS_PER_ANNOTATOR = 5
-MAX_ANNOTATOR_ROWS = 500
+MAX_ANNOTATOR_ROWS = 300
 """Annotations of annotators that are shown, those with the most preferences against the majority first."""
 COMPLETIONS_SHOWN = 9
 JUDGEMENTS_SHOWN = 12

@@ -1,6 +1,7 @@
 """Progress display: a bar on a terminal, a log line every ten seconds elsewhere.
 
-On standard error, so that what a verb returns can be piped. Imports no torch, since every verb comes through here.
+On standard error, so that what a verb returns can be piped. Imports no torch, since every verb comes through here. What
+works on one large thing reports records and bytes as it goes (``note_progress``), so that a bar moves within it.
 """
 
 import sys
@@ -13,10 +14,54 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pairwright.terminal import escaped, say
+from pairwright.terminal import counted, escaped, say
 
 LINE_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
+
+_listeners: list[Callable[[int, int], None]] = []
+
+
+def note_progress(num_records: int, num_bytes: int) -> None:
+    """Report records and bytes that were worked on, to whatever shows progress in this process."""
+    for listen in _listeners:
+        listen(num_records, num_bytes)
+
+
+@contextmanager
+def listening(listen: Callable[[int, int], None]) -> Iterator[None]:
+    """Call ``listen`` with what ``note_progress`` is given while the block runs."""
+    _listeners.append(listen)
+    try:
+        yield
+    finally:
+        _listeners.remove(listen)
+
+
+class Throughput:
+    """Records and bytes since the beginning of a piece of work."""
+
+    def __init__(self) -> None:
+        self.num_records = 0
+        self.num_bytes = 0
+        self._start = time.monotonic()
+
+    def add(self, num_records: int, num_bytes: int) -> None:
+        """Count more."""
+        self.num_records += num_records
+        self.num_bytes += num_bytes
+
+    def text(self) -> str:
+        """Return both with their rates; empty where nothing was reported."""
+        seconds = max(time.monotonic() - self._start, 0.001)
+        parts, rates = [], []
+        if self.num_records:
+            parts.append(counted(self.num_records, "record"))
+            rates.append(f"{self.num_records / seconds:,.0f} records/s")
+        if self.num_bytes:
+            parts.append(f"{self.num_bytes / 1e6:,.1f} MB")
+            rates.append(f"{self.num_bytes / 1e6 / seconds:,.1f} MB/s")
+        return f"{', '.join(parts)} ({', '.join(rates)})" if parts else ""
 
 
 @contextmanager
@@ -39,25 +84,29 @@ def progress_bar(
         line_seconds: time between two lines of a log.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
-        with _lines(what, total, resources, line_seconds) as advance:
-            yield advance
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(escaped(what), total=total)
-        yield lambda number: progress.advance(task, number)
+    throughput = Throughput()
+    with listening(throughput.add):
+        if not console.is_terminal:
+            with _lines(what, total, resources, line_seconds, throughput) as advance:
+                yield advance
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[throughput]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(escaped(what), total=total, throughput="")
+            with listening(lambda *_: progress.update(task, throughput=throughput.text())):
+                yield lambda number: progress.advance(task, number)
 
 
 @contextmanager
 def _lines(
-    what: str, total: int | None, resources: Callable[[], str], line_seconds: float
+    what: str, total: int | None, resources: Callable[[], str], line_seconds: float, throughput: Throughput
 ) -> Iterator[Callable[[int], None]]:
     done = 0
     stop = threading.Event()
@@ -67,15 +116,16 @@ def _lines(
         done += number
 
     def watch() -> None:
-        shown, spoke = 0, time.monotonic()
+        shown, spoke = (0, 0, 0), time.monotonic()
         while not stop.wait(line_seconds):
-            if done == shown and time.monotonic() - spoke < SILENCE_SECONDS:
+            now = (done, throughput.num_records, throughput.num_bytes)
+            if now == shown and time.monotonic() - spoke < SILENCE_SECONDS:
                 continue
-            note = "" if done != shown else f"; nothing new for {SILENCE_SECONDS:.0f} s, working with {resources()}"
-            shown, spoke = done, time.monotonic()
+            note = "" if now != shown else f"; nothing new for {SILENCE_SECONDS:.0f} s, working with {resources()}"
+            shown, spoke = now, time.monotonic()
             of_total = "" if total is None else f" of {total:,}"
-            line = f"{datetime.now(UTC):%H:%M:%S} {shown:,}{of_total} {what}{note}"
-            say(escaped(line), to=sys.stderr)
+            passed = f": {text}" if (text := throughput.text()) else ""
+            say(escaped(f"{datetime.now(UTC):%H:%M:%S} {now[0]:,}{of_total} {what}{passed}{note}"), to=sys.stderr)
 
     thread = threading.Thread(target=watch, name="pairwright-progress", daemon=True)
     thread.start()

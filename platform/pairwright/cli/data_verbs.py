@@ -21,7 +21,7 @@ from pairwright.cli.options import (
     Version,
 )
 from pairwright.errors import ConfigError
-from pairwright.terminal import escaped, one_per_line, say, say_json
+from pairwright.terminal import counted, escaped, one_per_line, say, say_json
 
 app = typer.Typer()
 FORMAT_HELP = "Layout of the records: a name (see pairwright formats) or FILE.toml; recognised if not given."
@@ -71,10 +71,10 @@ def _preview_ingestion(sources: list[str], output: str, config: Any, *, replace:
     from pairwright.data.ingest.dry_run import validate
     from pairwright.data.table.table import Table
 
-    if replace:
-        raise ConfigError("--dry-run --replace: what a replacement changes is not previewed; leave one of them out")
     against = output if Table.claim(output, "annotations").versions() else None
-    findings = validate(sources, config, against=against, limit=20, scratch=None, executor=EXECUTOR)
+    findings = validate(
+        sources, config, against=against, limit=20, scratch=None, replace=replace and bool(against), executor=EXECUTOR
+    )
     say_json(findings.as_dict()) if as_json else say(f"{findings.text()}\ndry run: nothing was written to {output}")
     if findings.summary.failed:
         raise typer.Exit(1)
@@ -95,6 +95,11 @@ def validate(
         typer.Option(metavar="N|N%", help="Refused records, or their share, up to which the exit status is 0."),
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Maximum number of findings to list.")] = 100,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Check what `ingest --replace` would do to the table of --against.")
+    ] = False,
+    output: Annotated[str | None, typer.Option(metavar="URL", help="File for all findings: .csv or .jsonl.")] = None,
+    overwrite: Overwrite = False,
     staging_url: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Working folder, shared by all machines; temporary if not given."),
@@ -110,7 +115,17 @@ def validate(
     num_allowed(max_refused, 0)
     named = [] if format is None else [f"format={format}"]
     loaded = load_config(IngestConfig, config, [*settings, *named])
-    findings = run(sources, loaded, against=against, limit=limit, scratch=staging_url, executor=EXECUTOR)
+    findings = run(
+        sources,
+        loaded,
+        against=against,
+        limit=limit,
+        scratch=staging_url,
+        replace=replace,
+        output=output,
+        overwrite=overwrite,
+        executor=EXECUTOR,
+    )
     say_json(findings.as_dict()) if as_json else say(findings.text())
     if not findings.is_clean(max_refused):
         raise typer.Exit(1)
@@ -122,7 +137,7 @@ def formats(
     as_json: AsJson = False,
 ) -> None:
     """List the record layouts that `ingest` reads. Each is shown with an example record."""
-    from pairwright.data.ingest.format_pages import format_list, format_list_text, format_text
+    from pairwright.data.ingest.adapters.format_pages import format_list, format_list_text, format_text
 
     if as_json:
         say_json([one for one in format_list() if name in (None, one["name"])])
@@ -145,7 +160,7 @@ def synthesize(
     if as_json:
         say_json({"output": output, "annotations": num_annotations, "groups": num_groups})
         return
-    say(escaped(f"wrote {num_annotations:,} annotations of {num_groups:,} groups to {output}"))
+    say(escaped(f"wrote {counted(num_annotations, 'annotation')} of {counted(num_groups, 'group')} to {output}"))
 
 
 @app.command(rich_help_panel=DATA)
@@ -245,4 +260,4 @@ def export_pairs(
     if as_json:
         say_json({"output": output, "pairs": num_rows})
         return
-    say(escaped(f"wrote {num_rows:,} pairs to {output}"))
+    say(escaped(f"wrote {counted(num_rows, 'pair')} to {output}"))

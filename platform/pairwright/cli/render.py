@@ -38,7 +38,7 @@ def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
     verification = summary.verification
     yield (
         f"version {summary.version} of {summary.url} is without {summary.what}: "
-        f"{summary.num_annotations:,} annotations of {len(summary.sources):,} sources left it, "
+        f"{counted(summary.num_annotations, 'annotation')} of {counted(len(summary.sources), 'source')} left it, "
         f"{summary.num_refused_without_text:,} refused records their text"
     )
     if summary.spellings:
@@ -46,16 +46,17 @@ def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
     if not summary.num_annotations:
         yield f"  no annotation matched: if that is a surprise, look at the spelling{_meant(summary.close_names)}"
     yield (
-        f"verified: version {summary.version} was read again: of {verification.num_rows:,} rows in "
-        f"{verification.num_files:,} files none has this annotator or prompt, of {verification.num_refused:,} refused "
-        f"records in {verification.num_refused_files:,} files none has a text; the texts of other prompts and "
-        "completions were not searched"
+        f"verified: version {summary.version} was read again: of {counted(verification.num_rows, 'row')} in "
+        f"{counted(verification.num_files, 'file')} none has this annotator or prompt, of "
+        f"{verification.num_refused:,} refused records in {counted(verification.num_refused_files, 'file')} none has "
+        "a text; the texts of other prompts and completions were not searched"
     )
     if summary.similar_names:
         others = counted_names(summary.similar_names)
         yield f"other annotators with such a name stay; forget them too if they are the same: {others}"
     if summary.num_naming:
-        yield f"{summary.num_naming:,} annotations of others have the name in their id, subset or metadata, and stay"
+        stay = counted(summary.num_naming, "annotation")
+        yield f"with the name in id, subset or metadata, but by others: {stay}, which stay"
     for uri in summary.named_in_sources:
         yield f"the name of source {uri} holds the annotator's, and stays"
 
@@ -72,14 +73,14 @@ def _caches(summary: ErasureSummary) -> Iterator[str]:
     )
     for each in summary.caches:
         if each.num_in_use:
-            yield f"  {each.host}: {each.num_in_use:,} models in use stay; `rm -r {each.folder}/models` later"
+            yield f"  {each.host}: kept {counted(each.num_in_use, 'model')} in use; `rm -r {each.folder}/models` later"
     for reason in summary.caches_not_cleared:
         yield f"  not emptied: {reason}; `rm -r ~/.cache/pairwright` there"
 
 
 def _elsewhere(summary: ErasureSummary) -> Iterator[str]:
     yield (
-        f"{len(summary.older_versions):,} older versions, while nothing else uses the table: "
+        f"{counted(len(summary.older_versions), 'older version')}, while nothing else uses the table: "
         f"`pairwright vacuum {summary.url} --keep-versions 1 --retention 0`"
     )
     yield (

@@ -40,6 +40,21 @@ def versions(
 
 
 @app.command(rich_help_panel=TABLES)
+def restore(
+    url: Table,
+    version: Annotated[int, typer.Option(help="Version that becomes the newest one again.")],
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make an old version the newest one again. It becomes a new version with the same content; nothing is lost."""
+    from pairwright.data.table.version_log import format_restored
+    from pairwright.data.table.version_log import restore as run
+
+    found = run(url, version, is_dry_run=dry_run)
+    say_json(found) if as_json else say(format_restored(found))
+
+
+@app.command(rich_help_panel=TABLES)
 def diff(
     url: Table,
     first: Annotated[int, typer.Argument(metavar="A", help="A version.")],

@@ -7,7 +7,6 @@ In reading order:
 - ``sized_executor.py``: decides whether this process or Ray Data does the work
 - ``ray_map.py``: maps a function over items with Ray Data
 - ``external_sources.py``: databases, lakehouse tables and topics as Ray Data datasets
-- ``databases.py``: reads SQL databases, read-only and bounded
 - ``stage_external.py``: writes rows of external sources into a table's staging folder
 - ``actor_pool.py``: a pool of actors that hold a model
 - ``evaluate_job.py``: evaluates a model on a pool of workers

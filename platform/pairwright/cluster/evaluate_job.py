@@ -24,6 +24,7 @@ from pairwright.evaluation.evaluation_report import DataIdentity, build_report, 
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
 from pairwright.evaluation.report_file import check_report_file, put_report_file, report_url
 from pairwright.progress_bar import progress_bar
+from pairwright.terminal import counted
 
 SPLITS = ("train", "validation")
 
@@ -168,7 +169,8 @@ def _nothing_left(pairs: str, manifest: Manifest, split: str, tokens: Manifest, 
     totals = tokens.totals
     return (
         f"{pairs} version {manifest.version}: no pairs in split {split} to evaluate on; of all splits' "
-        f"{totals['groups']:,} groups and {totals['pairs']:,} pairs, {totals['groups_dropped']:,} groups and "
-        f"{totals['pairs_dropped']:,} pairs were dropped under the model's max_length of {exported.rules.max_length}; "
-        "expand with a larger validation_fraction, or evaluate another split or version"
+        f"{counted(totals['groups'], 'group')} and {counted(totals['pairs'], 'pair')}, "
+        f"{counted(totals['groups_dropped'], 'group')} and {counted(totals['pairs_dropped'], 'pair')} were dropped "
+        f"under the model's max_length of {exported.rules.max_length}; expand with a larger validation_fraction, or "
+        "evaluate another split or version"
     )

@@ -17,10 +17,11 @@ import ray.data
 from pydantic import SecretStr
 from ray.data import Dataset
 
-from pairwright.cluster.databases import LINE, read_database
 from pairwright.config import ConnectorConfig, IngestConfig
 from pairwright.data.ingest.decoders.arrow_rows import encode_rows
 from pairwright.data.ingest.sources.connection_urls import ExternalSource, offsets
+from pairwright.data.ingest.sources.database_rows import query_lines
+from pairwright.data.storage.object_store import uses_plain_http
 from pairwright.errors import ConfigError, SourceError
 
 _PACKAGES = {
@@ -31,6 +32,8 @@ _PACKAGES = {
     "kafka": ("confluent_kafka", "kafka"),
 }
 _SECRET = re.compile(r"password|secret|token|key|credential|sas|auth", re.IGNORECASE)
+_LINE = "line"
+"""The one column of what a database's rows become."""
 HUGGINGFACE_ROWS = 50_000
 """Rows of a saved dataset that go through Ray's object store at a time."""
 KAFKA_TIMEOUT_SECONDS = 15.0
@@ -62,13 +65,13 @@ def read_external(source: ExternalSource, config: IngestConfig) -> Iterator[Data
     """
     match source.kind:
         case "sqlite" | "postgresql":
-            yield read_database(source, config)
+            yield _database(source, config)
         case "delta":
             version = source.settings.get("version")
             yield ray.data.read_delta(
                 source.address,
                 version=None if version is None else int(version),
-                storage_options=resolved(config.connectors.delta),
+                storage_options=_delta_options(source) | resolved(config.connectors.delta),
             )
         case "iceberg":
             yield _iceberg(source, resolved(config.connectors.iceberg))
@@ -78,13 +81,23 @@ def read_external(source: ExternalSource, config: IngestConfig) -> Iterator[Data
             yield _kafka(source, resolved(config.connectors.kafka))
 
 
+def _database(source: ExternalSource, config: IngestConfig) -> Dataset:
+    """Return the rows of a query as lines of JSON, to be read by one task."""
+
+    def read(_: pa.Table) -> Iterator[pa.Table]:
+        for lines in query_lines(source, config):
+            yield pa.table({_LINE: pa.array(lines, pa.binary())})
+
+    return ray.data.from_items([0], override_num_blocks=1).map_batches(read, batch_size=None, batch_format="pyarrow")
+
+
 def encoder_for(source: ExternalSource) -> Callable[[pa.RecordBatch], bytes]:
     """Return the encoder of a source's rows as lines of JSON: cells of a database may hold JSON, messages are it."""
     return {"sqlite": _join_lines, "postgresql": _join_lines, "kafka": _encode_messages}.get(source.kind, encode_rows)
 
 
 def _join_lines(rows: pa.RecordBatch) -> bytes:
-    return b"".join(rows.column(LINE).to_pylist())
+    return b"".join(rows.column(_LINE).to_pylist())
 
 
 def resolved(properties: Mapping[str, SecretStr]) -> dict[str, str]:
@@ -125,6 +138,10 @@ def secrets_of(source: ExternalSource, config: ConnectorConfig) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------- tables and datasets
+
+
+def _delta_options(source: ExternalSource) -> dict[str, str]:
+    return {"AWS_ALLOW_HTTP": "true"} if uses_plain_http(source.address) else {}
 
 
 def _iceberg(source: ExternalSource, properties: dict[str, str]) -> Dataset:

@@ -5,7 +5,11 @@ Ray would wrap it and print a traceback of its own first.
 """
 
 import os
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -17,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pairwright import errors
 from pairwright.cluster.session import ray_resources
-from pairwright.progress_bar import progress_bar
+from pairwright.progress_bar import listening, note_progress, progress_bar
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -28,6 +32,11 @@ MIN_TASK_BYTES = 1024 * 1024
 MIN_TASKS = 64
 TASKS_PER_CPU = 8
 """Tasks to aim at where there is less than 64 MB for each: Ray Data takes 50 to 100 ms from one to the next."""
+
+ACTOR_SECONDS = 5.0
+"""After so long a map is worth an actor that shows its progress within items: it takes a process."""
+PROGRESS_SECONDS = 2.0
+PROGRESS_TIMEOUT_SECONDS = 10.0
 
 _DONE = "done"
 _KINDS = {
@@ -64,12 +73,16 @@ def map_on_ray(
     if not items:
         return
 
+    name = f"pairwright-progress-{uuid.uuid4().hex}"
+
     def run(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             for index in row["items"]:
-                for value in work(items[index]):
-                    yield {"kind": "", "payload": msgspec.msgpack.encode(value)}
-                yield {"kind": _DONE, "payload": b""}
+                reporter = _Reporter(name, index)
+                with listening(reporter.add):
+                    for value in work(items[index]):
+                        yield {"kind": "", "payload": msgspec.msgpack.encode(value)}
+                yield {"kind": _DONE, "payload": msgspec.msgpack.encode(reporter.counts)}
         except errors.PairwrightError as error:
             kind = type(error).__name__
             yield {"kind": kind if kind in _KINDS else "PairwrightError", "payload": str(error).encode()}
@@ -78,14 +91,95 @@ def map_on_ray(
     rows = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(run)
     # With its reservations Ray Data 2.60 starts one task where two CPUs are free, and waits between tasks.
     rows.context.op_resource_reservation_enabled = False
-    with progress_bar(what, total=len(items), resources=ray_resources) as advance:
+    with (
+        progress_bar(what, total=len(items), resources=ray_resources) as advance,
+        _running_counts(name) as finished,
+    ):
         for row in rows.iter_rows():
             if row["kind"] == _DONE:
                 advance(1)
+                finished(*msgspec.msgpack.decode(row["payload"]))
             elif row["kind"]:
                 raise _KINDS[row["kind"]](row["payload"].decode())
             else:
                 yield msgspec.msgpack.decode(row["payload"], type=result)
+
+
+# ---------------------------------------------------------------------------------------------- progress
+
+
+class _Counts:
+    """An actor: the records and bytes of each item, as far as tasks have said."""
+
+    def __init__(self) -> None:
+        self._of_item: dict[int, tuple[int, int]] = {}
+
+    def set(self, item: int, num_records: int, num_bytes: int) -> None:
+        self._of_item[item] = num_records, num_bytes
+
+    def every(self) -> list[tuple[int, int, int]]:
+        return [(item, *counts) for item, counts in self._of_item.items()]
+
+
+class _Reporter:
+    """Counts what a task does of one item, and tells the actor every two seconds where there is one."""
+
+    def __init__(self, name: str, item: int) -> None:
+        self._name = name
+        self._item = item
+        self._sent_at = time.monotonic()
+        self._num_records = 0
+        self._num_bytes = 0
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """The item, its records and its bytes."""
+        return self._item, self._num_records, self._num_bytes
+
+    def add(self, num_records: int, num_bytes: int) -> None:
+        self._num_records += num_records
+        self._num_bytes += num_bytes
+        if time.monotonic() - self._sent_at < PROGRESS_SECONDS:
+            return
+        self._sent_at = time.monotonic()
+        with suppress(ValueError, RayError):  # the driver makes it after some seconds, and ends it when it is done
+            ray.get_actor(self._name).set.remote(*self.counts)
+
+
+@contextmanager
+def _running_counts(name: str) -> Iterator[Callable[[int, int, int], None]]:
+    """Note the progress of items that tasks work on, by an actor that is made where a map takes some seconds.
+
+    Yields:
+        what to call with the counts of an item that is done: the item, its records and its bytes.
+    """
+    counts: dict[int, tuple[int, int]] = {}
+    lock = threading.Lock()
+    stop = threading.Event()
+
+    def take(item: int, num_records: int, num_bytes: int) -> None:
+        with lock:
+            old_records, old_bytes = counts.get(item, (0, 0))
+            counts[item] = max(old_records, num_records), max(old_bytes, num_bytes)
+            note_progress(counts[item][0] - old_records, counts[item][1] - old_bytes)
+
+    def watch() -> None:
+        if stop.wait(ACTOR_SECONDS):
+            return
+        with suppress(RayError):
+            actor = ray.remote(num_cpus=0)(_Counts).options(name=name).remote()
+            while not stop.wait(PROGRESS_SECONDS):
+                for found in ray.get(actor.every.remote(), timeout=PROGRESS_TIMEOUT_SECONDS):
+                    take(*found)
+            ray.kill(actor)
+
+    thread = threading.Thread(target=watch, name="pairwright-running-counts", daemon=True)
+    thread.start()
+    try:
+        yield take
+    finally:
+        stop.set()
+        thread.join()
 
 
 def map_nodes(work: Callable[[], ResultT], *, seconds: float) -> list[tuple[str, ResultT | str]]:

@@ -75,7 +75,7 @@ def plan_input(url: str, version: int | None, config: IngestConfig) -> ScoringIn
     if manifest is None:
         if version is not None:
             raise StoreError(f"{url}: no table here, so no version {version}; leave --version out for sources")
-        return _plan_sources(list_sources([url], config.limits), config)
+        return _plan_sources(list_sources([url], config.limits, config.cells), config)
     if manifest.kind not in ("annotations", "pairs"):
         raise StoreError(f"{url}: holds {manifest.kind}, expected annotations, pairs or JSON Lines")
     manifest = table.manifest(version)

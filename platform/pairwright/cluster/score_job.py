@@ -27,7 +27,7 @@ from pairwright.evaluation.score import Scored, score_requests
 from pairwright.evaluation.score_files import FailedSource, ScoredSource, ScoreFiles, ScoresManifest
 from pairwright.progress_bar import progress_bar
 from pairwright.records import Rejection
-from pairwright.terminal import one_per_line
+from pairwright.terminal import counted, one_per_line
 
 NUM_SHOWN = 5
 """Rejections that a summary shows; all of them are under ``quarantine/``."""
@@ -61,18 +61,19 @@ class ScoreSummary:
         """Return the summary for a person, a few lines."""
         totals = self.manifest.totals
         lines = [
-            f"scores   {self.url}/scores: {totals['completions']:,} rewards of {totals['records']:,} records, "
+            f"scores   {self.url}/scores: {totals['completions']:,} rewards of {counted(totals['records'], 'record')}, "
             f"{totals['tokens']:,} tokens",
-            f"refused  {totals['records_refused']:,} records, {totals['completions_refused']:,} completions of others"
+            f"refused  {counted(totals['records_refused'], 'record')}, "
+            f"{counted(totals['completions_refused'], 'completion')} of others"
             + (f"; all in {self.url}/quarantine" if self.manifest.quarantined_files else ""),
             *(f"  {count:,} x {reason}" for reason, count in self.manifest.reasons.items()),
         ]
         if totals["completions_truncated"]:
             limit = self.manifest.model.max_length
-            lines.append(f"cut      {totals['completions_truncated']:,} completions, at {limit:,} tokens")
+            lines.append(f"cut      {counted(totals['completions_truncated'], 'completion')}, at {limit:,} tokens")
         if totals["records_with_special"]:
             rule = self.manifest.model.special_in_text
-            lines.append(f"special  {totals['records_with_special']:,} records {special_line(totals, rule)}")
+            lines.append(f"special  {counted(totals['records_with_special'], 'record')} {special_line(totals, rule)}")
         lines += [f"  such as {rejected}" for rejected in self.rejections]
         lines += [f"failed   {source.uri}: {source.reason}" for source in self.failed]
         return one_per_line(lines)

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from pairwright.addresses import shown_address, without_credentials
 from pairwright.cluster.local_ray import logs_folder, start_local_ray
 from pairwright.errors import ClusterError
+from pairwright.terminal import counted
 
 MAX_TRACEBACK_LINES = 60
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -60,7 +61,7 @@ def ray_resources() -> str:
     """Return what the cluster has free and in all, for a person."""
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
-    return f"{' and '.join(parts)} on {len(ray.nodes())} nodes"
+    return f"{' and '.join(parts)} on {counted(len(ray.nodes()), 'node')}"
 
 
 def _why_not_started(address: str, error: Exception) -> str:

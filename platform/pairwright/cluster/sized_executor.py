@@ -80,7 +80,7 @@ class SizedExecutor:
     def stage_rows(
         self, sources: Sequence[ExternalSource], table: Table, config: IngestConfig
     ) -> AbstractContextManager[tuple[list[SourceRef], Failures]]:
-        if not sources:
+        if not _is_ray_up() and all(source.kind == "sqlite" for source in sources):
             return LOCAL.stage_rows(sources, table, config)
         from pairwright.cluster.stage_external import staged_rows
 

@@ -1,17 +1,13 @@
 """Writes the rows of external sources as JSON Lines files into a table's ``staging/`` folder.
 
 From there they are read like any other source, so that line numbers, quarantined text and duplicates are handled in
-one way. The price is one more write of the text, deleted when the ingestion ends. The etag is a sum of hashes over
-rows: the same rows in another order, as databases return them, are the same source.
+one way. The price is one more write of the text, deleted when the ingestion ends.
 """
 
-import hashlib
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import obstore
 import pyarrow as pa
 from ray.exceptions import RayTaskError
 
@@ -21,16 +17,14 @@ from pairwright.cluster.session import ray_resources
 from pairwright.config import IngestConfig
 from pairwright.data.executor import Failures
 from pairwright.data.ingest.sources.connection_urls import ExternalSource
-from pairwright.data.ingest.sources.source import SourceRef, StagedFile
-from pairwright.data.storage.object_store import open_store, store_errors
+from pairwright.data.ingest.sources.source import SourceRef
+from pairwright.data.ingest.sources.staged_rows import SHARD_BYTES, put_lines, staged_source
 from pairwright.data.table.commit import staging_folder
 from pairwright.data.table.table import Table
 from pairwright.errors import PairwrightError
 from pairwright.progress_bar import progress_bar
 
-SHARD_BYTES = 32 * 1024 * 1024
 ROWS_AT_ONCE = 512
-_MODULUS = 1 << 128
 
 
 @contextmanager
@@ -65,22 +59,14 @@ def staged_rows(
 
 def _stage(source: ExternalSource, folder: str, config: IngestConfig) -> SourceRef:
     write = _writer(folder, encoder_for(source))
-    files: list[StagedFile] = []
-    tag = 0
+    files: list[dict[str, Any]] = []
     with progress_bar(f"files staged of {source.uri}", total=None, resources=ray_resources) as advance:
         for rows in read_external(source, config):
             rows.context.execution_options.preserve_order = True
             for file in rows.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
-                tag = (tag + int(file.pop("tag"), 16)) % _MODULUS
-                files.append(StagedFile(**file))
+                files.append(file)
                 advance(1)
-    return SourceRef(
-        uri=source.uri,
-        size=sum(file.size for file in files),
-        etag=f"rows:{tag:032x}",
-        staged_files=tuple(files),
-        limits=config.limits,
-    )
+    return staged_source(source, files, config)
 
 
 def _writer(folder: str, encode: Callable[[pa.RecordBatch], bytes]) -> Callable[[pa.Table], Iterator[dict[str, Any]]]:
@@ -91,22 +77,16 @@ def _writer(folder: str, encode: Callable[[pa.RecordBatch], bytes]) -> Callable[
         for batch in block.to_batches(max_chunksize=ROWS_AT_ONCE):
             lines.append(encode(batch))
             if sum(map(len, lines)) >= SHARD_BYTES:
-                yield _put(folder, b"".join(lines))
+                yield _columns(put_lines(folder, b"".join(lines)))
                 lines.clear()
         if any(lines):
-            yield _put(folder, b"".join(lines))
+            yield _columns(put_lines(folder, b"".join(lines)))
 
     return write
 
 
-def _put(folder: str, text: bytes) -> dict[str, Any]:
-    name = f"{uuid.uuid4().hex}.jsonl"
-    with store_errors(folder):
-        stored = obstore.put(open_store(folder), name, text)
-    every = text.removesuffix(b"\n").split(b"\n")
-    tag = sum(int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big") for line in every) % _MODULUS
-    file = {"uri": f"{folder}/{name}", "size": len(text), "etag": stored["e_tag"], "rows": len(every)}
-    return {name: [value] for name, value in file.items()} | {"tag": [f"{tag:x}"]}
+def _columns(file: dict[str, Any]) -> dict[str, Any]:
+    return {name: [value] for name, value in file.items()}
 
 
 def _explained(error: Exception, source: ExternalSource, secrets: Sequence[str]) -> str:

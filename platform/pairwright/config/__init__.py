@@ -17,7 +17,7 @@ In reading order:
 
 from pairwright.config.expand import ExpandConfig
 from pairwright.config.fields import BOTH_BAD, TIE, FieldPaths, LayoutFile
-from pairwright.config.ingest import ConnectorConfig, IngestConfig, SourceLimits
+from pairwright.config.ingest import CellConfig, ConnectorConfig, IngestConfig, SourceLimits
 from pairwright.config.loading import config_digest, digest_of, load_config
 from pairwright.config.section import Section
 from pairwright.config.train import (
@@ -38,6 +38,7 @@ __all__ = [
     "BOTH_BAD",
     "TIE",
     "BatchesConfig",
+    "CellConfig",
     "ConnectorConfig",
     "DataConfig",
     "DeepSpeedConfig",

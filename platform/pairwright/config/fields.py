@@ -15,7 +15,7 @@ BOTH_BAD = "both bad"
 """What a word of ``words`` may stand for beside one of the ``sides``: both count as a tie, the second is kept."""
 
 _JUDGEMENTS = ("rank", "score", "ranks", "scores")
-_OF_SIDES = ("winner", "won", "strength", "side_scores")
+_OF_SIDES = ("winner", "won", "strength", "side_scores", "side_ranks", "order")
 
 
 class FieldPaths(Section):
@@ -78,15 +78,21 @@ class FieldPaths(Section):
     transcripts: bool = False
     """chosen and rejected are transcripts of Human: and Assistant:, prompt and reply in one text."""
     sides: tuple[str, ...] = ()
-    """Paths of two completions or more; winner, won, strength or side_scores says which is better."""
+    """Paths of two completions or more; winner, won, strength, side_scores, side_ranks or order judges them."""
+    optional_sides: bool = False
+    """A record may leave sides blank, with their ranks and scores; it has two at least."""
     models: tuple[str, ...] = ()
     """Path of the model of each side, of chosen and rejected in this order."""
     side_scores: tuple[str, ...] = ()
     """Path of the score of each side, of chosen and rejected in this order; higher is better."""
+    side_ranks: tuple[str, ...] = ()
+    """Path of the rank of each side, in this order; the best has first_rank."""
+    order: str | None = None
+    """Path of the sides, best first, by words or paths: a list (of lists where tied), or text such as A > B = C."""
     winner: str | None = None
     """Path of the word that says which side is better."""
     words: dict[str, str] = {}
-    """Word of the winner, as JSON writes it -> path of that side, "tie" or "both bad"."""
+    """Word of the winner, as JSON writes it, or of the order -> path of that side, "tie" or "both bad"."""
     won: tuple[str, ...] = ()
     """Path of a 1 or true for each side: of the better one."""
     tie: str | None = None
@@ -168,7 +174,7 @@ class FieldPaths(Section):
                 listed = f"{', '.join(names[:-1])} and {names[-1]}"
                 raise ValueError(f"exactly one of {listed} says how completions were judged; found {found}")
         num_sides = 2 if pair else len(self.sides)
-        for name in ("models", "side_scores", "won"):
+        for name in ("models", "side_scores", "side_ranks", "won"):
             if (length := len(getattr(self, name))) not in (0, num_sides):
                 raise ValueError(f"{name} has one path for each of {num_sides} sides; found {length}")
         if self.winner is not None and not self.words:
@@ -178,6 +184,8 @@ class FieldPaths(Section):
             raise ValueError(f"words.{odd[0]}: expected one of {', '.join(allowed)}; found {self.words[odd[0]]}")
         if self.strength is not None and (len(self.sides) != 2 or self.positive not in self.sides):
             raise ValueError("strength needs two sides, and positive: the one that a positive number means")
+        if self.optional_sides and not self.sides:
+            raise ValueError("optional_sides needs sides")
         if odd := sorted(set(self.constants) - {"annotator", "subset", "created_at"}):
             raise ValueError(f"constants: expected annotator, subset or created_at; found {odd[0]}")
 

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -46,6 +46,29 @@ class SourceLimits(Section):
     """Fail a source of which more records are refused, if more are refused than accepted."""
 
 
+class CellConfig(Section):
+    """How CSV files and spreadsheets are written, where that is not recognised."""
+
+    delimiter: Literal["comma", "semicolon", "tab", "pipe"] | None = None
+    """What separates the cells of a CSV file; recognised by its first rows if not set."""
+    encoding: str | None = None
+    """Encoding of a CSV file, such as cp1252 or latin-1; UTF-8, or UTF-16 by its byte-order mark, if not set."""
+    sheet: str | None = None
+    """Sheet of a workbook to read, by its name; the first one if not set."""
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        if self.encoding is not None:
+            try:
+                "".encode(self.encoding)
+            except (LookupError, ValueError):
+                raise ValueError(
+                    f"encoding {self.encoding!r} is not known; expected utf-8, utf-16, cp1252, latin-1 or another one "
+                    "that Python has"
+                ) from None
+        return self
+
+
 class IngestConfig(Section):
     """How input records become annotations."""
 
@@ -67,6 +90,8 @@ class IngestConfig(Section):
     """Refuse a record with a longer id, annotator, subset, role, model or name in metadata, in characters."""
     split_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024 * 1024
     """Bytes of one uncompressed source that one task reads."""
+    cells: CellConfig = CellConfig()
+    """How CSV files and spreadsheets are written."""
     limits: SourceLimits = SourceLimits()
     """Limits on sources."""
     connectors: ConnectorConfig = ConnectorConfig()

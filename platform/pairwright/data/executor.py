@@ -137,9 +137,12 @@ class LocalExecutor:
     def stage_rows(
         self, sources: Sequence["ExternalSource"], table: "Table", config: "IngestConfig"
     ) -> Iterator[tuple[list["SourceRef"], Failures]]:
-        if sources:
-            raise ConfigError(f"{sources[0].uri}: rows of databases and topics are read by Ray Data; pass its executor")
-        yield [], {}
+        from pairwright.data.ingest.sources.staged_rows import staged_databases
+
+        if (other := next((source for source in sources if source.kind != "sqlite"), None)) is not None:
+            raise ConfigError(f"{other.uri}: its rows are read by Ray Data; pass its executor")
+        with staged_databases(sources, table, config) as staged:
+            yield staged
 
 
 LOCAL: Executor = LocalExecutor()

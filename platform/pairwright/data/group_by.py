@@ -20,6 +20,7 @@ from pairwright.data.identity import are_among
 from pairwright.data.shuffle import Shuffle
 from pairwright.data.table.commit import staging_folder
 from pairwright.data.table.table import DataFile, Manifest, Table
+from pairwright.progress_bar import note_progress
 
 ResultT = TypeVar("ResultT", bound=msgspec.Struct)
 
@@ -144,7 +145,11 @@ def _on_partitions(
     shared = executor.broadcast(spanning)
 
     def run(index: int) -> Iterator[_Done]:
-        rows = pa.concat_tables([table.read_file(file) for file in partitions[index]])
+        read = []
+        for file in partitions[index]:
+            read.append(table.read_file(file))
+            note_progress(read[-1].num_rows, file.bytes)
+        rows = pa.concat_tables(read)
         shuffled: list[int] = []
         if shuffle is not None:  # a filter copies all that it keeps
             keys = group_keys(rows[key])

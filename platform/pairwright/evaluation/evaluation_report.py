@@ -19,7 +19,7 @@ from pairwright.data.tokens.tokenize_groups import EQUAL_IN_TEMPLATE, special_li
 from pairwright.evaluation.evaluate import Evaluation
 from pairwright.evaluation.load_exported import ModelIdentity
 from pairwright.model.reward_metrics import Metrics, PairSums
-from pairwright.terminal import escaped, one_per_line, safe_json
+from pairwright.terminal import counted, escaped, one_per_line, safe_json
 
 FORMAT_VERSION = 1
 TABLE_COLUMNS = 100
@@ -149,7 +149,7 @@ def format_report(report: dict[str, Any]) -> str:
     lines = [
         f"model  {model.path}  ({model.dtype}, {model.digest[:12]})",
         f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}: "
-        f"{found.overall.pairs - found.pairs_again:,} of {pairs.pairs:,} pairs",
+        f"{found.overall.pairs - found.pairs_again:,} of {counted(pairs.pairs, 'pair')}",
         *_counted_again(found),
         f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}",
         *_special(pairs.tokens, model.special_in_text),
@@ -190,7 +190,9 @@ def _counted_again(found: Report) -> list[str]:
 
 def _special(totals: dict[str, int | float], rule: str) -> list[str]:
     num_groups = totals.get("groups_with_special", 0)
-    return [f"       in all splits {num_groups:,.0f} groups {special_line(totals, rule)}"] if num_groups else []
+    return (
+        [f"       in all splits {counted(int(num_groups), 'group')} {special_line(totals, rule)}"] if num_groups else []
+    )
 
 
 def _add_block(table: Table, heading: str, rows: dict[str, ReportMetrics]) -> None:

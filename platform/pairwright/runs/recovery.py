@@ -16,6 +16,7 @@ from pairwright.events import (
     WorkersLost,
     WorkersStarted,
 )
+from pairwright.terminal import counted
 
 
 class Recovery(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,4 +115,4 @@ class RunHistory:
         parts = {"workers": ended.workers_seconds, "checkpoint load": ended.load_seconds}
         split = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items() if seconds is not None)
         took = f"recovered in {ended.seconds:.0f} s{f' ({split})' if split else ''}"
-        return f"{took}; {ended.steps_redone} steps recomputed"
+        return f"{took}; {counted(ended.steps_redone, 'step')} recomputed"

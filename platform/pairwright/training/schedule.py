@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pairwright.config import OptimizerConfig, TrainConfig
 from pairwright.errors import ConfigError
+from pairwright.terminal import counted
 from pairwright.training.order import steps_per_epoch
 
 
@@ -49,8 +50,8 @@ def schedule_of(num_groups: int, config: TrainConfig) -> Schedule:
     groups_per_step = config.batches.groups_per_step
     if num_groups < groups_per_step:
         raise ConfigError(
-            f"batches.groups_per_step is {groups_per_step}, but {config.data.pairs} has only {num_groups} groups to "
-            "train on; lower it, or add data"
+            f"batches.groups_per_step is {groups_per_step}, but {config.data.pairs} has only "
+            f"{counted(num_groups, 'group')} to train on; lower it, or add data"
         )
     per_epoch = steps_per_epoch(num_groups, groups_per_step)
     num_steps = per_epoch * config.training.epochs

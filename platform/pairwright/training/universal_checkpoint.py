@@ -27,6 +27,7 @@ from torch.utils.serialization import config as serialization
 from pairwright.data.storage.model_files import reason_of
 from pairwright.data.storage.object_store import own_folder
 from pairwright.errors import CheckpointError, DamagedCheckpointError
+from pairwright.terminal import counted
 from pairwright.training.checkpoint import TAG, CheckpointManifest, listing_name, verify_all
 from pairwright.training.checkpoint_shards import check_shards, read_shard
 from pairwright.training.deepspeed_workarounds import safe_loading
@@ -122,9 +123,9 @@ def _convert_into(directory: Path, manifest: CheckpointManifest, target: Path) -
     except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"{directory}: written by {manifest.world_size} workers, and cannot be converted for another number in "
-            f"{target.parent} ({error}); give this node more room there, or set TMPDIR to another folder, or set "
-            f"workers.num_workers={manifest.world_size} to go on as it is"
+            f"{directory}: written by {counted(manifest.world_size, 'worker')}, and cannot be converted for another "
+            f"number in {target.parent} ({error}); give this node more room there, or set TMPDIR to another folder, "
+            f"or set workers.num_workers={manifest.world_size} to go on as it is"
         ) from None
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)

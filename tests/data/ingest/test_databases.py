@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pairwright.cluster.databases import query_lines
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.sources.connection_urls import parse_connection_url
+from pairwright.data.ingest.sources.database_rows import query_lines
 from pairwright.errors import SourceError
 
 ENDLESS = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t)"
@@ -36,7 +36,7 @@ def database(tmp_path: Path) -> Path:
 def lines_of(path: Path, table: str = "", query: str = "", limits: dict[str, Any] | None = None, **reader: Any) -> Any:
     asked = {"query": query} if query else {}
     config = IngestConfig.model_validate({"connectors": asked | reader, "limits": limits or {}})
-    place = parse_connection_url(f"sqlite://{path}" + (f"?table={table}" if table else ""), config.connectors)
+    place = parse_connection_url(f"sqlite:///{path}" + (f"?table={table}" if table else ""), config.connectors)
     return [json.loads(line) for lines in query_lines(place, config) for line in lines]
 
 
@@ -79,7 +79,7 @@ def test_a_query_without_an_end_is_ended(database: Path, monkeypatch: pytest.Mon
     for table in ("counting", "distinct_ones"):
         with pytest.raises(SourceError, match=r"not ended after 1 s; .* connectors\.statement_timeout_seconds"):
             lines_of(database, table, statement_timeout_seconds=1)
-    monkeypatch.setattr("pairwright.cluster.databases.FREE_TEXT_BYTES", 100_000)
+    monkeypatch.setattr("pairwright.data.ingest.sources.database_rows.FREE_TEXT_BYTES", 100_000)
     with pytest.raises(SourceError, match=r"expected at most 1 times as many; .* limits\.max_text_ratio"):
         lines_of(database, "endless", limits={"max_text_ratio": 1})
 

@@ -15,7 +15,7 @@ import pytest
 from foreign_exports import EXPORTS, Export, Native, turns
 from pairwright.config import FieldPaths, IngestConfig, load_config
 from pairwright.data.ingest.adapters import formats, groups_rows, parser_for, recognise
-from pairwright.data.ingest.format_pages import format_text, formats_table
+from pairwright.data.ingest.adapters.format_pages import format_text, formats_table
 from pairwright.data.ingest.parse import ValidAnnotation, parse_lines
 from pairwright.data.synthetic import make_rankings
 from pairwright.errors import ConfigError, SourceError

@@ -243,9 +243,10 @@ def test_a_known_source_is_skipped_and_a_changed_one_fails(tmp_path: Path) -> No
 
 def test_a_source_of_which_nothing_was_accepted_is_read_again_with_another_configuration(tmp_path: Path) -> None:
     path = write(tmp_path / "s.jsonl", b'{"p":"q","c":["x","y"],"r":[1,2]}\n\n')
-    wrong = ingest([path], str(tmp_path / "t"), CONFIG)
+    native = IngestConfig(format="native")
+    wrong = ingest([path], str(tmp_path / "t"), native)
     assert committed(wrong).totals["refused"] == 1
-    again = ingest([path], str(tmp_path / "t"), CONFIG)
+    again = ingest([path], str(tmp_path / "t"), native)
     assert (again.manifest, again.skipped) == (None, [path])
     right = ingest([path], str(tmp_path / "t"), IngestConfig(fields=FieldPaths(prompt="p", completions="c", ranks="r")))
     totals = committed(right).totals

@@ -25,7 +25,7 @@ def test_one_ingestion_takes_the_exports_of_every_tool(tmp_path: Path) -> None:
     pairs = [{"prompt": f"Question {n}?", "chosen": "Yes, it is.", "rejected": "No."} for n in range(200)]
     (exports / "many-ranges.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (exports / "unknown.jsonl").write_text('{"question": "?", "good": "a", "bad": "b"}\n')
-    expected |= {"many-ranges.jsonl": ("trl", 200), "unknown.jsonl": ("", 0)}
+    expected |= {"many-ranges.jsonl": ("trl", 200)}
 
     summary = ingest(
         [str(exports)],
@@ -34,10 +34,10 @@ def test_one_ingestion_takes_the_exports_of_every_tool(tmp_path: Path) -> None:
     )
 
     assert {Path(source.uri).name: (source.format, source.accepted) for source in summary.sources} == expected
-    assert [refused.source for refused in summary.rejections] == [str(exports / "unknown.jsonl")]
+    assert [uri for uri, _ in summary.failed] == [str(exports / "unknown.jsonl")]
     text = summary.text()
     assert f"read {exports / 'argilla-sdk.json'} as argilla" in text
-    assert f"{exports / 'unknown.jsonl'}: no known layout, read as native; name its layout with --format" in text
+    assert f"failed {exports / 'unknown.jsonl'}: its one record cannot be read as a known layout" in text
     assert summary.manifest is not None
     table = Table.open(str(tmp_path / "annotations"), "annotations")
     ids = [name for rows in table.read(summary.manifest, ["id"]) for name in rows["id"].to_pylist()]

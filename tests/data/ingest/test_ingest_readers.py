@@ -20,6 +20,7 @@ from pairwright.config import IngestConfig
 from pairwright.data.ingest import ingest as ingestion
 from pairwright.data.ingest.ingest import IngestSummary
 from pairwright.data.table.table import Table
+from pairwright.errors import SourceError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -79,7 +80,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
         yield (
             folder,
             {
-                "sqlite": f"sqlite://{folder}/judged.db?table=judged",
+                "sqlite": f"sqlite:///{folder}/judged.db?table=judged",
                 "hf": f"hf+file://{folder}/saved?split=test",
                 "delta": f"delta+file://{folder}/delta",
                 "iceberg": "iceberg://lake/human.judged",
@@ -125,7 +126,7 @@ def test_every_reader_lands_its_rows_once_and_in_order(places: tuple[Path, dict[
 
 def test_what_changed_under_its_name_fails_and_the_order_of_rows_is_no_change(tmp_path: Path) -> None:
     database = tmp_path / "judged.db"
-    url = f"sqlite://{database}?table=judged"
+    url = f"sqlite:///{database}?table=judged"
     write_sqlite(database, records("a"))
     ingest([url], str(tmp_path / "t"), IngestConfig())
     write_sqlite(database, records("a")[::-1])
@@ -161,8 +162,7 @@ def test_places_that_cannot_be_read_say_why_and_stop_no_other(
 ) -> None:
     folder, urls = places
     bad = {
-        f"sqlite://{folder}/none.db?table=judged": "none.db: no such file",
-        f"sqlite://{folder}/judged.db?table=other": "no such table: other",
+        f"sqlite:///{folder}/judged.db?table=other": "no such table: other",
         f"hf+file://{folder}/saved": "has the splits test; name one with ?split=NAME",
         f"hf+file://{folder}/nothing?split=test": "nothing",
         f"delta+file://{folder}/saved": "delta",
@@ -170,6 +170,8 @@ def test_places_that_cannot_be_read_say_why_and_stop_no_other(
         urls["kafka"].replace("end=0:5", "end=50"): "partition 0 holds the offsets 0 to 6, which 1 to 50 are not part",
         urls["kafka"].replace("end=0:5", "end=7:5"): "there is no partition 7",
     }
+    with pytest.raises(SourceError, match=r"none\.db: no such file"):  # before anything is read
+        ingest([f"sqlite:///{folder}/none.db?table=judged"], str(tmp_path / "t"), IngestConfig())
     summary = ingest([*bad, urls["sqlite"]], str(tmp_path / "t"), config_of(folder))
     assert [source.accepted for source in summary.sources] == [3]
     failed = dict(summary.failed)

@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from pairwright.config import IngestConfig
+from pairwright.data.ingest.ingest import ingest
 from pairwright.data.ingest.sources.listing import find_sources, list_sources
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.splits import count_lines, number_splits, plan_byte_ranges, read_chunks
@@ -163,7 +164,9 @@ def test_sources_and_table_may_both_be_remote(s3_bucket: str, tmp_path: Path) ->
     for kind, some in [("json", rows[:10]), ("parquet", rows[10:20]), ("csv.gz", rows[20:30])]:
         write_layout(some, tmp_path / f"d.{kind}")
         put(s3_bucket, **{f"data/d.{kind}": (tmp_path / f"d.{kind}").read_bytes()})
-    deltalake.write_deltalake(f"{s3_bucket}/lake", pa.Table.from_pylist(rows[30:]))
+    deltalake.write_deltalake(
+        f"{s3_bucket}/lake", pa.Table.from_pylist(rows[30:]), storage_options={"AWS_ALLOW_HTTP": "true"}
+    )
     script = tmp_path / "ingest.py"
     script.write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -182,3 +185,16 @@ def test_sources_and_table_may_both_be_remote(s3_bucket: str, tmp_path: Path) ->
     stored = {item["path"] for chunk in obstore.list(open_store(s3_bucket), prefix="table/data") for item in chunk}
     assert stored == {f"table/{file.path}" for file in table.manifest().files}
     assert IngestConfig(**table.manifest().config).split_bytes == 1024
+
+
+def test_an_endpoint_without_tls_is_taken_unless_that_is_forbidden(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert os.environ["AWS_ENDPOINT_URL"].startswith("http://")
+    assert "AWS_ALLOW_HTTP" not in os.environ
+    record = b'{"prompt": "Name a lake.", "chosen": "Lake Como.", "rejected": "A puddle."}\n'
+    obstore.put(open_store(s3_bucket), "plain/a.jsonl", record)
+    assert ingest([f"{s3_bucket}/plain/a.jsonl"], str(tmp_path / "t"), IngestConfig()).sources[0].accepted == 1
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "false")
+    with pytest.raises(SourceError, match=r"takes no such endpoint \(AWS_ENDPOINT_URL in the environment\)"):
+        ingest([f"{s3_bucket}/plain/a.jsonl"], str(tmp_path / "t"), IngestConfig())

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from databases import postgresql_server
-from pairwright.cluster.databases import query_lines
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.sources.connection_urls import parse_connection_url
+from pairwright.data.ingest.sources.database_rows import query_lines
 from pairwright.errors import SourceError
 
 

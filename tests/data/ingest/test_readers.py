@@ -1,6 +1,7 @@
 """Addresses of sources that are no files: what they name, what is kept of them, and what is no address."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from pairwright.config import ConnectorConfig, load_config
 from pairwright.data.ingest.sources.connection_urls import is_external_url, offsets, parse_connection_url, select_all
 from pairwright.errors import ConfigError, SourceError
 
+HERE = Path.cwd()
 NONE = ConnectorConfig()
 QUERY = ConnectorConfig(query="SELECT 1")
 
@@ -17,8 +19,9 @@ QUERY = ConnectorConfig(query="SELECT 1")
 @pytest.mark.parametrize(
     ("name", "config", "uri", "address"),
     [
-        ("sqlite:///d/a.db?table=t", NONE, "sqlite:///d/a.db?table=t", "/d/a.db"),
-        ("sqlite:///d/../a.db", QUERY, "sqlite:///a.db?query=e004ebd5b553", "/a.db"),
+        ("sqlite:////d/a.db?table=t", NONE, "sqlite:////d/a.db?table=t", "/d/a.db"),
+        ("sqlite:////d/../a.db", QUERY, "sqlite:////a.db?query=e004ebd5b553", "/a.db"),
+        ("sqlite:///d/a%20b.db?table=t", NONE, f"sqlite:///{HERE}/d/a b.db?table=t", f"{HERE}/d/a b.db"),
         (
             "postgresql://ann:s%40crt@host:5432/db?table=s.t&sslmode=require&password=x",
             NONE,

@@ -240,7 +240,7 @@ def test_a_name_matches_in_any_case_white_space_and_unicode_form_and_what_looks_
     assert summary.num_naming == 1
     assert summary.named_in_sources == ["s3://b/by-Quixotin%61.jsonl"]
     told = render_erasure(summary)
-    for words in ("quixotina@example.com (1)", "1 annotations of others have the name", "source s3://b/by-Quixotin"):
+    for words in ("quixotina@example.com (1)", "but by others: 1 annotation, which stay", "source s3://b/by-Quixotin"):
         assert words in told
     with pytest.raises(DataError, match=r"other annotators with such a name: Quixotina;2026 \(1\), quixotina@ex"):
         erase(spellings.url, annotators=["quixotina"], prompts=[])
@@ -337,7 +337,7 @@ def test_the_caches_of_tokens_and_models_are_emptied_but_for_models_in_use(
         said = forget_apart(table, "ann")
         user.communicate(b"\n")
     assert "caches of tokens and models emptied on 1 machine: 4 files, 0.0 MB" in said
-    assert "1 models in use stay" in said
+    assert "kept 1 model in use;" in said
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert {path for path in left if path.suffix not in (".lock", ".using")} == {
         models / "bb" / "deep" / "weights",

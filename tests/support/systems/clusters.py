@@ -32,7 +32,6 @@ def s3_server() -> Iterator[subprocess.Popen[str]]:
     url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
     settings = {
         "AWS_ENDPOINT_URL": url,
-        "AWS_ALLOW_HTTP": "true",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",

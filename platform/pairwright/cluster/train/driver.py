@@ -50,7 +50,7 @@ from pairwright.runs.run_dir import (
     check_model_folder,
     check_output,
 )
-from pairwright.terminal import escaped, one_per_line, say
+from pairwright.terminal import counted, escaped, one_per_line, say
 from pairwright.training.schedule import schedule_of
 
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
@@ -193,14 +193,15 @@ def _announce(config: TrainConfig, plan: RunPlan, folder: RunFolder) -> None:
     num_workers = f"{workers.least}" if workers.least == workers.most else f"{workers.least} to {workers.most}"
     lines = [
         f"run {folder.url}",
-        f"  data    {data.pairs} version {plan.identity.pairs_version}: {plan.schedule.num_groups:,} groups to "
-        f"train on, {totals['tokens']:,.0f} tokens with the held-out ones",
-        f"  dropped {totals['completions_dropped']:,.0f} completions over {config.tokens.max_length} tokens, "
-        f"{totals['pairs_identical']:,.0f} pairs of equal tokens, {totals['groups_dropped']:,.0f} groups unpaired",
+        f"  data    {data.pairs} version {plan.identity.pairs_version}: {counted(plan.schedule.num_groups, 'group')} "
+        f"to train on, {totals['tokens']:,.0f} tokens with the held-out ones",
+        f"  dropped {counted(int(totals['completions_dropped']), 'completion')} over {config.tokens.max_length} "
+        f"tokens, {counted(int(totals['pairs_identical']), 'pair')} of equal tokens, "
+        f"{counted(int(totals['groups_dropped']), 'group')} unpaired",
         *_equal_lines(totals),
         *_refused_lines(totals),
         *_special_lines(totals, config),
-        f"  steps   {plan.schedule.num_steps} of {config.batches.groups_per_step} groups",
+        f"  steps   {plan.schedule.num_steps} of {counted(config.batches.groups_per_step, 'group')}",
         f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.deepspeed.zero_stage}, "
         f"{config.deepspeed.precision}",
     ]
@@ -209,19 +210,23 @@ def _announce(config: TrainConfig, plan: RunPlan, folder: RunFolder) -> None:
 
 def _equal_lines(totals: Mapping[str, int | float]) -> list[str]:
     num_pairs = totals["pairs_equal_in_template"]
-    return [f"  equal   {num_pairs:,.0f} pairs {EQUAL_IN_TEMPLATE}"] if num_pairs else []
+    return [f"  equal   {counted(int(num_pairs), 'pair')} {EQUAL_IN_TEMPLATE}"] if num_pairs else []
 
 
 def _refused_lines(totals: Mapping[str, int | float]) -> list[str]:
     reasons = [f"{reason} ({count:,})" for reason, count in counts_behind(totals, REFUSED_PREFIX).items()]
     num_groups = totals["groups_refused"]
-    return [f"  refused {num_groups:,.0f} groups by the chat template: {'; '.join(reasons)}"] if num_groups else []
+    return (
+        [f"  refused {counted(int(num_groups), 'group')} by the chat template: {'; '.join(reasons)}"]
+        if num_groups
+        else []
+    )
 
 
 def _special_lines(totals: Mapping[str, int | float], config: TrainConfig) -> list[str]:
     num_groups = totals["groups_with_special"]
     rule = config.tokens.special_in_text
-    return [f"  special {num_groups:,.0f} groups {special_line(totals, rule)}"] if num_groups else []
+    return [f"  special {counted(int(num_groups), 'group')} {special_line(totals, rule)}"] if num_groups else []
 
 
 def _print_retry(reason: str, delay: float) -> None:

@@ -17,5 +17,5 @@ In reading order:
 - ``ingest_summary.py``: its summary, as text and JSON
 - ``quality_warnings.py``: counts annotations that are valid but odd
 - ``dry_run.py``: the same without a commit: `validate`
-- ``format_pages.py``: lists of formats: `formats`, docs/formats.md
+- ``findings_file.py``: its findings as CSV or JSON Lines
 """

@@ -46,6 +46,11 @@ class RecordLocations(msgspec.Struct, frozen=True):
         """One entry a record, in row order: row, hash, name and content (128 bits each), index of source, line."""
         return np.frombuffer(self.packed, dtype=_LOCATION)
 
+    def without(self, sources: frozenset[str]) -> "RecordLocations":
+        """Return the same without the records of some sources."""
+        gone = [code for code, name in enumerate(self.sources) if name in sources]
+        return RecordLocations(self.sources, self.rows[~np.isin(self.rows["source"], gone)].tobytes()) if gone else self
+
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
@@ -78,6 +83,8 @@ def refuse_duplicates(
     known: Table,
     table: Table,
     executor: Executor,
+    *,
+    replaced: frozenset[str] = frozenset(),
 ) -> list[IngestShard]:
     """Return the shards without the records whose id is in ``files`` of the table, or in an earlier shard.
 
@@ -88,6 +95,7 @@ def refuse_duplicates(
         known: the table that they are in.
         table: where the shards are, the same one but for `validate`.
         executor: what maps over files.
+        replaced: sources of the table whose records are to leave it, so that their ids are free.
 
     Raises:
         SourceError: if a source that holds a duplicate is gone or has changed.
@@ -95,7 +103,7 @@ def refuse_duplicates(
     """
     hashes = [shard.hashes for shard in shards]
     own = np.unique(np.concatenate([np.empty(0, "<u8"), *hashes]))
-    before = _locations(files, own, known, executor)
+    before = _locations(files, own, known, executor, replaced)
     taken = np.unique(np.concatenate([np.empty(0, "<u8"), *(locations.rows["hash"] for locations in before)]))
     wanted = np.union1d(duplicate_hashes(hashes), taken)
     affected = [shard for shard in shards if shard.data is not None and holds_any(shard, wanted)]
@@ -108,7 +116,11 @@ def refuse_duplicates(
 
 
 def _locations(
-    files: Sequence[DataFile], hashes: np.ndarray, table: Table, executor: Executor
+    files: Sequence[DataFile],
+    hashes: np.ndarray,
+    table: Table,
+    executor: Executor,
+    replaced: frozenset[str] = frozenset(),
 ) -> list[RecordLocations]:
     """Return, for each file, the locations of the ids with these hashes (sorted, uint64)."""
     locations = [RecordLocations([], b"") for _ in files]
@@ -117,7 +129,7 @@ def _locations(
     shared = executor.broadcast(hashes)
 
     def work(index: int) -> Iterator[_Found]:
-        yield _Found(index, locations_of(table, files[index], shared.get()))
+        yield _Found(index, locations_of(table, files[index], shared.get()).without(replaced))
 
     sizes = [file.bytes for file in files]
     for found in executor.map_items(work, range(len(files)), sizes, _Found, what="files searched for duplicate ids"):

@@ -10,22 +10,26 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import msgspec
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor
+from pairwright.data.ingest.findings_file import Finding, check_findings_file, finding_of, write_findings
 from pairwright.data.ingest.ingest import named_sources, open_ingestion
 from pairwright.data.ingest.ingest_summary import IngestSummary
 from pairwright.data.ingest.quality_warnings import QualityWarnings, count_quality_warnings
+from pairwright.data.ingest.shards import IngestShard
 from pairwright.data.storage.ownership import QUARANTINE, STAGING, TABLE, delete_folder
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
 from pairwright.terminal import counted, one_per_line
+
+_OF_SUMMARY = ("sources", "skipped", "failed", "ignored", "reasons", "notes", "suggestions")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Findings:
     refused: list[Rejection]
     """The first of them, in order of sources and lines."""
     quality_warnings: QualityWarnings
+    replaced: dict[str, int] = field(default_factory=dict)
+    """Sources that would replace their old content, and how many old annotations would be removed with it."""
 
     @property
     def num_accepted(self) -> int:
@@ -66,7 +72,8 @@ class Findings:
         return {
             "accepted": self.num_accepted,
             "refused": self.num_refused,
-            **{name: summary[name] for name in ("sources", "skipped", "failed", "ignored", "reasons")},
+            **{name: summary[name] for name in _OF_SUMMARY},
+            "replaced": self.replaced,
             "findings": msgspec.to_builtins(self.refused),
             "warnings": msgspec.to_builtins(self.quality_warnings),
         }
@@ -76,8 +83,11 @@ class Findings:
         lines = [str(refused) for refused in self.refused]
         more = self.num_refused - len(self.refused)
         lines += [f"and {more:,} more; --limit {self.num_refused} lists them all"] if more > 0 else []
-        lines += [f"failed {uri}: {reason}" for uri, reason in self.summary.failed]
+        lines += self.summary.failure_lines()
+        lines += [f"read {uri}: {note}" for uri, note in self.summary.notes.items()]
         lines += [f"skipped {uri}: it is in the table already" for uri in self.summary.skipped]
+        old = {uri: counted(number, "old annotation") for uri, number in self.replaced.items()}
+        lines += [f"would replace {uri}: {number} would be removed" for uri, number in old.items()]
         lines += [f"{count:,} refused: {reason}" for reason, count in self.summary.reasons.items()]
         lines += [f"warning: {line}" for line in self.quality_warnings.lines()]
         num_sources = len(self.summary.sources) + len(self.summary.failed)
@@ -114,6 +124,9 @@ def validate(
     against: str | None,
     limit: int,
     scratch: str | None,
+    replace: bool = False,
+    output: str | None = None,
+    overwrite: bool = False,
     executor: Executor = LOCAL,
 ) -> Findings:
     """Return what `ingest` would refuse of some sources, without changing any table.
@@ -125,36 +138,51 @@ def validate(
         limit: how many findings to list.
         scratch: URL that all machines of the cluster reach, for what has to be written while it runs; this machine's
             folder for temporary files if None.
+        replace: whether sources that have changed count as with `ingest --replace`.
+        output: file or URL for all findings, .csv or .jsonl; none is written if None.
+        overwrite: whether older findings there are replaced.
         executor: what maps over sources and files.
 
     Raises:
-        ConfigError: if a field path cannot be read, or several machines have no scratch in common.
+        ConfigError: if a field path cannot be read, several machines have no scratch in common, ``replace`` has no
+            table, or ``output`` is neither .csv nor .jsonl.
         SourceError: if something named is missing or holds no source.
-        StoreError: if ``against`` holds no annotations table.
+        StoreError: if ``against`` holds no annotations table, or the output cannot be written.
     """
+    if output is not None:
+        check_findings_file(output, overwrite=overwrite)
+    if replace and against is None:
+        raise ConfigError("--replace says what would be replaced in a table: name it with --against URL")
     known = None if against is None else Table.open(against, "annotations")
     named = named_sources(sources, config)
     with (
         executor.session(named.size_beside(known)),
         _temporary_table(scratch, executor) as table,
-        open_ingestion(named, table, config, known=known or table, replace=False, executor=executor) as ingestion,
+        open_ingestion(named, table, config, known=known or table, replace=replace, executor=executor) as ingestion,
     ):
         newest = None if known is None else known.latest()
-        ingestion.refuse_duplicates_in(newest.files if newest else [])
-        every = (
-            one
-            for shard in ingestion.shards
-            for file in shard.quarantined_files
-            for one in table.read_quarantined(file)
-        )
-        refused = list(islice(every, limit))
+        replaced = ingestion.replaced_in(newest)
+        ingestion.refuse_duplicates_in(newest.files if newest else [], frozenset(replaced))
+        refused = list(islice(_rejections(ingestion.shards, table), limit))
+        summary = ingestion.summary(None)
+        if output is not None:
+            failed = (Finding(uri, None, "$", reason, "", "") for uri, reason in summary.failed)
+            found = map(finding_of, _rejections(ingestion.shards, table))
+            write_findings(output, chain(found, failed), overwrite=overwrite)
         data = [shard.data for shard in ingestion.shards if shard.data is not None]
 
         def work(file: DataFile) -> Iterator[QualityWarnings]:
             yield count_quality_warnings(table, file)
 
-        found = executor.map_items(work, data, [file.bytes for file in data], QualityWarnings, what="files checked")
-        return Findings(ingestion.summary(None), refused, QualityWarnings.sum(found))
+        odd = executor.map_items(work, data, [file.bytes for file in data], QualityWarnings, what="files checked")
+        return Findings(summary, refused, QualityWarnings.sum(odd), replaced)
+
+
+def _rejections(shards: Sequence[IngestShard], table: Table) -> Iterator[Rejection]:
+    """Yield every refused judgement, in order of sources and lines."""
+    for shard in shards:
+        for file in shard.quarantined_files:
+            yield from table.read_quarantined(file)
 
 
 @contextmanager

@@ -11,15 +11,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor, Failures
 from pairwright.data.ingest.adapters import configured_format, parser_for
 from pairwright.data.ingest.dedup import refuse_duplicates
+from pairwright.data.ingest.fields.suggested_fields import SuggestedFields
 from pairwright.data.ingest.ingest_summary import NUM_SHOWN, IngestSummary
-from pairwright.data.ingest.reconcile import Identity, already_ingested, next_manifest, replacement
+from pairwright.data.ingest.reconcile import Identity, already_ingested, next_manifest, replaced_by, replacement
 from pairwright.data.ingest.shards import IngestShard, all_files, is_mostly_refused, most_common, mostly_refused
-from pairwright.data.ingest.sources.connection_urls import ExternalSource, is_external_url, parse_connection_url
+from pairwright.data.ingest.sources.connection_urls import (
+    ExternalSource,
+    check_is_there,
+    is_external_url,
+    parse_connection_url,
+)
 from pairwright.data.ingest.sources.listing import Listing, find_sources
 from pairwright.data.ingest.sources.scan import hash_sources, plan_splits, write_splits
 from pairwright.data.ingest.sources.source import SourceRef, file_state
@@ -30,6 +37,7 @@ from pairwright.data.table.table import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection
 
+_STAY = "; its old records stay"
 UNPACKED = 5
 """About how many times more text there is in a compressed source than bytes."""
 
@@ -67,9 +75,10 @@ class NamedSources:
 
     def size_beside(self, known: Table | None) -> int:
         """Return about how many bytes of text an ingestion goes through: all sources, and the ids of a table."""
-        if self.external:
+        if any(source.kind != "sqlite" for source in self.external):
             return sys.maxsize  # Ray Data's readers
-        sources = sum(source.size * (1 if source.compression is None else UNPACKED) for source in self.listing.sources)
+        sources = sum(Path(source.address).stat().st_size for source in self.external)
+        sources += sum(source.size * (1 if source.compression is None else UNPACKED) for source in self.listing.sources)
         newest = None if known is None else known.latest()
         return sources + sum(file.bytes for file in newest.files) if newest else sources
 
@@ -84,8 +93,12 @@ def named_sources(sources: Sequence[str], config: IngestConfig) -> NamedSources:
     if (name := configured_format(config)) is not None:
         parser_for(name, config)
     external = [parse_connection_url(name, config.connectors) for name in sources if is_external_url(name)]
+    for source in external:
+        check_is_there(source)
     files = [name for name in sources if not is_external_url(name)]
-    return NamedSources(find_sources(files, config.limits) if files or not external else Listing([]), external)
+    return NamedSources(
+        find_sources(files, config.limits, config.cells) if files or not external else Listing([]), external
+    )
 
 
 @contextmanager
@@ -142,6 +155,8 @@ class Ingestion:
         self._splits: list[InputSplit] = []
         self._skipped: list[str] = []
         self._failed: Failures = {}
+        self._suggestions: dict[str, SuggestedFields] = {}
+        self._notes: dict[str, str] = {}
         self._checked: set[str] = set()
 
     def read(self, sources: Sequence[SourceRef], unreadable: Failures) -> None:
@@ -158,7 +173,14 @@ class Ingestion:
         self._splits, failures = plan_splits(self._sources, self._config.split_bytes, self._executor)
         self._drop([], failures)
         self.shards, failures = write_splits(self._splits, self._table, self._config, self._executor)
-        self._drop([], failures)
+        for shard in self.shards:
+            uri = self._splits[shard.split_index].source.uri
+            if shard.suggestion is not None:
+                self._suggestions.setdefault(uri, shard.suggestion)
+            if shard.note is not None:
+                self._notes.setdefault(uri, shard.note)
+        taken = {source.uri for source in newest.sources if source.is_taken} if newest else set()
+        self._drop([], {uri: f"{why}{_STAY if uri in taken else ''}" for uri, why in failures.items()})
         self._drop([], self._mostly_refused())
         after, failures = _file_states(self._sources)
         changed = [uri for uri, state in after.items() if state != states[uri]]
@@ -179,11 +201,22 @@ class Ingestion:
         self._replaced = left.rows if left else {}
         return next_manifest(newest, left, self._source_entries(), self.shards, self._config)
 
-    def refuse_duplicates_in(self, files: Sequence[DataFile]) -> None:
-        """Refuse what has the id of an earlier record, here or in files of the known table, each read once."""
+    def refuse_duplicates_in(self, files: Sequence[DataFile], replaced: frozenset[str] = frozenset()) -> None:
+        """Refuse what has the id of an earlier record, here or in files of the known table, each read once.
+
+        Args:
+            files: of the known table.
+            replaced: sources whose records there are to be replaced, which do not count.
+        """
         unchecked = [file for file in files if file.path not in self._checked]
-        self.shards = refuse_duplicates(self.shards, self._splits, unchecked, self._known, self._table, self._executor)
+        self.shards = refuse_duplicates(
+            self.shards, self._splits, unchecked, self._known, self._table, self._executor, replaced=replaced
+        )
         self._checked |= {file.path for file in unchecked}
+
+    def replaced_in(self, newest: Manifest | None) -> dict[str, int]:
+        """Return the sources that would replace their old content, and how many old annotations would be removed."""
+        return {source.uri: source.accepted for source in replaced_by(newest, self._sources) if source.is_taken}
 
     def written(self) -> list[DataFile]:
         """Return every file that was written and not deleted again."""
@@ -204,6 +237,8 @@ class Ingestion:
             reasons=most_common(reasons),
             rejections=[rejected for shard in self.shards for rejected in shard.shown][:NUM_SHOWN],
             readings=self._readings(),
+            suggestions=self._suggestions,
+            notes=self._notes,
         )
 
     def _readings(self) -> dict[str, dict[str, list[str]]]:

@@ -8,11 +8,13 @@ import msgspec
 
 from pairwright.data.ingest.adapters import NATIVE
 from pairwright.data.ingest.dedup import DUPLICATE_ID, are_ids_not_unique
+from pairwright.data.ingest.fields.suggested_fields import SuggestedFields
 from pairwright.data.table.table import Manifest, Source
 from pairwright.records import Rejection
 from pairwright.terminal import counted, one_per_line
 
 NUM_SHOWN = 20
+MAX_SUGGESTIONS = 3
 _NAMES_SHOWN = 12
 _FOREIGN = (
     "no known layout, read as native; name its layout with --format, or map its records with [fields] in --config"
@@ -46,6 +48,10 @@ class IngestSummary:
     """The first of them."""
     readings: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """Source -> which of its fields were used for what, went into metadata, or were not used."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Source -> what to know of how it was read, such as sheets that were left out."""
+    suggestions: dict[str, SuggestedFields] = field(default_factory=dict)
+    """Source of an unknown layout -> its keys, and a table [fields] for them."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the summary for programs, JSON-able."""
@@ -60,15 +66,17 @@ class IngestSummary:
             "reasons": self.reasons,
             "rejections": msgspec.to_builtins(self.rejections),
             "readings": self.readings,
+            "notes": self.notes,
+            "suggestions": msgspec.to_builtins(self.suggestions),
         }
 
     def text(self) -> str:
         """Return the summary as text: what was added, what was not, and why."""
         accepted, refused = (sum(getattr(s, name) for s in self.sources) for name in ("accepted", "refused"))
-        lines = [
-            f"accepted {accepted:,} and refused {counted(refused, 'record')} of {counted(len(self.sources), 'source')}"
-        ]
+        of = counted(len(self.sources), "source")
+        lines = [f"accepted {accepted:,} and refused {counted(refused, 'record')} of {of}"] if self.sources else []
         lines += _first(f"  {source.uri} is empty" for source in self.sources if source.lines == 0)
+        lines += _first(f"  read {uri}: {note}" for uri, note in self.notes.items())
         lines += _first(self._read(source) for source in self.sources if source.format not in ("", NATIVE.name))
         lines += _first(f"  {s.uri}: {_FOREIGN}" for s in self.sources if not s.format and s.refused and not s.accepted)
         lines += [f"  {count:,} refused: {reason}" for reason, count in self.reasons.items()]
@@ -78,16 +86,27 @@ class IngestSummary:
         lines += [f"    {rejected}" for rejected in self.rejections]
         if refused > len(self.rejections):
             lines.append(f"    and {refused - len(self.rejections):,} more; all are kept under quarantine/")
-        lines += _first(f"replaced {uri}: {rows:,} old annotations left" for uri, rows in self.replaced.items())
+        replaced = ((uri, counted(rows, "old annotation")) for uri, rows in self.replaced.items())
+        lines += _first(f"replaced {uri}: removed {rows}" for uri, rows in replaced)
         lines += _first(f"skipped {uri}: it is in the table already" for uri in self.skipped)
         lines += _first(f"ignored {uri}: {reason}" for uri, reason in self.ignored.items())
-        lines += _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
+        lines += self.failure_lines()
         if self.manifest is None:
             return one_per_line([*lines, "nothing to add: the table is as it was"])
         total = int(self.manifest.totals["annotations"])
         return one_per_line(
             [*lines, f"version {self.manifest.version} of the table holds {counted(total, 'annotation')}"]
         )
+
+    def failure_lines(self) -> list[str]:
+        """Return why sources could not be read, and what those of an unknown layout may be."""
+        lines = _first(f"failed {uri}: {reason}" for uri, reason in self.failed)
+        for uri, suggestion in list(self.suggestions.items())[:MAX_SUGGESTIONS]:
+            lines += [f"{uri}:", *suggestion.lines()]
+        more = len(self.suggestions) - MAX_SUGGESTIONS
+        if more > 0:
+            lines.append(f"and {counted(more, 'more source')} of unknown layouts; --json has them all")
+        return lines
 
     def _read(self, source: Source) -> str:
         reading = self.readings.get(source.uri, {})

@@ -143,7 +143,10 @@ def _bytes_error(line: bytes) -> RecordError:
         line.decode()
     except UnicodeDecodeError as error:
         found = f"byte 0x{line[error.start]:02x} at byte {error.start} of the line"
-        return RecordError(f"expected UTF-8, got {found}; write the source in UTF-8")
+        return RecordError(
+            f"expected UTF-8, got {found}; write the source in UTF-8, or set cells.encoding of a CSV "
+            "file (cp1252, latin-1, ...)"
+        )
     raise AssertionError("a decoder found bytes that are not UTF-8 in a line that is")
 
 

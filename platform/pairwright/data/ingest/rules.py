@@ -19,6 +19,7 @@ from pairwright.data.identity import group_id, prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.fields.adapter import check_count, split_message
 from pairwright.records import Annotation, Completion, Message, PreferenceStrength
+from pairwright.terminal import counted
 
 _WITH_ARTICLE = {
     "id": "an id",
@@ -221,7 +222,8 @@ def _check_grade(grade: PreferenceStrength | None, ranks: list[int]) -> Preferen
 def _check_length(what: str, field: str, length: int, num_completions: int) -> None:
     if length != num_completions:
         raise RecordError(
-            f"expected one {what} a completion, got {length} for {num_completions} completions", path=f"$.{field}"
+            f"expected one {what} a completion, got {length} for {counted(num_completions, 'completion')}",
+            path=f"$.{field}",
         )
 
 

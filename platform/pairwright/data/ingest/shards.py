@@ -26,11 +26,15 @@ from pairwright.data.ingest.adapters import (
     parser_for,
     recognise,
 )
+from pairwright.data.ingest.fields.suggested_fields import SuggestedFields
+from pairwright.data.ingest.fields.unknown_layout import UnknownLayout
 from pairwright.data.ingest.parse import annotations_to_arrow, parse_lines, reason_key, rejection
 from pairwright.data.ingest.row_groups import check_whole, grouped
-from pairwright.data.ingest.sources.splits import Chunk, InputSplit, read_chunks
+from pairwright.data.ingest.sources.source import TEXT_CELLS
+from pairwright.data.ingest.sources.splits import Chunk, InputSplit, read_chunks, source_note
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError, SourceError
+from pairwright.progress_bar import note_progress
 from pairwright.records import Rejection
 
 NUM_SHOWN = 5
@@ -69,8 +73,12 @@ class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
     """64-bit hash of each accepted record's id, in row order: uint64, little-endian."""
     format: str = ""
     """Name of the format that its records are read in; empty where none was recognised, and native was tried."""
+    note: str | None = None
+    """What a reader should know of how the source was read."""
     reading: dict[str, list[str]] = {}
     """Which fields were used for what, went into metadata, were not used."""
+    suggestion: SuggestedFields | None = None
+    """What an unknown layout may be, if that is why the source was not read."""
     error: str | None = None
     """Why the source could not be read to its end; earlier shards of it are then discarded too."""
 
@@ -98,25 +106,33 @@ def write_shards(split_index: int, split: InputSplit, table: Table, config: Inge
         StoreError: if the table cannot be written.
     """
     writer = ShardWriter(split_index, 0, "")
+    unknown = UnknownLayout(split.source.uri)
     try:
+        writer.note = source_note(split.source) if split.start == 0 else None
         format_name, chunks = _detect_format(split, config)
         writer.format = format_name
         parse = parser_for(format_name or NATIVE.name, config)
         writer.parse = parse
         if isinstance(parse, NativeReader):
-            parse.has_cells = split.source.file_format in ("csv", "tsv") or split.source.staged_files is not None
+            parse.has_cells = split.source.file_format in TEXT_CELLS or split.source.staged_files is not None
         if keys := groups_rows(format_name, config):
             check_whole(split)
             chunks = grouped(chunks, keys, config.limits.max_record_bytes)
         counts = SplitCounts(split.source.uri, config)
         for piece in (piece for chunk in chunks for piece in chunk.pieces(LINES_AT_ONCE)):
-            counts.add(*writer.add(piece, split.source.uri, parse, config))
+            accepted, refused = writer.add(piece, split.source.uri, parse, config)
+            if not format_name:
+                unknown.add(piece.text, accepted, refused)
+            counts.add(accepted, refused)
+            note_progress(piece.num_lines, len(piece.text))
             if writer.is_full(config):
                 yield writer.write(table, None)
                 writer = ShardWriter(split_index, writer.index + 1, format_name)
                 writer.parse = parse
+        if not format_name:
+            unknown.end()
     except (SourceError, ConfigError) as error:
-        yield writer.write(table, str(error))
+        yield msgspec.structs.replace(writer.write(table, str(error)), suggestion=unknown.suggestion)
         return
     if writer.num_bytes or writer.index == 0:
         yield writer.write(table, None)
@@ -193,6 +209,7 @@ class ShardWriter:
         self.index = index
         self.format = format_name
         self.parse: Parse | None = None
+        self.note: str | None = None
         self.num_bytes = 0
         self._num_lines = 0
         self._num_blank = 0
@@ -240,6 +257,7 @@ class ShardWriter:
             lines=self._num_lines,
             blank=self._num_blank,
             format=self.format,
+            note=self.note,
             reading={} if self.parse is None else self.parse.reading.as_dict(),
             accepted=0 if rows is None else rows.num_rows,
             refused=len(refused),

@@ -17,6 +17,7 @@ from pairwright.data.preference_strength import MARGINS
 from pairwright.data.table.arrow_io import list_lengths, one_array
 from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA, PAIR, PAIRS_SCHEMA
+from pairwright.terminal import counted
 
 _SORT = [(name, "ascending") for name in ("group_id", "id", "source", "line")]
 MAX_COMPLETIONS = 32_767
@@ -69,7 +70,8 @@ def _ranking_batch(rows: pa.Table, margins: Mapping[str, float]) -> RankingBatch
     if len(size_A) and size_A.max() > MAX_COMPLETIONS:
         found = rows["id"][int(size_A.argmax())].as_py()
         raise DataError(
-            f"annotation {found}: {size_A.max()} completions, expected at most {MAX_COMPLETIONS}; split the group"
+            f"annotation {found}: {counted(size_A.max(), 'completion')}, expected at most {MAX_COMPLETIONS}; split "
+            "the group"
         )
     starts_A = np.concatenate([[0], np.cumsum(size_A)])
     texts_N = _text_codes(completions.flatten())

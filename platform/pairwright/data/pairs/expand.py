@@ -35,6 +35,7 @@ from pairwright.data.table.commit import commit_written
 from pairwright.data.table.table import DataFile, Input, Manifest, Table
 from pairwright.errors import DataError
 from pairwright.records import ANNOTATIONS_SCHEMA
+from pairwright.terminal import counted
 
 ROWS_PER_BUCKET = 4096
 """Annotations of spread groups that are expanded together."""
@@ -183,7 +184,8 @@ def _check_margins(proposed: Manifest, config: ExpandConfig) -> None:
     if totals["annotations"] and not num_found:
         raise DataError(
             f'{proposed.inputs[0].url}: margin = "{config.margin}" finds nothing, since none of '
-            f'{totals["annotations"]:,} annotations has {what}; set margin = "none", or ingest the sources into a new '
+            f'{counted(totals["annotations"], "annotation")} has {what}; set margin = "none", or ingest the sources '
+            "into a new "
             f"table with {keys} under [fields], docs/data.md"
         )
 

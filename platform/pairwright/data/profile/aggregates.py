@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from pairwright.data.ingest.parse import reason_key
+from pairwright.data.profile.agreement import MAX_CONTESTED, first_of_each
 from pairwright.data.profile.profile_schema import QuarantinedRecord, VersionFacts
 from pairwright.data.table.table import Manifest, Table
 from pairwright.records import Rejection
@@ -42,6 +43,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "model_kinds": ("model",),
     "marks": ("mark", "source"),
     "by_source": ("source",),
+    "contested": ("group_id", "detail"),
+    "annotator_rows": ("annotator", "id", "detail"),
 }
 """The key columns of each aggregate; all others are counts."""
 
@@ -59,7 +62,21 @@ def add_up(name: str, table: pa.Table) -> pa.Table:
     keys = list(KEYS[name])
     values = [column for column in table.column_names if column not in keys]
     added = table.group_by(keys, use_threads=False).aggregate([(column, "sum") for column in values])
-    return added.select([*keys, *(f"{column}_sum" for column in values)]).rename_columns([*keys, *values])
+    added = added.select([*keys, *(f"{column}_sum" for column in values)]).rename_columns([*keys, *values])
+    return notable(name, added)
+
+
+def notable(name: str, table: pa.Table) -> pa.Table:
+    """Return an aggregate without the examples that are no longer shown; each is a row that holds texts."""
+    if name == "contested":
+        rows = table.drop_columns(["detail"]).to_pylist()
+        shares = [(-row["opposite"] / row["decisive_by_both"], -row["opposite"], row["group_id"]) for row in rows]
+        return table.take(pa.array(sorted(range(len(rows)), key=shares.__getitem__)[:MAX_CONTESTED], pa.int64()))
+    if name == "annotator_rows":
+        table = table.sort_by([("against_consensus", "descending"), ("id", "ascending")])
+        names = table["annotator"].to_pylist()
+        return table.take(pa.array(first_of_each(names, range(len(names))), pa.int64()))
+    return table
 
 
 def merge(parts: Iterable[Aggregates]) -> Aggregates:

@@ -8,6 +8,7 @@ Shapes: M models, D pairs of models that were compared.
 
 # ruff: noqa: N815 - shape suffixes, as above
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,7 +20,15 @@ from numpy.typing import NDArray
 
 from pairwright.data.profile.aggregates import Aggregates
 from pairwright.data.profile.agreement import alpha
-from pairwright.data.profile.profile_schema import MAX_LISTED, Agreement, Annotator, Model, Models
+from pairwright.data.profile.profile_schema import (
+    MAX_LISTED,
+    Agreement,
+    Annotator,
+    AnnotatorRow,
+    ContestedGroup,
+    Model,
+    Models,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -76,8 +85,29 @@ def agreement(aggregates: Aggregates, totals: dict[str, int]) -> Agreement:
     )
 
 
-def annotator(row: Row) -> Annotator:
-    """Return the shares of one row of the aggregate ``annotators``."""
+def contested(table: pa.Table) -> list[ContestedGroup]:
+    """Return the groups of the aggregate ``contested``, the most opposed first; each pair of annotators counts once."""
+    found = []
+    for row in table.to_pylist():
+        counts = {name: row[name] // 2 for name in ("opposite", "decisive_by_both")}
+        facts = msgspec.json.decode(row["detail"]) | counts | {"group_id": row["group_id"]}
+        found.append(msgspec.convert(facts, ContestedGroup))
+    return sorted(found, key=lambda one: (-one.opposite / one.decisive_by_both, -one.opposite, one.group_id))
+
+
+def rows_by_annotator(table: pa.Table) -> dict[str, list[AnnotatorRow]]:
+    """Return the annotations in the aggregate ``annotator_rows`` by annotator, those most against the others first."""
+    found: dict[str, list[AnnotatorRow]] = {}
+    order = [("against_consensus", "descending"), ("id", "ascending")]
+    for row in table.sort_by(order).to_pylist():
+        counts = {name: row[name] for name in ("with_consensus", "against_consensus")}
+        shown = msgspec.convert(msgspec.json.decode(row["detail"]) | counts, AnnotatorRow)
+        found.setdefault(row["annotator"], []).append(shown)
+    return found
+
+
+def annotator(row: Row, rows: Sequence[AnnotatorRow] = ()) -> Annotator:
+    """Return the shares of one row of the aggregate ``annotators``, with some annotations of theirs."""
     return Annotator(
         name=row["annotator"],
         annotations=row["annotations"],
@@ -89,6 +119,7 @@ def annotator(row: Row) -> Annotator:
         same_direction=share(row["decisive_by_both"] - row["opposite"], row["decisive_by_both"]),
         with_consensus=row["with_consensus"],
         against_consensus=share(row["against_consensus"], row["with_consensus"]),
+        rows=list(rows),
     )
 
 

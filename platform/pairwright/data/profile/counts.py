@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pairwright.data.identity import drop_duplicates
 from pairwright.data.profile.aggregates import Aggregates, add_up
-from pairwright.data.profile.agreement import AGREEMENT, agreement_counts, coincidences
+from pairwright.data.profile.agreement import AGREEMENT, agreement_counts, coincidences, examples
 from pairwright.data.profile.compact_rows import compact_rows
 from pairwright.data.profile.comparison_blocks import (
     AnnotationArrays,
@@ -83,6 +83,7 @@ def count(annotations: pa.Table, versions: Mapping[str, int]) -> Aggregates:
         "scores": [_scores(arrays)],
         "growth": [_growth(arrays)],
         "prompts": [_prompts(arrays)],
+        **{name: [table] for name, table in examples(annotations, arrays, per_annotation).items()},
         **{name: [table] for name, table in suspicion_counts(arrays, per_annotation, wins_N, losses_N).items()},
     }
     return {name: add_up(name, pa.concat_tables(held)) for name, held in tables.items() if held}

@@ -5,6 +5,7 @@ looks wrong is always said; what is good fills the list up to MAX_HIGHLIGHTS.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from pairwright.data.ingest.dedup import DUPLICATE_ID, are_ids_not_unique
 from pairwright.data.profile.profile_schema import (
@@ -15,6 +16,7 @@ from pairwright.data.profile.profile_schema import (
     SourceMetrics,
     TableMetrics,
 )
+from pairwright.terminal import counted
 
 MAX_HIGHLIGHTS = 5
 """Up to this number, what is good is said too."""
@@ -40,6 +42,8 @@ SHORT_TEXT = 20
 """Characters; a text up to that length may well be the answer to many prompts (``Yes.``, ``B``)."""
 ONE_TEXT = 0.5
 """Share of a model's completions; from there on, one text decides how strong the model looks."""
+FEW_TEXTS = 0.1
+"""The same, from where on it is said beside the strongest model."""
 MARKED_ALARM = 0.01
 MAX_NAMED = 3
 SHOWN_CHARACTERS = 40
@@ -79,7 +83,7 @@ def _quarantined(metrics: TableMetrics) -> Iterator[Highlight]:
     share = refused / (refused + accepted)
     most = metrics.reasons[0] if metrics.reasons else None
     why = "" if most is None else f", {percent(most.records / refused)} of them for one reason: {most.reason}"
-    text = f"{refused:,} of {refused + accepted:,} records ({percent(share)}) were refused{why}."
+    text = f"{refused:,} of {counted(refused + accepted, 'record')} ({percent(share)}) refused{why}."
     yield Highlight(level="alarm" if share >= REFUSED_ALARM else "note", section="quarantine", text=text)
 
 
@@ -114,7 +118,7 @@ def _ties(metrics: TableMetrics) -> Iterator[Highlight]:
         silent = next((row.annotations for row in metrics.tied_shares if row.at_least == 1), 0)
         text = (
             f"{percent(ties / comparisons)} of {comparisons:,} comparisons are ties; {silent:,} of "
-            f"{metrics.totals['annotations']:,} annotations have no preference at all."
+            f"{counted(metrics.totals['annotations'], 'annotation')} have no preference at all."
         )
         yield Highlight(level="note", section="ties", text=text)
 
@@ -175,19 +179,35 @@ def _models(metrics: TableMetrics) -> Iterator[Highlight]:
         text += "." if other is None else f"; without such models {other.name} is the strongest."
         yield Highlight(level="alarm", section="models", text=text)
     elif known:
-        yield Highlight(level="good", section="models", text=f"{_strongest(known[0], components[0])}.")
+        level, doubt = _doubt_of(known[0], metrics)
+        yield Highlight(level=level, section="models", text=f"{_strongest(known[0], components[0])}{doubt}.")
+
+
+def _doubt_of(model: Model, metrics: TableMetrics) -> tuple[Literal["alarm", "note", "good"], str]:
+    """Return how good it is that a model is the strongest, and what another finding says against it."""
+    for uniform in metrics.uniform_judgements:
+        if (uniform.entity, uniform.name, uniform.kind) == ("model", model.name, "won"):
+            return "alarm", f", and wins every comparison in all {counted(uniform.judgements, 'completion')}"
+    for repeated in metrics.repeated_texts:
+        written = next((one.completions for one in repeated.models if one.name == model.name), 0)
+        is_won_by_it = (repeated.wins or 0.0) >= FOOLED
+        if written >= (1 if is_won_by_it else FEW_TEXTS * model.completions) and written:
+            found = f", but {written:,} of its {counted(model.completions, 'completion')} are one text"
+            wins = f" that wins {percent(repeated.wins or 0.0)} of its comparisons" if is_won_by_it else ""
+            return ("alarm" if is_won_by_it else "note"), f"{found}{wins}"
+    return "good", ""
 
 
 def _strongest(model: Model, number: int) -> str:
     chance = percent(model.beats_average or 0.0)
-    return f"{model.name} is the strongest of {number:,} models: it would win {chance} against an average one"
+    return f"{model.name} is the strongest of {counted(number, 'model')}: it would win {chance} against an average one"
 
 
 def _models_of_one_text(metrics: TableMetrics) -> dict[str, str]:
     """Return the models of whose completions one text makes the most, and how many."""
     numbers = {model.name: model.completions for model in metrics.models.listed}
     return {
-        model.name: f"{model.completions:,} of its {numbers[model.name]:,} completions are one text"
+        model.name: f"{model.completions:,} of its {counted(numbers[model.name], 'completion')} are one text"
         for repeated in metrics.repeated_texts
         for model in repeated.models
         if model.completions >= ONE_TEXT * numbers.get(model.name, model.completions + 1)
@@ -212,10 +232,11 @@ def _repeated(metrics: TableMetrics) -> Iterator[Highlight]:
     models = ", ".join(model.name for model in first.models)
     whose = f", by {models}{' and others' if first.num_models > len(first.models) else ''}" if models else ""
     wins = "" if first.wins is None else f" and wins {percent(first.wins)} of {first.decisive:,} decisive comparisons"
-    more = f" {metrics.num_repeated_texts - 1:,} more texts complete many prompts." if len(found) > 1 else ""
+    more = f" Of {counted(metrics.num_repeated_texts - 1, 'more text')} the same is true." if len(found) > 1 else ""
     text = (
         f"One text ({shown}, {first.characters:,} characters{whose}) completes {first.prompts:,} of "
-        f"{metrics.totals['prompts']:,} prompts{wins}: `expand` leaves such texts out with max_prompts_per_text.{more}"
+        f"{counted(metrics.totals['prompts'], 'prompt')}{wins}: `expand` leaves such texts out with "
+        f"max_prompts_per_text.{more}"
     )
     yield Highlight(level="alarm" if is_fooling(first) else "note", section="models", text=text)
 
@@ -258,9 +279,9 @@ def _marks(metrics: TableMetrics) -> Iterator[Highlight]:
     named = ", ".join(f"{mark.mark} in {mark.annotations:,}" for mark in metrics.marks[:MAX_NAMED])
     more = f" and {len(metrics.marks) - MAX_NAMED:,} others" if len(metrics.marks) > MAX_NAMED else ""
     text = (
-        f"{number:,} of {total:,} annotations ({percent(number / total)}) hold template tokens or marks of transcripts "
-        f"in their texts ({named}{more}), most of {metrics.marks[0].main_source}: if turns stand in one text there, "
-        "ingest them as turns."
+        f"{number:,} of {counted(total, 'annotation')} ({percent(number / total)}) hold template tokens or marks of "
+        f"transcripts in their texts ({named}{more}), most of {metrics.marks[0].main_source}: if turns stand in one "
+        "text there, ingest them as turns."
     )
     yield Highlight(level="alarm" if number / total >= MARKED_ALARM else "note", section="sources", text=text)
 
@@ -297,8 +318,9 @@ def _duplicate_ids(metrics: TableMetrics) -> Iterator[Highlight]:
         number = source.main_reason_records if (source.main_reason or "").startswith(DUPLICATE_ID) else 0
         if are_ids_not_unique(number, records):
             text = (
-                f"{number:,} of {records:,} records of {source.uri} were refused as duplicate ids: its ids seem to "
-                "name prompts, or to be counted anew in each subset; ingest it again with another id, or with none."
+                f"{number:,} of {counted(records, 'record')} of {source.uri} were refused as duplicate ids: its ids "
+                "seem to name prompts, or to be counted anew in each subset; ingest it again with another id, or with "
+                "none."
             )
             yield Highlight(level="alarm", section="quarantine", text=text)
 

@@ -19,8 +19,10 @@ from pairwright.data.profile.annotators_and_models import (
     Row,
     agreement,
     annotator,
+    contested,
     largest,
     models_by_strength,
+    rows_by_annotator,
     share,
 )
 from pairwright.data.profile.counts import COUNTS, NUM_TOP_PROMPTS, RATIO_STEPS_PER_OCTAVE, STEPS_PER_OCTAVE
@@ -67,6 +69,7 @@ def build_metrics(
     totals |= {"annotations_marked": num_marked(aggregates["marks"])}
     sizes = aggregates["sizes"]
     repeated, uniform = repeated_texts(aggregates, totals["prompts"]), uniform_judgements(aggregates)
+    rows = rows_by_annotator(aggregates["annotator_rows"])
     metrics = TableMetrics(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=__version__,
@@ -86,7 +89,10 @@ def build_metrics(
         longer_by_ratio=_longer_by_ratio(aggregates),
         agreement=agreement(aggregates, totals),
         num_annotators=aggregates["annotators"].num_rows,
-        annotators=[annotator(row) for row in largest(aggregates["annotators"], "annotations")],
+        annotators=[
+            annotator(row, rows.get(row["annotator"], ())) for row in largest(aggregates["annotators"], "annotations")
+        ],
+        contested=contested(aggregates["contested"]),
         models=models_by_strength(aggregates["models"], aggregates.get("matchups")),
         scores=_scores(aggregates["scores"]),
         num_versions=history.num_versions,

@@ -124,6 +124,45 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     same_direction: Annotated[Share | None, msgspec.Meta(description="of those where both prefer a side: the same")]
 
 
+class AnnotatorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One annotation of an annotator, texts shortened."""
+
+    source: str
+    line: int
+    prompt: str | None
+    preferred: Annotated[str | None, msgspec.Meta(description="text of the completion that the annotator ranked best")]
+    preferred_by_others: Annotated[str | None, msgspec.Meta(description="the best one of the others, by mean rank")]
+    with_consensus: int
+    against_consensus: Annotated[int, msgspec.Meta(description="preferences of it against the majority of the others")]
+
+
+class ContestedCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """One completion of a contested group, its text shortened."""
+
+    text: str | None
+    model: str | None
+
+
+class ContestedJudgement(msgspec.Struct, frozen=True, kw_only=True):
+    """Who ranked the completions of a contested group how, in the order of ``completions``."""
+
+    annotator: str | None
+    ranks: list[int]
+
+
+class ContestedGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the groups whose annotators are most opposed."""
+
+    group_id: str
+    opposite: Annotated[int, msgspec.Meta(description="comparisons of two annotators with opposite preferences")]
+    decisive_by_both: Annotated[int, msgspec.Meta(description="those where both have a preference")]
+    prompt: str | None
+    num_completions: int
+    completions: list[ContestedCompletion]
+    num_judgements: int
+    judgements: list[ContestedJudgement]
+
+
 class Annotator(msgspec.Struct, frozen=True, kw_only=True):
     """One annotator."""
 
@@ -139,6 +178,9 @@ class Annotator(msgspec.Struct, frozen=True, kw_only=True):
         int, msgspec.Meta(description="preferences on two completions between which the others have a majority")
     ]
     against_consensus: Annotated[Share | None, msgspec.Meta(description="of these: against that majority")]
+    rows: Annotated[
+        list[AnnotatorRow], msgspec.Meta(description="annotations that went most against the majority of the others")
+    ] = []
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -311,6 +353,9 @@ class TableMetrics(msgspec.Struct, frozen=True, kw_only=True):
     num_uniform_judgements: int = 0
     uniform_judgements: list[UniformJudgements] = []
     marks: list[Marks] = []
+    contested: Annotated[
+        list[ContestedGroup], msgspec.Meta(description="groups with the largest share of opposite preferences")
+    ] = []
 
 
 def metrics_json(metrics: TableMetrics) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -22,6 +22,9 @@ from obstore.store import (
     S3Store,
     from_url,
 )
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
 
 from pairwright.addresses import (
     STORAGE_SCHEMES,
@@ -38,6 +41,8 @@ ObjectStore: TypeAlias = AzureStore | GCSStore | HTTPStore | LocalStore | Memory
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _ONE_SLASH = re.compile(rf"({'|'.join(STORAGE_SCHEMES)}|file|https?|postgres(?:ql)?|kafka):")
 _NO_PATH = "Could not parse path"  # how obstore begins what it says of a path, in a bare ValueError
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_BUILDER = "builder error"
 _BACKEND = re.compile(r"^Generic \w+ error: ")
 
 
@@ -45,16 +50,27 @@ def open_store(url: str) -> ObjectStore:
     """Return the object store at a URL: a local path, file://, s3://, gs:// or az://.
 
     A local directory is created if need be. Settings of a remote store come from its usual environment variables
-    (AWS_*, GOOGLE_*, AZURE_*); AWS_ENDPOINT_URL and AWS_ALLOW_HTTP point at another S3 server.
+    (AWS_*, GOOGLE_*, AZURE_*). AWS_ENDPOINT_URL points at another S3 server; where it begins with http://, plain HTTP
+    is allowed, which the client would refuse by itself ("builder error"), unless AWS_ALLOW_HTTP is false.
 
     Raises:
         StoreError: if the scheme is unknown, the address holds credentials, or the store cannot be opened.
     """
     root = local_root(url)
     try:
-        return LocalStore(root, mkdir=True) if root is not None else from_url(url)
+        if root is not None:
+            return LocalStore(root, mkdir=True)
+        options: ClientConfig | None = {"allow_http": True} if uses_plain_http(url) else None
+        return from_url(url, client_options=options)
     except (BaseError, OSError, ValueError) as error:
         raise StoreError(f"{url}: cannot be opened: {first_line(error)}") from None
+
+
+def uses_plain_http(url: str) -> bool:
+    """Return whether the environment names an S3 endpoint without TLS, and does not forbid it."""
+    if not url.startswith(("s3://", "s3a://")) or "AWS_ALLOW_HTTP" in os.environ:
+        return False
+    return any(os.environ.get(name, "").lower().startswith("http://") for name in _ENDPOINTS)
 
 
 def absolute_url(url: str) -> str:
@@ -130,6 +146,11 @@ def own_folder(path: Path, *, setting: str = "TMPDIR") -> Path:
 
 def first_line(error: Exception) -> str:
     """Return what happened: the first line, without the backend's name before it, nor credentials of an endpoint."""
+    if _BUILDER in str(error):  # all that obstore says of an endpoint that it does not take
+        return (
+            "the client takes no such endpoint (AWS_ENDPOINT_URL in the environment); expected https://HOST, or "
+            "http://HOST and AWS_ALLOW_HTTP not set or true"
+        )
     return without_credentials(_BACKEND.sub("", str(error).partition("\n")[0]))
 
 

@@ -8,7 +8,7 @@ In reading order:
 - ``commit.py``: commits written files or deletes them; staging folders
 - ``table_errors.py``: messages for URLs that hold no table
 - ``inspect.py``: describes a version: totals, lineage, sample
-- ``version_log.py``: lists versions, and what each changed
+- ``version_log.py``: lists versions, and what each changed; restores an old one
 - ``diff.py``: row-level diff of two versions
 - ``vacuum.py``: removes unnamed files and old versions
 - ``compact.py``: merges small files

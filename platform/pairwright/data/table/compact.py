@@ -53,7 +53,7 @@ class CompactSummary:
             )
         before, now = self.num_bytes_before / 1e6, self.num_bytes / 1e6
         lines = [
-            f"version {self.version} of {self.url} holds the same {self.num_rows:,} rows in "
+            f"version {self.version} of {self.url} holds the same {counted(self.num_rows, 'row')} in "
             f"{counted(self.num_files, 'file')} "
             f"({now:,.1f} MB) instead of {self.num_files_before:,} ({before:,.1f} MB)",
             "the old files stay with the older versions until "

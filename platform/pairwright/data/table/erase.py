@@ -34,6 +34,7 @@ from pairwright.data.table.manifest import Manifest, Source
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError, DataError, StoreError
 from pairwright.suggestions import close_to
+from pairwright.terminal import counted
 
 MAX_PROMPT_BYTES = 64 * 1024 * 1024
 """Of a file that holds a prompt: a million characters, as many as a table takes by default, are 12 MB at most."""
@@ -396,7 +397,11 @@ def verify_erasure(manifest: Manifest, checks: Sequence[ErasureCheck], where: st
     for file in manifest.all_files:
         each = by_path.get(file.path)
         if each is None or each.found or each.rows != file.rows:
-            found = "was not read" if each is None else f"has {each.rows} rows, {each.found} of them to be forgotten"
+            found = (
+                "was not read"
+                if each is None
+                else f"has {counted(each.rows, 'row')}, {each.found} of them to be forgotten"
+            )
             raise StoreError(f"{where}/{file.path}: {found}; expected {file.rows} and none; please report it")
     return Verification(
         num_files=len(manifest.files),

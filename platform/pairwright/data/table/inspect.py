@@ -14,7 +14,7 @@ from pairwright.data.pairs.near_duplicates.evaluation_sets import SOURCE_VERSION
 from pairwright.data.table.table import Input, Manifest, Table
 from pairwright.errors import StoreError
 from pairwright.records import Rejection
-from pairwright.terminal import one_per_line
+from pairwright.terminal import counted, one_per_line
 
 MAX_VERSIONS = 10
 MAX_REJECTIONS = 3
@@ -70,7 +70,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
 def _warnings(manifest: Manifest) -> list[str]:
     """Return a line for each thing that the configuration of pairs asked for and that was not found."""
     num_without = manifest.totals.get("pairs_without_margin", 0)
-    margin = f"margin: {num_without:,} of {manifest.totals['pairs']:,} pairs have none" if num_without else ""
+    margin = f"margin: {num_without:,} of {counted(manifest.totals['pairs'], 'pair')} have none" if num_without else ""
     return [*([margin] if margin else []), *exclusions.unused_exclusions(manifest.totals, manifest.config)]
 
 
@@ -175,9 +175,7 @@ def format_inspection(description: dict[str, Any]) -> str:
 
 
 def _made(facts: dict[str, Any]) -> str:
-    size = (
-        f"{facts['rows']:,} rows, {facts['bytes'] / 1e6:,.1f} MB in {facts['files']} file{'s' * (facts['files'] != 1)}"
-    )
+    size = f"{counted(facts['rows'], 'row')}, {facts['bytes'] / 1e6:,.1f} MB in {counted(facts['files'], 'file')}"
     return f"{size}, {facts['operation']} {facts['created_at'][:19]} UTC"
 
 
@@ -204,7 +202,7 @@ def _refused_lines(refused: dict[str, Any]) -> list[str]:
     examples = [_cut(example) for example in refused["examples"]]
     more = refused["records"] - len(examples)
     return [
-        f"{refused['records']:,} records, kept in {_some(refused['files'])}",
+        f"{counted(refused['records'], 'record')}, kept in {_some(refused['files'])}",
         *(f"  {example}" for example in examples),
         *([f"  ... and {more:,} more"] if more else []),
     ]
@@ -212,11 +210,12 @@ def _refused_lines(refused: dict[str, Any]) -> list[str]:
 
 def _source_lines(sources: list[dict[str, Any]]) -> list[str]:
     lines = [
-        f"{source['uri']}: {source['lines']:,} lines, {source['accepted']:,} accepted, {source['refused']:,} refused"
+        f"{source['uri']}: {counted(source['lines'], 'line')}, {source['accepted']:,} accepted, {source['refused']:,} "
+        "refused"
         for source in sources[:MAX_SOURCES]
     ]
     more = len(sources) - len(lines)
-    return lines + ([f"... and {more:,} more sources"] if more else [])
+    return lines + ([f"... and {counted(more, 'more source')}"] if more else [])
 
 
 def _lineage_lines(lineage: list[dict[str, Any]], *, indent: int) -> list[str]:

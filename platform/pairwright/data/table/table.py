@@ -31,7 +31,7 @@ from pairwright.data.table.manifest import FORMAT_VERSION, DataFile, Input, Mani
 from pairwright.data.table.table_errors import no_table_message, no_version_message, wrong_kind_message
 from pairwright.errors import CommitConflict, StoreError
 from pairwright.records import UNREADABLE_JSON, Rejection
-from pairwright.terminal import safe_json
+from pairwright.terminal import counted, safe_json
 
 __all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_bytes", "open_store", "version_path"]
 
@@ -215,7 +215,9 @@ class Table:
             raise StoreError(f"{self.url}/{file.path}: not an Arrow file: {error}; {REPAIR}") from None
         check_types(table.schema, self.kind, f"{self.url}/{file.path}")
         if table.num_rows != file.rows:
-            raise StoreError(f"{self.url}/{file.path}: has {table.num_rows:,} rows, expected {file.rows:,}; {REPAIR}")
+            raise StoreError(
+                f"{self.url}/{file.path}: has {counted(table.num_rows, 'row')}, expected {file.rows:,}; {REPAIR}"
+            )
         try:
             return in_schema(table, SCHEMAS[self.kind], columns)
         except KeyError as error:

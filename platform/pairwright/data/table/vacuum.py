@@ -64,7 +64,8 @@ class VacuumSummary:
         done = "would remove" if self.is_dry_run else "removed"
         lines = [f"{done} {counted(len(self.removed_files), 'file')}, {self.removed_bytes / 1e6:,.1f} MB"]
         if self.removed_versions:
-            lines.append(f"{done} versions {', '.join(map(str, self.removed_versions))}")
+            noun = "version" if len(self.removed_versions) == 1 else "versions"
+            lines.append(f"{done} {noun} {', '.join(map(str, self.removed_versions))}")
         if self.is_dry_run:
             lines += [f"  {path}" for path in self.removed_files[:NUM_SHOWN]]
             more = len(self.removed_files) - NUM_SHOWN
@@ -78,13 +79,14 @@ class VacuumSummary:
             )
         if self.num_young_files:
             lines.append(
-                f"{self.num_young_files:,} files that no version names ({self.young_bytes / 1e6:,.1f} MB) are younger "
-                "than --retention: perhaps a job is at work"
+                f"kept {counted(self.num_young_files, 'file')} that no version names "
+                f"({self.young_bytes / 1e6:,.1f} MB), younger than --retention: perhaps a job is at work"
             )
         if self.foreign_files:
+            are, were = ("is", "was") if len(self.foreign_files) == 1 else ("are", "were")
             lines.append(
-                f"{len(self.foreign_files):,} files in its folders are not the table's and were left alone: "
-                f"{named(self.foreign_files)}"
+                f"{counted(len(self.foreign_files), 'file')} in its folders {are} not the table's and "
+                f"{were} left alone: {named(self.foreign_files)}"
             )
         return one_per_line(lines)
 

@@ -1,9 +1,16 @@
-"""Version log of a table: what each version is, and what it changed since the one before."""
+"""Version log of a table: what each version is, what it changed since the one before, and how an old one is restored.
+
+A restored version is a new one with the files of the old one: nothing in between is lost, and nothing is copied.
+"""
 
 from typing import Any
 
+import msgspec
+
+from pairwright.data.table.commit import commit_written
 from pairwright.data.table.manifest import Manifest, Source
 from pairwright.data.table.table import Table
+from pairwright.errors import StoreError
 from pairwright.terminal import counted, one_per_line
 
 MAX_URIS = 3
@@ -35,6 +42,70 @@ def version_log(url: str, *, last: int) -> dict[str, Any]:
         "removed": table.removed_versions(),
         "versions": entries[::-1],
     }
+
+
+def restore(url: str, version: int, *, is_dry_run: bool = False) -> dict[str, Any]:
+    """Commit a version that holds what an older one held, and return what was done in values that JSON holds.
+
+    Args:
+        url: a table of any kind.
+        version: the older one.
+        is_dry_run: only say what would be done.
+
+    Raises:
+        StoreError: if there is no such version, or it holds what `forget` erased since.
+    """
+    table = Table.open(url)
+
+    def build(newest: Manifest | None) -> Manifest | None:
+        old = table.manifest(version)
+        assert newest is not None
+        _refuse_erased(table, old, newest)
+        if is_dry_run or (old.digest, old.sources) == (newest.digest, newest.sources):
+            return None
+        return msgspec.structs.replace(old, operation="restore")
+
+    before = table.manifest()
+    committed = commit_written(table, build, list)
+    old = table.manifest(version)
+    return {
+        "url": table.url,
+        "restored": version,
+        "version": before.version if committed is None else committed.version,
+        "is_new": committed is not None,
+        "is_dry_run": is_dry_run,
+        "rows": sum(file.rows for file in old.files),
+        "rows_before": sum(file.rows for file in before.files),
+        "sources": changed_sources(before.sources, old.sources),
+    }
+
+
+def _refuse_erased(table: Table, old: Manifest, newest: Manifest) -> None:
+    later = [number for number in table.versions() if old.version < number <= newest.version]
+    forgotten = [number for number in later if table.manifest(number).operation == "forget"]
+    if forgotten or changed_sources(old.sources, newest.sources)["thinned"]:
+        since = f"version {forgotten[-1]}" if forgotten else "a later version"
+        raise StoreError(
+            f"{table.url}: version {old.version} holds what `pairwright forget` erased in {since}, and is not "
+            f"restored; restore {since} or a newer one"
+        )
+
+
+def format_restored(found: dict[str, Any]) -> str:
+    """Return what was restored as text."""
+    rows = f"{counted(found['rows'], 'row')} in place of {found['rows_before']:,}"
+    if found["is_dry_run"]:
+        lines = [f"would hold again what version {found['restored']} held: {rows}"]
+    elif found["is_new"]:
+        lines = [
+            f"version {found['version']} of {found['url']} holds again what version {found['restored']} held: {rows}"
+        ]
+    else:
+        lines = [f"nothing to restore: version {found['version']} of {found['url']} holds the same already"]
+    lines += [f"  {what} {_some(uris)}" for what, uris in found["sources"].items() if uris]
+    if found["is_new"]:
+        lines.append("the versions in between stay until `pairwright vacuum` removes them")
+    return one_per_line(lines)
 
 
 def _entry(manifest: Manifest, previous: Manifest | None) -> dict[str, Any]:
@@ -78,7 +149,7 @@ def format_version_log(found: dict[str, Any]) -> str:
     lines = [f"{found['kind']} {found['url']}: {counted(found['num_versions'], 'version')}"]
     for entry in found["versions"]:
         parent = "" if entry["parent"] is None else f" on {entry['parent']}"
-        size = f"{entry['rows']:,} rows, {entry['bytes'] / 1e6:,.1f} MB in {entry['files']:,} files"
+        size = f"{counted(entry['rows'], 'row')}, {entry['bytes'] / 1e6:,.1f} MB in {counted(entry['files'], 'file')}"
         lines.append(f"{entry['version']:>6}  {entry['operation']}{parent}, {entry['created_at'][:19]} UTC: {size}")
         lines += [f"        {line}" for line in _changes(entry)]
     if more := found["num_versions"] - len(found["versions"]):

@@ -26,6 +26,7 @@ from pairwright.data.tokens.tokenize_groups import (
 )
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import DataError
+from pairwright.terminal import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -156,23 +157,24 @@ def _commit(
 def _nothing_left(pairs: Input, totals: Mapping[str, int | float], spec: TokenSpec, template: str) -> str:
     if not totals["pairs"]:
         return (
-            f"{pairs.url} version {pairs.version}: holds no pair in {totals['groups']} groups; see what became of the "
-            f"annotations with `pairwright inspect {pairs.url}`, and expand rankings that are not all ties"
+            f"{pairs.url} version {pairs.version}: holds no pair in {counted(totals['groups'], 'group')}; see what "
+            f"became of the annotations with `pairwright inspect {pairs.url}`, and expand rankings that are not all "
+            "ties"
         )
     if totals["groups_refused"] == totals["groups"]:
         reasons = "; ".join(counts_behind(totals, REFUSED_PREFIX))
         return (
-            f"{pairs.url}: no pair is left to train on: {template} refuses every one of {totals['groups']} groups "
-            f"({reasons}); set tokens.chat_template to one that takes such prompts"
+            f"{pairs.url}: no pair is left to train on: {template} refuses every one of "
+            f"{counted(totals['groups'], 'group')} ({reasons}); set tokens.chat_template to one that takes such prompts"
         )
     causes = [f"had a completion over tokens.max_length={spec.max_length}"]
     if totals["groups_refused"]:
-        causes.append(f"were of {totals['groups_refused']} groups that the chat template refuses")
+        causes.append(f"were of {counted(totals['groups_refused'], 'group')} that the chat template refuses")
     if totals["completions_with_special"] + totals["prompts_with_special"] and totals["completions_refused"]:
         causes.append(f'had special tokens in a text (tokens.special_in_text = "{spec.special_in_text}")')
     return (
-        f"{pairs.url}: no pair is left to train on: of {totals['pairs']} pairs in {totals['groups']} groups "
-        f"{totals['pairs_dropped']} {' or '.join(causes)} and "
+        f"{pairs.url}: no pair is left to train on: of {counted(totals['pairs'], 'pair')} in "
+        f"{counted(totals['groups'], 'group')} {totals['pairs_dropped']} {' or '.join(causes)} and "
         f"{totals['pairs_identical']} had equal tokens on both sides"
         + (f" ({equal} of them {EQUAL_IN_TEMPLATE})" if (equal := totals["pairs_equal_in_template"]) else "")
         + f"; the longest completion, with its prompt, needs {totals['longest']} tokens. Raise tokens.max_length, or "

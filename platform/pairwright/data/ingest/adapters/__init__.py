@@ -13,6 +13,7 @@ detection of formats. In reading order:
 - ``shown_fields.py``: which fields an annotation tool showed: completions and system prompt
 - ``label_studio.py``: rankers, pairwise choices and ratings of Label Studio
 - ``argilla.py``: rankings, labels and ratings of Argilla
+- ``format_pages.py``: lists of formats: `formats`, docs/formats.md
 """
 
 import tomllib

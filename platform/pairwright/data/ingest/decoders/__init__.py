@@ -5,7 +5,7 @@ In reading order:
 - ``chunks.py``: chunks of whole lines, numbered
 - ``json_records.py``: JSON Lines, and which .json file is an array
 - ``json_array.py``: a JSON array as lines
-- ``delimited.py``: CSV and TSV
+- ``cells/``: CSV, TSV and spreadsheets
 - ``columnar.py``: Parquet and Arrow IPC
 - ``arrow_rows.py``: Arrow rows as JSON
 - ``row_sizes.py``: how much JSON an Arrow row becomes

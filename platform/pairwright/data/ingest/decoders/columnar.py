@@ -22,6 +22,7 @@ from pairwright.data.ingest.decoders.row_sizes import Int64s, row_bytes
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.source_bytes import FREE_TEXT_BYTES, READ_BYTES, check_ratio, open_file
 from pairwright.errors import SourceError, one_line
+from pairwright.terminal import counted
 
 MAX_ROWS = 4096
 COLUMN_BUFFER_BYTES = 2 * 1024 * 1024
@@ -117,7 +118,7 @@ def _parquet_batches(source: SourceRef, start: int, end: int) -> Iterator[pa.Rec
             pages.finish()
             if num_done != described.num_rows:  # by which the rows of other splits are numbered
                 raise pa.ArrowInvalid(
-                    f"row group {group} has {num_done:,} rows, its footer says {described.num_rows:,}"
+                    f"row group {group} has {counted(num_done, 'row')}, its footer says {described.num_rows:,}"
                 )
 
 
@@ -243,8 +244,8 @@ def _without_text(kind: pa.DataType) -> pa.DataType:
 def _check_columns(source: SourceRef, num_columns: int) -> None:
     if num_columns > source.limits.max_columns:
         raise SourceError(
-            f"{source.uri}: has {num_columns:,} columns, expected at most {source.limits.max_columns:,}; leave out "
-            "what is not needed, or set limits.max_columns"
+            f"{source.uri}: has {counted(num_columns, 'column')}, expected at most {source.limits.max_columns:,}; "
+            "leave out what is not needed, or set limits.max_columns"
         )
 
 

@@ -25,7 +25,7 @@ _FOREIGN_STARTS = {
     b"PK\x03\x04": "is a zip archive; unpack it",
     b"PAR1": "is a Parquet file; name it .parquet",
     b"ARROW1": "is an Arrow file; name it .arrow",
-    b"SQLite format 3\x00": "is a SQLite database; name it as sqlite:///PATH?table=NAME",
+    b"SQLite format 3\x00": "is a SQLite database; name it as sqlite:////PATH?table=NAME",
 }
 
 

@@ -209,13 +209,16 @@ class LayoutReader:
         raise RecordError(f"expected `str`, got `{json_name(value)}`", path=where)
 
     def _of_sides(self, record: Mapping[str, Any]) -> tuple[Prompt, list[Completion], dict[str, Any]]:
-        found = [find(record, path) for path in self._table.sides]
+        present = self._present(record)
+        found = [find(record, self._table.sides[index]) for index in present]
         for value, where in found if self.fields.transcripts else ():
             if not is_transcript(value):
                 raise RecordError(r"expected a transcript that begins with \n\nHuman:, got other text", path=where)
         paths = [where for _, where in found]
         names = (
-            ["chosen", "rejected"] if self.fields.chosen is not None else [named(path[0]) for path in self._table.sides]
+            ["chosen", "rejected"]
+            if self.fields.chosen is not None
+            else [named(self._table.sides[index][0]) for index in present]
         )
         prompt: Prompt | None
         if self.fields.interleaved:
@@ -230,12 +233,23 @@ class LayoutReader:
             if self._ends_open(record) and all(isinstance(side, str) for side in conversations):
                 conversations = [side.strip() for side in conversations if isinstance(side, str)]
         prompt, replies = prompt_and_replies(prompt, conversations, paths, is_implicit=self.fields.implicit_prompt)
-        models = [self._label_at(path, record) for path in self._table.lists["models"]] or [None] * len(replies)
+        paths_of_models = self._table.lists["models"]
+        models = [self._label_at(paths_of_models[index], record) if paths_of_models else None for index in present]
         completions = [
             Completion(text=reply.content, id=name, model=model, extra=reply.extra)
             for reply, name, model in zip(replies, names, models, strict=True)
         ]
-        return self._in_context(record, prompt), completions, self._judge.of_sides(record)
+        return self._in_context(record, prompt), completions, self._judge.of_sides(record, present)
+
+    def _present(self, record: Mapping[str, Any]) -> list[int]:
+        """Return the indices of the sides that a record has."""
+        every = list(range(len(self._table.sides)))
+        if not self.fields.optional_sides:
+            return every
+        present = [index for index in every if not is_blank(find_optional(record, self._table.sides[index])[0])]
+        if len(present) < 2:
+            raise RecordError(f"expected two sides or more with a completion, got {len(present)}")
+        return present
 
     def _ends_open(self, record: Mapping[str, Any]) -> bool:
         """Return whether the prompt is a transcript that ends in ``Assistant:``, before the blank of the replies."""

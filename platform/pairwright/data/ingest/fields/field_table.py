@@ -10,10 +10,10 @@ from pairwright.data.ingest.fields.paths import JsonPath, KnownPaths, Steps, com
 
 _SINGLE = (
     "prompt", "system", "history", "input", "tools", "template_kwargs", "completions", "text", "completion_id", "model",
-    "rank", "score", "ranks", "scores", "chosen", "rejected", "winner", "tie", "strength", "margin", "grade",
+    "rank", "score", "ranks", "scores", "chosen", "rejected", "order", "winner", "tie", "strength", "margin", "grade",
     "annotator", "subset", "created_at", "tree", "role",
 )  # fmt: skip
-_LISTS = ("sides", "models", "side_scores", "won", "group_by", "keep", "ignore", "repeats")
+_LISTS = ("sides", "models", "side_scores", "side_ranks", "won", "group_by", "keep", "ignore", "repeats")
 IN_ITEMS = ("text", "completion_id", "model", "rank", "score")
 """Paths that start at an item of the list of completions."""
 
@@ -22,7 +22,7 @@ def shape_of(fields: FieldPaths) -> str:
     """Return the shape of a record of a layout, in a line, for messages."""
     judged = [fields.winner, fields.strength, fields.ranks, fields.scores, *fields.won]
     if not any(judged):
-        judged = [*fields.side_scores] if fields.sides else []
+        judged = [*fields.side_scores, *fields.side_ranks, fields.order] if fields.sides else []
     names = [
         fields.prompt if not fields.implicit_prompt else None,
         fields.chosen,
@@ -93,7 +93,8 @@ class Table:
         essential = [self.paths[name] for name in ("winner", "strength", "ranks", "scores") if name in self.paths]
         essential += self.lists["won"]
         if self.fields.sides and not essential:
-            essential += self.lists["side_scores"]
+            essential += [*self.lists["side_scores"], *self.lists["side_ranks"]]
+            essential += [self.paths["order"]] if "order" in self.paths else []
         if "prompt" in self.paths and not self.fields.implicit_prompt:
             essential.append(self.paths["prompt"])
         if any(missing(record, path) for path in essential):

@@ -1,6 +1,7 @@
 """Reads ranks, scores and preference strengths from the judgement fields that paths name."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,9 +9,10 @@ import msgspec
 
 from pairwright.config import BOTH_BAD, TIE
 from pairwright.data import preference_strength
-from pairwright.data.ingest.fields.adapter import RecordError, digit, number, quoted, whole
+from pairwright.data.extras import is_blank
+from pairwright.data.ingest.fields.adapter import RecordError, digit, json_name, number, quoted, whole
 from pairwright.data.ingest.fields.field_table import Table, missing
-from pairwright.data.ingest.fields.paths import expect_list, find, find_optional, named, render
+from pairwright.data.ingest.fields.paths import expect_list, find, find_optional, named, opened, render
 from pairwright.records import PreferenceStrength
 
 
@@ -50,12 +52,30 @@ class Judge:
             raise RecordError(f"expected `int` >= {first} ({first} = best), got {value}{advice}", path=where)
         return rank
 
-    def of_sides(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def of_sides(self, record: Mapping[str, Any], present: Sequence[int]) -> dict[str, Any]:
         """Return the judgement of sides, as fields of an annotation; and ``both_bad``, where that was said.
+
+        Args:
+            record: decoded.
+            present: indices of the sides that the record has, in order: all of them but for ``optional_sides``.
 
         Raises:
             RecordError: if there is none, or it contradicts itself.
         """
+        if self._fields.order is not None:
+            return {"ranks": self._ranks_of_order(record, present)}
+        for kind in ("side_scores", "side_ranks"):
+            if self._fields.sides and getattr(self._fields, kind):
+                return {kind.removeprefix("side_"): self._of_each(record, kind, present)}
+        judged = self._of_all(record)
+        if "ranks" in judged and len(present) < len(self._table.sides):
+            ranks = judged["ranks"]
+            if min(ranks) not in (kept := [ranks[index] for index in present]):
+                raise RecordError("expected the better side to be there, got a blank one")
+            judged["ranks"] = kept
+        return judged
+
+    def _of_all(self, record: Mapping[str, Any]) -> dict[str, Any]:
         scores = self._side_scores(record)
         if self._fields.chosen is not None:
             return self._judged_pair(record, scores)
@@ -65,10 +85,40 @@ class Judge:
             return self._judged_by_marks(record)
         if self._fields.strength is not None:
             return self._judged_by_strength(record)
-        if scores is None:
-            empty = next(path for path in self._table.lists["side_scores"] if missing(record, path))
-            raise RecordError(f"expected a score of each side, got none at `{named(empty[0])}`")
-        return {"scores": scores}
+        raise AssertionError("a table of sides without a judgement was accepted")
+
+    def _of_each(self, record: Mapping[str, Any], kind: str, present: Sequence[int]) -> list[float]:
+        """Return the score or the rank of each side that a record has."""
+        what = kind.removeprefix("side_")
+        found = []
+        for index, path in enumerate(self._table.lists[kind]):
+            if index in present:
+                if missing(record, path):
+                    raise RecordError(f"expected a {what[:-1]} of each side, got none at `{named(path[0])}`")
+                value, where = find(record, path)
+                found.append(self._number(what, value, where))
+            elif not is_blank(find_optional(record, path)[0]):
+                where = find(record, path)[1]
+                raise RecordError(f"expected no {what[:-1]} of a side that is blank, got one", path=where)
+        return found
+
+    def _ranks_of_order(self, record: Mapping[str, Any], present: Sequence[int]) -> list[int]:
+        """Return the rank of each side that a record has, from a list or a text that names them best first."""
+        value, where = find(record, self._table.paths["order"])
+        ranks: dict[int, int] = {}
+        for rank, names in enumerate(_levels(value, where), start=1):
+            for name in names:
+                side = self._fields.words.get(name, name)
+                index = self._words.get(side)
+                if index is None or index not in present:
+                    known = quoted([*self._fields.words, *self._fields.sides])
+                    raise RecordError(f"expected sides by a name of {known}, got `{name[:100]}`", path=where)
+                if index in ranks:
+                    raise RecordError(f"expected each side once, got `{name[:100]}` again", path=where)
+                ranks[index] = rank
+        if absent := [self._fields.sides[index] for index in present if index not in ranks]:
+            raise RecordError(f"expected every side in the order, got none of {quoted(absent)}", path=where)
+        return [ranks[index] for index in present]
 
     def _side_scores(self, record: Mapping[str, Any]) -> list[float] | None:
         found = [find_optional(record, path) for path in self._table.lists["side_scores"]]
@@ -76,8 +126,6 @@ class Judge:
         if not found or not any(given):
             return None
         if not all(given):
-            if self._fields.chosen is None:
-                return None
             where = found[given.index(True)][1]
             raise RecordError("expected scores of both sides or of none, got one", path=where)
         return [number(value, where) for value, where in found]
@@ -161,3 +209,14 @@ class Judge:
                 f"{preference_strength.EXPECTED}, got `{name}`", path=f"${render(self._table.paths['grade'][0])}"
             )
         return grade
+
+
+def _levels(value: Any, where: str) -> list[list[str]]:
+    """Return the names in an order, those of one rank together."""
+    value = opened(value)
+    if isinstance(value, list):
+        return [[str(name) for name in (entry if isinstance(entry, list) else [entry])] for entry in value]
+    if not isinstance(value, str):
+        raise RecordError(f"expected `array` or `str`, got `{json_name(value)}`", path=where)
+    separator = ">" if ">" in value else ";" if ";" in value else ","
+    return [[name.strip() for name in re.split("[=~]", level)] for level in re.split(f"{separator}+", value)]

@@ -8,8 +8,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from pairwright.addresses import names_user, shown_address
 from pairwright.config import ConnectorConfig
@@ -101,6 +102,25 @@ _UNREADABLE = (
 _POSTGRESQL = re.compile(r"(?:(?:[^\s@/?#%\[\]]|%[0-9A-Fa-f]{2})*@)?[^\s@/?#]*(?:[/?][^\s@#]*)?")
 
 
+def check_is_there(source: ExternalSource) -> None:
+    """Refuse a SQLite source whose file is missing, before anything is read.
+
+    Raises:
+        SourceError: if so.
+    """
+    if source.kind != "sqlite" or Path(source.address).is_file():
+        return
+    from_root = Path("/", Path(source.address).relative_to(Path.cwd())) if _is_below_here(source.address) else None
+    hint = ""
+    if from_root is not None and from_root.is_file():
+        hint = f"; {from_root} is there: an absolute path has four slashes, sqlite:///{from_root}"
+    raise SourceError(f"{source.address}: no such file{hint}")
+
+
+def _is_below_here(path: str) -> bool:
+    return Path(path).is_relative_to(Path.cwd())
+
+
 def select_all(source: ExternalSource) -> str:
     """Return the SQL whose rows are the records."""
     if source.query is not None:
@@ -149,8 +169,11 @@ def _database(kind: Kind, name: str, config: ConnectorConfig) -> ExternalSource:
     known = dict(items)
     if len(known) < len(items) or not all(known.values()):  # a password may hold an &
         raise ConfigError(f"{shown_address(name)}: {_UNREADABLE}")
-    if kind == "sqlite" and (parts.netloc or not parts.path):
-        raise ConfigError(f"{shown_address(name)}: expected sqlite:///PATH?table=NAME")
+    if kind == "sqlite" and (parts.netloc or parts.path in ("", "/")):
+        raise ConfigError(
+            f"{shown_address(name)}: expected sqlite:///PATH?table=NAME, or sqlite:////PATH?table=NAME for an absolute "
+            "path"
+        )
     settings = {key: value for key, value in known.items() if key in _SETTINGS[kind]}
     others = {key: value for key, value in known.items() if key not in settings}
     shown = f"{kind}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -162,8 +185,8 @@ def _database(kind: Kind, name: str, config: ConnectorConfig) -> ExternalSource:
     if "table" in settings and not _TABLE_NAME.fullmatch(settings["table"]):
         raise ConfigError(f"{shown}: table={settings['table']}: expected a name; give SQL as query in [connectors]")
     if kind == "sqlite":
-        address = _absolute(f"file://{parts.path}")
-        shown = f"sqlite://{address}"
+        address = _absolute(unquote(parts.path.removeprefix("/")))
+        shown = f"sqlite:///{address}"
     else:
         query = f"?{urlencode(others, quote_via=quote)}" if others else ""
         address = f"{kind}://{parts.netloc}{parts.path}{query}"

@@ -11,7 +11,7 @@ import obstore
 from obstore.exceptions import BaseError
 
 from pairwright.addresses import shown_address
-from pairwright.config import SourceLimits
+from pairwright.config import CellConfig, SourceLimits
 from pairwright.data.ingest.sources.file_search import (
     NO_FILE,
     NO_UTF8,
@@ -24,17 +24,19 @@ from pairwright.data.ingest.sources.file_search import (
     objects_at,
     shown,
 )
-from pairwright.data.ingest.sources.source import DEFAULT_LIMITS, SourceRef, file_format_of, split_url
+from pairwright.data.ingest.sources.foreign_files import file_head, foreign_file_advice
+from pairwright.data.ingest.sources.source import DEFAULT_CELLS, DEFAULT_LIMITS, SourceRef, file_format_of, split_url
 from pairwright.data.storage.object_store import absolute_url, first_line, open_store
 from pairwright.data.storage.ownership import OLD_NAMES
 from pairwright.data.table.manifest import Manifest
 from pairwright.errors import SourceError, StoreError, one_line
 from pairwright.records import UNREADABLE_JSON
 from pairwright.suggestions import did_you_mean_path
+from pairwright.terminal import counted
 
 EXPECTED = (
     "expected JSON Lines (.jsonl, .ndjson, .json), a JSON array (.json), .csv or .tsv, plain or compressed as .gz or "
-    ".zst; or .parquet, .arrow, .feather or .ipc"
+    ".zst; or .xlsx, .parquet, .arrow, .feather or .ipc"
 )
 _MARKS = {
     re.compile(r"^(.*?/?)_delta_log/"): "a Delta table, whose files hold removed rows too; name it as delta+{url}",
@@ -67,19 +69,23 @@ class Listing:
     """Parts of named directories that cannot be listed, and why."""
 
 
-def list_sources(names: Sequence[str], limits: SourceLimits = DEFAULT_LIMITS) -> list[SourceRef]:
+def list_sources(
+    names: Sequence[str], limits: SourceLimits = DEFAULT_LIMITS, cells: CellConfig = DEFAULT_CELLS
+) -> list[SourceRef]:
     """Return the sources that files, directories, patterns and URLs name, where all of each could be listed.
 
     Raises:
         SourceError: as ``find_sources``, and if a part of a directory cannot be listed.
     """
-    listing = find_sources(names, limits)
+    listing = find_sources(names, limits, cells)
     if listing.failed:
         raise SourceError([f"{path}: {reason}" for path, reason in listing.failed.items()])
     return listing.sources
 
 
-def find_sources(names: Sequence[str], limits: SourceLimits = DEFAULT_LIMITS) -> Listing:
+def find_sources(
+    names: Sequence[str], limits: SourceLimits = DEFAULT_LIMITS, cells: CellConfig = DEFAULT_CELLS
+) -> Listing:
     """Return the sources that files, directories (with what is below them), patterns and URLs name.
 
     In a directory, names that start with ``.`` or ``_`` are no data (``_SUCCESS``); other files that are no sources by
@@ -89,6 +95,7 @@ def find_sources(names: Sequence[str], limits: SourceLimits = DEFAULT_LIMITS) ->
     Args:
         names: as a user gives them.
         limits: what each source may cost.
+        cells: how CSV files and spreadsheets are written.
 
     Raises:
         SourceError: if anything named is missing, holds no source, or cannot be read; names all of them.
@@ -103,7 +110,7 @@ def find_sources(names: Sequence[str], limits: SourceLimits = DEFAULT_LIMITS) ->
             problems.append(str(error))
             continue
         for source in found.sources:
-            sources.setdefault(source.uri, replace(source, limits=limits))
+            sources.setdefault(source.uri, replace(source, limits=limits, cells=cells))
         every.ignored.update(found.ignored)
         every.failed.update(found.failed)
     if problems:
@@ -131,7 +138,7 @@ def _find_local(name: str) -> Listing:
         if not WILDCARD.search(name):
             raise SourceError(f"{shown_address(name)}: no such file or directory{did_you_mean_path(name)}")
         return _checked(name, "pattern", files_matching(str(path)), _read_local)
-    _check_name(name)
+    _check_name(name, str(path), file_head(str(path)) if path.is_file() else b"")
     if not path.is_file():
         raise SourceError(f"{name}: {NO_FILE}, expected a file, a directory or a pattern")
     try:
@@ -169,7 +176,7 @@ def _list_remote(url: str) -> Listing:
             if not wildcard and PurePosixPath(key).suffix:
                 raise SourceError(f"{url}: no such object") from None
         else:
-            _check_name(url)
+            _check_name(url, url)
             return Listing([SourceRef(f"{root}/{key}", head["size"], head["e_tag"])])
     prefix = key[: wildcard.start()].rpartition("/")[0] if wildcard else key.rstrip("/")
     found = objects_at(store, root, prefix)
@@ -192,9 +199,10 @@ def _is_asked_for(key: str, asked: str, prefix: str, *, is_pattern: bool) -> boo
 # -------------------------------------------------------------------------------------------------- both
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, path: str, head: bytes = b"") -> None:
     if file_format_of(name) is None:
-        raise SourceError(f"{name}: unknown kind of file; {EXPECTED}")
+        advice = foreign_file_advice(path, head)
+        raise SourceError(f"{name}: is {advice}" if advice else f"{name}: unknown kind of file; {EXPECTED}")
 
 
 def _checked(name: str, what: str, found: Found, read: Callable[[str], bytes]) -> Listing:
@@ -218,13 +226,18 @@ def _checked(name: str, what: str, found: Found, read: Callable[[str], bytes]) -
     sources = [SourceRef(file.name, file.size, file.etag) for file in found.files if is_source[file.name]]
     if not sources and not found.failed:
         num_files = len(paths) + len(found.ignored)
-        held = f"holds {num_files} files, none of them a source" if num_files else "holds no files"
+        held = f"holds {counted(num_files, 'file')}, none of them a source" if num_files else "holds no files"
         held = held if what == "directory" else held.replace("holds", "matches")
         raise SourceError(f"{name}: {what} {held}; {EXPECTED}")
-    others = {path: "part of a table" if _is_part_of(path, own) else NO_SOURCE for path in paths}
+    others = {path: "part of a table" if _is_part_of(path, own) else _why_not(path) for path in paths}
     others |= dict.fromkeys(registries, REGISTRY)
     ignored = {path: reason for path, reason in others.items() if not is_source[path]}
     return Listing(sources, ignored | found.ignored, found.failed)
+
+
+def _why_not(path: str) -> str:
+    advice = foreign_file_advice(path, file_head(path) if "://" not in path else b"")
+    return NO_SOURCE if advice is None else f"it is {advice}"
 
 
 def _own_tables(paths: Sequence[str], read: Callable[[str], bytes]) -> set[str]:

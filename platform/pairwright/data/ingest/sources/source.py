@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from pairwright.config import SourceLimits
+from pairwright.config import CellConfig, SourceLimits
 from pairwright.errors import SourceError
 
 DEFAULT_LIMITS = SourceLimits()
+DEFAULT_CELLS = CellConfig()
 
 Compression = Literal["gzip", "zstd"]
-FileFormat = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
+FileFormat = Literal["lines", "json", "csv", "tsv", "xlsx", "parquet", "arrow"]
 """The file format, by the name; ``json`` is JSON Lines or one array, which only the content says."""
 
 TEXT_FORMATS: dict[str, FileFormat] = {
@@ -27,7 +28,16 @@ TEXT_FORMATS: dict[str, FileFormat] = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
-TABLE_FORMATS: dict[str, FileFormat] = {".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
+TABLE_FORMATS: dict[str, FileFormat] = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
+}
+TEXT_CELLS = frozenset({"csv", "tsv", "xlsx"})
+"""File formats whose cells are text, also where they hold a list or a number."""
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -56,6 +66,8 @@ class SourceRef:
     """Newlines in each block of 64 MB that was hashed."""
     limits: SourceLimits = DEFAULT_LIMITS
     """Limits on its size and shape."""
+    cells: CellConfig = DEFAULT_CELLS
+    """How its cells are written, if it is a CSV file or a spreadsheet."""
 
     @property
     def is_local(self) -> bool:

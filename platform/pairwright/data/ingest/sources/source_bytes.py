@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError
 from pairwright.data.ingest.sources.source import Compression, SourceRef, split_url
 from pairwright.data.storage.object_store import ObjectStore, first_line, open_store
 from pairwright.errors import SourceError, StoreError
+from pairwright.progress_bar import note_progress
 
 READ_BYTES = 2 * 1024 * 1024
 """What is read, and so parsed, at a time: 1 to 4 MB stay in the cache, 64 MB at a time halve the rate of parsing."""
@@ -93,6 +94,7 @@ def hash_block(source: SourceRef, start: int, end: int) -> tuple[str, int]:
     digest, newlines = hashlib.sha256(), 0
     for block in read_blocks(source, start, end):
         digest.update(block)
+        note_progress(0, len(block))
         newlines += block.count(b"\n")
     return digest.hexdigest(), newlines
 

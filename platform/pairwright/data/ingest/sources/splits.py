@@ -12,8 +12,9 @@ from itertools import accumulate
 
 from pairwright.data.ingest.decoders import columnar as tables
 from pairwright.data.ingest.decoders import json_records as json_text
+from pairwright.data.ingest.decoders.cells.delimited import delimited_chunks, delimiter_note
+from pairwright.data.ingest.decoders.cells.spreadsheets import sheet_chunks, sheet_note
 from pairwright.data.ingest.decoders.chunks import Chunk
-from pairwright.data.ingest.decoders.delimited import delimited_chunks
 from pairwright.data.ingest.decoders.json_records import holds_array
 from pairwright.data.ingest.sources.source import SourceRef, StagedFile
 from pairwright.data.ingest.sources.source_bytes import HASHED_BYTES, check_ratio
@@ -30,6 +31,7 @@ __all__ = [
     "number_splits",
     "plan_byte_ranges",
     "read_chunks",
+    "source_note",
 ]
 
 _SPLITTABLE_FORMATS = ("lines", "json", "parquet", "arrow")
@@ -120,9 +122,26 @@ def read_chunks(split: InputSplit) -> Iterator[Chunk]:
             yield from _in_proportion(source, tables.table_chunks(source, split.start, split.end, split.lines_before))
         case "csv" | "tsv":
             yield from _in_proportion(source, delimited_chunks(source))
+        case "xlsx":
+            yield from _in_proportion(source, sheet_chunks(source))
         case "lines" | "json":
             chunks = json_text.json_chunks(source, split.start, split.end, split.lines_before)
             yield from chunks if split.staged is None else _numbered_from(split.lines_before, chunks)
+
+
+def source_note(source: SourceRef) -> str | None:
+    """Return what a reader should know of how a source is read, such as sheets that are left out; mostly None.
+
+    Raises:
+        SourceError: if the source cannot be read.
+    """
+    match source.file_format:
+        case "csv" | "tsv":
+            return delimiter_note(source)
+        case "xlsx":
+            return sheet_note(source)
+        case _:
+            return None
 
 
 def fetch_lines(split: InputSplit, numbers: Iterable[int]) -> dict[int, bytes]:

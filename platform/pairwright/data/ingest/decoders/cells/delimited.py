@@ -9,17 +9,21 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import IO, Any, cast
 
+from pairwright.data.ingest.decoders import chunks
 from pairwright.data.ingest.decoders.arrow_rows import encode_records
+from pairwright.data.ingest.decoders.cells.delimiters import BY_NAME, NAMES, recognised_delimiter
+from pairwright.data.ingest.decoders.cells.text_encodings import as_utf8, encoding_of
 from pairwright.data.ingest.decoders.chunks import KEPT_BYTES, Chunk, too_long
 from pairwright.data.ingest.decoders.json_records import checked_start
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.source_bytes import READ_BYTES, BlockFile, text_blocks
 from pairwright.errors import SourceError, one_line
+from pairwright.terminal import counted
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
-_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
 _INDEX = "Unnamed: 0"
 MAX_ROW_LINES = 200_000
 """Lines of one row: a quoted cell may have several."""
@@ -33,17 +37,16 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
     Raises:
         SourceError: if the source cannot be read to its end, has no header, or has a quote that does not end.
     """
-    delimiter = _DELIMITERS[source.file_format]
-    _, blocks = checked_start(source, text_blocks(source))
+    delimiter, blocks = _opened(source)
     binary = io.BufferedReader(BlockFile(blocks), READ_BYTES)
     text = io.TextIOWrapper(cast("IO[bytes]", binary), encoding="utf-8", errors="surrogateescape", newline="")
     rows = _Rows(source, text, delimiter)
-    header = _checked_header(source, rows.header(), delimiter)
+    header = checked_header(source, rows.header())
     records: list[dict[str, Any]] = []
     first, num_characters = 1, 0
     header_characters = sum(map(len, header)) + _ROW_BYTES  # each record repeats the names
     for number, (cells, problem) in enumerate(rows, start=1):
-        is_alone = bool(problem := problem or _shape_problem(header, cells)) or not cells
+        is_alone = bool(problem := problem or shape_problem(header, cells)) or not cells
         if is_alone or num_characters > READ_BYTES:
             if records:
                 yield Chunk(first, encode_records(records))
@@ -56,6 +59,32 @@ def delimited_chunks(source: SourceRef) -> Iterator[Chunk]:
         num_characters += len(rows.text) + header_characters
     if records:
         yield Chunk(first, encode_records(records))
+
+
+def delimiter_note(source: SourceRef) -> str | None:
+    """Return what a reader should know of a file that is not as its name says; None where it is.
+
+    Raises:
+        SourceError: if the source cannot be read.
+    """
+    delimiter, _ = _opened(source)
+    if delimiter == _DELIMITERS[source.file_format] or source.cells.delimiter is not None:
+        return None
+    return f"its cells are separated by {NAMES[delimiter]}s; cells.delimiter says another"
+
+
+def _opened(source: SourceRef) -> tuple[str, Iterator[bytes]]:
+    """Return the delimiter of a source, and its text in UTF-8."""
+    blocks = text_blocks(source)
+    first = next(blocks, b"")
+    blocks = chain([first], blocks)
+    if (encoding := encoding_of(source, first)) is not None:
+        blocks = as_utf8(source, blocks, encoding)
+    head, blocks = checked_start(source, blocks)
+    default = _DELIMITERS[source.file_format]
+    if source.cells.delimiter is not None:
+        return BY_NAME[source.cells.delimiter], blocks
+    return recognised_delimiter(head[: chunks.KEPT_BYTES].decode("utf-8", "replace"), default), blocks
 
 
 class _OverlongError(Exception):
@@ -146,22 +175,21 @@ class _Rows:
         )
 
 
-def _checked_header(source: SourceRef, header: Sequence[str], delimiter: str) -> list[str]:
+def checked_header(source: SourceRef, header: Sequence[str]) -> list[str]:
+    """Return the names of the columns.
+
+    Raises:
+        SourceError: if they are none, too many, or not one each.
+    """
     names = [name.strip() for name in header]
     if len(names) > 1 and not names[0] and _INDEX not in names:
         names[0] = _INDEX  # pandas writes its index so, and calls it so when it reads it
     if not names and source.size == 0:
         return names
-    others = [other for other in _NAMES if other != delimiter and other in "".join(names)]
-    if len(names) < 2 and others:
-        raise SourceError(
-            f"{source.uri}: the first row has {_NAMES[others[0]]} where {_NAMES[delimiter]} were expected; "
-            f"write it with {_NAMES[delimiter]}{', or name it .tsv' if others[0] == chr(9) else ''}"
-        )
     if len(names) > source.limits.max_columns:
         raise SourceError(
-            f"{source.uri}: has {len(names):,} columns, expected at most {source.limits.max_columns:,}; leave out what "
-            "is not needed, or set limits.max_columns"
+            f"{source.uri}: has {counted(len(names), 'column')}, expected at most {source.limits.max_columns:,}; "
+            "leave out what is not needed, or set limits.max_columns"
         )
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if not all(names) or twice or not names:
@@ -170,8 +198,9 @@ def _checked_header(source: SourceRef, header: Sequence[str], delimiter: str) ->
     return names
 
 
-def _shape_problem(header: Sequence[str], cells: Sequence[str]) -> str:
+def shape_problem(header: Sequence[str], cells: Sequence[str]) -> str:
+    """Return why a row is none of the table that a header begins; empty where it is one."""
     # A blank line has no cells: it comes as a blank line, to be counted as one.
     if not cells or len(cells) == len(header):
         return ""
-    return f"expected one cell a column, got {len(cells)} for {len(header)} columns"
+    return f"expected one cell a column, got {len(cells)} for {counted(len(header), 'column')}"

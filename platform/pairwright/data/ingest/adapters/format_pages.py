@@ -106,7 +106,7 @@ def _judgement_of(fields: FieldPaths, items: str) -> str:
             first = ", from 0" if path == fields.rank and fields.first_rank == 0 else ""
             parts.append(f"`{items}{'.' if items else ''}{path}`{first}")
     parts += [f"`{path}`" for path in (*fields.won, fields.tie) if path]
-    parts += [f"`{path}`" for path in fields.side_scores]
+    parts += [f"`{path}`" for path in (*fields.side_scores, *fields.side_ranks, fields.order) if path]
     return "; ".join(parts)
 
 

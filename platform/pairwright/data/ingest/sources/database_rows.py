@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray.data
-from ray.data import Dataset
 
 from pairwright.config import IngestConfig
 from pairwright.data.ingest.decoders.arrow_rows import encode_records, values_of
@@ -22,28 +20,10 @@ from pairwright.data.ingest.sources.source_bytes import FREE_TEXT_BYTES, READ_BY
 from pairwright.errors import SourceError
 
 ROWS_AT_ONCE = 512
-LINE = "line"
-"""The one column of what a database's rows become."""
 _CURSOR = "pairwright"
 _STEPS_BETWEEN_CHECKS = 10_000
 _READS = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 _ACTING_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "writefile", "edit", "eval"})
-
-
-def read_database(source: ExternalSource, config: IngestConfig) -> Dataset:
-    """Return the rows of a query as lines of JSON, to be read by one task.
-
-    Raises:
-        SourceError: if it is a file that is not there.
-    """
-    if source.kind == "sqlite" and not Path(source.address).is_file():
-        raise SourceError(f"{source.address}: no such file; a sqlite:/// address takes an absolute path")
-
-    def read(_: pa.Table) -> Iterator[pa.Table]:
-        for lines in query_lines(source, config):
-            yield pa.table({LINE: pa.array(lines, pa.binary())})
-
-    return ray.data.from_items([0], override_num_blocks=1).map_batches(read, batch_size=None, batch_format="pyarrow")
 
 
 def query_lines(source: ExternalSource, config: IngestConfig) -> Iterator[list[bytes]]:

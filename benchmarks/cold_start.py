@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-START = [sys.executable, "-m", "pairwright.cli"]
+START = [sys.executable, "-m", "pairwright"]
 CONFIG = """output = "run"
 [model]
 path = "model"

@@ -55,7 +55,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 def places(tmp_path: Path) -> Path:
     """Fill the folder in which commands run with things that are not what they should be."""
     (tmp_path / "good.jsonl").write_text(json.dumps({"id": "a", **RECORD}) + "\n")
-    (tmp_path / "table.xlsx").write_text("a,b\n")
+    (tmp_path / "table.rtf").write_text("a,b\n")
     (tmp_path / "unknown.toml").write_text("max_completion = 4\n")
     (tmp_path / "broken.toml").write_text("a = = b\n")
     (tmp_path / "train.toml").write_text(f'output = "run"\n{TRAIN}')
@@ -70,15 +70,15 @@ def places(tmp_path: Path) -> Path:
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no file": ("ingest no.jsonl --output t", ["no.jsonl: no such file"]),
-    "unknown kind of file": ("ingest table.xlsx --output t", ["table.xlsx: unknown kind", ".jsonl"]),
-    "folder without sources": ("ingest other --output t", ["other: directory holds 1 files, none of them a source"]),
+    "unknown kind of file": ("ingest table.rtf --output t", ["table.rtf: unknown kind", ".jsonl"]),
+    "folder without sources": ("ingest other --output t", ["other: directory holds 1 file, none of them a source"]),
     "table among other things": (
         "ingest good.jsonl --output other",
         ["other: holds no table but notes.txt"],
     ),
     "table over its sources": ("ingest a_run --output a_run", ["a_run: holds no table but run.json"]),
-    "table at a file": ("ingest good.jsonl --output table.xlsx", ["table.xlsx: table.xlsx is a file"]),
-    "table below a file": ("ingest good.jsonl --output table.xlsx/t", ["table.xlsx/t: table.xlsx is a file"]),
+    "table at a file": ("ingest good.jsonl --output table.rtf", ["table.rtf: table.rtf is a file"]),
+    "table below a file": ("ingest good.jsonl --output table.rtf/t", ["table.rtf/t: table.rtf is a file"]),
     "unknown scheme": ("ingest good.jsonl --output ftp://x/y", ["unknown scheme ftp://", "s3://"]),
     "no configuration": ("ingest good.jsonl --output t --config no.toml", ["no.toml: no such configuration file"]),
     "unknown key": (
@@ -118,8 +118,8 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no model to score with": ("score no good.jsonl --output o", ["no: no such model directory"]),
     "model without a head": ("evaluate a_model --pairs annotations", ["a_model: the model has no reward head"]),
     "file below a file": (
-        "synthesize --output table.xlsx/x.jsonl",
-        ["error: table.xlsx/x.jsonl: table.xlsx is a file, not a folder"],
+        "synthesize --output table.rtf/x.jsonl",
+        ["error: table.rtf/x.jsonl: table.rtf is a file, not a folder"],
     ),
     "file in place of a folder": ("synthesize --output other", ["error: other: is a folder; name a file"]),
     "texts that are none": ("new-model --output m --texts no.txt", ["no.txt: cannot be read as text"]),

@@ -40,7 +40,7 @@ MISTAKES = {
     "a misspelt folder above a file": Mistake(
         "validate dta/good.jsonl", ("did you mean data/good.jsonl?",), "validate data/good.jsonl"
     ),
-    "a folder without sources": Mistake("ingest other --output t", ("other: directory holds 1 files, none of them",)),
+    "a folder without sources": Mistake("ingest other --output t", ("other: directory holds 1 file, none of them",)),
     "a table among other things": Mistake(
         "ingest r.jsonl --output other",
         ("other: holds no table but notes.txt", "such as other/annotations"),
@@ -110,7 +110,7 @@ MISTAKES = {
         "report ann --output other/page.html",
     ),
     # ------------------------------------------------------------------------------------------ flags
-    "a verb in a typo": Mistake("ingets r.jsonl --output t", ("did you mean ingest?",), "ingest r.jsonl --output t"),
+    "a verb in a typo": Mistake("ingets r.jsonl --output t", ("did you mean ingest",), "ingest r.jsonl --output t"),
     "a flag in a typo": Mistake(
         "ingest r.jsonl --output t --jsn",
         ("no such flag --jsn; did you mean --json?",),
@@ -155,10 +155,8 @@ MISTAKES = {
     "a limit in words": Mistake(
         "validate r.jsonl --max-refused few", ("a percentage such as 0.5%",), "validate r.jsonl --max-refused 0.5%"
     ),
-    "flags that exclude each other": Mistake(
-        "ingest r.jsonl --output t --dry-run --replace",
-        ("leave one of them out",),
-        "ingest r.jsonl --output t --dry-run",
+    "a flag that needs another": Mistake(
+        "validate r.jsonl --replace", ("name it with --against URL",), "validate r.jsonl"
     ),
     "nothing to forget": Mistake(
         "forget ann", ("give --annotator NAME or --prompt ID-OR-FILE",), "forget ann --annotator ann-1 --dry-run"
@@ -411,7 +409,7 @@ def test_what_may_not_be_read_or_written_is_said_in_one_line(name: str, folder: 
         (folder / place).chmod(mode)
     try:
         ended = subprocess.run(
-            [*plain, sys.executable, "-m", "pairwright.cli", *command.split()],
+            [*plain, sys.executable, "-m", "pairwright", *command.split()],
             capture_output=True,
             text=True,
             check=False,

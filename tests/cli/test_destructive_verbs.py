@@ -89,7 +89,15 @@ RAY_VERBS = (
     ),
     Verb(
         "evaluate",
-        lambda i, p: ["evaluate", i.at("exported/model"), "--pairs", i.at("pairs"), "--output", f"{p}/found.json"],
+        lambda i, p: [
+            "evaluate",
+            i.at("exported/model"),
+            "--pairs",
+            i.at("pairs"),
+            "--output",
+            f"{p}/found.json",
+            "--overwrite",
+        ],
         file="found.json",
     ),
     Verb("score", lambda i, p: ["score", i.at("exported/model"), i.at("texts.jsonl"), "--output", p, "--overwrite"]),

@@ -71,13 +71,14 @@ def table(tmp_path: Path) -> Table:
     return table
 
 
-@pytest.mark.parametrize("what", [{"annotators": ["ANN"]}, {"prompts": [ID]}, {"annotators": ["bob"], "prompts": [ID]}])
-def test_a_preview_says_what_an_erasure_then_does_and_changes_nothing(table: Table, what: dict[str, list[str]]) -> None:
-    named = {"annotators": [], "prompts": []} | what
+@pytest.mark.parametrize(("annotators", "prompts"), [(["ANN"], []), ([], [ID]), (["bob"], [ID])])
+def test_a_preview_says_what_an_erasure_then_does_and_changes_nothing(
+    annotators: list[str], prompts: list[str], table: Table
+) -> None:
     before = sorted(Path(table.url).rglob("*"))
-    preview = preview_erasure(table.url, **named)
+    preview = preview_erasure(table.url, annotators=annotators, prompts=prompts)
     assert sorted(Path(table.url).rglob("*")) == before
-    done = erase(table.url, **named)
+    done = erase(table.url, annotators=annotators, prompts=prompts)
     assert (preview.num_annotations, preview.num_refused_without_text, preview.similar_names) == (
         done.num_annotations,
         done.num_refused_without_text,

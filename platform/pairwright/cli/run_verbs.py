@@ -4,6 +4,7 @@ As in ``cli/main.py``, each verb parses its arguments, calls one function and pr
 """
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,21 +28,28 @@ def train(
     config: Annotated[str, typer.Argument(help="TOML file; recipes to start from are in jobs/recipes/.")],
     settings: Settings = [],  # noqa: B006 - typer copies it
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved configuration and the size of the run, then stop.")
+        bool, typer.Option("--dry-run", help="Say what the run would do, in figures; make its tokens, then stop.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a reward model, or resume the run in the output. A finished run is left as it is."""
     from pairwright.config import TrainConfig, load_config
 
     loaded = load_config(TrainConfig, config, settings)
     # After the configuration, whose errors should not wait the seconds that this import takes.
+    import msgspec
+
     from pairwright.cluster.train.driver import dry_run as describe_run
     from pairwright.cluster.train.driver import train as run
 
     if dry_run:
-        say_json(describe_run(loaded))
+        preview = describe_run(loaded)
+        say_json(msgspec.to_builtins(preview)) if as_json else say(preview.text())
         return
-    summary = run(loaded)
+    summary = run(loaded, log=sys.stderr if as_json else None)
+    if as_json:
+        say_json(msgspec.to_builtins(summary.training) | {"model": summary.model})
+        return
     if summary.already_finished:
         say(escaped(f"run {loaded.output} is already finished; nothing to do"))
     say(one_per_line([f"model   {summary.model}", f"summary {loaded.output.rstrip('/')}/summary.json"]))

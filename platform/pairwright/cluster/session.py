@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 import ray.data
@@ -70,6 +71,11 @@ def _why_not_started(address: str, error: Exception) -> str:
         return (
             f"Ray cannot start: its sockets lie below TMPDIR ({tempfile.gettempdir()}), and their paths may "
             "have no more than 107 characters; set TMPDIR to a folder with a shorter path"
+        )
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"Ray cannot start: it takes no path outside UTF-8; the command was started in "
+            f"{str(Path.cwd())!r}, and TMPDIR is {tempfile.gettempdir()!r}: start it in another folder, or set TMPDIR to another"
         )
     if address == "local":
         return f"Ray cannot start on this machine: {said}"

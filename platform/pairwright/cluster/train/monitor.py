@@ -4,13 +4,12 @@ Events go to ``metrics-*.jsonl``, TensorBoard and Prometheus; a person sees a pr
 elsewhere, without a worker's prefix before each of them.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray.actor import ActorProxy
@@ -69,10 +68,18 @@ class RunMonitor:
         log_every_steps: steps between two printed lines.
         workers: of the run.
         publish: called every minute and at the end, to copy the log files to where the run's output lives.
+        log: where lines and the bar go.
     """
 
     def __init__(
-        self, directory: Path, *, run: str, log_every_steps: int, workers: WorkersConfig, publish: Callable[[], None]
+        self,
+        directory: Path,
+        *,
+        run: str,
+        log_every_steps: int,
+        workers: WorkersConfig,
+        publish: Callable[[], None],
+        log: TextIO,
     ) -> None:
         # On the driver's node, since it is useless without the driver: a lost node elsewhere would take it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -90,7 +97,8 @@ class RunMonitor:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._monitor, name="pairwright-monitor", daemon=True)
         self._event_log = EventLog(directory)
-        self._console = Console()
+        self._log = log
+        self._console = Console(file=log)
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -212,9 +220,9 @@ class RunMonitor:
     def _print(self, line: str) -> None:
         text = escaped(f"{datetime.now(UTC):%H:%M:%S} {line}")
         if self._console.is_terminal:
-            self._console.print(encodable(text, sys.stdout), markup=False, emoji=False, highlight=False)
+            self._console.print(encodable(text, self._log), markup=False, emoji=False, highlight=False)
         else:
-            say(text)
+            say(text, to=self._log)
 
 
 class ScaleUpWatcher:

@@ -29,12 +29,11 @@ from pairwright.cluster.train.coordinator import (
 )
 from pairwright.cluster.train.heartbeat import HeartbeatSender
 from pairwright.cluster.train.ray_context import RayRunContext
-from pairwright.config import TrainConfig
 from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.data.tokens.chat_template import chosen_template
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.data.tokens.tokenizer import load_tokenizer
-from pairwright.errors import DamagedCheckpointError, ModelError, OutOfMemoryError, PairwrightError
+from pairwright.errors import DamagedCheckpointError, OutOfMemoryError, PairwrightError
 from pairwright.events import HeadInitialized, LayoutChosen, WorkersStarted
 from pairwright.model.collate import Layout
 from pairwright.model.layout_check import LayoutChoice, choose_layout
@@ -109,7 +108,6 @@ def _set_up(task: WorkerTask) -> _Setup:
     pad_token_id = choose_pad_token(tokenizer)
     model = starting_model(config, tokenizer, pad_token_id=pad_token_id)
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
-    _check_positions(model, tokens, config)
     choice = choose_layout(
         model,
         config.batches.layout,
@@ -161,15 +159,6 @@ def _log_setup(setup: _Setup, context: RayRunContext) -> None:
         context.log_event(HeadInitialized(ignored_heads=tuple(ignored_heads)))
     choice = setup.layout_choice
     context.log_event(LayoutChosen(layout=choice.layout, reason=choice.reason))
-
-
-def _check_positions(model: RewardModel, tokens: TokenTable, config: TrainConfig) -> None:
-    longest, limit = int(tokens.longest_row_tokens_G.max()), model.max_positions
-    if limit is not None and longest > limit:
-        raise ModelError(
-            f"{config.model.path}: knows {limit} positions, but the longest completion takes {longest} tokens with its "
-            f"prompt; set tokens.max_length to {limit} or less"
-        )
 
 
 def _export(engine: Engine, setup: _Setup, task: WorkerTask, context: RayRunContext) -> None:

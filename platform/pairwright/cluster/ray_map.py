@@ -29,6 +29,10 @@ MIN_TASKS = 64
 TASKS_PER_CPU = 8
 """Tasks to aim at where there is less than 64 MB for each: Ray Data takes 50 to 100 ms from one to the next."""
 
+MAX_ORDERED_TASKS = 4096
+ORDERED_BLOCK_BYTES = 16 * 1024
+"""So small that the first rows come while a task still reads."""
+
 _DONE = "done"
 _KINDS = {
     kind.__name__: kind
@@ -86,6 +90,20 @@ def map_on_ray(
                 raise _KINDS[row["kind"]](row["payload"].decode())
             else:
                 yield msgspec.msgpack.decode(row["payload"], type=result)
+
+
+def flat_map_in_order(
+    rows: list[dict[str, Any]], work: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows that ``work`` makes of each row, in order; for reading, beside actors that hold all CPUs."""
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = ORDERED_BLOCK_BYTES
+    with ray.data.DataContext.current(context):
+        # No CPU is reserved, since reading mostly waits for input. For the same reason this is not `ray.data.range`,
+        # whose own reading tasks take a CPU each.
+        blocks = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), MAX_ORDERED_TASKS)))
+        yield from blocks.flat_map(work, num_cpus=0).iter_rows()
 
 
 def map_nodes(work: Callable[[], ResultT], *, seconds: float) -> list[tuple[str, ResultT | str]]:

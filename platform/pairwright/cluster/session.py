@@ -75,7 +75,7 @@ def _why_not_started(address: str, error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return (
             f"Ray cannot start: it takes no path outside UTF-8; the command was started in "
-            f"{str(Path.cwd())!r}, and TMPDIR is {tempfile.gettempdir()!r}: start it in another folder, or set TMPDIR to another"
+            f"{str(Path.cwd())!r}, and TMPDIR is {tempfile.gettempdir()!r}: take another folder"
         )
     if address == "local":
         return f"Ray cannot start on this machine: {said}"

@@ -28,21 +28,20 @@ ROWS_AHEAD = 8
 def run_on_actors(
     rows: Iterable[Row], load: Callable[[torch.device], Worker[ResultT]], *, num_workers: int, use_gpu: bool
 ) -> Iterator[ResultT]:
-    """Yield the result of each row, in order; see ``model_runner.ModelRunner``. The actors end with the iteration."""
+    """Yield the result of each row, in order; see ``model_runner.ModelRunner``.
+
+    Actors end when nothing refers to them, or with the session.
+    """
     remote: Any = ray.remote(
         num_cpus=CPUS_PER_WORKER, num_gpus=1 if use_gpu else 0, max_restarts=-1, max_task_retries=-1
     )(_ModelActor)
     actors = [remote.remote(use_gpu=use_gpu) for _ in range(num_workers)]
-    try:
-        for row in _in_order(rows, actors, ray.put(load)):
-            if row["kind"]:
-                raise getattr(errors, row["kind"])(row["payload"].decode())
-            # Bytes that an actor of this command made and Ray transferred; none of it comes from a file, a record or
-            # a model.
-            yield pickle.loads(row["payload"])  # noqa: S301
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    for row in _in_order(rows, actors, ray.put(load)):
+        if row["kind"]:
+            raise getattr(errors, row["kind"])(row["payload"].decode())
+        # Bytes that an actor of this command made and Ray transferred; none of it comes from a file, a record or a
+        # model.
+        yield pickle.loads(row["payload"])  # noqa: S301
 
 
 def _in_order(rows: Iterable[Row], actors: list[Any], load: "ray.ObjectRef[Any]") -> Iterator[Row]:

@@ -26,6 +26,7 @@ from ray.train.v2._internal.execution.callback import WorkerCallback
 
 from pairwright.data.storage.object_store import own_folder
 
+MAX_PARENT_CHARACTERS = 24
 _LOOPBACK = "127.0.0.1"
 _INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
@@ -48,11 +49,12 @@ def start_local_ray(**options: Any) -> None:
 
 
 def ray_parent(temporary: str) -> Path:
-    """Return the folder for Ray's own: the temporary one, or where its path is not ASCII, ``/tmp``.
+    """Return the folder for Ray's own: the temporary one, or ``/tmp`` where sockets could not lie below that.
 
-    Ray 2.60 encodes the paths of its sockets as ASCII (``_raylet.CoreWorker``), and cannot start below any other.
+    Ray 2.60 encodes their paths as ASCII, and Unix allows them 107 bytes, of which the names of Ray's folders take 80.
     """
-    return Path(temporary if temporary.isascii() else "/tmp")  # noqa: S108 - own_folder checks whose it is
+    can_hold_sockets = temporary.isascii() and len(temporary) <= MAX_PARENT_CHARACTERS
+    return Path(temporary if can_hold_sockets else "/tmp")  # noqa: S108 - own_folder checks whose it is
 
 
 @dataclass(frozen=True, slots=True)

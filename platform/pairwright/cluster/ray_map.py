@@ -5,18 +5,19 @@ Ray would wrap it and print a traceback of its own first.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 import ray
 import ray.data
+from ray.data import Dataset
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pairwright import errors
-from pairwright.cluster.session import ray_resources
+from pairwright.cluster.session import ended_with_session, ray_resources
 from pairwright.progress_bar import progress_bar
 
 ItemT = TypeVar("ItemT")
@@ -83,13 +84,18 @@ def map_on_ray(
     # With its reservations Ray Data 2.60 starts one task where two CPUs are free, and waits between tasks.
     rows.context.op_resource_reservation_enabled = False
     with progress_bar(what, total=len(items), resources=ray_resources) as advance:
-        for row in rows.iter_rows():
+        for row in rows_of(rows):
             if row["kind"] == _DONE:
                 advance(1)
             elif row["kind"]:
                 raise _KINDS[row["kind"]](row["payload"].decode())
             else:
                 yield msgspec.msgpack.decode(row["payload"], type=result)
+
+
+def rows_of(dataset: Dataset) -> Generator[dict[str, Any]]:
+    """Return the rows of a dataset; an iteration that is left open ends with the session."""
+    return ended_with_session(cast("Generator[dict[str, Any]]", iter(dataset.iter_rows())))
 
 
 def flat_map_in_order(
@@ -103,7 +109,7 @@ def flat_map_in_order(
         # No CPU is reserved, since reading mostly waits for input. For the same reason this is not `ray.data.range`,
         # whose own reading tasks take a CPU each.
         blocks = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), MAX_ORDERED_TASKS)))
-        yield from blocks.flat_map(work, num_cpus=0).iter_rows()
+        yield from rows_of(blocks.flat_map(work, num_cpus=0))
 
 
 def map_nodes(work: Callable[[], ResultT], *, seconds: float) -> list[tuple[str, ResultT | str]]:

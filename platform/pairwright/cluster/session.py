@@ -8,12 +8,15 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import ray
 import ray.data
+from ray._private import auto_init_hook
 from ray.exceptions import RayError
 
 from pairwright.addresses import shown_address, without_credentials
@@ -21,6 +24,10 @@ from pairwright.cluster.local_ray import logs_folder, start_local_ray
 from pairwright.errors import ClusterError
 
 MAX_TRACEBACK_LINES = 60
+ValueT = TypeVar("ValueT")
+_generators: WeakSet[Generator[Any]] = WeakSet()
+# Else what is left of a session calls `ray.init()` once the session has ended, which nothing keeps on loopback.
+auto_init_hook.enable_auto_connect = False
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -54,7 +61,24 @@ def ray_session() -> Iterator[None]:
         with _explained():
             yield
     finally:
+        _close_generators()
         ray.shutdown()
+
+
+def ended_with_session(generator: Generator[ValueT]) -> Generator[ValueT]:
+    """Return a generator that calls Ray when it is closed; the session closes it before it ends.
+
+    What an error or Ctrl-C leaves open would be closed once nobody refers to it, and Ray 2.60 then starts, or looks
+    for, another cluster, for minutes.
+    """
+    _generators.add(generator)
+    return generator
+
+
+def _close_generators() -> None:
+    for generator in list(_generators):
+        with suppress(Exception):  # of a cluster that is going down
+            generator.close()
 
 
 def ray_resources() -> str:

@@ -34,7 +34,7 @@ from pairwright.data.tokens.chat_template import chosen_template
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import DamagedCheckpointError, OutOfMemoryError, PairwrightError
-from pairwright.events import HeadInitialized, LayoutChosen, WorkersStarted
+from pairwright.events import HeadInitialized, LayoutChosen, PhaseStarted, WorkersStarted
 from pairwright.model.collate import Layout
 from pairwright.model.layout_check import LayoutChoice, choose_layout
 from pairwright.model.load_model import DTYPES, starting_model
@@ -103,11 +103,13 @@ def _with_agreed_layout(setup: _Setup) -> _Setup:
 
 def _set_up(task: WorkerTask) -> _Setup:
     config = task.config
+    _report_phase(task, "loading the model")
     tokenizer = load_tokenizer(config.model.path)
     template = chosen_template(tokenizer, config.tokens)
     pad_token_id = choose_pad_token(tokenizer)
     model = starting_model(config, tokenizer, pad_token_id=pad_token_id)
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
+    _report_phase(task, "choosing the layout of micro-batches")
     choice = choose_layout(
         model,
         config.batches.layout,
@@ -124,6 +126,11 @@ def _set_up(task: WorkerTask) -> _Setup:
         shape=shape_of(model),
     )
     return _Setup(run=run, model=model, tokenizer=tokenizer, template=template, layout_choice=choice)
+
+
+def _report_phase(task: WorkerTask, phase: str) -> None:
+    if dist.get_rank() == 0:
+        task.coordinator.push.remote(PhaseStarted(phase=phase))
 
 
 def _heartbeat_sender(task: WorkerTask, context: RayRunContext) -> HeartbeatSender:

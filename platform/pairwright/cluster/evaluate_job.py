@@ -84,18 +84,16 @@ def evaluate(
         pairs: URL of a pairs table.
         version: of it; the newest if None.
         split: train or validation.
-        output: URL of the report if it ends in .json, else of a directory for ``report.json``; beside the model if
-            None. An older report is replaced, and nothing else.
+        output: URL of the report (.json) or its directory; beside the model if None. Only a report is replaced.
         num_workers: number of models in parallel; does not change the report.
         use_gpu: give each a GPU.
         micro_batch_tokens: token budget of one forward pass, padding included.
-        cache: URL of the token cache; ``tokens/`` beside the output if None, or if there is no output either, beside
-            the model's run. On a cluster of several nodes, all of them must have access to it.
+        cache: URL of the token cache, for all nodes; ``tokens/`` beside the output, or the model's run, if None.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
         ModelError: if the model cannot be used.
-        StoreError: if there is no such table or version, or it does not hold pairs; if the report could not go there.
+        StoreError: if there is no such version of pairs, or the report could not go there.
         DataError: if no pair of the split is left.
         ConfigError: if there is no such split, or too few CPUs, GPUs or tokens.
     """

@@ -91,8 +91,10 @@ class _ModelActor:
 
     def work(self, load: list[Any], row: Row) -> Row:
         try:
-            if self._work is None:
-                self._work = ray.get(load[0])(self._device)
-            return {"kind": "", "payload": pickle.dumps(self._work(row))}
+            work = self._work
+            if work is None:
+                load_model: Any = ray.get(load[0])
+                work = self._work = load_model(self._device)
+            return {"kind": "", "payload": pickle.dumps(work(row))}
         except errors.PairwrightError as error:
             return {"kind": type(error).__name__, "payload": str(error).encode()}

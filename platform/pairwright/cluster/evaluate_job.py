@@ -108,14 +108,7 @@ def evaluate(
         num_workers=num_workers,
         use_gpu=use_gpu,
     ) as runner:
-        tokens_url, tokens_manifest = ensure_tokens(
-            pairs,
-            version=manifest.version,
-            tokenizer_path=str(exported.directory),
-            config=exported.rules.tokens_config(),
-            into=cache or _default_cache(model, output),
-            executor=EXECUTOR,
-        )
+        tokens_url, tokens_manifest = _tokens(pairs, manifest, exported, cache or _default_cache(model, output))
         task = _Task(absolute_url(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
         evaluation = _evaluate(task, runner)
     if evaluation is None:
@@ -126,6 +119,17 @@ def evaluate(
         show(report)
     put_output(report_url(model, output), report_json(report), is_report, what=WHAT)
     return report
+
+
+def _tokens(pairs: str, manifest: Manifest, exported: ExportedModel, into: str) -> tuple[str, Manifest]:
+    return ensure_tokens(
+        pairs,
+        version=manifest.version,
+        tokenizer_path=str(exported.directory),
+        config=exported.rules.tokens_config(),
+        into=into,
+        executor=EXECUTOR,
+    )
 
 
 def _evaluate(task: _Task, runner: ModelRunner) -> Evaluation | None:

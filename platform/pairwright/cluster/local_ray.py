@@ -73,7 +73,7 @@ def local_resources() -> LocalResources:
     gpus = NvidiaGPUAcceleratorManager
     visible = gpus.get_current_process_visible_accelerator_ids()
     num_gpus = gpus.get_current_node_num_accelerators()
-    return LocalResources(get_num_cpus(), num_gpus if visible is None else min(num_gpus, len(visible)))
+    return LocalResources(int(get_num_cpus()), num_gpus if visible is None else min(num_gpus, len(visible)))
 
 
 def guard_token() -> None:

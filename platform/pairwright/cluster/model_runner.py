@@ -26,8 +26,10 @@ CPUS_PER_WORKER = 1
 class ModelRunner(Protocol):
     """Maps rows over one or more models."""
 
-    is_local: bool
-    """Whether it is this process that computes."""
+    @property
+    def is_local(self) -> bool:
+        """Whether it is this process that computes."""
+        ...
 
     def run(self, rows: Iterable[Row], load: "Callable[[torch.device], Worker[ResultT]]") -> Iterator[ResultT]:
         """Yield the result of each row, in the order of the rows.

@@ -51,6 +51,8 @@ def open_store(url: str) -> ObjectStore:
         StoreError: if the scheme is unknown, the address holds credentials, or the store cannot be opened.
     """
     root = local_root(url)
+    if root is None:
+        _check_remote_name(url)
     try:
         return LocalStore(root, mkdir=True) if root is not None else from_url(url)
     except (BaseError, OSError, ValueError) as error:
@@ -87,7 +89,6 @@ def local_root(url: str) -> Path | None:
             raise StoreError(f"{shown_address(url)}: names a machine; expected file:///PATH")
         return Path(os.path.abspath(unquote(urlsplit(url).path)))  # noqa: PTH100
     if scheme in STORAGE_SCHEMES:
-        _check_remote_name(url)
         return None
     shown = shown_address(url)
     named = f" {scheme}://" if _SCHEME.fullmatch(scheme) else ""  # anything else may be part of a password

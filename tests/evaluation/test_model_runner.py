@@ -93,9 +93,9 @@ def test_ctrl_c_ends_scoring_within_seconds_and_leaves_nothing(num_workers: int,
         time.sleep(0.1)
     asked = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.wait(60)
+    process.wait(90)
     reader.join()
-    assert time.monotonic() - asked < 30, "seconds on a quiet machine"
+    assert time.monotonic() - asked < 60, "seconds on a quiet machine"
     assert process.returncode == 130, lines
     assert "Traceback" not in "".join(lines)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

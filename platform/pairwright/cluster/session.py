@@ -7,9 +7,12 @@
 import logging
 import os
 import re
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -24,6 +27,9 @@ from pairwright.cluster.local_ray import logs_folder, start_local_ray
 from pairwright.errors import ClusterError
 
 MAX_TRACEBACK_LINES = 60
+JOIN_SECONDS = 2.0
+_DATA_THREADS = ("StreamingExecutor", "iter_threaded", "ray-data", "data-usage", "map_tp")
+"""Beginnings of the names of Ray Data's threads."""
 ValueT = TypeVar("ValueT")
 _generators: WeakSet[Generator[Any]] = WeakSet()
 # Else what is left of a session calls `ray.init()` once the session has ended, which nothing keeps on loopback.
@@ -57,12 +63,17 @@ def ray_session() -> Iterator[None]:
     except (OSError, ValueError) as error:  # a ConnectionError is one of the first
         raise ClusterError(_why_not_started(address, error)) from None
     ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        with _explained():
-            yield
-    finally:
-        _close_generators()
-        ray.shutdown()
+    with ExitStack() as end:
+        end.callback(ray.shutdown)
+        try:
+            with _explained():
+                yield
+        except KeyboardInterrupt:
+            end.enter_context(_quiet())  # left after Ray has ended
+            end.callback(ray.shutdown)
+            raise
+        finally:
+            _close_generators()
 
 
 def ended_with_session(generator: Generator[ValueT]) -> Generator[ValueT]:
@@ -79,6 +90,25 @@ def _close_generators() -> None:
     for generator in list(_generators):
         with suppress(Exception):  # of a cluster that is going down
             generator.close()
+    # A thread of Ray Data that calls Ray once it has ended takes the process along.
+    deadline = time.monotonic() + JOIN_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith(_DATA_THREADS):
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what is written to standard error: Ray's own lines on each task that Ctrl-C ends are no errors."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def ray_resources() -> str:

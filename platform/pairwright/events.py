@@ -57,6 +57,13 @@ class WorkersStarted(Event, frozen=True, kw_only=True, tag="workers"):
     world_size: int
 
 
+class PhaseStarted(Event, frozen=True, kw_only=True, tag="phase"):
+    """The ranks begin with something other than a step; rank 0 reports it."""
+
+    phase: str
+    """What they do, as a person says it: ``loading the model``."""
+
+
 class HeadInitialized(Event, frozen=True, kw_only=True, tag="new_head"):
     """The starting model has no reward head under the expected name, so a new one was drawn."""
 
@@ -268,7 +275,8 @@ class UncommittedRemoved(Event, frozen=True, kw_only=True, tag="uncommitted_remo
 
 
 RunEvent: TypeAlias = (
-    WorkersStarted
+    PhaseStarted
+    | WorkersStarted
     | HeadInitialized
     | LayoutChosen
     | Resumed

@@ -24,9 +24,9 @@ def escaped(text: str) -> str:
     return "".join(c if _is_safe(c) else c.encode("unicode_escape").decode() for c in text)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, whose plural takes an s: ``1 source``, ``2,504 sources``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: float, noun: str) -> str:
+    """Return a whole number with its noun, whose plural takes an s: ``1 source``, ``2,504 sources``."""
+    return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
 
 
 def one_per_line(texts: Iterable[str]) -> str:

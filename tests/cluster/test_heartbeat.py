@@ -6,6 +6,8 @@ import pytest
 
 from pairwright.cluster.train.coordinator import Heartbeat
 from pairwright.cluster.train.heartbeat import Hang, Watchdog
+from pairwright.cluster.train.monitor import Activity
+from pairwright.events import PhaseStarted, StepSkipped, WorkersLost, WorkersStarted
 from pairwright.training.context import RankStatus
 
 HANG_SECONDS = 10.0
@@ -102,3 +104,29 @@ def test_a_group_that_ended_or_is_being_replaced_is_not_looked_after_and_the_nex
 def test_a_rank_that_has_done_its_part_is_not_silent(ranks: Ranks) -> None:
     ranks.heartbeats[1] = dataclasses.replace(ranks.heartbeats[1], is_last=True)
     assert not ranks.pass_seconds(1000, stopped=(1,))
+
+
+def test_a_long_silence_is_told_as_what_is_being_done_and_how_fast() -> None:
+    """ "no step for 60 s ... 0 of 2 CPUs free" was said of a healthy run that loaded its model."""
+    activity = Activity(100.0)
+    assert activity.line(130.0, 0) == "still starting workers, for 30 s"
+    activity.add(PhaseStarted(phase="loading the model"), 140.0)
+    activity.add(WorkersStarted(world_size=2), 150.0)
+    assert activity.line(170.0, 0) == "still loading the model, for 30 s"
+    activity.add(StepSkipped(step=4, num_skipped=1, reason="no"), 200.0)
+    assert activity.line(260.0, 30) == "still taking step 5, for 60 s, 30 micro-batches begun, 2.0 s each"
+    activity.add(WorkersLost(causes=("rank 0: gone",)), 300.0)
+    assert activity.line(330.0, 30) == "still starting workers, for 30 s"
+
+
+def test_what_the_cluster_has_is_told_only_of_a_start_that_takes_very_long() -> None:
+    activity = Activity(100.0)
+    assert not activity.is_long_start(219.0)
+    assert activity.is_long_start(220.0)
+    activity.add(PhaseStarted(phase="loading the model"), 221.0)
+    assert not activity.is_long_start(900.0)
+
+
+def test_the_slowest_rank_says_how_many_micro_batches_have_begun(ranks: Ranks) -> None:
+    assert Watchdog(HANG_SECONDS).micro_batches() == 0
+    assert ranks.watchdog.micro_batches() == 2

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from listening_sockets import Listeners, is_loopback
-from pairwright.cluster.train.driver import dry_run, train
+from pairwright.cluster.train.driver import train
 from pairwright.config import TrainConfig
 from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError, ModelError, StoppedError, StoreError, TrainingError
@@ -290,19 +290,58 @@ def test_a_diverging_run_stops_every_rank_names_groups_and_does_not_retry(folder
     assert len(steps_logged(Path(config.output))) < NUM_STEPS
 
 
-def test_dry_run_says_how_long_the_run_is_and_starts_nothing(folder: Path) -> None:
-    described = dry_run(run_config(folder, "dry"))
-    assert described["steps"] == NUM_STEPS
-    assert described["config"]["optimizer"]["learning_rate"] == 3e-3
-    assert described["tokens"]["groups"] > 0
-    assert not (folder / "dry").exists()
+def losses(output: Path) -> dict[int, float]:
+    """Return the loss of each step that a run logged; a step that was taken again counts as the last time."""
+    lines = [line for file in sorted(output.glob("metrics-*.jsonl")) for line in file.read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in map(json.loads, lines) if record["kind"] == "step"}
 
 
-def test_dry_run_counts_what_the_template_refuses_before_there_are_tokens(folder: Path) -> None:
-    config = run_config(folder, "dry")
-    template = "{% if 'a' in messages[0].content %}{{ raise_exception('no') }}{% endif %}{{ messages[-1].content }}"
-    tokens = config.tokens.model_copy(update={"chat_template": template, "cache": str(folder / "dry-tokens")})
-    totals = dry_run(config.model_copy(update={"tokens": tokens}))["tokens"]
-    assert 0 < totals["groups_refused"] <= totals["groups"]
-    assert totals["refused:the chat template gives no text: no"] == totals["groups_refused"]
-    assert not (folder / "dry-tokens").exists()
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_same_losses_after_table_model_and_folder_were_moved(
+    undisturbed: TrainConfig, folder: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("pairs", "model"):
+        shutil.copytree(folder / name, here / name)
+    config = run_config(here, "run", training={**TRAINING, "checkpoint_every_steps": NUM_STEPS})
+    threading.Thread(target=signal_after, args=(5, here / "run", signal.SIGTERM), daemon=True).start()
+    with pytest.raises(StoppedError):
+        train(config)
+    taken = max(steps_logged(here / "run"))
+    there = tmp_path / "there"
+    shutil.move(here, there)
+    shutil.rmtree(there / "tokens")
+    for name in ("pairs", "model"):
+        (there / name).rename(there / f"moved-{name}")
+    moved = {"data": {"pairs": str(there / "moved-pairs")}, "model": {"path": str(there / "moved-model")}}
+    assert train(run_config(there, "run", **moved)).training.resumes == 1
+    assert steps_logged(there / "run") == list(range(1, NUM_STEPS + 1)), f"no step of the first {taken} was repeated"
+    assert losses(there / "run") == losses(Path(undisturbed.output))
+    assert same_bits(weights(there / "run"), weights(Path(undisturbed.output)))
+
+
+NAMES = {
+    "scripts": "münchen 北京 القاهرة Ωμέγα 🦊",
+    "marks": 'it\'s 100% "quoted" [x] {y} #1 ?q &r; $HOME ~ %20 %s \\ `z`',
+    "newline": "two\nlines\t and a tab",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_trains_resumes_and_is_used_below_any_name(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path becomes a label of a metric, a folder of Ray's, a text in a log; TMPDIR and HOME are such names too."""
+    here = tmp_path / NAMES[name]
+    for kind in ("pairs", "model"):
+        shutil.copytree(folder / kind, here / kind)
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("TMPDIR", str(here))
+    config = run_config(here, "run", training={**TRAINING, "max_steps": 2}, workers={"num_workers": 1})
+    log, _ = start_command(config, tmp_path / "run.toml").communicate(timeout=300)
+    assert (here / "run" / "summary.json").is_file(), log
+    assert "Traceback" not in log
+    log, _ = start_command(config, tmp_path / "run.toml").communicate(timeout=300)
+    assert "is already finished" in log

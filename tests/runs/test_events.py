@@ -18,6 +18,7 @@ from pairwright.events import (
     HangDetected,
     HeadInitialized,
     LayoutChosen,
+    PhaseStarted,
     Preemption,
     Resumed,
     Retrying,
@@ -46,6 +47,7 @@ STEP = StepTaken(
 )
 # Each event with its kind in metrics-*.jsonl, its line of the log, and the gauges that it sets.
 EVENTS: list[tuple[Event, str, str | None, dict[str, float]]] = [
+    (PhaseStarted(phase="loading the model"), "phase", None, {}),
     (WorkersStarted(world_size=2), "workers", None, {}),
     (
         HeadInitialized(ignored_heads=("v_head.weight",)),

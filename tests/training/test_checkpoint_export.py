@@ -18,7 +18,8 @@ from pairwright.model.load_model import DTYPES, load_reward_model
 from pairwright.model.lora import add_adapters
 from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.runs.export_run import export_checkpoint
-from pairwright.runs.run_dir import RunFolder, RunIdentity, identity_config
+from pairwright.runs.run_dir import RunFolder
+from pairwright.runs.run_identity import RunIdentity, identity_config
 from pairwright.training.checkpoint import read_manifest
 from pairwright.training.checkpoint_shards import consolidated_state_dict
 from zero_runs import Results, all_cases, saved_in

@@ -5,7 +5,6 @@ As in ``cli/data_verbs.py``, each verb parses its arguments, calls one function 
 
 import json
 import sys
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -72,17 +71,20 @@ def train(
     from pairwright.cli.early_checks import check_training
 
     check_training(loaded)
+    import msgspec
+
     from pairwright.cluster.train.driver import dry_run as describe_run
     from pairwright.cluster.train.driver import train as run
 
     if dry_run:
-        say_json(describe_run(loaded))
+        preview = describe_run(loaded)
+        say_json(msgspec.to_builtins(preview)) if as_json else say(preview.text())
         return
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # the log, which is no JSON
-        summary = run(loaded)
+    summary = run(loaded, log=sys.stderr if as_json else None)
     url = f"{loaded.output.rstrip('/')}/summary.json"
     if as_json:
-        say_json({"model": summary.model, "summary": url, "already_finished": summary.already_finished})
+        about = {"model": summary.model, "summary": url, "already_finished": summary.already_finished}
+        say_json(msgspec.to_builtins(summary.training) | about)
         return
     if summary.already_finished:
         say(escaped(f"run {loaded.output} is already finished; nothing to do"))

@@ -32,7 +32,8 @@ from pairwright.records import (
     Annotation,
     Rejection,
 )
-from pairwright.runs.run_dir import RunIdentity, TrainingSummary
+from pairwright.runs.run_dir import TrainingSummary
+from pairwright.runs.run_identity import RunIdentity
 from pairwright.training.checkpoint import CheckpointManifest, ShardFile
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"

@@ -1,4 +1,4 @@
-"""The evaluation job: evaluates an exported model on a split of a pairs table, on a pool of workers.
+"""The evaluation job: evaluates an exported model on a split of a pairs table, here or on a pool of workers.
 
 The data alone decides the parts of the split, and a part's sums are exact integers, so 1, 2 or 50 workers write the
 same report to the last digit. Tokenisation uses the model's own tokenizer, template and limits, and is cached.
@@ -8,11 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray.data
 import torch
 
-from pairwright.cluster.actor_pool import Row, Worker, check_workers, run_on_models
-from pairwright.cluster.session import ray_resources, ray_session
+from pairwright.cluster.model_runner import ModelRunner, Row, Worker, model_runner
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.data.table.table import Manifest, Table
@@ -104,18 +102,15 @@ def evaluate(
     exported = open_exported(model)
     exported.verify(hashes=True)
     manifest = Table.open(pairs, "pairs").manifest(version)
-    with ray_session():
-        check_workers(num_workers, use_gpu=use_gpu)
-        tokens_url, tokens_manifest = ensure_tokens(
-            pairs,
-            version=manifest.version,
-            tokenizer_path=str(exported.directory),
-            config=exported.rules.tokens_config(),
-            into=cache or _default_cache(model, output),
-            executor=EXECUTOR,
-        )
+    with model_runner(
+        model_bytes=exported.num_bytes,
+        input_bytes=sum(file.bytes for file in manifest.files),
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+    ) as runner:
+        tokens_url, tokens_manifest = _tokens(pairs, manifest, exported, cache or _default_cache(model, output))
         task = _Task(absolute_url(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
-        evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)
+        evaluation = _evaluate(task, runner)
     if evaluation is None:
         raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
     identity = _data_identity(pairs, manifest, split, tokens_manifest)
@@ -126,15 +121,26 @@ def evaluate(
     return report
 
 
-def _evaluate(task: _Task, *, num_workers: int, use_gpu: bool) -> Evaluation | None:
+def _tokens(pairs: str, manifest: Manifest, exported: ExportedModel, into: str) -> tuple[str, Manifest]:
+    return ensure_tokens(
+        pairs,
+        version=manifest.version,
+        tokenizer_path=str(exported.directory),
+        config=exported.rules.tokens_config(),
+        into=into,
+        executor=EXECUTOR,
+    )
+
+
+def _evaluate(task: _Task, runner: ModelRunner) -> Evaluation | None:
     """Return the sums of all parts, None if the split has none."""
     num_parts = len(task.plan()[1].parts)
     if num_parts == 0:
         return None
-    rows = ray.data.from_items([{"id": part} for part in range(num_parts)], override_num_blocks=num_parts)
+    rows = [{"id": part} for part in range(num_parts)]
     evaluations = []
-    with progress_bar("parts of the split evaluated", total=num_parts, resources=ray_resources) as advance:
-        for evaluation in run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu):
+    with progress_bar("parts of the split evaluated", total=num_parts, resources=runner.resources) as advance:
+        for evaluation in runner.run(rows, task.load):
             evaluations.append(evaluation)
             advance(1)
     return merged(evaluations)

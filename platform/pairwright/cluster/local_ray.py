@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -19,21 +20,24 @@ import ray
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+from ray._private.accelerators import NvidiaGPUAcceleratorManager
+from ray._private.utils import get_num_cpus
 from ray.train.v2._internal.execution.callback import WorkerCallback
 
 from pairwright.data.storage.object_store import own_folder
 
+MAX_PARENT_CHARACTERS = 24
 _LOOPBACK = "127.0.0.1"
 _INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def start_local_ray(**options: Any) -> None:
-    """Call ``ray.init`` with ``options`` for a Ray of this process; sessions and logs go to ``TMPDIR/ray-UID/ray``.
+    """Call ``ray.init`` with ``options`` for a Ray of this process; sessions and logs go to ``ray_parent/ray-UID/ray``.
 
     Raises:
         StoreError: if somebody else made the folder ``TMPDIR/ray-UID``, or others may write to it.
     """
-    folder = own_folder(Path(get_default_system_temp_dir()) / f"ray-{os.getuid()}")
+    folder = own_folder(ray_parent(get_default_system_temp_dir()) / f"ray-{os.getuid()}")
     folder.chmod(0o700)  # Ray opens the one below to everybody: nobody else may get there
     guard_token()
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -42,6 +46,34 @@ def start_local_ray(**options: Any) -> None:
         ray.init(address="local", _temp_dir=str(folder / "ray"), **options)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def ray_parent(temporary: str) -> Path:
+    """Return the folder for Ray's own: the temporary one, or ``/tmp`` where sockets could not lie below that.
+
+    Ray 2.60 encodes their paths as ASCII, and Unix allows them 107 bytes, of which the names of Ray's folders take 80.
+    """
+    can_hold_sockets = temporary.isascii() and len(temporary) <= MAX_PARENT_CHARACTERS
+    return Path(temporary if can_hold_sockets else "/tmp")  # noqa: S108 - own_folder checks whose it is
+
+
+@dataclass(frozen=True, slots=True)
+class LocalResources:
+    """What a Ray of this process has, or would have."""
+
+    num_cpus: int
+    num_gpus: int
+
+
+def local_resources() -> LocalResources:
+    """Return the CPUs and GPUs of this process's Ray, be it started already or not."""
+    if ray.is_initialized():
+        found = ray.cluster_resources()
+        return LocalResources(int(found.get("CPU", 0)), int(found.get("GPU", 0)))
+    gpus = NvidiaGPUAcceleratorManager
+    visible = gpus.get_current_process_visible_accelerator_ids()
+    num_gpus = gpus.get_current_node_num_accelerators()
+    return LocalResources(int(get_num_cpus()), num_gpus if visible is None else min(num_gpus, len(visible)))
 
 
 def guard_token() -> None:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -16,11 +16,12 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 import ray
 import ray.data
+from ray.data import Dataset
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pairwright import errors
-from pairwright.cluster.session import ray_resources
+from pairwright.cluster.session import ended_with_session, ray_resources
 from pairwright.progress_bar import listening, note_progress, progress_bar
 
 ItemT = TypeVar("ItemT")
@@ -37,6 +38,9 @@ ACTOR_SECONDS = 5.0
 """After so long a map is worth an actor that shows its progress within items: it takes a process."""
 PROGRESS_SECONDS = 2.0
 PROGRESS_TIMEOUT_SECONDS = 10.0
+MAX_ORDERED_TASKS = 4096
+ORDERED_BLOCK_BYTES = 16 * 1024
+"""So small that the first rows come while a task still reads."""
 
 _DONE = "done"
 _KINDS = {
@@ -95,7 +99,7 @@ def map_on_ray(
         progress_bar(what, total=len(items), resources=ray_resources) as advance,
         _running_counts(name) as finished,
     ):
-        for row in rows.iter_rows():
+        for row in rows_of(rows):
             if row["kind"] == _DONE:
                 advance(1)
                 finished(*msgspec.msgpack.decode(row["payload"]))
@@ -103,6 +107,25 @@ def map_on_ray(
                 raise _KINDS[row["kind"]](row["payload"].decode())
             else:
                 yield msgspec.msgpack.decode(row["payload"], type=result)
+
+
+def rows_of(dataset: Dataset) -> Generator[dict[str, Any]]:
+    """Return the rows of a dataset; an iteration that is left open ends with the session."""
+    return ended_with_session(cast("Generator[dict[str, Any]]", iter(dataset.iter_rows())))
+
+
+def flat_map_in_order(
+    rows: list[dict[str, Any]], work: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows that ``work`` makes of each row, in order; for reading, beside actors that hold all CPUs."""
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = ORDERED_BLOCK_BYTES
+    with ray.data.DataContext.current(context):
+        # No CPU is reserved, since reading mostly waits for input. For the same reason this is not `ray.data.range`,
+        # whose own reading tasks take a CPU each.
+        blocks = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), MAX_ORDERED_TASKS)))
+        yield from rows_of(blocks.flat_map(work, num_cpus=0))
 
 
 # ---------------------------------------------------------------------------------------------- progress

@@ -1,8 +1,8 @@
-"""The input of a scoring job, in chunks of about a hundred records, as rows of a Ray Data pipeline in order.
+"""The input of a scoring job, in chunks of about a hundred records, as rows in order.
 
 The input alone decides the chunks, so a result does not depend on the worker that computes it. Unlike in an ingestion,
-text goes through Ray's object store: a compressed source is one stream and has to feed all actors. Nothing here imports
-torch, which would cost every reading task seconds.
+text goes through Ray's object store, where Ray computes: a compressed source is one stream and has to feed all actors.
+Nothing here imports torch, which would cost every reading task seconds.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 
 import msgspec
 import pyarrow as pa
-import ray.data
-from ray.data import Dataset
 
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.config import IngestConfig
@@ -30,7 +28,6 @@ from pairwright.evaluation.requests import DEFAULT_LIMITS, parse_requests
 RECORDS_AT_ONCE = 128
 BYTES_AT_ONCE = 256 * 1024
 RANGE_BYTES = 64 * 1024 * 1024
-MAX_TASKS = 4096
 
 Row: TypeAlias = dict[str, Any]
 Unit: TypeAlias = InputSplit | DataFile
@@ -50,6 +47,20 @@ class ScoringInput:
     """Index of a source that failed while its lines were counted -> the reason."""
     config: IngestConfig = DEFAULT_LIMITS
     """Limits on sources and records."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all units, as they are stored."""
+        return sum(unit.end - unit.start if isinstance(unit, InputSplit) else unit.bytes for unit in self.units)
+
+    def all_chunks(self, *, on_ray: bool) -> Iterator[Row]:
+        """Yield the chunks of all units, in order: source (index), kind, name, line, content."""
+        rows = [{"id": number} for number in range(len(self.units))]
+        if not on_ray:
+            return (chunk for row in rows for chunk in self.chunks(row))
+        from pairwright.cluster.ray_map import flat_map_in_order
+
+        return flat_map_in_order(rows, self.chunks)
 
     def chunks(self, row: Row) -> Iterator[Row]:
         """Yield a unit's chunks; the last chunk of a source that fails holds the error."""
@@ -94,15 +105,6 @@ def _plan_sources(sources: list[SourceRef], config: IngestConfig) -> ScoringInpu
         config=config,
         unreadable={index[uri]: reason.removeprefix(f"{uri}: ") for uri, reason in failures.items()},
     )
-
-
-def chunk_dataset(planned: ScoringInput) -> Dataset:
-    """Return the chunks of all units as rows: source (index), kind, name, line, content."""
-    # Reading tasks reserve no CPU: the actors may hold all of them, and reading mostly waits for input. For the same
-    # reason this is not `ray.data.range`, whose own reading tasks take a CPU each.
-    rows = [{"id": number} for number in range(len(planned.units))]
-    units = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), MAX_TASKS)))
-    return units.flat_map(planned.chunks, num_cpus=0)
 
 
 def _of_lines(unit: InputSplit, config: IngestConfig) -> Iterator[Row]:

@@ -1,7 +1,8 @@
 """The scoring job: a reward for every completion of JSON Lines or a table, in the order of the input.
 
-Reading tasks split the input into chunks (cluster/score_input.py); model actors parse, tokenise and score one chunk at
-a time; the driver writes. The rewards do not depend on the number of workers, to the last digit.
+The input is split into chunks (cluster/score_input.py), by tasks of Ray where actors compute. A function of a model
+parses, tokenises and scores a chunk, and this process writes. The rewards do not depend on the number of workers, to
+the last digit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,11 +12,9 @@ from typing import TypeAlias
 import msgspec
 import pyarrow as pa
 import torch
-from ray.data import DataContext
 
-from pairwright.cluster.actor_pool import Row, Worker, check_workers, run_on_models
-from pairwright.cluster.score_input import ScoringInput, chunk_dataset, plan_input
-from pairwright.cluster.session import ray_resources, ray_session
+from pairwright.cluster.model_runner import ModelRunner, Row, Worker, model_runner
+from pairwright.cluster.score_input import ScoringInput, plan_input
 from pairwright.config import IngestConfig
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.data.tokens.conversation_tokens import TokenSpec
@@ -31,8 +30,6 @@ from pairwright.terminal import counted, one_per_line
 
 NUM_SHOWN = 5
 """Rejections that a summary shows; all of them are under ``quarantine/``."""
-# A block goes to one actor as a whole: about one chunk, so that all actors have work even on a small input.
-_BLOCK_BYTES = 16 * 1024
 
 Outcome: TypeAlias = tuple[int, Scored | FailedSource]
 """Index of the source, and the result of the chunk."""
@@ -154,30 +151,23 @@ def score(
     if max_length is not None and max_length < MIN_MAX_LENGTH:
         raise ConfigError(f"max_length is {max_length}, expected at least {MIN_MAX_LENGTH} tokens")
     rules = exported.rules if max_length is None else msgspec.structs.replace(exported.rules, max_length=max_length)
-    with ray_session():
-        check_workers(num_workers, use_gpu=use_gpu)
-        planned = plan_input(input, version, limits)
+    planned = plan_input(input, version, limits)
+    task = _Task(absolute_url(model), rules, micro_batch_tokens, limits)
+    with model_runner(
+        model_bytes=exported.num_bytes, input_bytes=planned.num_bytes, num_workers=num_workers, use_gpu=use_gpu
+    ) as runner:
         files = ScoreFiles(output, overwrite=overwrite)
-        task = _Task(absolute_url(model), rules, micro_batch_tokens, limits)
         try:
-            with DataContext.current(_context()):
-                outcomes = run_on_models(chunk_dataset(planned), task.load, num_workers=num_workers, use_gpu=use_gpu)
-                failed, shown = _write(_counted(outcomes), files)
+            outcomes = runner.run(planned.all_chunks(on_ray=not runner.is_local), task.load)
+            failed, shown = _write(_counted(outcomes, runner), files)
             return _finish(files, planned, exported, rules, failed, shown)
         except BaseException:
             files.abandon()
             raise
 
 
-def _context() -> DataContext:
-    context = DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = _BLOCK_BYTES
-    return context
-
-
-def _counted(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    with progress_bar("completions scored", total=None, resources=ray_resources) as advance:
+def _counted(outcomes: Iterable[Outcome], runner: ModelRunner) -> Iterator[Outcome]:
+    with progress_bar("completions scored", total=None, resources=runner.resources) as advance:
         for source, outcome in outcomes:
             yield source, outcome
             advance(0 if isinstance(outcome, FailedSource) else outcome.totals["completions"])

@@ -7,12 +7,19 @@
 import logging
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import ray
 import ray.data
+from ray._private import auto_init_hook
 from ray.exceptions import RayError
 
 from pairwright.addresses import shown_address, without_credentials
@@ -21,6 +28,13 @@ from pairwright.errors import ClusterError
 from pairwright.terminal import counted
 
 MAX_TRACEBACK_LINES = 60
+JOIN_SECONDS = 2.0
+_DATA_THREADS = ("StreamingExecutor", "iter_threaded", "ray-data", "data-usage", "map_tp")
+"""Beginnings of the names of Ray Data's threads."""
+ValueT = TypeVar("ValueT")
+_generators: WeakSet[Generator[Any]] = WeakSet()
+# Else what is left of a session calls `ray.init()` once the session has ended, which nothing keeps on loopback.
+auto_init_hook.enable_auto_connect = False
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -50,11 +64,52 @@ def ray_session() -> Iterator[None]:
     except (OSError, ValueError) as error:  # a ConnectionError is one of the first
         raise ClusterError(_why_not_started(address, error)) from None
     ray.data.DataContext.get_current().enable_progress_bars = False
+    with ExitStack() as end:
+        end.callback(ray.shutdown)
+        try:
+            with _explained():
+                yield
+        except KeyboardInterrupt:
+            end.enter_context(_quiet())  # left after Ray has ended
+            end.callback(ray.shutdown)
+            raise
+        finally:
+            _close_generators()
+
+
+def ended_with_session(generator: Generator[ValueT]) -> Generator[ValueT]:
+    """Return a generator that calls Ray when it is closed; the session closes it before it ends.
+
+    What an error or Ctrl-C leaves open would be closed once nobody refers to it, and Ray 2.60 then starts, or looks
+    for, another cluster, for minutes.
+    """
+    _generators.add(generator)
+    return generator
+
+
+def _close_generators() -> None:
+    for generator in list(_generators):
+        with suppress(Exception):  # of a cluster that is going down
+            generator.close()
+    # A thread of Ray Data that calls Ray once it has ended takes the process along.
+    deadline = time.monotonic() + JOIN_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith(_DATA_THREADS):
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what is written to standard error: Ray's own lines on each task that Ctrl-C ends are no errors."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
     try:
-        with _explained():
-            yield
+        yield
     finally:
-        ray.shutdown()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def ray_resources() -> str:
@@ -71,6 +126,11 @@ def _why_not_started(address: str, error: Exception) -> str:
         return (
             f"Ray cannot start: its sockets lie below TMPDIR ({tempfile.gettempdir()}), and their paths may "
             "have no more than 107 characters; set TMPDIR to a folder with a shorter path"
+        )
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            f"Ray cannot start: it takes no path outside UTF-8; the command was started in "
+            f"{str(Path.cwd())!r}, and TMPDIR is {tempfile.gettempdir()!r}: take another folder"
         )
     if address == "local":
         return f"Ray cannot start on this machine: {said}"

@@ -1,4 +1,4 @@
-"""The executor that the commands use: this process for small work, Ray Data for the rest.
+"""The executor that the commands use: this process for small work, Ray Data for the rest; the same for models.
 
 Starting Ray takes about five seconds, in which one process reads 400 MB of text: a command should not take longer to
 start than to do its work. Where a cluster runs already (a submitted job, an open session) it is used. Ray is imported
@@ -24,6 +24,19 @@ ValueT = TypeVar("ValueT")
 
 SMALL_BYTES = 64 * 1024 * 1024
 """Of text, or stored data: one to three seconds' work in one process."""
+
+
+SMALL_MODEL_BYTES = 2 * 1024 * 1024 * 1024
+"""Of a model's files: what this process holds as well as an actor would."""
+
+
+def fits_this_process(model_bytes: int, input_bytes: int, *, num_workers: int, use_gpu: bool) -> bool:
+    """Return whether one model in this process computes on an input, rather than actors of Ray.
+
+    Starting Ray and an actor takes 15 seconds of processor time; one worker on a CPU is no faster there than here.
+    """
+    is_small = model_bytes <= SMALL_MODEL_BYTES and input_bytes <= SMALL_BYTES
+    return is_small and num_workers == 1 and not use_gpu and "RAY_ADDRESS" not in os.environ and not _is_ray_up()
 
 
 @dataclass(frozen=True, slots=True)

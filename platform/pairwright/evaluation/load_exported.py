@@ -96,6 +96,11 @@ class ExportedModel:
     dtype: str
     """Of its saved weights, and so of its activations; rewards are float32 in any case."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files of the directory."""
+        return sum(file.stat().st_size for file in self.directory.rglob("*") if file.is_file())
+
     def verify(self, *, hashes: bool) -> None:
         """Check the model's files against the list in its ``pairwright.json``.
 

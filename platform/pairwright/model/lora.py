@@ -14,14 +14,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pairwright.config import LoraConfig
-from pairwright.data.storage.model_files import model_errors
 from pairwright.errors import ModelError
-from pairwright.model.model_config import read_config
 from pairwright.model.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
@@ -61,17 +58,6 @@ def add_adapters(model: RewardModel, config: LoraConfig, *, seed: int) -> None:
             parameter.requires_grad = True
     trained = sum(parameter.numel() for parameter in plain.parameters() if parameter.requires_grad)
     logger.info("LoRA: adapters of rank %d in %d layers, %d trained numbers", config.rank, len(targets), trained)
-
-
-def check_targets(path: str, config: LoraConfig) -> None:
-    """Refuse target modules that a checkpoint's architecture does not have; reads no weights.
-
-    Raises:
-        ModelError: as ``add_adapters`` would, or if there is no model at ``path``.
-    """
-    with model_errors(f"{path}: cannot be built as a sequence-classification model"), torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(read_config(path), trust_remote_code=False)
-    target_layers(model, config.target_modules)
 
 
 def target_layers(model: PreTrainedModel, wanted: Literal["all-linear"] | Sequence[str]) -> list[str]:

@@ -6,8 +6,10 @@ that needs either is refused.
 
 from pathlib import Path
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
 
 from pairwright.data.storage.model_files import MODEL_EXPECTED, check_model_files, check_model_path, model_errors
 from pairwright.errors import ModelError
@@ -39,6 +41,16 @@ def read_config(path: str) -> PreTrainedConfig:
             "masked language model that it was made from"
         )
     return config
+
+
+def meta_model(path: str) -> PreTrainedModel:
+    """Return a checkpoint's architecture with a head of one label and without weights, on the meta device.
+
+    Raises:
+        ModelError: as ``read_config``, or if transformers cannot build it.
+    """
+    with model_errors(f"{path}: cannot be built as a sequence-classification model"), torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(read_config(path), trust_remote_code=False)
 
 
 def _check_kernels(path: str, config: PreTrainedConfig) -> None:

@@ -173,12 +173,17 @@ class RewardModel(nn.Module):
     @property
     def max_positions(self) -> int | None:
         """The longest row that the model has positions for, in tokens; None if its configuration names no limit."""
-        try:
-            limit = self.model.config.get_text_config().max_position_embeddings
-        except AttributeError:
-            return None
-        padding_idx = position_padding_idx(self.model)
-        return limit if padding_idx is None else limit - padding_idx - 1
+        return max_positions(self.model)
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Return the longest row that a model has positions for, in tokens; None if its configuration names no limit."""
+    try:
+        limit = model.config.get_text_config().max_position_embeddings
+    except AttributeError:
+        return None
+    padding_idx = position_padding_idx(model)
+    return limit if padding_idx is None else limit - padding_idx - 1
 
 
 def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:

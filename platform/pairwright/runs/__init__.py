@@ -2,7 +2,10 @@
 
 In reading order:
 
-- ``run_dir.py``: names, identity (``run.json``) and summary (``summary.json``) of a run
+- ``run_identity.py``: what decides a run's result (``run.json``), and how two runs differ
+- ``run_dir.py``: names, claim and summary (``summary.json``) of a run
+- ``run_plan.py``: what is decided before any worker starts
+- ``preview.py``: what a run will do, as its first lines and its dry run say it
 - ``recovery.py``: adds up the events of a command: restarts, resumes, recoveries
 - ``event_log.py``: writes the events to ``metrics-*.jsonl`` and TensorBoard's files
 - ``ray_snapshot.py``: reads and writes Ray Train's private list of committed checkpoints

@@ -30,7 +30,8 @@ from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
 from pairwright.runs.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
 from pairwright.runs.folder_transfer import objects_below
-from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, RUN_NAME, RunFolder, RunIdentity
+from pairwright.runs.run_dir import BEST_NAME, CHECKPOINTS_NAME, RUN_NAME, RunFolder
+from pairwright.runs.run_identity import RunIdentity
 from pairwright.training.checkpoint import CheckpointManifest
 from pairwright.training.checkpoint_shards import consolidated_state_dict
 

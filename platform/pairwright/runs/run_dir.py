@@ -4,6 +4,7 @@
 it and resumes the run. ``summary.json`` is written last: a run has finished if and only if it is there.
 """
 
+import re
 import tempfile
 from functools import cached_property
 from pathlib import Path
@@ -11,18 +12,19 @@ from typing import Any, Literal
 
 import msgspec
 import obstore
-from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.exceptions import NotFoundError
 from obstore.store import ObjectStore
 
 from pairwright.config import TrainConfig
 from pairwright.data.storage.model_listing import RULES_FILE, written_files
 from pairwright.data.storage.object_store import local_root, store_errors
 from pairwright.data.storage.outputs import check_own, is_free, replace_directory
-from pairwright.data.storage.ownership import RUN, refuse_occupied
+from pairwright.data.storage.ownership import CHECKPOINT_NAME, RUN, refuse_occupied, stored_files
 from pairwright.data.table.table import Input, open_store
 from pairwright.errors import ConfigError
 from pairwright.records import UNREADABLE_JSON
 from pairwright.runs.recovery import Recovery
+from pairwright.runs.run_identity import RunIdentity, differences, differences_line
 from pairwright.terminal import safe_json
 
 RUN_NAME = "run.json"
@@ -33,18 +35,21 @@ MODEL_NAME = "model"
 CHECKPOINTS_NAME = "checkpoints"
 CORRUPT_NAME = "checkpoints-corrupt"
 BEST_NAME = "checkpoints-best"
+_PROGRESS = frozenset({MODEL_NAME, SUMMARY_NAME, _OLD_SUMMARY_NAME})
+_METRICS_NAME = re.compile(r"metrics-.*\.jsonl")
 
 
-class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that decides a run's result; ``run.json``."""
+class RunClaim(msgspec.Struct, frozen=True, kw_only=True):
+    """What a start of a run finds in its output."""
 
-    digest: str
-    config: dict[str, Any]
-    """The part of the configuration that changes the result."""
-    pairs_url: str
-    pairs_version: int
-    tokens_digest: str
-    model_digest: str
+    status: Literal["new", "same", "replaced"]
+    """new: nothing; same: this run; replaced: a run with another configuration that never took a step."""
+    identity: RunIdentity
+    """Of the run, with the digest that its first start gave it."""
+    replaced: str = ""
+    """How the run that gives way differs."""
+    is_recorded: bool = False
+    """Whether ``run.json`` says all of this already."""
 
 
 class TrainedOn(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,23 +153,51 @@ class RunFolder:
         if self.identity() is None:
             refuse_occupied(self.url, RUN, advice="choose another output, or an empty folder")
 
-    def claim(self, identity: RunIdentity) -> None:
-        """Make this the folder of a run, or resume the run that it already holds.
+    def examine(self, wanted: RunIdentity) -> RunClaim:
+        """Return what a start of a run finds here; nothing is written.
 
         Raises:
-            ConfigError: if another run is here, naming what differs.
+            ConfigError: if another run is here that has taken a step, naming what differs.
             StoreError: if anything else is here.
         """
         self.check_free()
-        try:
-            obstore.put(self._store, RUN_NAME, _pretty(identity), mode="create")
-        except AlreadyExistsError:
-            found = self.identity()
-            if found is not None and found.digest != identity.digest:
-                raise ConfigError(
-                    f"output {self.url} holds another run ({_difference(found, identity)}); choose another output, or "
-                    "remove it to start over"
-                ) from None
+        found = self.identity()
+        if found is None:
+            return RunClaim(status="new", identity=wanted)
+        changes = differences(found, wanted)
+        if not changes:
+            same = msgspec.structs.replace(wanted, digest=found.digest)
+            return RunClaim(status="same", identity=same, is_recorded=same == found)
+        if self.has_progress():
+            raise ConfigError(
+                f"output {self.url} holds another run ({differences_line(changes)}); choose another output, or "
+                "remove it to start over"
+            )
+        return RunClaim(status="replaced", identity=wanted, replaced=differences_line(changes))
+
+    def claim(self, wanted: RunIdentity) -> RunClaim:
+        """Make this the folder of a run, or of the run that it already holds; see ``examine``.
+
+        A run of another configuration that never took a step gives way. What was moved is recorded where it is now.
+
+        Raises:
+            ConfigError, StoreError: as ``examine``.
+        """
+        claim = self.examine(wanted)
+        if not claim.is_recorded:
+            with store_errors(self.path(RUN_NAME)):
+                obstore.put(self._store, RUN_NAME, _pretty(claim.identity))
+        return claim
+
+    def has_progress(self) -> bool:
+        """Return whether a run has left something here that a new start would lose: a step, a checkpoint, a model."""
+        for stored in stored_files(self.url):
+            top = stored.path.partition("/")[0]
+            if top in _PROGRESS or any(CHECKPOINT_NAME.fullmatch(part) for part in stored.path.split("/")):
+                return True
+            if _METRICS_NAME.fullmatch(stored.path) and _holds_step(read_object(self._store, stored.path) or b""):
+                return True
+        return False
 
     def summary(self) -> TrainingSummary | None:
         """Return ``summary.json`` of a finished run, or None.
@@ -242,30 +275,6 @@ def _rules_at(url: str) -> bytes | None:
         return read_object(open_store(url), RULES_FILE)
 
 
-def identity_config(config: TrainConfig) -> dict[str, Any]:
-    """Return the part of a configuration that changes the result of a run."""
-    free_to_change = {
-        "output": True,
-        "model": {"cpu_kernels"},
-        "data": True,
-        "tokens": {"cache"},
-        "batches": {"micro_batch_tokens", "layout"},
-        "training": {
-            "log_every_steps",
-            "evaluate_every_steps",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-            "best_metric",
-            # They decide whether a run comes to its end, never in which weights.
-            "on_non_finite",
-            "max_skipped_steps",
-            "storage_retry_seconds",
-        },
-        "workers": True,
-    }
-    return config.model_dump(mode="json", exclude=free_to_change)
-
-
 def read_object(store: ObjectStore, name: str) -> bytes | None:
     """Return an object's content, or None where there is none."""
     try:
@@ -274,21 +283,16 @@ def read_object(store: ObjectStore, name: str) -> bytes | None:
         return None
 
 
+def _holds_step(metrics: bytes) -> bool:
+    """Return whether lines of ``metrics-*.jsonl`` hold a step; one that was cut short by a crash is left out."""
+    for line in metrics.splitlines():
+        try:
+            if msgspec.json.decode(line).get("kind") in ("step", "skipped"):
+                return True
+        except (AttributeError, *UNREADABLE_JSON):
+            continue
+    return False
+
+
 def _pretty(value: Any) -> bytes:
     return safe_json(msgspec.json.format(msgspec.json.encode(value).decode(), indent=2)).encode()
-
-
-def _difference(found: RunIdentity, wanted: RunIdentity) -> str:
-    for field in ("pairs_url", "pairs_version", "model_digest", "tokens_digest"):
-        if getattr(found, field) != getattr(wanted, field):
-            return f"{field} is {getattr(found, field)} there and {getattr(wanted, field)} here"
-    before, now = _flat(found.config), _flat(wanted.config)
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in changed[:3])
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return flat

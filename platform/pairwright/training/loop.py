@@ -16,7 +16,7 @@ import torch.distributed as dist
 from pairwright import __version__
 from pairwright.config import TrainingConfig
 from pairwright.errors import CheckpointError, NotFiniteError, PairwrightError, TrainingError
-from pairwright.events import CheckpointWritten, Evaluated, Resumed, RunEvent, StepSkipped, StepTaken
+from pairwright.events import CheckpointWritten, Evaluated, PhaseStarted, Resumed, RunEvent, StepSkipped, StepTaken
 from pairwright.model.reward_model import RewardModel
 from pairwright.training.checkpoint import (
     TAG,
@@ -83,12 +83,14 @@ def train(run: Run, model: RewardModel, context: RunContext) -> Trained | Stoppe
     config = run.config
     rows = run.tokens.rows_of_split("train")
     schedule = schedule_of(len(rows), config)
-    context.status.set_phase("loading", 0, is_monitored=False)
+    _enter_phase(context, "loading", 0, "preparing DeepSpeed", is_monitored=False)
     engine = Engine(model, config=config.deepspeed, optimizer=config.optimizer, status=context.status)
     first_step, skipped = _restore(engine, run, context)
     if context.poll_control(first_step) == "stop":
         return Stopped(first_step)
     final: Mapping[str, Any] | None = None
+    if context.rank == 0:
+        context.log_event(PhaseStarted(step=first_step, phase="taking the first step"))
     for step in range(first_step, schedule.num_steps):
         context.status.set_phase("training", step + 1, is_monitored=True)
         started = time.perf_counter()
@@ -109,8 +111,15 @@ def train(run: Run, model: RewardModel, context: RunContext) -> Trained | Stoppe
     if final is None:
         # The run resumed from the checkpoint of its last step.
         final = _evaluate(engine, run, context, schedule.num_steps)
-    context.status.set_phase("ending", schedule.num_steps, is_monitored=False)
+    _enter_phase(context, "ending", schedule.num_steps, "exporting the model", is_monitored=False)
     return Trained(engine, final, skipped)
+
+
+def _enter_phase(context: RunContext, phase: str, step: int, doing: str, *, is_monitored: bool) -> None:
+    """Record what this rank does from now on, and report it from rank 0, as a person says it."""
+    context.status.set_phase(phase, step, is_monitored=is_monitored)
+    if context.rank == 0:
+        context.log_event(PhaseStarted(step=step, phase=doing))
 
 
 def with_skipped(
@@ -173,7 +182,7 @@ def _after_step(
 
 
 def _evaluate(engine: Engine, run: Run, context: RunContext, steps_taken: int) -> Mapping[str, Any]:
-    context.status.set_phase("evaluating", steps_taken, is_monitored=True)
+    _enter_phase(context, "evaluating", steps_taken, "evaluating the validation split", is_monitored=True)
     report = evaluate_split(engine, run, "validation")
     if context.rank == 0 and report:
         context.log_event(Evaluated(step=steps_taken, **report["overall"]))
@@ -206,7 +215,7 @@ def _save(
     validation: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint on every rank and start its upload."""
-    context.status.set_phase("saving", state.step, is_monitored=False)
+    _enter_phase(context, "saving", state.step, "writing a checkpoint", is_monitored=False)
     started = time.perf_counter()
     context.wait_for_upload()
     waited = time.perf_counter()
@@ -242,6 +251,7 @@ def _restore(engine: Engine, run: Run, context: RunContext) -> tuple[int, tuple[
     checkpoint = context.latest_checkpoint()
     if checkpoint is None:
         return 0, ()
+    _enter_phase(context, "loading", 0, "loading the checkpoint", is_monitored=False)
     manifest = _load(engine, run, context, checkpoint)
     if context.rank == 0:
         context.log_event(Resumed(step=manifest.step, num_steps=manifest.num_steps))

@@ -14,7 +14,7 @@ import pytest
 from pairwright.config import TokensConfig
 from pairwright.data.storage.object_store import open_store
 from pairwright.data.table.table import Manifest, Table
-from pairwright.data.tokens.tokenize import ensure_tokens, totals_beforehand
+from pairwright.data.tokens.tokenize import ensure_tokens
 from pairwright.data.tokens.tokenize_groups import (
     REFUSED_PREFIX,
     TokenSpec,
@@ -112,11 +112,6 @@ def test_a_second_call_makes_nothing(tmp_path: Path, model: Path):
     first = tokens_of(str(tmp_path / "pairs"), model, str(tmp_path / "tokens"))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")}
     assert tokens_of(str(tmp_path / "pairs"), model, str(tmp_path / "tokens")) == first
-    pairs, tokenizer = Table(str(tmp_path / "pairs"), "pairs"), load_tokenizer(str(model))
-    for known in ("tokens", "other"):
-        found = totals_beforehand(pairs, pairs.manifest(1), tokenizer, CONFIG, str(tmp_path / known))
-        assert found == first[1].totals
-    assert not (tmp_path / "other").exists()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tokens").rglob("*")} == files
 
 

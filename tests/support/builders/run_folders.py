@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from pairwright.runs.run_dir import RunFolder, RunIdentity
+from pairwright.runs.run_dir import RunFolder
+from pairwright.runs.run_identity import RunIdentity
 from pairwright.training.checkpoint import TAG, CheckpointManifest, write_manifests
 
 

@@ -189,9 +189,13 @@ def same_bits(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bo
 
 def _as_toml(values: dict[str, Any]) -> str:
     plain = {key: value for key, value in values.items() if value is not None and not isinstance(value, dict)}
-    top = "".join(f"{key} = {json.dumps(value)}\n" for key, value in plain.items())
+    top = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in plain.items())
     for section, items in values.items():
         if isinstance(items, dict):
-            lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in items.items() if value is not None)
+            lines = "".join(
+                f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+                for key, value in items.items()
+                if value is not None
+            )
             top += f"\n[{section}]\n{lines}"
     return top

@@ -18,7 +18,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from mutations import places
-from pairwright.config import LoraConfig, TrainConfig
+from pairwright.config import TrainConfig
 from pairwright.data.extras import reply_of
 from pairwright.data.tokens.template_sandbox import Refusal
 from pairwright.data.tokens.tokenize_groups import TokenSpec, tokenize_completions
@@ -28,13 +28,14 @@ from pairwright.evaluation.load_exported import load_exported, model_digest, ope
 from pairwright.evaluation.requests import parse_requests
 from pairwright.evaluation.score import score_requests
 from pairwright.model.load_model import starting_model
-from pairwright.model.lora import check_targets
-from pairwright.model.model_config import read_config
+from pairwright.model.lora import target_layers
+from pairwright.model.model_config import meta_model, read_config
 from pairwright.model.model_export import choose_pad_token
 from pairwright.runs.checkpoints import format_checkpoints, kept_checkpoints
 from pairwright.runs.export_run import export_checkpoint
 from pairwright.runs.repair import repair_snapshot
-from pairwright.runs.run_dir import RunFolder, RunIdentity, identity_config
+from pairwright.runs.run_dir import RunFolder
+from pairwright.runs.run_identity import RunIdentity, identity_config
 from pairwright.training.checkpoint import TAG, CheckpointManifest, read_manifest, verify_all, write_manifests
 from pairwright.training.checkpoint_shards import check_shards
 from run_folders import commit, name
@@ -192,7 +193,7 @@ def train_from(model: Path) -> None:
     """Do what expand's tokens and train do with a starting model, short of a step."""
     config = config_of(model, model.parent / "out")
     read_config(str(model))
-    check_targets(str(model), LoraConfig())
+    target_layers(meta_model(str(model)), "all-linear")
     tokenizer = load_tokenizer(str(model))
     spec = TokenSpec.of(tokenizer, config.tokens)
     (rows,) = tokenize_completions(

@@ -3,7 +3,6 @@
 In reading order:
 
 - ``driver.py``: ``pairwright train`` from the configuration to the summary
-- ``run_plan.py``: what is decided before any worker starts
 - ``trainer.py``: runs Ray Train, and starts it again after a corrupt checkpoint or a storage error
 - ``ray_workarounds.py``: what Ray 2.60 needs, each with a test that fails once it is not needed
 - ``coordinator.py``: the actor between ranks and driver, and all that they exchange

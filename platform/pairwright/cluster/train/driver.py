@@ -7,52 +7,44 @@ same command finds the run in its folder and resumes from the newest checkpoint.
 import os
 import platform
 import signal
+import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as package_version
-from typing import Any, NoReturn
-
-import ray
-import ray.train
+from typing import NoReturn, TextIO
 
 from pairwright import __version__
+from pairwright.cluster.local_ray import local_resources
 from pairwright.cluster.session import ray_session
+from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.cluster.train.coordinator import RunFinished, RunStopped
 from pairwright.cluster.train.monitor import RunMonitor
 from pairwright.cluster.train.preemption import ShutdownSignals
-from pairwright.cluster.train.run_plan import (
-    RunPlan,
-    check_model,
-    data_version,
-    plan_run,
-    token_cache_url,
-)
 from pairwright.cluster.train.trainer import run_trainer
 from pairwright.config import TrainConfig, config_digest
 from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.data.storage.lease import Lease
-from pairwright.data.storage.object_store import local_root
+from pairwright.data.storage.object_store import absolute_url, local_root
 from pairwright.data.storage.ownership import RUN
 from pairwright.data.table.table import Manifest, Table
-from pairwright.data.tokens.tokenize import totals_beforehand
-from pairwright.data.tokens.tokenize_groups import EQUAL_IN_TEMPLATE, REFUSED_PREFIX, counts_behind, special_line
-from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ConfigError, StoppedError
 from pairwright.runs.best_checkpoint import BestCheckpoint, BestMetric
+from pairwright.runs.preview import RunPreview, preview_of
 from pairwright.runs.run_dir import (
     MODEL_NAME,
     SUMMARY_NAME,
+    RunClaim,
     RunFolder,
     TrainedOn,
     TrainingSummary,
     check_model_folder,
     check_output,
 )
-from pairwright.terminal import counted, escaped, one_per_line, say
-from pairwright.training.schedule import schedule_of
+from pairwright.runs.run_plan import RunPlan, data_version, plan_run
+from pairwright.terminal import escaped, say
 
+WHAT = "`pairwright train`"
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
 
@@ -68,34 +60,32 @@ class TrainSummary:
     """Whether an earlier command had finished this run."""
 
 
-def dry_run(config: TrainConfig) -> dict[str, Any]:
-    """Return the resolved configuration and the size of the run; checks what can be checked without a cluster.
+def dry_run(config: TrainConfig) -> RunPreview:
+    """Return what ``train`` would do; makes the token table, which the run then finds, and starts nothing.
 
     Raises:
-        ConfigError, DataError, StoreError, ModelError: as ``train`` would, for what it finds wrong.
+        ConfigError, DataError, StoreError, ModelError, LeaseError: as ``train`` would, for what it finds wrong.
     """
     check_output(config)
-    if _is_there(config.output):
-        RunFolder(config.output).check_free()
+    _check_resources(config)
+    folder = RunFolder(config.output) if _is_there(config.output) else None
     pairs = Table.open(config.data.pairs, "pairs")
-    manifest = pairs.manifest(config.data.version)
-    tokenizer = load_tokenizer(config.model.path)
-    check_model(config)
-    tokens = totals_beforehand(pairs, manifest, tokenizer, config.tokens, token_cache_url(config))
-    num_groups = int(manifest.totals["groups"] - manifest.totals["groups_validation"])
-    schedule = schedule_of(num_groups, config)
-    return {
-        "config": config.model_dump(mode="json"),
-        "pairs_version": manifest.version,
-        "groups": num_groups,
-        "steps": schedule.num_steps,
-        "steps_per_epoch": schedule.steps_per_epoch,
-        "tokens": tokens,
-    }
+    if folder is not None:
+        folder.check_free()
+        Lease(folder.url, RUN, what=WHAT, lost=lambda: None).check_free()
+        check_model_folder(folder.url)
+    plan = plan_run(config, pairs, pairs.manifest(data_version(config, pairs, folder)), executor=EXECUTOR)
+    claim = RunClaim(status="new", identity=plan.identity) if folder is None else folder.examine(plan.identity)
+    url = absolute_url(config.output) if folder is None else folder.url
+    return preview_of(config, plan, claim, folder, url)
 
 
-def train(config: TrainConfig) -> TrainSummary:
+def train(config: TrainConfig, *, log: TextIO | None = None) -> TrainSummary:
     """Run a training to its end, or resume the one that ``config.output`` already holds.
+
+    Args:
+        config: of the run.
+        log: where its lines and its progress bar go; standard output if None.
 
     Raises:
         ConfigError: if the output holds another run, lies in the starting model or around it, or the batch cannot be
@@ -107,7 +97,7 @@ def train(config: TrainConfig) -> TrainSummary:
     """
     signals = ShutdownSignals()
     try:
-        return _train(config, signals)
+        return _train(config, signals, log or sys.stdout)
     except KeyboardInterrupt:
         if signals.received != signal.SIGTERM:
             raise
@@ -116,36 +106,46 @@ def train(config: TrainConfig) -> TrainSummary:
         ) from None
 
 
-def _train(config: TrainConfig, signals: ShutdownSignals) -> TrainSummary:
+def _train(config: TrainConfig, signals: ShutdownSignals, log: TextIO) -> TrainSummary:
+    started = time.time()
     check_output(config)
+    _check_resources(config)
     folder = RunFolder(config.output)
     folder.check_free()
     pairs = Table.open(config.data.pairs, "pairs")
-    manifest = pairs.manifest(data_version(config, folder))
-    started = time.time()
+    manifest = pairs.manifest(data_version(config, pairs, folder))
     with (
-        Lease(folder.url, RUN, what="`pairwright train`", lost=signals.end_now) as lease,
-        ray_session(),
-        signals,  # after Ray, which takes SIGTERM for itself when it starts
+        Lease(folder.url, RUN, what=WHAT, lost=signals.end_now) as lease,
+        # A large table has Ray started for its tokens, and the run goes on with it.
+        EXECUTOR.session(sum(file.bytes for file in manifest.files)),
     ):
-        _check_resources(config)
-        plan = plan_run(config, pairs, manifest)
-        folder.claim(plan.identity)
+        with signals:
+            plan = _planned(config, pairs, manifest, folder, log)
         if (summary := folder.summary()) is not None:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
-        check_model_folder(folder.url)
-        _announce(config, plan, folder)
-        with ExitStack() as stack:
-            monitor = stack.enter_context(_run_monitor(config, folder))
+        with ray_session(), signals, ExitStack() as stack:  # signals after Ray, which takes SIGTERM as it starts
+            _check_resources(config)
+            monitor = stack.enter_context(_run_monitor(config, folder, log))
             if config.training.best_metric is not None:
                 stack.enter_context(_best_checkpoint(config.training.best_metric, folder, monitor))
             signals.connect(monitor.coordinator)
             result = run_trainer(config, plan, folder, monitor, lease)
             if isinstance(result, RunStopped):
                 _raise_stopped(folder, result.step, signals)
-    summary = _summary(config, plan, manifest, result, monitor, time.time() - started)
+    summary = _summary(config, plan, result, monitor, time.time() - started)
     retry_with_backoff(lambda: folder.finish(summary), config.training.storage_retry_seconds, _print_retry)
     return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
+
+
+def _planned(config: TrainConfig, pairs: Table, manifest: Manifest, folder: RunFolder, log: TextIO) -> RunPlan:
+    """Return the plan of a run that the folder now belongs to, and print what the run will do."""
+    plan = plan_run(config, pairs, manifest, executor=EXECUTOR)
+    claim = folder.claim(plan.identity)
+    plan = replace(plan, identity=claim.identity)
+    if folder.summary() is None:
+        check_model_folder(folder.url)
+        say(preview_of(config, plan, claim, folder, folder.url).text(), to=log)
+    return plan
 
 
 def _is_there(url: str) -> bool:
@@ -153,13 +153,14 @@ def _is_there(url: str) -> bool:
     return root is None or root.is_dir()
 
 
-def _run_monitor(config: TrainConfig, folder: RunFolder) -> RunMonitor:
+def _run_monitor(config: TrainConfig, folder: RunFolder, log: TextIO) -> RunMonitor:
     return RunMonitor(
         folder.local_directory,
         run=folder.url,
         log_every_steps=config.training.log_every_steps,
         workers=config.workers,
         publish=folder.publish,
+        log=log,
     )
 
 
@@ -173,64 +174,22 @@ def _check_resources(config: TrainConfig) -> None:
     """Refuse at once what a cluster that this command starts can never provide; any other cluster may still grow."""
     if "RAY_ADDRESS" in os.environ:
         return
-    workers, resources = config.workers, ray.cluster_resources()
-    num_cpus, num_gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    if workers.least * workers.cpus_per_worker > num_cpus:
+    workers, resources = config.workers, local_resources()
+    if workers.least * workers.cpus_per_worker > resources.num_cpus:
         raise ConfigError(
             f"workers.num_workers={workers.least} with workers.cpus_per_worker={workers.cpus_per_worker} needs "
-            f"{workers.least * workers.cpus_per_worker} CPUs; this machine has {num_cpus:.0f}. Lower them, or "
+            f"{workers.least * workers.cpus_per_worker} CPUs; this machine has {resources.num_cpus}. Lower them, or "
             "submit to a cluster"
         )
-    if workers.use_gpu and workers.least > num_gpus:
+    if workers.use_gpu and workers.least > resources.num_gpus:
         raise ConfigError(
             f"workers.use_gpu with workers.num_workers={workers.least} needs as many GPUs; this machine has "
-            f"{num_gpus:.0f}. Set workers.use_gpu=false, or submit to a cluster"
+            f"{resources.num_gpus}. Set workers.use_gpu=false, or submit to a cluster"
         )
-
-
-def _announce(config: TrainConfig, plan: RunPlan, folder: RunFolder) -> None:
-    totals, workers, data = plan.tokens_manifest.totals, config.workers, config.data
-    num_workers = f"{workers.least}" if workers.least == workers.most else f"{workers.least} to {workers.most}"
-    lines = [
-        f"run {folder.url}",
-        f"  data    {data.pairs} version {plan.identity.pairs_version}: {counted(plan.schedule.num_groups, 'group')} "
-        f"to train on, {totals['tokens']:,.0f} tokens with the held-out ones",
-        f"  dropped {counted(int(totals['completions_dropped']), 'completion')} over {config.tokens.max_length} "
-        f"tokens, {counted(int(totals['pairs_identical']), 'pair')} of equal tokens, "
-        f"{counted(int(totals['groups_dropped']), 'group')} unpaired",
-        *_equal_lines(totals),
-        *_refused_lines(totals),
-        *_special_lines(totals, config),
-        f"  steps   {plan.schedule.num_steps} of {counted(config.batches.groups_per_step, 'group')}",
-        f"  workers {num_workers} ({'GPU' if workers.use_gpu else 'CPU'}), ZeRO-{config.deepspeed.zero_stage}, "
-        f"{config.deepspeed.precision}",
-    ]
-    say(one_per_line(lines))
-
-
-def _equal_lines(totals: Mapping[str, int | float]) -> list[str]:
-    num_pairs = totals["pairs_equal_in_template"]
-    return [f"  equal   {counted(int(num_pairs), 'pair')} {EQUAL_IN_TEMPLATE}"] if num_pairs else []
-
-
-def _refused_lines(totals: Mapping[str, int | float]) -> list[str]:
-    reasons = [f"{reason} ({count:,})" for reason, count in counts_behind(totals, REFUSED_PREFIX).items()]
-    num_groups = totals["groups_refused"]
-    return (
-        [f"  refused {counted(int(num_groups), 'group')} by the chat template: {'; '.join(reasons)}"]
-        if num_groups
-        else []
-    )
-
-
-def _special_lines(totals: Mapping[str, int | float], config: TrainConfig) -> list[str]:
-    num_groups = totals["groups_with_special"]
-    rule = config.tokens.special_in_text
-    return [f"  special {counted(int(num_groups), 'group')} {special_line(totals, rule)}"] if num_groups else []
 
 
 def _print_retry(reason: str, delay: float) -> None:
-    say(escaped(f"{SUMMARY_NAME} cannot be written: {reason}; retrying in {delay:.0f} s"))
+    say(escaped(f"{SUMMARY_NAME} cannot be written: {reason}; retrying in {delay:.0f} s"), to=sys.stderr)
 
 
 def _raise_stopped(folder: RunFolder, step: int, signals: ShutdownSignals) -> NoReturn:
@@ -238,7 +197,7 @@ def _raise_stopped(folder: RunFolder, step: int, signals: ShutdownSignals) -> No
     where = f"from step {step}, whose checkpoint is committed" if step else "from its first step"
     message = f"run {folder.url}: stopped; the same command resumes {where}"
     if signals.received == signal.SIGINT:
-        say(escaped(message))
+        say(escaped(message), to=sys.stderr)
         raise KeyboardInterrupt
     raise StoppedError(message)
 
@@ -246,7 +205,6 @@ def _raise_stopped(folder: RunFolder, step: int, signals: ShutdownSignals) -> No
 def _summary(
     config: TrainConfig,
     plan: RunPlan,
-    manifest: Manifest,
     result: RunFinished,
     monitor: RunMonitor,
     seconds: float,
@@ -258,9 +216,9 @@ def _summary(
         run_digest=plan.identity.digest,
         data=TrainedOn(
             pairs=config.data.pairs,
-            version=manifest.version,
-            digest=manifest.digest,
-            inputs=manifest.inputs,
+            version=plan.pairs.version,
+            digest=plan.pairs.digest,
+            inputs=plan.pairs.inputs,
             tokens=plan.tokens_url,
             tokens_digest=plan.tokens_manifest.digest,
             tokens_totals=plan.tokens_manifest.totals,

@@ -134,9 +134,9 @@ class Watchdog:
         """Ignore the group that sent the newest heartbeats from now on: it has ended, or Ray is replacing it."""
         self._ended_groups.add(self._attempt)
 
-    def describe_ranks(self) -> str:
-        """Return what each rank reported last, for the log."""
-        return "; ".join(f"rank {rank} {_where(heartbeat.now)}" for rank, heartbeat in sorted(self._heartbeats.items()))
+    def micro_batches(self) -> int:
+        """Return how many forward passes the slowest rank has begun in what it does; 0 where no rank has reported."""
+        return min((heartbeat.now.micro_batch for heartbeat in self._heartbeats.values()), default=0)
 
     def _add(self, heartbeat: Heartbeat, now: float) -> None:
         if heartbeat.is_last:

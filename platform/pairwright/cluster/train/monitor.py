@@ -4,13 +4,12 @@ Events go to ``metrics-*.jsonl``, TensorBoard and Prometheus; a person sees a pr
 elsewhere, without a worker's prefix before each of them.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray.actor import ActorProxy
@@ -29,7 +28,9 @@ from pairwright.errors import StoreError
 from pairwright.events import (
     CheckpointCommitted,
     HangDetected,
+    PhaseStarted,
     RunEvent,
+    StepSkipped,
     StepTaken,
     WorkersLost,
     WorkersStarted,
@@ -41,7 +42,10 @@ from pairwright.terminal import encodable, escaped, say
 
 DRAIN_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
-SILENCE_SECONDS = 60.0
+SILENCE_SECONDS = 30.0
+STARTING = "starting workers"
+LONG_START_SECONDS = 120.0
+"""After which a start of workers may wait for what the cluster has not got."""
 LOGGED_METRICS = ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkpoint_stall_seconds")
 
 
@@ -69,10 +73,18 @@ class RunMonitor:
         log_every_steps: steps between two printed lines.
         workers: of the run.
         publish: called every minute and at the end, to copy the log files to where the run's output lives.
+        log: where lines and the bar go.
     """
 
     def __init__(
-        self, directory: Path, *, run: str, log_every_steps: int, workers: WorkersConfig, publish: Callable[[], None]
+        self,
+        directory: Path,
+        *,
+        run: str,
+        log_every_steps: int,
+        workers: WorkersConfig,
+        publish: Callable[[], None],
+        log: TextIO,
     ) -> None:
         # On the driver's node, since it is useless without the driver: a lost node elsewhere would take it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -90,7 +102,8 @@ class RunMonitor:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._monitor, name="pairwright-monitor", daemon=True)
         self._event_log = EventLog(directory)
-        self._console = Console()
+        self._log = log
+        self._console = Console(file=log)
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -99,7 +112,8 @@ class RunMonitor:
             TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
         )
-        self._task = self._bar.add_task("training", total=None, note="starting workers")
+        self._task = self._bar.add_task("training", total=None, note=STARTING)
+        self._activity = Activity(time.monotonic())
 
     def __enter__(self) -> "RunMonitor":
         if self._console.is_terminal:
@@ -172,7 +186,10 @@ class RunMonitor:
         line = self.history.add(event)
         if line is not None:
             self._print(line)
+        self._activity.add(event, time.monotonic())
         match event:
+            case PhaseStarted():
+                self._show_phase(event.phase)
             case WorkersStarted():
                 self._scale_up.workers_started(event.world_size)
             case WorkersLost():
@@ -185,6 +202,10 @@ class RunMonitor:
             self._show_step(event)
         elif event.log_line is not None:
             self._print(event.log_line)
+
+    def _show_phase(self, phase: str) -> None:
+        if self._console.is_terminal:
+            self._bar.update(self._task, note=phase, refresh=True)
 
     def _show_step(self, event: StepTaken) -> None:
         metrics = {name: self._metrics.values[name] for name in LOGGED_METRICS}
@@ -206,15 +227,45 @@ class RunMonitor:
             self._print(f"metrics cannot be written and are buffered in memory: {reason}")
 
     def _print_silence(self) -> None:
-        ranks = self._watchdog.describe_ranks() or "no rank has started"
-        self._print(f"no step for {SILENCE_SECONDS:.0f} s ({ranks}); the cluster has {ray_resources()}")
+        line = self._activity.line(time.monotonic(), self._watchdog.micro_batches())
+        self._print(f"{line}; {ray_resources()}" if self._activity.is_long_start(time.monotonic()) else line)
 
     def _print(self, line: str) -> None:
         text = escaped(f"{datetime.now(UTC):%H:%M:%S} {line}")
         if self._console.is_terminal:
-            self._console.print(encodable(text, sys.stdout), markup=False, emoji=False, highlight=False)
+            self._console.print(encodable(text, self._log), markup=False, emoji=False, highlight=False)
         else:
-            say(text)
+            say(text, to=self._log)
+
+
+class Activity:
+    """What a run does, and since when; times are seconds of one clock, the caller's."""
+
+    def __init__(self, now: float) -> None:
+        self._doing, self._since = STARTING, now
+
+    def add(self, event: RunEvent, now: float) -> None:
+        """Take an event."""
+        match event:
+            case PhaseStarted():
+                self._doing, self._since = event.phase, now
+            case StepTaken() | StepSkipped():
+                self._doing, self._since = f"taking step {event.step + 1}", now
+            case WorkersLost():
+                self._doing, self._since = STARTING, now
+            case _:
+                pass
+
+    def line(self, now: float, micro_batches: int) -> str:
+        """Return what is being done, for how long, and how fast; nothing in it is an error."""
+        seconds = now - self._since
+        is_counted = micro_batches > 1 and self._doing != STARTING
+        rate = f", {micro_batches:,} micro-batches begun, {seconds / micro_batches:.1f} s each" if is_counted else ""
+        return f"still {self._doing}, for {seconds:.0f} s{rate}"
+
+    def is_long_start(self, now: float) -> bool:
+        """Return whether workers have been starting for so long that the cluster may lack what they need."""
+        return self._doing == STARTING and now - self._since >= LONG_START_SECONDS
 
 
 class ScaleUpWatcher:

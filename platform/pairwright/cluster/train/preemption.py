@@ -7,6 +7,7 @@ step. They query Ray once a second at most: ``get_preemption_info`` is a barrier
 
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ from ray.train import PreemptionInfo
 from pairwright.cluster.train.coordinator import ControlRequest, RunCoordinator
 from pairwright.cluster.train.ray_workarounds import WorkerCallback
 from pairwright.events import Preemption, RunEvent
+from pairwright.terminal import say
 
 PREEMPTION_POLL_SECONDS = 1.0
 STOP_TIMEOUT_SECONDS = 600.0
@@ -150,7 +152,7 @@ class ShutdownSignals(AbstractContextManager["ShutdownSignals"]):
     """Handles SIGTERM and Ctrl-C on the driver: the first requests a checkpoint, the second ends the run at once.
 
     Before there is a coordinator, the first one ends the run at once too. That is a KeyboardInterrupt in the main
-    thread, the one exception besides SystemExit that Ray lets through while it waits.
+    thread, the one exception besides SystemExit that Ray lets through while it waits. A block may follow another.
     """
 
     def __init__(self) -> None:
@@ -160,6 +162,8 @@ class ShutdownSignals(AbstractContextManager["ShutdownSignals"]):
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
+        self._ended.clear()
+        self._before = {}
         # Python sets handlers in the main thread only; elsewhere signals keep theirs.
         if threading.current_thread() is threading.main_thread():
             for which in (signal.SIGTERM, signal.SIGINT):
@@ -190,8 +194,8 @@ class ShutdownSignals(AbstractContextManager["ShutdownSignals"]):
         threading.Thread(target=self._request_stop, args=(self._coordinator, self.received.name), daemon=True).start()
 
     def _request_stop(self, coordinator: ActorProxy[RunCoordinator], name: str) -> None:
-        print(f"{name}: requesting a checkpoint; a second signal ends the run at once", flush=True)
+        say(f"{name}: requesting a checkpoint; a second signal ends the run at once", to=sys.stderr)
         coordinator.request_stop.remote(name)
         if not self._ended.wait(STOP_TIMEOUT_SECONDS):
-            print(f"the workers have not stopped within {STOP_TIMEOUT_SECONDS:.0f} s: ending the run", flush=True)
+            say(f"the workers have not stopped within {STOP_TIMEOUT_SECONDS:.0f} s: ending the run", to=sys.stderr)
             os.kill(os.getpid(), signal.SIGTERM)

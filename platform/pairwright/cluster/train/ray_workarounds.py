@@ -6,7 +6,9 @@ fails once the workaround is not needed any more. ``runs/ray_snapshot.py`` is on
 """
 
 import os
+import re
 from typing import Any
+from urllib.parse import quote
 
 import ray
 import ray.train
@@ -16,10 +18,22 @@ from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.storage import StorageContext
 
-__all__ = ["RayTrainer", "StorageContext", "UploadAborted", "WorkerCallback"]
+__all__ = ["RayTrainer", "StorageContext", "UploadAborted", "WorkerCallback", "storage_uri"]
 
 # WorkerCallback: Ray calls one in every worker's main thread, the only one that may set a signal handler. There is no
 # public class for it; an object of it is passed as a callback all the same. No upstream issue is known.
+
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def storage_uri(url: str) -> str:
+    """Return the address of a run's folder as Ray's ``storage_path``: percent-encoded where it is a remote one.
+
+    pyarrow, which Ray gives it to, takes no letter outside ASCII and no blank in a URI; obstore, by which everything
+    else is read, takes both, and decodes percent signs alike. No upstream issue is known.
+    """
+    return quote(_LONE_PERCENT.sub("%25", url), safe="%:/") if "://" in url else url
+
 
 # StorageContext: what ``ray.train.get_context().get_storage()`` returns, a public method with a private type. Its
 # ``persist_current_checkpoint`` is what Ray calls itself where a run brings no upload function. No upstream issue.

@@ -25,8 +25,7 @@ from pairwright.cluster.train.coordinator import (
 )
 from pairwright.cluster.train.monitor import RunEventCallback, RunMonitor
 from pairwright.cluster.train.preemption import SigtermHandler
-from pairwright.cluster.train.ray_workarounds import RayTrainer
-from pairwright.cluster.train.run_plan import RunPlan, with_absolute_paths
+from pairwright.cluster.train.ray_workarounds import RayTrainer, storage_uri
 from pairwright.config import TrainConfig
 from pairwright.data.storage.backoff import backoff_delays
 from pairwright.data.storage.lease import Lease
@@ -34,6 +33,7 @@ from pairwright.errors import PairwrightError, StoreError, TrainingError
 from pairwright.events import Retrying, cause_of
 from pairwright.runs.repair import remove_uncommitted, repair_snapshot
 from pairwright.runs.run_dir import CHECKPOINTS_NAME, RunFolder
+from pairwright.runs.run_plan import RunPlan, with_absolute_paths
 
 UNCOMMITTED_SECONDS = 600.0
 """Far longer than the workers of a killed driver live; younger uncommitted checkpoints are removed at the run's end."""
@@ -165,7 +165,7 @@ def _ray_trainer(config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor:
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS_NAME,
-            storage_path=folder.url,
+            storage_path=storage_uri(folder.url),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.training.keep_checkpoints),
             callbacks=callbacks,

@@ -29,13 +29,12 @@ from pairwright.cluster.train.coordinator import (
 )
 from pairwright.cluster.train.heartbeat import HeartbeatSender
 from pairwright.cluster.train.ray_context import RayRunContext
-from pairwright.config import TrainConfig
 from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.data.tokens.chat_template import chosen_template
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.data.tokens.tokenizer import load_tokenizer
-from pairwright.errors import DamagedCheckpointError, ModelError, OutOfMemoryError, PairwrightError
-from pairwright.events import HeadInitialized, LayoutChosen, WorkersStarted
+from pairwright.errors import DamagedCheckpointError, OutOfMemoryError, PairwrightError
+from pairwright.events import HeadInitialized, LayoutChosen, PhaseStarted, WorkersStarted
 from pairwright.model.collate import Layout
 from pairwright.model.layout_check import LayoutChoice, choose_layout
 from pairwright.model.load_model import DTYPES, starting_model
@@ -104,12 +103,13 @@ def _with_agreed_layout(setup: _Setup) -> _Setup:
 
 def _set_up(task: WorkerTask) -> _Setup:
     config = task.config
+    _report_phase(task, "loading the model")
     tokenizer = load_tokenizer(config.model.path)
     template = chosen_template(tokenizer, config.tokens)
     pad_token_id = choose_pad_token(tokenizer)
     model = starting_model(config, tokenizer, pad_token_id=pad_token_id)
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
-    _check_positions(model, tokens, config)
+    _report_phase(task, "choosing the layout of micro-batches")
     choice = choose_layout(
         model,
         config.batches.layout,
@@ -126,6 +126,11 @@ def _set_up(task: WorkerTask) -> _Setup:
         shape=shape_of(model),
     )
     return _Setup(run=run, model=model, tokenizer=tokenizer, template=template, layout_choice=choice)
+
+
+def _report_phase(task: WorkerTask, phase: str) -> None:
+    if dist.get_rank() == 0:
+        task.coordinator.push.remote(PhaseStarted(phase=phase))
 
 
 def _heartbeat_sender(task: WorkerTask, context: RayRunContext) -> HeartbeatSender:
@@ -161,15 +166,6 @@ def _log_setup(setup: _Setup, context: RayRunContext) -> None:
         context.log_event(HeadInitialized(ignored_heads=tuple(ignored_heads)))
     choice = setup.layout_choice
     context.log_event(LayoutChosen(layout=choice.layout, reason=choice.reason))
-
-
-def _check_positions(model: RewardModel, tokens: TokenTable, config: TrainConfig) -> None:
-    longest, limit = int(tokens.longest_row_tokens_G.max()), model.max_positions
-    if limit is not None and longest > limit:
-        raise ModelError(
-            f"{config.model.path}: knows {limit} positions, but the longest completion takes {longest} tokens with its "
-            f"prompt; set tokens.max_length to {limit} or less"
-        )
 
 
 def _export(engine: Engine, setup: _Setup, task: WorkerTask, context: RayRunContext) -> None:

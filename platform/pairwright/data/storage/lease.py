@@ -94,6 +94,17 @@ class Lease:
         self._thread.start()
         return self
 
+    def check_free(self) -> None:
+        """Refuse a directory where another command holds the lease and lives, without taking it.
+
+        Raises:
+            LeaseError: if so.
+            StoreError: if the directory cannot be read.
+        """
+        newest = self._newest()
+        if newest is not None:
+            self._wait_for_end(*newest)
+
     def __exit__(self, *exc: object) -> None:
         self._ended.set()
         self._thread.join()

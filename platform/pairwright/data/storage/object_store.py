@@ -57,6 +57,8 @@ def open_store(url: str) -> ObjectStore:
         StoreError: if the scheme is unknown, the address holds credentials, or the store cannot be opened.
     """
     root = local_root(url)
+    if root is None:
+        _check_remote_name(url)
     try:
         if root is not None:
             return LocalStore(root, mkdir=True)
@@ -107,6 +109,14 @@ def local_root(url: str) -> Path | None:
     shown = shown_address(url)
     named = f" {scheme}://" if _SCHEME.fullmatch(scheme) else ""  # anything else may be part of a password
     raise StoreError(f"{shown}: unknown scheme{named}; expected a local path, file://, s3://, gs:// or az://")
+
+
+def _check_remote_name(url: str) -> None:
+    """Refuse what a URL would lose: another place would be read and written than the one that is named."""
+    if "#" in url:
+        raise StoreError(f"{url}: an address ends at #; write %23 for it, or choose a name without")
+    if any(ord(character) < ord(" ") for character in url):
+        raise StoreError(f"{url}: holds a line break or another control character; choose a name without")
 
 
 def own_folder(path: Path, *, setting: str = "TMPDIR") -> Path:

@@ -297,9 +297,10 @@ class Table:
     def _read_manifest(self, version: int) -> Manifest:
         path = version_path(version)
         where = f"{self.url}/{path}"
+        payload = b""
         try:
             with store_errors(where):
-                payload = obstore.get(self._store, path).bytes()
+                payload = obstore.get(self._store, path).bytes().to_bytes()
             head = msgspec.json.decode(payload, type=dict[str, Any])
             if head.get("format_version") != FORMAT_VERSION:
                 raise StoreError(

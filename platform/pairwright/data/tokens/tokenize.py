@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _DIGITS = 32
-COUNTED_BYTES = 8 * 1024 * 1024
-"""Of a pairs version, as it lies compressed: what one process tokenises in seconds, to say what a run would drop."""
 
 
 def ensure_tokens(
@@ -66,25 +64,6 @@ def ensure_tokens(
     tokenized = _tokenize(source, manifest, table, tokenizer, spec, executor)
     made_from = Input(url=source.url, version=manifest.version, digest=manifest.digest)
     return table.url, _commit(table, tokenized, made_from, spec, template_origin(tokenizer, config))
-
-
-def totals_beforehand(
-    source: Table, manifest: Manifest, tokenizer: "PreTrainedTokenizerFast", config: TokensConfig, into: str
-) -> Mapping[str, int | float] | None:
-    """Return the totals of the tokens table that ``ensure_tokens`` would find or make; nothing is written.
-
-    None where it would make one of more pairs than are worth waiting for.
-
-    Raises:
-        DataError: if the template refuses a prompt where that is to stop the run.
-    """
-    spec = TokenSpec.of(tokenizer, config)
-    known = _table_of(manifest, spec, into).latest()
-    if known is not None:
-        return known.totals
-    if sum(file.bytes for file in manifest.files) > COUNTED_BYTES:
-        return None
-    return add_totals(*(tokenize_groups(source.read_file(file), tokenizer, spec)[1] for file in manifest.files))
 
 
 def _table_of(pairs: Manifest, spec: TokenSpec, into: str) -> Table:

@@ -1,41 +1,61 @@
 """Plans a run before any worker starts: the data's version, its tokens, the number of steps, the run's identity.
 
-The driver does it, so that a configuration that cannot work fails at once.
+The driver does it, so that a configuration that cannot work fails at once. Without Ray; ``train --dry-run`` plans too.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from pairwright.cluster.sized_executor import EXECUTOR
-from pairwright.config import TrainConfig, digest_of
+from pairwright.config import TrainConfig
+from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.storage.object_store import local_root
 from pairwright.data.table.table import Manifest, Table
 from pairwright.data.tokens.tokenize import ensure_tokens
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
-from pairwright.errors import ConfigError
+from pairwright.errors import ConfigError, ModelError
 from pairwright.evaluation.load_exported import model_digest
-from pairwright.model.lora import check_targets
-from pairwright.model.model_config import read_config
-from pairwright.runs.run_dir import RunFolder, RunIdentity, identity_config
+from pairwright.model.batching.memory_model import ModelOutline, outline_of
+from pairwright.model.model_config import meta_model
+from pairwright.runs.run_dir import RunFolder
+from pairwright.runs.run_identity import RunIdentity
 from pairwright.training.schedule import Schedule, schedule_of
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What the driver decides before it starts workers."""
+    """What is decided before workers start."""
 
+    pairs: Manifest
     tokens_url: str
     tokens_manifest: Manifest
+    outline: ModelOutline
     schedule: Schedule
     identity: RunIdentity
 
+    @cached_property
+    def tokens(self) -> TokenTable:
+        """The groups, tokenised, on this machine."""
+        return TokenTable(local_token_paths(self.tokens_url, self.tokens_manifest))
 
-def data_version(config: TrainConfig, folder: RunFolder) -> int | None:
-    """Return the data version of a run: as configured, else as recorded in this folder; None for the newest."""
-    if config.data.version is not None:
+
+def data_version(config: TrainConfig, pairs: Table, folder: RunFolder | None) -> int | None:
+    """Return the data version of a run: as configured, else as recorded in this folder; None for the newest.
+
+    Args:
+        config: of the run.
+        pairs: its table, which may have been moved since the run began.
+        folder: of the run; None where there is none yet.
+    """
+    identity = None if folder is None else folder.identity()
+    if config.data.version is not None or identity is None:
         return config.data.version
-    identity = folder.identity()
-    return None if identity is None or identity.pairs_url != config.data.pairs else identity.pairs_version
+    if identity.pairs_url == pairs.url:
+        return identity.pairs_version
+    if identity.pairs_version not in pairs.versions():
+        return None
+    is_same = identity.pairs_digest in ("", pairs.manifest(identity.pairs_version).digest)
+    return identity.pairs_version if is_same else None
 
 
 def token_cache_url(config: TrainConfig) -> str:
@@ -45,28 +65,21 @@ def token_cache_url(config: TrainConfig) -> str:
     return config.tokens.cache or f"{run.rpartition('/')[0]}/tokens"
 
 
-def check_model(config: TrainConfig) -> None:
-    """Refuse what the model's architecture does not support, before anything is written."""
-    read_config(config.model.path)
-    if config.lora is not None:
-        check_targets(config.model.path, config.lora)
-
-
-def plan_run(config: TrainConfig, pairs: Table, manifest: Manifest) -> RunPlan:
+def plan_run(config: TrainConfig, pairs: Table, manifest: Manifest, *, executor: Executor = LOCAL) -> RunPlan:
     """Return the plan of a run; makes the token table where there is none yet.
 
     Raises:
         ConfigError: if the batch cannot be planned.
         StoreError, ModelError: if the pairs table or the model cannot be used.
     """
-    check_model(config)
+    outline = outline_of(meta_model(config.model.path), config.lora)
     tokens_url, tokens_manifest = ensure_tokens(
         config.data.pairs,
         version=manifest.version,
         tokenizer_path=config.model.path,
         config=config.tokens,
         into=token_cache_url(config),
-        executor=EXECUTOR,
+        executor=executor,
     )
     table = TokenTable(local_token_paths(tokens_url, tokens_manifest))
     rows = table.rows_of_split("train")
@@ -75,16 +88,31 @@ def plan_run(config: TrainConfig, pairs: Table, manifest: Manifest) -> RunPlan:
             f'training.best_metric = "{config.training.best_metric}" needs a validation split, and {pairs.url} version '
             f"{manifest.version} has none; leave it out, or expand with validation_fraction above 0"
         )
-    schedule = schedule_of(len(rows), config)
-    parts = {
-        "config": identity_config(config),
-        "pairs_url": pairs.url,
-        "pairs_version": manifest.version,
-        "tokens_digest": tokens_manifest.digest,
-        "model_digest": _starting_weights(config.model.path),
-    }
-    identity = RunIdentity(digest=digest_of({k: v for k, v in parts.items() if k != "pairs_url"}), **parts)
-    return RunPlan(tokens_url=tokens_url, tokens_manifest=tokens_manifest, schedule=schedule, identity=identity)
+    _check_positions(config.model.path, outline, table)
+    return RunPlan(
+        pairs=manifest,
+        tokens_url=tokens_url,
+        tokens_manifest=tokens_manifest,
+        outline=outline,
+        schedule=schedule_of(len(rows), config),
+        identity=RunIdentity.of(
+            config=config,
+            pairs_url=pairs.url,
+            pairs_version=manifest.version,
+            pairs_digest=manifest.digest,
+            tokens_digest=tokens_manifest.digest,
+            model_digest=_starting_weights(config.model.path),
+        ),
+    )
+
+
+def _check_positions(path: str, outline: ModelOutline, tokens: TokenTable) -> None:
+    longest, limit = int(tokens.longest_row_tokens_G.max()), outline.max_positions
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"{path}: knows {limit} positions, but the longest completion takes {longest} tokens with its prompt; set "
+            f"tokens.max_length to {limit} or less"
+        )
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -73,6 +73,12 @@ VERBS = (
     Verb("export-pairs", lambda i, p: ["export-pairs", i.at("pairs"), f"{p}/flat.jsonl"], file="flat.jsonl"),
     Verb("synthesize", lambda _, p: ["synthesize", f"{p}/made.jsonl", "--num-groups", "3"], file="made.jsonl"),
     Verb("new-model", lambda i, p: ["new-model", p, "--texts", i.at("rankings.jsonl"), "--vocab-size", "300"]),
+    Verb("restore", lambda _, p: ["restore", p, "--version", "1"], needs_ours=True),
+    Verb(
+        "validate --output",
+        lambda i, p: ["validate", i.at("rankings.jsonl"), "--output", f"{p}/findings.csv", "--overwrite"],
+        file="findings.csv",
+    ),
     Verb("schemas", lambda _, p: ["schemas", p], file="pairs.v1.json"),
 )
 RAY_VERBS = (

@@ -61,19 +61,21 @@ class ScoreSummary:
         """Return the summary for a person, a few lines."""
         totals = self.manifest.totals
         lines = [
-            f"scores   {self.url}/scores: {totals['completions']:,} rewards of {counted(totals['records'], 'record')}, "
-            f"{totals['tokens']:,} tokens",
-            f"refused  {counted(totals['records_refused'], 'record')}, "
-            f"{counted(totals['completions_refused'], 'completion')} of others"
+            f"scores   {self.url}/scores: {totals['completions']:,} rewards of "
+            f"{counted(int(totals['records']), 'record')}, {totals['tokens']:,} tokens",
+            f"refused  {counted(int(totals['records_refused']), 'record')}, "
+            f"{counted(int(totals['completions_refused']), 'completion')} of others"
             + (f"; all in {self.url}/refused" if self.manifest.quarantined_files else ""),
             *(f"  {count:,} x {reason}" for reason, count in self.manifest.reasons.items()),
         ]
         if totals["completions_truncated"]:
             limit = self.manifest.model.max_length
-            lines.append(f"cut      {counted(totals['completions_truncated'], 'completion')}, at {limit:,} tokens")
+            lines.append(f"cut      {counted(int(totals['completions_truncated']), 'completion')}, at {limit:,} tokens")
         if totals["records_with_special"]:
             rule = self.manifest.model.special_in_text
-            lines.append(f"special  {counted(totals['records_with_special'], 'record')} {special_line(totals, rule)}")
+            lines.append(
+                f"special  {counted(int(totals['records_with_special']), 'record')} {special_line(totals, rule)}"
+            )
         lines += [f"  such as {rejected}" for rejected in self.rejections]
         lines += [f"failed   {source.uri}: {source.reason}" for source in self.failed]
         return one_per_line(lines)

@@ -70,8 +70,8 @@ def places(tmp_path: Path) -> Path:
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no file": ("ingest no.jsonl --into t", ["no.jsonl: no such file"]),
-    "unknown kind of file": ("ingest table.xlsx --into t", ["table.xlsx: unknown kind", ".jsonl"]),
-    "folder without sources": ("ingest other --into t", ["other: directory holds 1 files, none of them a source"]),
+    "unknown kind of file": ("ingest other/notes.txt --into t", ["notes.txt: unknown kind", ".jsonl"]),
+    "folder without sources": ("ingest other --into t", ["other: directory holds 1 file, none of them a source"]),
     "table among other things": (
         "ingest good.jsonl --into other",
         ["other: holds no table but notes.txt"],

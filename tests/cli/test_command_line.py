@@ -70,7 +70,7 @@ def places(tmp_path: Path) -> Path:
 
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no file": ("ingest no.jsonl --output t", ["no.jsonl: no such file"]),
-    "unknown kind of file": ("ingest table.rtf --output t", ["table.rtf: unknown kind", ".jsonl"]),
+    "unknown kind of file": ("ingest other/notes.txt --output t", ["notes.txt: unknown kind", ".jsonl"]),
     "folder without sources": ("ingest other --output t", ["other: directory holds 1 file, none of them a source"]),
     "table among other things": (
         "ingest good.jsonl --output other",

@@ -30,6 +30,7 @@ TABLE_VERBS = {
     "replace": ["ingest", "{folder}/a.jsonl", "--output", "{table}", "--replace"],
     "compact": ["compact", "{table}"],
     "forget": ["forget", "{table}", "--annotator", "ann"],
+    "restore": ["restore", "{table}", "--version", "1"],
     "vacuum": ["vacuum", "{table}"],
     "vacuum all": ["vacuum", "{table}", "--retention", "1h", "--keep-versions", "1"],
     "expand": ["expand", "{table}", "--output", "{table}-pairs"],

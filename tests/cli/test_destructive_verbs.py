@@ -79,6 +79,12 @@ VERBS = (
     Verb(
         "new-model", lambda i, p: ["new-model", "--output", p, "--texts", i.at("rankings.jsonl"), "--vocab-size", "300"]
     ),
+    Verb("restore", lambda _, p: ["restore", p, "--version", "1"], needs_ours=True),
+    Verb(
+        "validate --output",
+        lambda i, p: ["validate", i.at("rankings.jsonl"), "--output", f"{p}/findings.csv", "--overwrite"],
+        file="findings.csv",
+    ),
     Verb("schemas", lambda _, p: ["schemas", "--output", p, "--overwrite"], file="pairs.v1.json"),
 )
 RAY_VERBS = (

@@ -175,8 +175,8 @@ def _nothing_left(pairs: str, manifest: Manifest, split: str, tokens: Manifest, 
     totals = tokens.totals
     return (
         f"{pairs} version {manifest.version}: no pairs in split {split} to evaluate on; of all splits' "
-        f"{counted(totals['groups'], 'group')} and {counted(totals['pairs'], 'pair')}, "
-        f"{counted(totals['groups_dropped'], 'group')} and {counted(totals['pairs_dropped'], 'pair')} were dropped "
-        f"under the model's max_length of {exported.rules.max_length}; expand with a larger validation_fraction, or "
-        "evaluate another split or version"
+        f"{counted(int(totals['groups']), 'group')} and {counted(int(totals['pairs']), 'pair')}, "
+        f"{counted(int(totals['groups_dropped']), 'group')} and {counted(int(totals['pairs_dropped']), 'pair')} were "
+        f"dropped under the model's max_length of {exported.rules.max_length}; expand with a larger "
+        "validation_fraction, or evaluate another split or version"
     )

@@ -190,7 +190,7 @@ def _running_counts(name: str) -> Iterator[Callable[[int, int, int], None]]:
         if stop.wait(ACTOR_SECONDS):
             return
         with suppress(RayError):
-            actor = cast("Any", ray.remote(num_cpus=0)(_Counts)).options(name=name).remote()
+            actor: Any = cast("Any", ray.remote(num_cpus=0)(_Counts)).options(name=name).remote()
             while not stop.wait(PROGRESS_SECONDS):
                 for found in ray.get(actor.every.remote(), timeout=PROGRESS_TIMEOUT_SECONDS):
                     take(*found)

@@ -67,10 +67,12 @@ class ScoreSummary:
         ]
         if totals["completions_truncated"]:
             limit = self.manifest.model.max_length
-            lines.append(f"cut      {counted(totals['completions_truncated'], 'completion')}, at {limit:,} tokens")
+            lines.append(f"cut      {counted(int(totals['completions_truncated']), 'completion')}, at {limit:,} tokens")
         if totals["records_with_special"]:
             rule = self.manifest.model.special_in_text
-            lines.append(f"special  {counted(totals['records_with_special'], 'record')} {special_line(totals, rule)}")
+            lines.append(
+                f"special  {counted(int(totals['records_with_special']), 'record')} {special_line(totals, rule)}"
+            )
         lines += [f"  such as {rejected}" for rejected in self.rejections]
         lines += [f"failed   {source.uri}: {source.reason}" for source in self.failed]
         return one_per_line(lines)

@@ -158,7 +158,8 @@ NAN_LINE = LINE.replace(b'"ranks":[1,2,2]', b'"scores":[1,NaN,2]')
         (LINE + LINE, "not JSON: trailing characters"),
         (
             LINE.replace(b"Why?", b"Why\xff?"),
-            "expected UTF-8, got byte 0xff at byte 24 of the line; write the source in UTF-8",
+            "expected UTF-8, got byte 0xff at byte 24 of the line; write the source in UTF-8, "
+            "or set cells.encoding of a CSV file (cp1252, latin-1, ...)",
         ),
         (LINE.replace(b"Why?", b"\xed\xa0\x80"), "expected UTF-8, got byte 0xed"),
         (LINE.replace(b"Why?", b"\\ud800"), "not JSON: \\ud800 to \\udfff stand in pairs"),

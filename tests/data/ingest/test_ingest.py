@@ -107,7 +107,8 @@ def test_bad_records_are_kept_and_counted_and_the_good_ones_go_in(tmp_path: Path
     refused = refused_of(tmp_path / "t")
     assert [str(one).removeprefix(f"{tmp_path}/") for one in refused] == [
         "s.jsonl:3: expected one rank a completion, got 1 for 2 completions at $.ranks",
-        "s.jsonl:4: expected UTF-8, got byte 0xff at byte 2 of the line; write the source in UTF-8",
+        "s.jsonl:4: expected UTF-8, got byte 0xff at byte 2 of the line; write the source in UTF-8, or "
+        "set cells.encoding of a CSV file (cp1252, latin-1, ...)",
         "s.jsonl:5: expected 2 to 64 completions, got 1; one alone cannot be ranked at $.completions",
     ]
     assert refused == summary.rejections

@@ -246,7 +246,7 @@ def test_patterns_and_names_are_taken_in_the_order_given_and_once(
         ("none.jsonl", "none.jsonl: no such file or directory"),
         ("*.jsonl", r"pattern matches no files; expected JSON Lines \(\.jsonl"),
         ("empty", "empty: directory holds no files; expected JSON Lines"),
-        ("other", "other: directory holds 1 files, none of them a source; expected JSON Lines"),
+        ("other", "other: directory holds 1 file, none of them a source; expected JSON Lines"),
         ("other/a.txt", "other/a.txt: unknown kind of file; expected JSON Lines"),
         ("ftp://host/a.jsonl", "unknown scheme ftp://"),
     ],

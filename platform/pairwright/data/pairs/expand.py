@@ -184,7 +184,8 @@ def _check_margins(proposed: Manifest, config: ExpandConfig) -> None:
     if totals["annotations"] and not num_found:
         raise DataError(
             f'{proposed.inputs[0].url}: margin = "{config.margin}" finds nothing, since none of '
-            f'{counted(totals["annotations"], "annotation")} has {what}; set margin = "none", or ingest the sources '
+            f'{counted(int(totals["annotations"]), "annotation")} has {what}; set margin = "none", or ingest the '
+            "sources "
             "into a new "
             f"table with {keys} under [fields], docs/data.md"
         )

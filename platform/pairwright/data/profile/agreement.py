@@ -202,7 +202,8 @@ def _most_contested(arrays: AnnotationArrays, per_annotation: Mapping[str, Ints]
     decisive_G = np.bincount(arrays.group_A, per_annotation["decisive_by_both"], minlength=len(names_G))
     some = np.flatnonzero(opposite_G)
     share = opposite_G[some] / decisive_G[some]
-    order = np.lexsort((np.array([names_G[group] for group in some.tolist()], str), -opposite_G[some], -share))
+    names = np.array([names_G[group] for group in some.tolist()], dtype=np.str_)
+    order = np.lexsort((names, -opposite_G[some], -share))
     return some[order][:MAX_CONTESTED].astype(np.int64)
 
 

@@ -70,7 +70,9 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
 def _warnings(manifest: Manifest) -> list[str]:
     """Return a line for each thing that the configuration of pairs asked for and that was not found."""
     num_without = manifest.totals.get("pairs_without_margin", 0)
-    margin = f"margin: {num_without:,} of {counted(manifest.totals['pairs'], 'pair')} have none" if num_without else ""
+    margin = (
+        f"margin: {num_without:,} of {counted(int(manifest.totals['pairs']), 'pair')} have none" if num_without else ""
+    )
     return [*([margin] if margin else []), *exclusions.unused_exclusions(manifest.totals, manifest.config)]
 
 

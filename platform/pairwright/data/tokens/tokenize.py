@@ -136,24 +136,25 @@ def _commit(
 def _nothing_left(pairs: Input, totals: Mapping[str, int | float], spec: TokenSpec, template: str) -> str:
     if not totals["pairs"]:
         return (
-            f"{pairs.url} version {pairs.version}: holds no pair in {counted(totals['groups'], 'group')}; see what "
-            f"became of the annotations with `pairwright inspect {pairs.url}`, and expand rankings that are not all "
-            "ties"
+            f"{pairs.url} version {pairs.version}: holds no pair in {counted(int(totals['groups']), 'group')}; see "
+            f"what became of the annotations with `pairwright inspect {pairs.url}`, and expand rankings that are not "
+            "all ties"
         )
     if totals["groups_refused"] == totals["groups"]:
         reasons = "; ".join(counts_behind(totals, REFUSED_PREFIX))
         return (
             f"{pairs.url}: no pair is left to train on: {template} refuses every one of "
-            f"{counted(totals['groups'], 'group')} ({reasons}); set tokens.chat_template to one that takes such prompts"
+            f"{counted(int(totals['groups']), 'group')} ({reasons}); set tokens.chat_template to one that takes such "
+            "prompts"
         )
     causes = [f"had a completion over tokens.max_length={spec.max_length}"]
     if totals["groups_refused"]:
-        causes.append(f"were of {counted(totals['groups_refused'], 'group')} that the chat template refuses")
+        causes.append(f"were of {counted(int(totals['groups_refused']), 'group')} that the chat template refuses")
     if totals["completions_with_special"] + totals["prompts_with_special"] and totals["completions_refused"]:
         causes.append(f'had special tokens in a text (tokens.special_in_text = "{spec.special_in_text}")')
     return (
-        f"{pairs.url}: no pair is left to train on: of {counted(totals['pairs'], 'pair')} in "
-        f"{counted(totals['groups'], 'group')} {totals['pairs_dropped']} {' or '.join(causes)} and "
+        f"{pairs.url}: no pair is left to train on: of {counted(int(totals['pairs']), 'pair')} in "
+        f"{counted(int(totals['groups']), 'group')} {totals['pairs_dropped']} {' or '.join(causes)} and "
         f"{totals['pairs_identical']} had equal tokens on both sides"
         + (f" ({equal} of them {EQUAL_IN_TEMPLATE})" if (equal := totals["pairs_equal_in_template"]) else "")
         + f"; the longest completion, with its prompt, needs {totals['longest']} tokens. Raise tokens.max_length, or "

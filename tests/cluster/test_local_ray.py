@@ -50,3 +50,8 @@ def test_a_folder_of_rays_that_somebody_else_made_is_refused(tmp_path: Path, mon
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(StoreError, match="is a link"):
         local_ray.start_local_ray()
+
+
+def test_rays_own_folder_has_an_ascii_path() -> None:
+    assert local_ray.ray_parent("/scratch/ann") == Path("/scratch/ann")
+    assert local_ray.ray_parent("/home/josé/tmp") == Path("/tmp")

@@ -333,12 +333,11 @@ NAMES = {
 def test_a_run_trains_resumes_and_is_used_below_any_name(
     name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A path becomes a label of a metric, a folder of Ray's, a text in a log; TMPDIR and HOME are such names too."""
+    """A path becomes a label of a metric, a folder of Ray's, a text in a log; HOME is such a name too."""
     here = tmp_path / NAMES[name]
     for kind in ("pairs", "model"):
         shutil.copytree(folder / kind, here / kind)
     monkeypatch.setenv("HOME", str(here))
-    monkeypatch.setenv("TMPDIR", str(here))
     config = run_config(here, "run", training={**TRAINING, "max_steps": 2}, workers={"num_workers": 1})
     log, _ = start_command(config, tmp_path / "run.toml").communicate(timeout=300)
     assert (here / "run" / "summary.json").is_file(), log

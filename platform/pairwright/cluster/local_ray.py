@@ -26,7 +26,6 @@ from ray.train.v2._internal.execution.callback import WorkerCallback
 
 from pairwright.data.storage.object_store import own_folder
 
-MAX_PARENT_CHARACTERS = 24
 _LOOPBACK = "127.0.0.1"
 _INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
 
@@ -49,12 +48,11 @@ def start_local_ray(**options: Any) -> None:
 
 
 def ray_parent(temporary: str) -> Path:
-    """Return the folder for Ray's own: the temporary one, or ``/tmp`` where sockets could not lie below that.
+    """Return the folder for Ray's own: the temporary one, or where its path is not ASCII, ``/tmp``.
 
-    Ray 2.60 encodes their paths as ASCII, and Unix allows them 107 bytes, of which the names of Ray's folders take 80.
+    Ray 2.60 encodes the paths of its sockets as ASCII, and cannot start below any other.
     """
-    can_hold_sockets = temporary.isascii() and len(temporary) <= MAX_PARENT_CHARACTERS
-    return Path(temporary if can_hold_sockets else "/tmp")  # noqa: S108 - own_folder checks whose it is
+    return Path(temporary if temporary.isascii() else "/tmp")  # noqa: S108 - own_folder checks whose it is
 
 
 @dataclass(frozen=True, slots=True)

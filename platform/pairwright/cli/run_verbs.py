@@ -61,11 +61,15 @@ def evaluate(
     micro_batch_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum number of tokens in one forward pass.")
     ] = 16384,
+    findings: Annotated[
+        str | None,
+        typer.Option(help="Folder for likely wrong pairs and groups to annotate next, JSON Lines that ingest reads."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a reward model on held-out pairs. Prints accuracy and log loss, and the length baseline beside them."""
+    """Measure a reward model on held-out pairs: accuracy with intervals, the length rule, calibration, worst slices."""
     from pairwright.cluster.evaluate_job import evaluate as run
-    from pairwright.evaluation.evaluation_report import format_report
+    from pairwright.evaluation.reports.report_text import format_report
 
     run(
         model,
@@ -76,6 +80,7 @@ def evaluate(
         num_workers=num_workers,
         use_gpu=use_gpu,
         micro_batch_tokens=micro_batch_tokens,
+        findings=findings,
         show=lambda report: say_json(report) if as_json else say(format_report(report)),
     )
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 from pairwright.data.profile.profile_schema import TableMetrics
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.manifest import Manifest
-from pairwright.evaluation.evaluation_report import Report
 from pairwright.evaluation.load_exported import InputRules
+from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.score_files import ScoresManifest
 from pairwright.model.model_export import SelfCheck
 from pairwright.records import (

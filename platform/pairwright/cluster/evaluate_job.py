@@ -1,11 +1,13 @@
 """The evaluation job: evaluates an exported model on a split of a pairs table, on a pool of workers.
 
-The data alone decides the parts of the split, and a part's sums are exact integers, so 1, 2 or 50 workers write the
-same report to the last digit. Tokenisation uses the model's own tokenizer, template and limits, and is cached.
+The data alone decides the parts of the split, and their rows are sorted before anything is computed from them, so 1, 2
+or 50 workers write the same report to the last digit. Tokenisation uses the model's own tokenizer, template and limits,
+and is cached.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray.data
@@ -17,12 +19,19 @@ from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.conversation_tokens import TokenSpec
 from pairwright.data.tokens.tokenize import ensure_tokens
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
+from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ConfigError, DataError
-from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
-from pairwright.evaluation.evaluation_report import DataIdentity, build_report, is_report, report_json
+from pairwright.evaluation.degenerate_texts import NUM_PROMPTS, TriedPrompt, degenerate_rewards, tried_prompts
+from pairwright.evaluation.evaluate import EvaluatedPart, EvaluationPlan, evaluate_groups, merged
+from pairwright.evaluation.evaluation_report import Measured, build_report, is_report, report_json
+from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair_arrays, texts_of_groups
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
+from pairwright.evaluation.reports.finding_files import check_findings, write_findings
+from pairwright.evaluation.reports.report_schema import DataIdentity
+from pairwright.evaluation.single_annotations import read_judgements
 from pairwright.progress_bar import progress_bar
 
 SPLITS = ("train", "validation")
@@ -39,29 +48,35 @@ class _Task:
     tokens_manifest: Manifest
     split: str
     micro_batch_tokens: int
+    tried: tuple[TriedPrompt, ...] = ()
+    """Prompts that degenerate texts are tried under, by whoever has the first part."""
 
     def plan(self) -> tuple[TokenTable, EvaluationPlan]:
         tokens = TokenTable(local_token_paths(self.tokens_url, self.tokens_manifest))
         return tokens, EvaluationPlan.of(tokens, self.split, micro_batch_tokens=self.micro_batch_tokens)
 
-    def load(self, device: torch.device) -> Worker[Evaluation]:
+    def load(self, device: torch.device) -> Worker[EvaluatedPart]:
         """Return a function that evaluates one part of the plan on a device."""
-        loaded = load_exported(open_exported(self.model), device)
+        exported = open_exported(self.model)
+        loaded = load_exported(exported, device)
         tokens, plan = self.plan()
 
-        def evaluate_part(row: Row) -> Evaluation:
-            return merged(
-                [
-                    evaluate_groups(
-                        loaded.model,
-                        [tokens.group(i) for i in rows],
-                        pad_token_id=loaded.pad_token_id,
-                        micro_batch_tokens=self.micro_batch_tokens,
-                        device=loaded.device,
-                    )
-                    for rows in plan.parts[row["id"]]
-                ]
-            )
+        def evaluate_part(row: Row) -> EvaluatedPart:
+            parts = [
+                evaluate_groups(
+                    loaded.model,
+                    [tokens.group(i) for i in rows],
+                    pad_token_id=loaded.pad_token_id,
+                    micro_batch_tokens=self.micro_batch_tokens,
+                    device=loaded.device,
+                )
+                for rows in plan.parts[row["id"]]
+            ]
+            if row["id"] == 0 and self.tried:
+                spec = TokenSpec.of(loaded.tokenizer, exported.rules.tokens_config())
+                rewards = degenerate_rewards(loaded, spec, self.tried, micro_batch_tokens=self.micro_batch_tokens)
+                parts.append(EvaluatedPart(REWARD_ROWS.empty_table(), rewards))
+            return merged(parts)
 
         return evaluate_part
 
@@ -77,6 +92,7 @@ def evaluate(
     use_gpu: bool,
     micro_batch_tokens: int,
     cache: str | None = None,
+    findings: str | None = None,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write the report of a model on a split, and return it, in the shape of ``schemas/report.v1.json``.
@@ -90,56 +106,106 @@ def evaluate(
             None. An older report is replaced, and nothing else.
         num_workers: number of models in parallel; does not change the report.
         use_gpu: give each a GPU.
-        micro_batch_tokens: token budget of one forward pass, padding included.
-        cache: URL of the token cache; ``tokens/`` beside the output if None, or if there is no output either, beside
-            the model's run. On a cluster of several nodes, all of them must have access to it.
+        micro_batch_tokens: token budget of one forward pass.
+        cache: URL of the token cache, beside the output or the run if None; every node needs access to it.
+        findings: URL of a folder for what deserves a second look, as annotations in JSON Lines; none if None.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
         ModelError: if the model cannot be used.
-        StoreError: if there is no such table or version, or it does not hold pairs; if the report could not go there.
+        StoreError: if there is no such table or version, or no pairs in it; if the report could not go there.
         DataError: if no pair of the split is left.
         ConfigError: if there is no such split, or too few CPUs, GPUs or tokens.
     """
-    _check_split(split)
     check_output(report_url(model, output), is_report, what=WHAT)
+    check_findings(findings)
     exported = open_exported(model)
     exported.verify(hashes=True)
-    manifest = Table.open(pairs, "pairs").manifest(version)
     with ray_session():
         check_workers(num_workers, use_gpu=use_gpu)
-        tokens_url, tokens_manifest = ensure_tokens(
+        found = measure(
+            exported,
             pairs,
-            version=manifest.version,
-            tokenizer_path=str(exported.directory),
-            config=exported.rules.tokens_config(),
-            into=cache or _default_cache(model, output),
-            executor=EXECUTOR,
+            version=version,
+            split=split,
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            micro_batch_tokens=micro_batch_tokens,
+            cache=cache or _default_cache(model, output),
         )
-        task = _Task(absolute_url(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
-        evaluation = _evaluate(task, num_workers=num_workers, use_gpu=use_gpu)
-    if evaluation is None:
-        raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
-    data = _data_identity(pairs, manifest, split, tokens_manifest)
-    report = build_report(evaluation, model=exported.identity(), pairs=data)
+    read_texts = partial(texts_of_groups, Table.open(pairs, "pairs"), found.manifest)
+    identity = exported.identity()
+    report, second_looks = build_report(found.measured, model=identity, pairs=found.data, read_texts=read_texts)
     if show is not None:
         show(report)
     put_output(report_url(model, output), report_json(report), is_report, what=WHAT)
+    write_findings(findings, found.measured, second_looks, read_texts)
     return report
 
 
-def _evaluate(task: _Task, *, num_workers: int, use_gpu: bool) -> Evaluation | None:
-    """Return the sums of all parts, None if the split has none."""
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """A model's rewards on a split, and the version of the table that it is of."""
+
+    measured: Measured
+    manifest: Manifest
+    data: DataIdentity
+
+
+def measure(
+    exported: ExportedModel,
+    pairs: str,
+    *,
+    version: int | None,
+    split: str,
+    num_workers: int,
+    use_gpu: bool,
+    micro_batch_tokens: int,
+    cache: str,
+) -> MeasuredSplit:
+    """Return a model's rewards on a split, and what is known of its groups. Ray is up; arguments as of ``evaluate``."""
+    _check_split(split)
+    table = Table.open(pairs, "pairs")
+    manifest = table.manifest(version)
+    tokens_url, tokens_manifest = ensure_tokens(
+        pairs,
+        version=manifest.version,
+        tokenizer_path=str(exported.directory),
+        config=exported.rules.tokens_config(),
+        into=cache,
+        executor=EXECUTOR,
+    )
+    task = _Task(absolute_url(exported.path), tokens_url, tokens_manifest, split, micro_batch_tokens)
+    part = _evaluate(replace(task, tried=_tried(task, table, manifest, exported)), num_workers, use_gpu=use_gpu)
+    if part is None:
+        raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
+    arrays = pair_arrays(part.rows, described_groups(table, manifest, part.rows["group_id"].combine_chunks()))
+    measured = Measured(arrays, read_judgements(table, manifest, arrays), part.degenerate)
+    return MeasuredSplit(measured, manifest, _data_identity(pairs, manifest, split, tokens_manifest))
+
+
+def _tried(task: _Task, table: Table, manifest: Manifest, exported: ExportedModel) -> tuple[TriedPrompt, ...]:
+    """Return prompts all over the split, with the degenerate texts to try under them."""
+    tokens, plan = task.plan()
+    rows = sorted(row for part in plan.parts for batch in part for row in batch)
+    spread: Sequence[int] = rows[:: max(1, len(rows) // NUM_PROMPTS)]
+    texts = texts_of_groups(table, manifest, [tokens.group_id(row) for row in spread])
+    special_tokens = load_tokenizer(str(exported.directory)).all_special_tokens
+    return tried_prompts([texts[name] for name in sorted(texts)], special_tokens)
+
+
+def _evaluate(task: _Task, num_workers: int, *, use_gpu: bool) -> EvaluatedPart | None:
+    """Return the rows of all parts, None if the split has none."""
     num_parts = len(task.plan()[1].parts)
     if num_parts == 0:
         return None
     rows = ray.data.from_items([{"id": part} for part in range(num_parts)], override_num_blocks=num_parts)
-    evaluations = []
+    parts = []
     with progress_bar("parts of the split evaluated", total=num_parts, resources=ray_resources) as advance:
-        for evaluation in run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu):
-            evaluations.append(evaluation)
+        for part in run_on_models(rows, task.load, num_workers=num_workers, use_gpu=use_gpu):
+            parts.append(part)
             advance(1)
-    return merged(evaluations)
+    return merged(parts)
 
 
 def report_url(model: str, output: str | None) -> str:

@@ -1,0 +1,1 @@
+"""Public benchmarks by file: their layouts, and their own rules."""

@@ -103,7 +103,7 @@ def drawn_groups(
         rankings = []
         for _ in range(1 + number % 3):
             seen = np.round(utility + rng.normal(size=size) * 0.7, 0 if number % 2 else 1)
-            seen[0] += 10  # never all ties
+            seen[0] += 10 * (len(set(seen.tolist())) == 1)  # never all ties
             rankings.append([1 + int((seen > one).sum()) for one in seen])
         found.append(
             Judged(

@@ -154,7 +154,7 @@ def _rank_gaps(arrays: PairArrays) -> tuple[Floats, list[tuple[float, float, str
         (4, 6, "4 to 5"),
         (6, np.inf, "6 or more"),
     ]
-    return gap_P, [*bounds, (6, np.inf, "6 or more")]
+    return gap_P, bounds
 
 
 def _margins(arrays: PairArrays) -> tuple[Floats, list[tuple[float, float, str]]]:

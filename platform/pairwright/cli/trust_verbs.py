@@ -1,0 +1,47 @@
+"""The verbs of the console script that put models beside others: on public benchmarks, and on the same pairs.
+
+As in ``cli/main.py``, each verb parses its arguments, calls one function and prints its result.
+"""
+
+from typing import Annotated, Literal
+
+import typer
+
+from pairwright.errors import ConfigError
+from pairwright.terminal import say, say_json
+
+Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Split = Literal["train", "validation"]
+app = typer.Typer()
+
+
+@app.command()
+def benchmark(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] FILE...",
+            help="Model directory, and files of benchmarks; with --scores, files alone, or none for RewardMATH.",
+        ),
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option(help="File of rewards that somebody else computed; no model is loaded then.")
+    ] = None,
+    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Compute on a GPU.")] = False,
+    micro_batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens in one forward pass.")
+    ] = 16384,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on public benchmarks by file: RewardBench 1 and 2, RM-Bench, RewardMATH, JudgeBench, PPE."""
+    given = arguments or []
+    if scores is None and len(given) < 2:
+        raise ConfigError("expected a model and at least one file of a benchmark, or --scores FILE instead of a model")
+    import msgspec
+
+    from pairwright.evaluation.benchmarks.benchmark_run import format_benchmarks, run_benchmarks
+
+    model, files = (None, given) if scores is not None else (given[0], given[1:])
+    table = run_benchmarks(files, model=model, scores=scores, use_gpu=use_gpu, micro_batch_tokens=micro_batch_tokens)
+    say_json(msgspec.to_builtins(table)) if as_json else say(format_benchmarks(table))

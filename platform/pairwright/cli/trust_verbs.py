@@ -45,3 +45,41 @@ def benchmark(
     model, files = (None, given) if scores is not None else (given[0], given[1:])
     table = run_benchmarks(files, model=model, scores=scores, use_gpu=use_gpu, micro_batch_tokens=micro_batch_tokens)
     say_json(msgspec.to_builtins(table)) if as_json else say(format_benchmarks(table))
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL_A MODEL_B...", help="Model directories; several seeds of one model with commas between."
+        ),
+    ],
+    pairs: Annotated[str, typer.Option(help="URL of a pairs table.")],
+    version: Version = None,
+    split: Annotated[Split, typer.Option(help="Which split.")] = "validation",
+    output: Annotated[str | None, typer.Option(help="File for the comparison, JSON; none if not given.")] = None,
+    num_workers: Annotated[int, typer.Option(min=1, help="Processes that compute rewards.")] = 1,
+    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Give each process a GPU.")] = False,
+    micro_batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens in one forward pass.")
+    ] = 16384,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models on the same held-out pairs: difference with interval and p-value, and where they disagree."""
+    import msgspec
+
+    from pairwright.cluster.compare_job import compare as run
+    from pairwright.evaluation.reports.comparison import format_comparison
+
+    run(
+        models,
+        pairs,
+        version=version,
+        split=split,
+        output=output,
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        micro_batch_tokens=micro_batch_tokens,
+        show=lambda found: say_json(msgspec.to_builtins(found)) if as_json else say(format_comparison(found)),
+    )

@@ -11,6 +11,7 @@ In reading order:
 - ``stage_external.py``: writes rows of external sources into a table's staging folder
 - ``actor_pool.py``: a pool of actors that hold a model
 - ``evaluate_job.py``: evaluates a model on a pool of workers
+- ``compare_job.py``: evaluates several models on the same pairs, and compares them
 - ``score_input.py``: the chunks of a scoring input
 - ``score_job.py``: scores an input on a pool of workers
 - ``train/``: training under Ray Train

@@ -31,6 +31,7 @@ from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
 from pairwright.evaluation.reports.finding_files import check_findings, write_findings
 from pairwright.evaluation.reports.report_schema import DataIdentity
+from pairwright.evaluation.reports.stored_temperature import check_temperature, store_temperature
 from pairwright.evaluation.single_annotations import read_judgements
 from pairwright.progress_bar import progress_bar
 
@@ -93,6 +94,7 @@ def evaluate(
     micro_batch_tokens: int,
     cache: str | None = None,
     findings: str | None = None,
+    with_temperature: bool = False,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write the report of a model on a split, and return it, in the shape of ``schemas/report.v1.json``.
@@ -102,25 +104,24 @@ def evaluate(
         pairs: URL of a pairs table.
         version: of it; the newest if None.
         split: train or validation.
-        output: URL of the report if it ends in .json, else of a directory for ``report.json``; beside the model if
-            None. An older report is replaced, and nothing else.
+        output: URL of the report (.json), or of a folder for ``report.json``; beside the model if None.
         num_workers: number of models in parallel; does not change the report.
         use_gpu: give each a GPU.
         micro_batch_tokens: token budget of one forward pass.
-        cache: URL of the token cache, beside the output or the run if None; every node needs access to it.
-        findings: URL of a folder for what deserves a second look, as annotations in JSON Lines; none if None.
+        cache: URL of the token cache, for every node; beside the output or the run if None.
+        findings: URL of a folder for annotations that deserve a second look; none if None.
+        with_temperature: store the fitted temperature beside the model's directory.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
         ModelError: if the model cannot be used.
-        StoreError: if there is no such table or version, or no pairs in it; if the report could not go there.
-        DataError: if no pair of the split is left.
+        StoreError: if there is no such table or version, or an output could not go there.
+        DataError: if no pair is left.
         ConfigError: if there is no such split, or too few CPUs, GPUs or tokens.
     """
-    check_output(report_url(model, output), is_report, what=WHAT)
-    check_findings(findings)
+    check_split(split)
+    _check_outputs(model, output, findings, with_temperature=with_temperature)
     exported = open_exported(model)
-    exported.verify(hashes=True)
     with ray_session():
         check_workers(num_workers, use_gpu=use_gpu)
         found = measure(
@@ -131,16 +132,25 @@ def evaluate(
             num_workers=num_workers,
             use_gpu=use_gpu,
             micro_batch_tokens=micro_batch_tokens,
-            cache=cache or _default_cache(model, output),
+            cache=cache or default_cache(model, output),
         )
     read_texts = partial(texts_of_groups, Table.open(pairs, "pairs"), found.manifest)
-    identity = exported.identity()
-    report, second_looks = build_report(found.measured, model=identity, pairs=found.data, read_texts=read_texts)
+    report, second = build_report(found.measured, exported.identity(), found.data, read_texts)
     if show is not None:
         show(report)
     put_output(report_url(model, output), report_json(report), is_report, what=WHAT)
-    write_findings(findings, found.measured, second_looks, read_texts)
+    write_findings(findings, found.measured, second, read_texts)
+    if with_temperature:
+        store_temperature(model, report, second.calibration)
     return report
+
+
+def _check_outputs(model: str, output: str | None, findings: str | None, *, with_temperature: bool) -> None:
+    """Refuse to write over what is not ours, before anything is computed."""
+    check_output(report_url(model, output), is_report, what=WHAT)
+    check_findings(findings)
+    if with_temperature:
+        check_temperature(model)
 
 
 @dataclass(frozen=True)
@@ -164,7 +174,7 @@ def measure(
     cache: str,
 ) -> MeasuredSplit:
     """Return a model's rewards on a split, and what is known of its groups. Ray is up; arguments as of ``evaluate``."""
-    _check_split(split)
+    exported.verify(hashes=True)
     table = Table.open(pairs, "pairs")
     manifest = table.manifest(version)
     tokens_url, tokens_manifest = ensure_tokens(
@@ -215,12 +225,18 @@ def report_url(model: str, output: str | None) -> str:
     return absolute_url(output) if output.endswith(".json") else f"{absolute_url(output)}/{REPORT_NAME}"
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+    """Refuse a split that there is none of.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
     if split not in SPLITS:
         raise ConfigError(f"split {split} is none of {' and '.join(SPLITS)}")
 
 
-def _default_cache(model: str, output: str | None) -> str:
+def default_cache(model: str, output: str | None) -> str:
+    """Return the URL of the token cache: beside the output, or if there is none beside the model's run."""
     return f"{_parent(output) if output is not None else _parent(_parent(model))}/tokens"
 
 

@@ -84,7 +84,7 @@ def find(measured: Measured, terms: PairTerms, overall: PartMetrics) -> Findings
 
 
 def build_report(
-    measured: Measured, *, model: ModelIdentity, pairs: DataIdentity, read_texts: ReadTexts | None = None
+    measured: Measured, model: ModelIdentity, pairs: DataIdentity, read_texts: ReadTexts | None = None
 ) -> tuple[dict[str, Any], Findings]:
     """Return the report as JSON-able values, in the shape of ``schemas/report.v1.json``, and all findings."""
     arrays = measured.arrays

@@ -47,4 +47,4 @@ def report_of(
     groups: Sequence[TokenGroup], rewards: Sequence[Any], *, model: ModelIdentity = IDENTITY, pairs: DataIdentity = DATA
 ) -> dict[str, Any]:
     """Return the report of groups with given rewards."""
-    return build_report(Measured(arrays_of_tokens(groups, rewards)), model=model, pairs=pairs)[0]
+    return build_report(Measured(arrays_of_tokens(groups, rewards)), model, pairs)[0]

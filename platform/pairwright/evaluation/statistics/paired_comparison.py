@@ -5,21 +5,24 @@ p-value is of a sign-flip test over prompts: if the models were equally good, ea
 have had the other sign.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pairwright.evaluation.statistics.intervals import MAX_CLUSTERS, SEED, Estimate, Resamples, on_a_grid
-from pairwright.evaluation.statistics.pair_arrays import Floats, Ints
+from pairwright.evaluation.statistics.pair_arrays import Floats, Ints, PairArrays
 from pairwright.evaluation.statistics.pair_metrics import correct
 
 NUM_FLIPS = 10_000
 _FLIPS_AT_ONCE = 500
+_MOST = 1 << 15
+"""Completions of a group: pairs hold int16 indices."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """Accuracy of the first model minus that of the second."""
+    """Accuracy of the second model minus that of the first."""
 
     pairs: int
     prompts: int
@@ -34,6 +37,27 @@ class PairedDifference:
 def accuracy_of_runs(difference_RP: Floats) -> Floats:
     """Return how right each pair is, 0 to 1, the mean over the runs (seeds) of one model."""
     return correct(difference_RP).mean(axis=0)
+
+
+def common_pairs(arrays: Sequence[PairArrays]) -> list[Ints]:
+    """Return for each evaluation which of its pairs all of them have, in the same order.
+
+    Models with other limits or tokenizers keep other completions of the same groups.
+    """
+    ids = sorted(set.intersection(*(set(one.group_ids) for one in arrays)))
+    position = {name: index for index, name in enumerate(ids)}
+    keys = []
+    for one in arrays:
+        group_G = np.array([position.get(name, -1) for name in one.group_ids], np.int64)
+        group_P = group_G[one.group_P]
+        key_P = (group_P * _MOST + one.index_N[one.chosen_P]) * _MOST + one.index_N[one.rejected_P]
+        keys.append(np.where(group_P >= 0, key_P, -1))
+    shared = keys[0]
+    for key_P in keys[1:]:
+        shared = np.intersect1d(shared, key_P)
+    shared = np.unique(shared[shared >= 0])
+    orders = [np.argsort(key_P, kind="stable") for key_P in keys]
+    return [order[np.searchsorted(key_P[order], shared)] for key_P, order in zip(keys, orders, strict=True)]
 
 
 def paired_difference(
@@ -55,7 +79,7 @@ def paired_difference(
         prompts=len(np.unique(prompt_P)),
         first=resamples.ratio(weight_P * first_P, weight_P, prompt_P, is_share=True),
         second=resamples.ratio(weight_P * second_P, weight_P, prompt_P, is_share=True),
-        difference=resamples.ratio(weight_P * (first_P - second_P), weight_P, prompt_P),
+        difference=resamples.ratio(weight_P * (second_P - first_P), weight_P, prompt_P),
         p_value=sign_flip_p(np.bincount(prompt_P, weight_P * (first_P - second_P))) if total else None,
         disagreement=float((weight_P * apart_P).sum() / total) if total else None,
     )

@@ -70,6 +70,7 @@ def compare(
     import msgspec
 
     from pairwright.cluster.compare_job import compare as run
+    from pairwright.cluster.evaluate_job import Compute
     from pairwright.evaluation.reports.comparison import format_comparison
 
     run(
@@ -78,8 +79,6 @@ def compare(
         version=version,
         split=split,
         output=output,
-        num_workers=num_workers,
-        use_gpu=use_gpu,
-        micro_batch_tokens=micro_batch_tokens,
+        compute=Compute(num_workers, use_gpu, micro_batch_tokens),
         show=lambda found: say_json(msgspec.to_builtins(found)) if as_json else say(format_comparison(found)),
     )

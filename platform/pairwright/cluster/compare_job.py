@@ -6,7 +6,7 @@ from functools import partial
 import msgspec
 
 from pairwright.cluster.actor_pool import check_workers
-from pairwright.cluster.evaluate_job import check_split, default_cache, measure
+from pairwright.cluster.evaluate_job import Compute, check_split, default_cache, measure
 from pairwright.cluster.session import ray_session
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.table import Table
@@ -26,9 +26,7 @@ def compare(
     version: int | None,
     split: str,
     output: str | None,
-    num_workers: int,
-    use_gpu: bool,
-    micro_batch_tokens: int,
+    compute: Compute,
     cache: str | None = None,
     show: Callable[[Comparison], None] | None = None,
 ) -> Comparison:
@@ -40,15 +38,13 @@ def compare(
         version: of it; the newest if None.
         split: train or validation.
         output: URL of a JSON file; an older comparison is replaced, and nothing else.
-        num_workers: number of models in parallel; does not change the result.
-        use_gpu: give each a GPU.
-        micro_batch_tokens: token budget of one forward pass.
+        compute: number of workers, GPUs, and tokens of one forward pass.
         cache: URL of the token cache; beside each model's run if None.
         show: called with the comparison before it is written, because writing may fail.
 
     Raises:
         ModelError: if a model cannot be used.
-        StoreError: if there is no such table or version; if the comparison could not go there.
+        StoreError: if there is no such table or version, or the comparison could not go there.
         DataError: if the models have no pair in common.
         ConfigError: if there are fewer than two models, or too few CPUs, GPUs or tokens.
     """
@@ -61,17 +57,10 @@ def compare(
     exported = {path: open_exported(path) for paths in runs.values() for path in paths}
     version = Table.open(pairs, "pairs").manifest(version).version
     with ray_session():
-        check_workers(num_workers, use_gpu=use_gpu)
+        check_workers(compute.num_workers, use_gpu=compute.use_gpu)
         found = {
             path: measure(
-                model,
-                pairs,
-                version=version,
-                split=split,
-                num_workers=num_workers,
-                use_gpu=use_gpu,
-                micro_batch_tokens=micro_batch_tokens,
-                cache=cache or default_cache(path, None),
+                model, pairs, version=version, split=split, compute=compute, cache=cache or default_cache(path, None)
             )
             for path, model in exported.items()
         }

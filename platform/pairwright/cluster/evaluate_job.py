@@ -8,7 +8,7 @@ and is cached.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.data
 import torch
@@ -38,6 +38,14 @@ from pairwright.progress_bar import progress_bar
 SPLITS = ("train", "validation")
 REPORT_NAME = "report.json"
 WHAT = "a report of `pairwright evaluate`"
+
+
+class Compute(NamedTuple):
+    """What rewards are computed with; does not change them."""
+
+    num_workers: int
+    use_gpu: bool
+    micro_batch_tokens: int
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,7 @@ def evaluate(
             pairs,
             version=version,
             split=split,
-            num_workers=num_workers,
-            use_gpu=use_gpu,
-            micro_batch_tokens=micro_batch_tokens,
+            compute=Compute(num_workers, use_gpu, micro_batch_tokens),
             cache=cache or default_cache(model, output),
         )
     read_texts = partial(texts_of_groups, Table.open(pairs, "pairs"), found.manifest)
@@ -168,9 +174,7 @@ def measure(
     *,
     version: int | None,
     split: str,
-    num_workers: int,
-    use_gpu: bool,
-    micro_batch_tokens: int,
+    compute: Compute,
     cache: str,
 ) -> MeasuredSplit:
     """Return a model's rewards on a split, and what is known of its groups. Ray is up; arguments as of ``evaluate``."""
@@ -185,8 +189,9 @@ def measure(
         into=cache,
         executor=EXECUTOR,
     )
-    task = _Task(absolute_url(exported.path), tokens_url, tokens_manifest, split, micro_batch_tokens)
-    part = _evaluate(replace(task, tried=_tried(task, table, manifest, exported)), num_workers, use_gpu=use_gpu)
+    task = _Task(absolute_url(exported.path), tokens_url, tokens_manifest, split, compute.micro_batch_tokens)
+    task = replace(task, tried=_tried(task, table, manifest, exported))
+    part = _evaluate(task, compute.num_workers, use_gpu=compute.use_gpu)
     if part is None:
         raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
     arrays = pair_arrays(part.rows, described_groups(table, manifest, part.rows["group_id"].combine_chunks()))

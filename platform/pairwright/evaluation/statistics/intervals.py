@@ -12,6 +12,7 @@ spread at all; then the interval is that of Wilson 1927 with the number of promp
 # ruff: noqa: N815 - shape suffixes: Q prompts, C clusters, B resamples, M metrics
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -22,7 +23,7 @@ from pairwright.evaluation.statistics.pair_arrays import Floats, Ints
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
-MAX_CLUSTERS = 4096
+MAX_CLUSTERS = 1024
 """More prompts than that are joined to clusters, which are as independent as prompts are: memory stays bounded."""
 SEED = 17
 _NORMAL = NormalDist()
@@ -74,24 +75,38 @@ class Resamples:
             prompt: index of each term's prompt.
             is_share: the ratio lies between 0 and 1.
         """
+        return self.ratios([numerator], denominator, prompt, are_shares=[is_share])[0]
+
+    def ratios(
+        self, numerators: Sequence[Floats], denominator: Floats, prompt: Ints, *, are_shares: Sequence[bool]
+    ) -> list[Estimate]:
+        """Return several ratios over one denominator; see ``ratio``."""
         total = math.fsum(denominator.tolist())
         if not total > 0:
-            return NOTHING
-        value = _exact_share(numerator, denominator, total) if is_share else math.fsum(numerator.tolist()) / total
-        drawn_B, num_prompts = self.ratios_of_resamples(numerator, denominator, prompt)
-        return Estimate(value, interval_of(value, drawn_B, num_prompts, is_share=is_share))
+            return [NOTHING] * len(numerators)
+        drawn_BM, num_prompts = self._drawn(numerators, denominator, prompt)
+        found = []
+        for numerator, drawn_B, is_share in zip(numerators, drawn_BM.T, are_shares, strict=True):
+            value = _exact_share(numerator, denominator, total) if is_share else math.fsum(numerator.tolist()) / total
+            found.append(Estimate(value, interval_of(value, drawn_B, num_prompts, is_share=is_share)))
+        return found
 
     def ratios_of_resamples(self, numerator: Floats, denominator: Floats, prompt: Ints) -> tuple[Floats, int]:
         """Return the ratio of each resample, NaN where its denominator is 0, and how many prompts have a term."""
-        cluster = self.cluster_Q[prompt]
-        num_clusters = self.counts_BC.shape[1]
-        used = np.flatnonzero(np.bincount(cluster, denominator, num_clusters) > 0)
-        sums = np.stack([np.bincount(cluster, terms, num_clusters)[used] for terms in (numerator, denominator)], axis=1)
+        drawn_BM, num_prompts = self._drawn([numerator], denominator, prompt)
+        return drawn_BM[:, 0], num_prompts
+
+    def _drawn(self, numerators: Sequence[Floats], denominator: Floats, prompt: Ints) -> tuple[Floats, int]:
+        cluster, num_clusters = self.cluster_Q[prompt], self.counts_BC.shape[1]
+        sums_CM = np.stack([np.bincount(cluster, terms, num_clusters) for terms in (*numerators, denominator)], axis=1)
+        used = np.flatnonzero(sums_CM[:, -1] > 0)
         counts = self.counts_BC if len(used) == num_clusters else self.counts_BC[:, used]
-        totals_BM = counts @ on_a_grid(sums, num_clusters)
+        totals_BM = counts @ on_a_grid(sums_CM[used], num_clusters)
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratio_B = np.where(totals_BM[:, 1] > 0, totals_BM[:, 0] / totals_BM[:, 1], np.nan)
-        return ratio_B, len(np.unique(prompt[denominator > 0]))
+            ratio_BM = np.where(totals_BM[:, -1:] > 0, totals_BM[:, :-1] / totals_BM[:, -1:], np.nan)
+        has_term = np.zeros(len(self.cluster_Q), dtype=bool)
+        has_term[prompt[denominator > 0]] = True
+        return ratio_BM, int(has_term.sum())
 
     def mean(self, values: Floats, prompt: Ints, *, is_share: bool = False) -> Estimate:
         """Return the mean of values, each of a prompt."""

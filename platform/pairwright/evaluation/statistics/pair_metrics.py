@@ -72,17 +72,27 @@ class PairTerms:
             return PartMetrics(0, 0, 0, 0.0, NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
         groups = np.unique(arrays.group_P[kept])
         correct_P = self.correct_P[kept]
-        ratio = self.resamples.ratio
+        accuracy, log_loss, reward_margin, longer_wins = self.resamples.ratios(
+            [
+                weight * correct_P,
+                weight * self.log_loss_P[kept],
+                weight * arrays.difference_P[kept],
+                weight * self.longer_P[kept],
+            ],
+            weight,
+            prompt,
+            are_shares=[True, False, False, True],
+        )
         return PartMetrics(
             groups=int(len(groups) if once else arrays.repeats_G[groups].sum()),
             prompts=len(np.unique(prompt)),
             pairs=int(repeats.sum()),
             weight=float(weight.sum()),
-            accuracy=ratio(weight * correct_P, weight, prompt, is_share=True),
+            accuracy=accuracy,
             accuracy_by_prompt=self._by_prompt(weight, correct_P, prompt),
-            log_loss=ratio(weight * self.log_loss_P[kept], weight, prompt),
-            reward_margin=ratio(weight * arrays.difference_P[kept], weight, prompt),
-            longer_wins=ratio(weight * self.longer_P[kept], weight, prompt, is_share=True),
+            log_loss=log_loss,
+            reward_margin=reward_margin,
+            longer_wins=longer_wins,
         )
 
     def _by_prompt(self, weight: Floats, correct_P: Floats, prompt: Ints) -> Estimate:

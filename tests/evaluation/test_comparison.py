@@ -1,5 +1,6 @@
 """Two models on the same pairs: the difference, its interval and p-value, on models whose difference is known."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
@@ -29,7 +30,7 @@ def noisy(arrays: PairArrays, seed: int, noise: float) -> PairArrays:
     return replace(arrays, reward_N=arrays.worth_N + rng.normal(size=len(arrays.worth_N)) * noise)
 
 
-def no_texts(names: list[str]) -> dict:
+def no_texts(names: Sequence[str]) -> dict:
     completions = [{"text": f"text {k}"} for k in range(9)]
     return {name: {"prompt": [{"content": "[bold]?"}], "completions": completions} for name in names}
 

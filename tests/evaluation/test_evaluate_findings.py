@@ -1,6 +1,7 @@
 """What an evaluation leaves beside its report: findings that `ingest` takes, the temperature, and rows from texts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,7 @@ class Evaluated:
         self.measured = Measured(self.arrays, read_judgements(self.table, self.manifest, self.arrays))
         self.report, self.findings = build_report(self.measured, IDENTITY, DATA, self.read_texts)
 
-    def read_texts(self, names: list[str]) -> dict:
+    def read_texts(self, names: Sequence[str]) -> dict:
         return texts_of_groups(self.table, self.manifest, names)
 
 

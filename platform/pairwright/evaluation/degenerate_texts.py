@@ -106,7 +106,8 @@ def degenerate_rewards(
                 device=loaded.device,
             )
         )
-    return tuple(DegenerateReward(*name, float(reward)) for name, reward in zip(names, rewards, strict=True))
+    found = zip(names, rewards, strict=True)
+    return tuple(DegenerateReward(kind, group, float(reward)) for (kind, group), reward in found)
 
 
 def degenerate_texts(

@@ -78,7 +78,7 @@ def reward_rows(groups: Sequence[TokenGroup], rewards: Sequence[NDArray[np.float
 def merged_rows(parts: Iterable[pa.Table]) -> pa.Table:
     """Return the rows of all parts, sorted by group: the same bytes, however the groups were distributed."""
     rows = pa.concat_tables([REWARD_ROWS.empty_table(), *parts])
-    return rows.take(pc.sort_indices(rows, sort_keys=[("group_id", "ascending")])).combine_chunks()
+    return rows.sort_by("group_id").combine_chunks()
 
 
 def described_groups(pairs: Table, manifest: Manifest, group_ids: pa.Array) -> pa.Table:
@@ -89,7 +89,7 @@ def described_groups(pairs: Table, manifest: Manifest, group_ids: pa.Array) -> p
     """
     parts = [described(rows) for rows in _rows_of_groups(pairs, manifest, group_ids, _COLUMNS)]
     found = pa.concat_tables([DESCRIBED.empty_table(), *parts])
-    index = pc.index_in(group_ids, value_set=one_array(found["group_id"]))
+    index = positions_in(group_ids, one_array(found["group_id"]))
     if index.null_count:
         raise StoreError(f"{pairs.url}: {index.null_count} groups of its tokens are not in it; delete the tokens table")
     return found.take(index)
@@ -163,6 +163,16 @@ def pair_arrays(rewards: pa.Table, descriptions: pa.Table) -> PairArrays:
     )
 
 
+def is_among(names: pa.ChunkedArray, wanted: pa.Array) -> Any:
+    """Return whether each name is among those that are wanted."""
+    return pc.call_function("is_in", [names], pc.SetLookupOptions(value_set=wanted))
+
+
+def positions_in(names: pa.Array, wanted: pa.Array) -> Any:
+    """Return the position of each name among those that are wanted, null if it is not there."""
+    return pc.call_function("index_in", [names], pc.SetLookupOptions(value_set=wanted))
+
+
 def _check(group: TokenGroup, reward_K: NDArray[np.floating[Any]]) -> None:
     if reward_K.shape != (len(group.completion_ids),):
         raise ValueError(
@@ -197,7 +207,7 @@ def _rows_of_groups(
 ) -> Iterator[pa.Table]:
     for file in manifest.files:
         rows = pairs.read_file(file, columns)
-        yield rows.filter(pc.is_in(rows["group_id"], value_set=group_ids))
+        yield rows.filter(is_among(rows["group_id"], group_ids))
 
 
 def _text_hash(text: str) -> int:
@@ -208,7 +218,7 @@ def _text_hash(text: str) -> int:
 def _codes(names: pa.Array) -> tuple[list[str], NDArray[np.int64]]:
     """Return the distinct names, sorted, and the index of each; -1 for none."""
     distinct = sorted(set(names.to_pylist()) - {None})
-    found = pc.index_in(names, value_set=pa.array(distinct, pa.string()))
+    found = positions_in(names, pa.array(distinct, pa.string()))
     return distinct, found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 

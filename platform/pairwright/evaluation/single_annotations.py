@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pairwright.data.table.manifest import Manifest
 from pairwright.data.table.table import Table
 from pairwright.errors import StoreError
+from pairwright.evaluation.group_rows import is_among
 from pairwright.evaluation.statistics.ceiling import Judgements
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
 
@@ -37,7 +37,7 @@ def read_judgements(pairs: Table, manifest: Manifest, arrays: PairArrays) -> Jud
             return f"{made_from.url} version {made_from.version} is over {MAX_BYTES // 1000**3} GB"
         wanted = pa.array(arrays.group_ids, pa.string())
         parts = [annotations.read_file(file, _COLUMNS) for file in version.files]
-        rows = [row for part in parts for row in part.filter(pc.is_in(part["group_id"], value_set=wanted)).to_pylist()]
+        rows = [row for part in parts for row in part.filter(is_among(part["group_id"], wanted)).to_pylist()]
     except StoreError as error:
         return str(error)
     return judgements_of(rows, arrays, _texts(pairs, manifest, wanted), manifest.config)
@@ -96,6 +96,6 @@ def _texts(pairs: Table, manifest: Manifest, wanted: pa.Array) -> dict[str, list
     def rows() -> Iterator[Mapping[str, Any]]:
         for file in manifest.files:
             part = pairs.read_file(file, ("group_id", "completions"))
-            yield from part.filter(pc.is_in(part["group_id"], value_set=wanted)).to_pylist()
+            yield from part.filter(is_among(part["group_id"], wanted)).to_pylist()
 
     return {row["group_id"]: [(one["text"], one["extra"]) for one in row["completions"]] for row in rows()}

@@ -1,7 +1,9 @@
 """Benchmarks by file: known results to the digit, and each rule against an example worked out by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +88,7 @@ def item(benchmark: str, subset: str, num_right: int, size: int, name: str = "1"
     return BenchmarkItem(benchmark, name, subset, "?", ["text"] * size, num_right)
 
 
-def score(items: list[BenchmarkItem], rewards: list[list[float]]) -> BenchmarkResult:
+def score(items: list[BenchmarkItem], rewards: Sequence[Sequence[float]]) -> BenchmarkResult:
     return score_benchmark(items, rewards, "model")
 
 
@@ -242,7 +244,7 @@ def test_rewards_that_do_not_fit_say_which_are_missing(tmp_path: Path) -> None:
 def test_a_model_is_scored_by_what_plain_transformers_gives_and_an_overlong_item_is_counted(tmp_path: Path) -> None:
     model = export_small_model(tmp_path / "run", max_length=200)
     texts = ["Because of scattering.", "It is not; it is green.", "Why?", "At least in my town."]
-    records = [
+    records: list[dict[str, Any]] = [
         {"id": f"f{n}", "prompt": f"Why is sky {n} blue?", "chosen": [texts[n % 4]], "subset": "Focus"}
         | {"rejected": [text for text in texts if text != texts[n % 4]]}
         for n in range(8)

@@ -241,7 +241,7 @@ def _disagreements(base: PairArrays, first_P: Floats, second_P: Floats, read_tex
         rows = rows[np.sort(np.unique(base.group_P[rows], return_index=True)[1])][:NUM_EXAMPLES]
         found += [
             Disagreement(
-                group_id=base.group_ids[base.group_P[row]],
+                group_id=base.group_ids[int(base.group_P[row])],
                 chosen=int(base.index_N[base.chosen_P[row]]),
                 rejected=int(base.index_N[base.rejected_P[row]]),
                 right=side,

@@ -97,7 +97,7 @@ def _unexplained(measured: Measured, findings: Findings, read_texts: ReadTexts) 
         for index, annotator in enumerate(judgements.annotator_A.tolist())
         if annotator >= 0 and judgements.annotators[annotator] in names
     ][:MAX_ROWS]
-    rows = read_texts([arrays.group_ids[judgements.group_A[index]] for index in of_them])
+    rows = read_texts([arrays.group_ids[int(judgements.group_A[index])] for index in of_them])
     records = []
     for index in of_them:
         group = int(judgements.group_A[index])
@@ -109,7 +109,7 @@ def _unexplained(measured: Measured, findings: Findings, read_texts: ReadTexts) 
             judgements.ranks_A[index].tolist(),
             finding="unexplained_judgements",
         )
-        records.append(record | {"annotator": judgements.annotators[judgements.annotator_A[index]]})
+        records.append(record | {"annotator": judgements.annotators[int(judgements.annotator_A[index])]})
     return records
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pairwright.evaluation.statistics.intervals import NOTHING, Estimate, Resamples, interval_of, on_a_grid
-from pairwright.evaluation.statistics.pair_arrays import Bools, Floats, Ints, PairArrays
+from pairwright.evaluation.statistics.pair_arrays import Bools, Floats, Ints, PairArrays, sums_by
 from pairwright.evaluation.statistics.pair_metrics import PairTerms
 
 MIN_PROMPTS_OF_AUTHOR = 10
@@ -69,7 +69,7 @@ def length_bias(arrays: PairArrays, resamples: Resamples) -> LengthBias:
     products = np.stack([reward**2, length**2, worth**2, reward * length, worth * length, reward * worth], axis=1)
     cluster_N = resamples.cluster_Q[arrays.prompt_N]
     num_clusters = resamples.counts_BC.shape[1]
-    sums_CM = np.stack([np.bincount(cluster_N, column, num_clusters) for column in products.T], axis=1)
+    sums_CM = np.stack([sums_by(cluster_N, column, num_clusters) for column in products.T], axis=1)
     drawn_B = _correlations(resamples.counts_BC @ on_a_grid(sums_CM, num_clusters))
     found = _correlations(products.sum(axis=0)[None])
     num_prompts = len(np.unique(arrays.prompt_N))

@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from pairwright.evaluation.statistics.pair_arrays import Floats, Ints
+from pairwright.evaluation.statistics.pair_arrays import Floats, Ints, sums_by
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
@@ -98,7 +98,7 @@ class Resamples:
 
     def _drawn(self, numerators: Sequence[Floats], denominator: Floats, prompt: Ints) -> tuple[Floats, int]:
         cluster, num_clusters = self.cluster_Q[prompt], self.counts_BC.shape[1]
-        sums_CM = np.stack([np.bincount(cluster, terms, num_clusters) for terms in (*numerators, denominator)], axis=1)
+        sums_CM = np.stack([sums_by(cluster, terms, num_clusters) for terms in (*numerators, denominator)], axis=1)
         used = np.flatnonzero(sums_CM[:, -1] > 0)
         counts = self.counts_BC if len(used) == num_clusters else self.counts_BC[:, used]
         totals_BM = counts @ on_a_grid(sums_CM[used], num_clusters)
@@ -118,7 +118,7 @@ def on_a_grid(terms: NDArray[np.float64], num_terms: int) -> NDArray[np.float64]
     rounded = np.empty_like(terms)
     for column in range(terms.shape[1]):
         largest = float(np.abs(terms[:, column]).max(initial=0.0)) * max(1, num_terms)
-        unit = 2.0 ** (math.frexp(largest)[1] - 53) if largest else 1.0
+        unit = 2.0 ** max(math.frexp(largest)[1] - 53, -1022)
         rounded[:, column] = np.rint(terms[:, column] / unit) * unit
     return rounded
 

@@ -9,6 +9,7 @@ by id and prompts by theirs, so equal data are equal arrays, whoever computed th
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+
+def sums_by(index: Ints, values: NDArray[Any], size: int) -> Floats:
+    """Return the sum of the values of each index, shape (size,)."""
+    return np.bincount(index, values, size).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class PairArrays:
         margin_P: wanted reward difference; NaN where there is none.
     """
 
-    group_ids: Sequence[str]
-    prompt_ids: Sequence[str]
+    group_ids: list[str]
+    prompt_ids: list[str]
     prompt_G: Ints
     repeats_G: Ints
     subsets_G: Sequence[tuple[str, ...]]
@@ -58,10 +64,10 @@ class PairArrays:
     reward_N: Floats
     characters_N: Ints
     author_N: Ints
-    authors: Sequence[str]
+    authors: list[str]
     text_N: Ints
     features_NF: Bools
-    features: Sequence[str]
+    features: list[str]
     group_P: Ints
     chosen_P: Ints
     rejected_P: Ints
@@ -121,8 +127,8 @@ class PairArrays:
         low_P, high_P = np.minimum(self.chosen_P, self.rejected_P), np.maximum(self.chosen_P, self.rejected_P)
         signed_P = np.where(self.chosen_P < self.rejected_P, self.weight_P, -self.weight_P)
         keys, inverse_P = np.unique(low_P * (len(self.group_N) + 1) + high_P, return_inverse=True)
-        net = np.bincount(inverse_P, signed_P, len(keys))
-        size = np.bincount(inverse_P, self.weight_P, len(keys))
+        net = sums_by(inverse_P, signed_P, len(keys))
+        size = sums_by(inverse_P, self.weight_P, len(keys))
         net[np.abs(net) <= 1e-6 * size] = 0.0  # weights are float32: votes that cancel out leave a rest
         return keys // (len(self.group_N) + 1), keys % (len(self.group_N) + 1), net
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pairwright.evaluation.statistics.intervals import MAX_CLUSTERS, SEED, Estimate, Resamples, on_a_grid
-from pairwright.evaluation.statistics.pair_arrays import Floats, Ints, PairArrays
+from pairwright.evaluation.statistics.pair_arrays import Floats, Ints, PairArrays, sums_by
 from pairwright.evaluation.statistics.pair_metrics import correct
 
 NUM_FLIPS = 10_000
@@ -80,7 +80,7 @@ def paired_difference(
         first=resamples.ratio(weight_P * first_P, weight_P, prompt_P, is_share=True),
         second=resamples.ratio(weight_P * second_P, weight_P, prompt_P, is_share=True),
         difference=resamples.ratio(weight_P * (second_P - first_P), weight_P, prompt_P),
-        p_value=sign_flip_p(np.bincount(prompt_P, weight_P * (first_P - second_P))) if total else None,
+        p_value=sign_flip_p(sums_by(prompt_P, weight_P * (first_P - second_P), 0)) if total else None,
         disagreement=float((weight_P * apart_P).sum() / total) if total else None,
     )
 
@@ -94,7 +94,7 @@ def sign_flip_p(difference_Q: Floats, *, num_flips: int = NUM_FLIPS, seed: int =
     if not known.size:
         return 1.0
     if known.size > MAX_CLUSTERS:
-        known = np.bincount(np.arange(known.size) % MAX_CLUSTERS, known)
+        known = sums_by(np.arange(known.size) % MAX_CLUSTERS, known, MAX_CLUSTERS)
     exact = on_a_grid(known[:, None], known.size)[:, 0]
     observed = abs(exact.sum())
     rng = np.random.Generator(np.random.PCG64(seed))

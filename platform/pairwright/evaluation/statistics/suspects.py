@@ -61,7 +61,7 @@ def likely_wrong(arrays: PairArrays, temperature: float) -> list[LikelyWrong]:
     rows = rows[np.sort(np.unique(arrays.group_P[rows], return_index=True)[1])][:MAX_ROWS]
     return [
         LikelyWrong(
-            group_id=arrays.group_ids[arrays.group_P[row]],
+            group_id=arrays.group_ids[int(arrays.group_P[row])],
             chosen=int(arrays.index_N[arrays.chosen_P[row]]),
             rejected=int(arrays.index_N[arrays.rejected_P[row]]),
             confidence=float(confidence_P[row]),

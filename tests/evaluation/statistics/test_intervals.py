@@ -28,7 +28,7 @@ def coverage(num_prompts: int, draw, truth: float, *, is_share: bool) -> float:
     return held / NUM_DRAWS
 
 
-@pytest.mark.parametrize(("num_prompts", "least"), [(30, 0.92), (60, 0.93), (300, 0.93)])
+@pytest.mark.parametrize(("num_prompts", "least"), [(30, 0.92), (60, 0.93), (150, 0.93), (300, 0.93)])
 def test_95_percent_intervals_of_accuracy_hold_the_truth_in_93_to_97_percent_of_1000_draws(
     num_prompts: int, least: float
 ) -> None:
@@ -43,7 +43,7 @@ def test_95_percent_intervals_of_accuracy_hold_the_truth_in_93_to_97_percent_of_
         weight = 1.0 / num_pairs[prompt]
         return weight * right, weight, prompt
 
-    assert least <= coverage(num_prompts, draw, 0.75, is_share=True) <= 0.975
+    assert least <= coverage(num_prompts, draw, 0.75, is_share=True) <= 0.97
 
 
 def test_95_percent_intervals_of_a_skewed_mean_hold_the_truth() -> None:

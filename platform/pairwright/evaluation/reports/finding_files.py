@@ -17,6 +17,7 @@ from pairwright.evaluation.evaluation_report import Findings, Measured, ReadText
 from pairwright.evaluation.statistics.ceiling import Judgements
 from pairwright.evaluation.statistics.suspects import MAX_ROWS
 from pairwright.records import UNREADABLE_JSON
+from pairwright.terminal import safe_json
 
 NAMES = ("likely_wrong", "annotate_next", "unexplained_judgements")
 WHAT = "a file of findings of `pairwright evaluate`"
@@ -47,7 +48,7 @@ def write_findings(folder: str | None, measured: Measured, findings: Findings, r
         "unexplained_judgements": _unexplained(measured, findings, read_texts),
     }
     for name in NAMES:
-        content = b"".join(msgspec.json.encode(record) + b"\n" for record in records[name])
+        content = b"".join(safe_json(msgspec.json.encode(record).decode()).encode() + b"\n" for record in records[name])
         put_output(_url(folder, name), content, _is_findings, what=WHAT)
 
 

@@ -64,8 +64,8 @@ def _headline(found: Report) -> Iterator[str]:
         yield f"annotators   how far they agree is unknown: {found.ceiling_unknown}"
     else:
         yield (
-            f"annotators   {_share(top.other_annotator)} predict each other, in {top.groups:,} groups; "
-            f"the model {_percent(top.model.value)} there"
+            f"annotators   {_share(top.other_annotator)}: one predicts another, in {top.groups:,} groups; "
+            f"the model has {_percent(top.model.value)} there"
         )
     yield from _calibration(found)
     yield from _use(found)
@@ -79,7 +79,7 @@ def _calibration(found: Report) -> Iterator[str]:
     )
     if after is not None and after.pairs:
         yield (
-            f"             at temperature {after.temperature:.2f}, on the other half of the prompts: log loss "
+            f"             at temperature {after.temperature:.2f}, other half of the prompts: log loss "
             f"{_plain(before.log_loss.value, 4)} -> {_plain(after.log_loss.value, 4)}, error "
             f"{_percent(before.expected_calibration_error)} -> {_percent(after.expected_calibration_error)}"
         )
@@ -97,7 +97,7 @@ def _use(found: Report) -> Iterator[str]:
     ranks = found.rank_correlation
     if ranks.groups:
         yield (
-            f"ranking      Spearman {_number(ranks.spearman, 3)}, Kendall {_number(ranks.kendall, 3)} within groups; "
+            f"ranking      Spearman {_number(ranks.spearman, 3)}, Kendall {_number(ranks.kendall, 3)}; "
             f"by length {_plain(ranks.length_spearman.value, 3)}"
         )
 

@@ -84,21 +84,24 @@ def expand(
     return run(annotations, output, config or ExpandConfig(), version=version, executor=EXECUTOR)
 
 
-def report(table: str, output: str | None = None, *, version: int | None = None) -> "TableMetrics":
+def report(
+    table: str, output: str | None = None, *, version: int | None = None, overwrite: bool = False
+) -> "TableMetrics":
     """Measure a table of annotations, as ``pairwright report`` does: ties, lengths, agreement, models, highlights.
 
     Args:
         table: URL of an annotations table, or of one made from it.
         output: file for the page, HTML; none is written if None.
         version: of the table; the newest if None.
+        overwrite: replace an older page at the output.
 
     Raises:
-        StoreError: if there is no such table or version.
+        StoreError: if there is no such table or version, or the page could not go there.
     """
     from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.data.profile.table_report import report as run
 
-    return run(table, version=version, output=output, executor=EXECUTOR)
+    return run(table, version=version, output=output, overwrite=overwrite, executor=EXECUTOR)
 
 
 def train(config: TrainConfig) -> "TrainSummary":
@@ -128,6 +131,8 @@ def evaluate(
     num_workers: int = 1,
     use_gpu: bool = False,
     micro_batch_tokens: int = 16384,
+    overwrite: bool = False,
+    findings: str | None = None,
 ) -> dict[str, Any]:
     """Measure a reward model on held-out pairs, as ``pairwright evaluate`` does.
 
@@ -140,6 +145,8 @@ def evaluate(
         num_workers: number of models in parallel; does not change the report.
         use_gpu: give each a GPU.
         micro_batch_tokens: token budget of one forward pass, padding included.
+        overwrite: replace an older report at the output.
+        findings: folder for annotations that deserve a second look, JSON Lines; none if None.
 
     Returns:
         The report, in the shape of ``schemas/report.v1.json``.
@@ -159,6 +166,8 @@ def evaluate(
         num_workers=num_workers,
         use_gpu=use_gpu,
         micro_batch_tokens=micro_batch_tokens,
+        overwrite=overwrite,
+        findings=findings,
     )
 
 

@@ -59,10 +59,10 @@ def test_held_out_accuracy_comes_within_two_points_of_the_truths_own(folder: Pat
     table = Table.open(str(folder / "pairs"), "pairs")
     rows = pa.concat_tables(table.read(table.manifest()))
     truth = true_accuracy(rows.filter(pa.array([split == "validation" for split in rows["split"].to_pylist()])))
-    accuracy = report["overall"]["accuracy"]
-    print(f"truth {truth:.4f}, model {accuracy:.4f}, longer wins {report['overall']['longer_wins']:.4f}")
+    accuracy = report["overall"]["accuracy"]["value"]
+    print(f"truth {truth:.4f}, model {accuracy:.4f}, longer wins {report['overall']['longer_wins']['value']:.4f}")
     assert accuracy > truth - 0.02
-    assert report["overall"]["longer_wins"] < 0.7, "length alone must not be the answer"
+    assert report["overall"]["longer_wins"]["value"] < 0.7, "length alone must not be the answer"
 
 
 def test_plain_transformers_gives_the_rewards_of_score_alone_and_in_any_batch(folder: Path) -> None:

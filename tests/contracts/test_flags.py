@@ -11,13 +11,13 @@ from pairwright.cli.options import PANELS, RETIRED_FLAGS
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 WRITES = {
     *("ingest", "expand", "report", "export-pairs", "synthesize", "schemas"),
-    *("train", "evaluate", "score", "export", "new-model"),
+    *("train", "evaluate", "compare", "score", "export", "new-model", "validate"),
 }
 """Verbs whose result goes to a place that the command line names; the others print, or work in the table they name."""
-REPLACES = {"report", "evaluate", "score", "schemas"}
+REPLACES = {"report", "evaluate", "compare", "score", "schemas", "init", "validate"}
 """Verbs that can write over what an earlier command of theirs wrote; others add a version, or replace nothing."""
 CONFIGURED = {"ingest", "validate", "expand", "score", "train"}
-CHANGES = {"ingest", "forget", "compact", "vacuum", "train"}
+CHANGES = {"ingest", "forget", "compact", "restore", "vacuum", "train"}
 """Verbs that change something that is there, or take long, and can say beforehand what they would do."""
 
 

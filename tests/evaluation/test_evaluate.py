@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from annotation_tables import annotations_table, real_rows
+from evaluations import arrays_of_tokens, report_of
 from exported_models import export_small_model
 from pairwright.config import ExpandConfig, IngestConfig
 from pairwright.data.ingest.ingest import ingest
@@ -28,11 +30,13 @@ from pairwright.data.tokens.tokenize_groups import (
     tokenize_groups,
 )
 from pairwright.errors import ConfigError, ModelError
-from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
-from pairwright.evaluation.evaluation_report import DataIdentity, build_report, format_report
+from pairwright.evaluation.evaluate import EvaluatedPart, EvaluationPlan, evaluate_groups, merged
+from pairwright.evaluation.group_rows import reward_rows
 from pairwright.evaluation.load_exported import LoadedModel, load_exported, open_exported
+from pairwright.evaluation.reports.report_schema import DataIdentity
+from pairwright.evaluation.reports.report_text import format_report
 from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
-from pairwright.model.reward_metrics import PairSums
+from pairwright.evaluation.statistics.pair_metrics import PairTerms, PartMetrics
 
 Draw = Callable[..., TokenGroup]
 
@@ -53,15 +57,13 @@ def groups(random_group: Draw) -> list[TokenGroup]:
 
 
 def write_tokens(path: Path, groups: list[TokenGroup], split_of: Callable[[int], str]) -> TokenTable:
-    import pyarrow as pa
-
     table = groups_to_table(groups, [split_of(i) for i in range(len(groups))])
     with pa.ipc.new_file(str(path), table.schema) as writer:
         writer.write_table(table, max_chunksize=16)
     return TokenTable([path])
 
 
-def evaluate_alike(loaded: LoadedModel, groups: list[TokenGroup], micro_batch_tokens: int) -> Evaluation:
+def evaluate_alike(loaded: LoadedModel, groups: list[TokenGroup], micro_batch_tokens: int) -> EvaluatedPart:
     return evaluate_groups(
         loaded.model,
         groups,
@@ -105,20 +107,25 @@ def test_a_pair_of_two_subsets_counts_in_both_and_is_one_group_for_training(tmp_
     tokens, totals = tokenize_groups(pairs, tokenizer, spec)
     written = Table(str(tmp_path / "tokens"), "tokens").write_data(tokens, compress=False)
     table, prompts = TokenTable([tmp_path / "tokens" / written.path]), pairs["prompt"].to_pylist()
-    evaluation = Evaluation()
+    groups, every_reward = [], []
     for row, prompt in enumerate(prompts):
         group = table.group(row)
         right = prompt[0]["content"] == "Name a lake."
         rewards = np.zeros(2)
         rewards[group.chosen_P[0]] = 1 if right else -1
-        evaluation.add(rewards, group)
+        groups.append(group)
+        every_reward.append(rewards)
     identity = DataIdentity(url="pairs", version=1, digest="", split="train", pairs=4, tokens={**totals})
-    report = build_report(evaluation, model=exported.identity(), pairs=identity)
-    found = {name: (part["pairs"], part["accuracy"]) for name, part in report["by_subset"].items()}
+    report = report_of(groups, every_reward, model=exported.identity(), pairs=identity)
+    found = {name: (part["pairs"], part["accuracy"]["value"]) for name, part in report["by_subset"].items()}
     assert found == {"easy": (2, 1 / 2), "hard": (4, 1 / 4)}
-    assert (report["overall"]["pairs"], report["overall"]["accuracy"], report["pairs_again"]) == (6, 1 / 3, 2)
+    assert (report["overall"]["pairs"], report["overall"]["accuracy"]["value"]) == (6, pytest.approx(1 / 3))
+    assert report["pairs_again"] == 2
     shown = format_report(report)
-    assert "split train: 4 of 4 pairs\n       2 of them count again, for a further subset of their group: 6" in shown
+    assert (
+        "split train: 4 of 4 pairs, 4 prompts\n       2 of them count again, for a further subset of their group: 6"
+        in shown
+    )
 
 
 # ------------------------------------------------------------------------------- figures, by plain loops
@@ -148,19 +155,18 @@ def reference(cases: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def assert_equals(sums: PairSums, cases: list[tuple[float, float]]) -> None:
-    figures = sums.metrics()
+def assert_equals(metrics: PartMetrics, cases: list[tuple[float, float]]) -> None:
     for name, value in reference(cases).items():
-        assert figures[name] == pytest.approx(value, abs=1e-12), name
+        found = getattr(metrics, name)
+        assert getattr(found, "value", found) == pytest.approx(value, abs=1e-12), name
 
 
 def test_figures_equal_a_loop_over_pairs_overall_by_subset_by_k_and_by_length(groups: list[TokenGroup]) -> None:
     rng = np.random.default_rng(6)
     # Few distinct values: many pairs have equal rewards, which count half.
     rewards = [rng.integers(0, 4, len(group.completion_ids)).astype(np.float32) * 30 for group in groups]
-    evaluation = Evaluation()
-    for group, reward_K in zip(groups, rewards, strict=True):
-        evaluation.add(reward_K, group)
+    arrays = arrays_of_tokens(groups, rewards)
+    terms = PairTerms.of(arrays)
     parts: dict[object, list[tuple[float, float]]] = defaultdict(list)
     for group, weight, difference, longer_by in pairs_of(groups, rewards):
         for part in (
@@ -171,30 +177,32 @@ def test_figures_equal_a_loop_over_pairs_overall_by_subset_by_k_and_by_length(gr
         ):
             parts[part].append((weight, difference))
         parts["longer"].append((weight, float(np.sign(longer_by))))
-    assert_equals(evaluation.model.overall, parts["overall"])
-    for subset, sums in evaluation.model.by_subset.items():
-        assert_equals(sums, parts["subset", None if subset == "(none)" else subset])
-    for num_completions, sums in evaluation.model.by_num_completions.items():
-        assert_equals(sums, parts["k", num_completions])
-    assert_equals(evaluation.chosen_longer, parts["sign", 1])
-    assert_equals(evaluation.chosen_shorter, parts["sign", -1])
-    assert_equals(evaluation.equal_length, parts["sign", 0])
-    baseline = evaluation.longer_wins.overall.metrics()
-    assert baseline["accuracy"] == pytest.approx(reference(parts["longer"])["accuracy"], abs=1e-12)
+    assert_equals(terms.metrics(), parts["overall"])
+    names = [arrays.subsets_G[group][0] for group in arrays.group_P]
+    for subset in set(names):
+        assert_equals(terms.metrics(np.array(names) == subset), parts["subset", None if subset == "(none)" else subset])
+    sizes = arrays.num_completions_G[arrays.group_P]
+    for size in set(sizes.tolist()):
+        assert_equals(terms.metrics(sizes == size), parts["k", size])
+    for sign in (1, -1, 0):
+        assert_equals(terms.metrics(np.sign(arrays.longer_by_P) == sign), parts["sign", sign])
+    longer_wins = terms.metrics().longer_wins.value
+    assert longer_wins == pytest.approx(reference(parts["longer"])["accuracy"], abs=1e-12)
 
 
 def test_the_three_length_classes_hold_every_pair_once(loaded: LoadedModel, groups: list[TokenGroup]) -> None:
-    evaluation = evaluate_alike(loaded, groups, 512)
-    classes = (evaluation.chosen_longer, evaluation.chosen_shorter, evaluation.equal_length)
-    assert sum(part.pairs for part in classes) == evaluation.model.overall.pairs
-    assert sum(part.weight for part in classes) == pytest.approx(evaluation.model.overall.weight, rel=1e-12)
+    rewards = [rewards_under(loaded, [group], 10_000) for group in groups]
+    report = report_of(groups, rewards)
+    classes = report["by_length"].values()
+    assert sum(part["pairs"] for part in classes) == report["overall"]["pairs"]
+    assert sum(part["weight"] for part in classes) == pytest.approx(report["overall"]["weight"], rel=1e-12)
 
 
 def test_a_reward_that_is_not_finite_names_its_group(groups: list[TokenGroup]) -> None:
     reward_K = np.zeros(len(groups[0].completion_ids))
     reward_K[0] = np.nan
     with pytest.raises(ModelError, match=groups[0].group_id):
-        Evaluation().add(reward_K, groups[0])
+        reward_rows(groups[:1], [reward_K])
 
 
 # ------------------------------------------------------------------------------------- how it was split
@@ -208,13 +216,19 @@ def test_one_two_and_three_workers_count_the_same_to_the_last_bit(
     assert len(plan.parts) > 6
     found = []
     for num_workers in (1, 2, 3):
-        workers = [Evaluation() for _ in range(num_workers)]
+        workers: list[list[EvaluatedPart]] = [[] for _ in range(num_workers)]
         for part, micro_batches in reversed(list(enumerate(plan.parts))):
             for rows in micro_batches:
-                workers[part % num_workers].merge(evaluate_alike(loaded, [tokens.group(i) for i in rows], 200))
-        found.append(merged(workers))
-    assert found[0] == found[1] == found[2]
-    assert found[0].model.overall.groups == sum(1 for i in range(len(groups)) if i % 5)
+                workers[part % num_workers].append(evaluate_alike(loaded, [tokens.group(i) for i in rows], 200))
+        found.append(merged([merged(parts) for parts in workers]).rows)
+    written = []
+    for rows in found:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        written.append(sink.getvalue().to_pybytes())
+    assert written[0] == written[1] == written[2]
+    assert found[0].num_rows == sum(1 for i in range(len(groups)) if i % 5)
 
 
 def test_every_group_of_the_split_and_no_other_is_evaluated_once(groups: list[TokenGroup], tmp_path: Path) -> None:
@@ -268,8 +282,13 @@ def test_a_group_over_the_budget_gets_the_rewards_it_gets_in_one_forward(
 
 
 def test_figures_under_any_budget_agree_to_a_millionth(loaded: LoadedModel, groups: list[TokenGroup]) -> None:
-    wide, narrow = (evaluate_alike(loaded, groups, budget).model.overall.metrics() for budget in (10_000, 64))
-    assert narrow == pytest.approx(wide, abs=1e-6)
+    found = []
+    for budget in (10_000, 64):
+        rows = merged([evaluate_alike(loaded, groups, budget)]).rows
+        order = sorted(groups, key=lambda group: group.group_id)
+        metrics = PairTerms.of(arrays_of_tokens(order, rows["reward"].to_pylist())).metrics()
+        found.append([metrics.accuracy.value, metrics.log_loss.value, metrics.reward_margin.value])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
 def test_a_completion_over_the_budget_is_refused_by_name(loaded: LoadedModel, groups: list[TokenGroup]) -> None:
@@ -342,22 +361,24 @@ def test_a_model_that_is_not_what_was_exported_is_refused_before_it_is_used(tmp_
 def test_longer_wins_on_the_real_rankings_is_what_their_readme_says() -> None:
     # shared/data/README.md, from the file's author: right on 76.5 % of the 18,099 decisive pairs.
     pairs, _ = expand_groups(annotations_table(real_rows()), ExpandConfig(pair_weight="uniform"))
-    evaluation = Evaluation()
+    groups = []
     for row in pairs.select(["group_id", "completions", "pairs"]).to_pylist():
         lengths = [len(completion["text"]) for completion in row["completions"]]
-        group = TokenGroup(
-            group_id=row["group_id"],
-            subset=None,
-            prompt_ids=np.zeros(1, np.int32),
-            completion_ids=[np.zeros(1, np.int32) for _ in lengths],
-            num_characters=np.array(lengths, np.int32),
-            completion_index=np.arange(len(lengths), dtype=np.int16),
-            chosen_P=np.array([pair["chosen"] for pair in row["pairs"]], np.int64),
-            rejected_P=np.array([pair["rejected"] for pair in row["pairs"]], np.int64),
-            weight_P=np.array([pair["weight"] for pair in row["pairs"]], np.float32),
-            margin_P=np.full(len(row["pairs"]), np.nan, np.float32),
+        groups.append(
+            TokenGroup(
+                group_id=row["group_id"],
+                subset=None,
+                prompt_ids=np.zeros(1, np.int32),
+                completion_ids=[np.zeros(1, np.int32) for _ in lengths],
+                num_characters=np.array(lengths, np.int32),
+                completion_index=np.arange(len(lengths), dtype=np.int16),
+                chosen_P=np.array([pair["chosen"] for pair in row["pairs"]], np.int64),
+                rejected_P=np.array([pair["rejected"] for pair in row["pairs"]], np.int64),
+                weight_P=np.array([pair["weight"] for pair in row["pairs"]], np.float32),
+                margin_P=np.full(len(row["pairs"]), np.nan, np.float32),
+            )
         )
-        evaluation.add(np.zeros(len(lengths)), group)
-    figures = evaluation.longer_wins.overall.metrics()
-    assert figures["weight"] == pytest.approx(18_099, abs=30)
-    assert figures["accuracy"] == pytest.approx(0.765, abs=0.001)
+    rewards = [np.zeros(len(group.completion_ids)) for group in groups]
+    metrics = PairTerms.of(arrays_of_tokens(groups, rewards)).metrics()
+    assert metrics.weight == pytest.approx(18_099, abs=30)
+    assert metrics.longer_wins.value == pytest.approx(0.765, abs=0.001)

@@ -1,16 +1,19 @@
 """The report: its JSON keeps its contract, and its table can be read in a log file."""
 
 import json
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from evaluations import report_of
 from hostile_text import check_shown
 from pairwright.data.tokens.tokenize_groups import TokenGroup
-from pairwright.evaluation.evaluate import Evaluation
-from pairwright.evaluation.evaluation_report import DataIdentity, Report, build_report, format_report, report_json
-from pairwright.evaluation.load_exported import ModelIdentity
+from pairwright.evaluation.evaluation_report import report_json
+from pairwright.evaluation.report_file import put_report_file
+from pairwright.evaluation.reports.report_schema import Report
+from pairwright.evaluation.reports.report_text import format_report
 from pairwright.terminal import escaped
 
 
@@ -31,53 +34,45 @@ def group_of(name: str, subset: str | None, lengths: list[int], pairs: list[tupl
 
 @pytest.fixture
 def report() -> dict:
-    evaluation = Evaluation()
     # Longer wins the first pair, ties the second; the model gets the first right and ties the second.
-    evaluation.add([2.0, 1.0, 1.0], group_of("a", "facts", [9, 5, 5], [(0, 1), (1, 2)]))
+    first = group_of("a", "facts", [9, 5, 5], [(0, 1), (1, 2)])
     # The chosen one is shorter; the model is wrong.
-    evaluation.add([0.0, 3.0], group_of("b", None, [3, 8], [(0, 1)]))
-    return build_report(
-        evaluation,
-        model=ModelIdentity(path="runs/a/model", digest="d" * 64, dtype="float32", max_length=64, overlong="drop"),
-        pairs=DataIdentity(
-            url="s3://data/pairs",
-            version=3,
-            digest="e" * 64,
-            split="validation",
-            pairs=4,
-            tokens={"completions_dropped": 2, "pairs_dropped": 1},
-        ),
-    )
+    second = group_of("b", None, [3, 8], [(0, 1)])
+    return report_of([first, second], [[2.0, 1.0, 1.0], [0.0, 3.0]])
+
+
+def values(part: dict, *names: str) -> tuple[float, ...]:
+    return tuple(part[name]["value"] for name in names)
 
 
 def test_the_baseline_stands_beside_the_model_in_every_part(report: dict) -> None:
-    assert (report["overall"]["accuracy"], report["overall"]["longer_wins"]) == (0.5, 0.5)
-    assert (report["by_subset"]["facts"]["accuracy"], report["by_subset"]["facts"]["longer_wins"]) == (0.75, 0.75)
-    assert (report["by_subset"]["(none)"]["accuracy"], report["by_subset"]["(none)"]["longer_wins"]) == (0.0, 0.0)
+    assert values(report["overall"], "accuracy", "longer_wins") == (0.5, 0.5)
+    assert values(report["by_subset"]["facts"], "accuracy", "longer_wins") == (0.75, 0.75)
+    assert values(report["by_subset"]["(none)"], "accuracy", "longer_wins") == (0.0, 0.0)
     assert report["by_num_completions"]["3"]["pairs"] == 2
 
 
 def test_accuracy_is_told_apart_by_which_completion_is_longer(report: dict) -> None:
     parts = report["by_length"]
-    assert [parts[name]["accuracy"] for name in ("chosen_longer", "equal_length", "chosen_shorter")] == [1.0, 0.5, 0.0]
+    names = ("chosen_longer", "equal_length", "chosen_shorter")
+    assert [values(parts[name], "accuracy") for name in names] == [(1.0,), (0.5,), (0.0,)]
     assert [parts[name]["pairs"] for name in ("chosen_longer", "equal_length", "chosen_shorter")] == [1, 1, 1]
 
 
-def test_report_json_reads_back_as_the_report(report: dict) -> None:
+def test_report_json_reads_back_as_the_report_and_one_may_replace_another(report: dict, tmp_path: Path) -> None:
     found = msgspec.json.decode(report_json(report), type=Report, strict=True)
-    assert msgspec.to_builtins(found) == report
+    assert msgspec.json.decode(msgspec.json.encode(found)) == report
     assert found.format_version == 1
+    put_report_file(str(tmp_path / "report.json"), report_json(report), overwrite=False)
+    put_report_file(str(tmp_path / "report.json"), report_json(report | {"created_at": "x"}), overwrite=True)
 
 
 def test_figures_of_no_pairs_are_null_and_not_nan() -> None:
-    evaluation = Evaluation()
-    evaluation.add([1.0, 0.0], group_of("a", None, [5, 3], [(0, 1)]))
-    identity = ModelIdentity(path="m", digest="", dtype="float32", max_length=64, overlong="drop")
-    data = DataIdentity(url="p", version=1, digest="", split="train", pairs=1, tokens={})
-    report = build_report(evaluation, model=identity, pairs=data)
+    report = report_of([group_of("a", None, [5, 3], [(0, 1)])], [[1.0, 0.0]])
     empty = json.loads(report_json(report))["by_length"]["chosen_shorter"]
     assert empty["pairs"] == 0
-    assert {empty[name] for name in ("accuracy", "log_loss", "reward_margin", "longer_wins")} == {None}
+    assert set(values(empty, "accuracy", "log_loss", "reward_margin", "longer_wins")) == {None}
+    assert report["overall"]["accuracy"] == {"value": 1.0, "interval": None}, "one prompt says nothing about others"
     assert " - " in format_report(report)
 
 
@@ -90,7 +85,7 @@ def test_the_table_is_plain_text_of_a_hundred_columns_with_every_figure(
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 100
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert lines["all"].split() == ["all", "2", "3", "50.0", "%", "50.0", "%", "1.3517", "-0.667"]
+    assert lines["all"].split() == ["all", "2", "3", "50.0", "%", "[0.0,", "75.0]", "50.0", "%", "1.3517", "-0.667"]
     assert "facts" in text
     assert "chosen shorter" in text
     assert "3 of 4 pairs" in text

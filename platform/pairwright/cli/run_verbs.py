@@ -26,7 +26,7 @@ from pairwright.cli.options import (
     UseGpu,
     Version,
 )
-from pairwright.errors import DataError
+from pairwright.errors import ConfigError, DataError
 from pairwright.terminal import escaped, one_per_line, say, say_json
 
 app = typer.Typer()
@@ -94,38 +94,71 @@ def train(
 @app.command(rich_help_panel=MODELS)
 def evaluate(
     model: ModelDirectory,
-    pairs: Annotated[str, typer.Option(help="URL of a pairs table.")],
+    pairs: Annotated[list[str], typer.Option(help="URL of a pairs table; may be given several times.")],
     version: Version = None,
     split: Annotated[Split, typer.Option(help="Which split.")] = "validation",
     output: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="File for the report, JSON; report.json beside the model by default."),
+        typer.Option(
+            metavar="URL", help="File for the report, JSON, or folder; report.json beside the model by default."
+        ),
     ] = None,
     num_workers: NumWorkers = 1,
     use_gpu: UseGpu = False,
     micro_batch_tokens: MicroBatchTokens = 16384,
+    findings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Folder for likely wrong pairs and groups to annotate next, JSON Lines that ingest reads.",
+        ),
+    ] = None,
+    store_temperature: Annotated[
+        bool, typer.Option("--store-temperature", help="Write the fitted temperature beside the model's directory.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a reward model on held-out pairs. Prints accuracy and log loss, and the length baseline beside them."""
+    """Measure a reward model on held-out pairs: accuracy with intervals, the length rule, calibration, worst slices."""
     from pairwright.cli.early_checks import check_evaluation
 
-    check_evaluation(model, pairs, version=version, output=output, split=split, overwrite=overwrite)
+    tables = _outputs_of_tables(pairs, output)
+    for url, target in tables:
+        check_evaluation(model, url, version=version, output=target, split=split, overwrite=overwrite)
     from pairwright.cluster.evaluate_job import evaluate as run
-    from pairwright.evaluation.evaluation_report import format_report
+    from pairwright.evaluation.reports.report_text import format_report
 
-    run(
-        model,
-        pairs,
-        version=version,
-        split=split,
-        output=output,
-        num_workers=num_workers,
-        use_gpu=use_gpu,
-        micro_batch_tokens=micro_batch_tokens,
-        overwrite=overwrite,
-        show=lambda report: say_json(report) if as_json else say(format_report(report)),
-    )
+    reports = [
+        run(
+            model,
+            url,
+            version=version,
+            split=split,
+            output=target,
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            micro_batch_tokens=micro_batch_tokens,
+            overwrite=overwrite,
+            findings=findings,
+            with_temperature=store_temperature,
+            show=None if as_json else lambda report: say(format_report(report)),
+        )
+        for url, target in tables
+    ]
+    if as_json:
+        say_json(reports[0] if len(reports) == 1 else reports)
+
+
+def _outputs_of_tables(pairs: list[str], output: str | None) -> list[tuple[str, str | None]]:
+    """Return each table with the output of its report: of several, a folder of the table's name in the output."""
+    if len(pairs) == 1:
+        return [(pairs[0], output)]
+    names = [url.rstrip("/").rpartition("/")[2] for url in pairs]
+    if output is None or output.endswith(".json") or len(set(names)) < len(names):
+        raise ConfigError(
+            "several tables need --output FOLDER, and names of their own: each report goes to FOLDER/NAME/report.json"
+        )
+    return [(url, f"{output.rstrip('/')}/{name}") for url, name in zip(pairs, names, strict=True)]
 
 
 @app.command(rich_help_panel=MODELS)

@@ -17,8 +17,10 @@ import pyarrow as pa
 from pairwright.data.profile.profile_schema import TableMetrics
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.manifest import Manifest
-from pairwright.evaluation.evaluation_report import Report
 from pairwright.evaluation.load_exported import InputRules
+from pairwright.evaluation.reports.comparison import Comparison
+from pairwright.evaluation.reports.report_schema import Report
+from pairwright.evaluation.reports.stored_temperature import StoredTemperature
 from pairwright.evaluation.score_files import ScoresManifest
 from pairwright.model.model_export import SelfCheck
 from pairwright.records import (
@@ -58,6 +60,8 @@ def all_contracts() -> dict[str, dict[str, Any]]:
         "self_check": json_contract(SelfCheck, "self_check", "self_check.json in a model directory."),
         "model_input": json_contract(InputRules, "model_input", "pairwright.json in a model directory."),
         "report": json_contract(Report, "report", "What `pairwright evaluate` writes."),
+        "comparison": json_contract(Comparison, "comparison", "What `pairwright compare` writes."),
+        "temperature": json_contract(StoredTemperature, "temperature", "temperature.json beside a model's directory."),
         "table_report": json_contract(TableMetrics, "table_report", "What `pairwright report --json` prints."),
         "scores_manifest": json_contract(ScoresManifest, "scores_manifest", "What `pairwright score` writes last."),
     }

@@ -11,6 +11,7 @@ In reading order:
 - ``model_runner.py``: computes on models in this process, or on a pool of actors
 - ``actor_pool.py``: a pool of actors that hold a model
 - ``evaluate_job.py``: evaluates a model on a split
+- ``compare_job.py``: evaluates several models on the same pairs, and compares them
 - ``score_input.py``: the chunks of a scoring input
 - ``score_job.py``: scores an input with a model
 - ``train/``: training under Ray Train

@@ -1,12 +1,14 @@
 """The evaluation job: evaluates an exported model on a split of a pairs table, here or on a pool of workers.
 
-The data alone decides the parts of the split, and a part's sums are exact integers, so 1, 2 or 50 workers write the
-same report to the last digit. Tokenisation uses the model's own tokenizer, template and limits, and is cached.
+The data alone decides the parts of the split, and their rows are sorted before anything is computed from them, so 1, 2
+or 50 workers write the same report to the last digit. Tokenisation uses the model's own tokenizer, template and limits,
+and is cached.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,17 +16,33 @@ from pairwright.cluster.model_runner import ModelRunner, Row, Worker, model_runn
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens.conversation_tokens import TokenSpec
 from pairwright.data.tokens.tokenize import ensure_tokens
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
+from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ConfigError, DataError
-from pairwright.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_groups, merged
-from pairwright.evaluation.evaluation_report import DataIdentity, build_report, report_json
+from pairwright.evaluation.degenerate_texts import NUM_PROMPTS, TriedPrompt, degenerate_rewards, tried_prompts
+from pairwright.evaluation.evaluate import EvaluatedPart, EvaluationPlan, evaluate_groups, merged
+from pairwright.evaluation.evaluation_report import Measured, build_report, report_json
+from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair_arrays, texts_of_groups
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
 from pairwright.evaluation.report_file import check_report_file, put_report_file, report_url
+from pairwright.evaluation.reports.finding_files import check_findings, write_findings
+from pairwright.evaluation.reports.report_schema import DataIdentity
+from pairwright.evaluation.reports.stored_temperature import check_temperature, store_temperature
+from pairwright.evaluation.single_annotations import read_judgements
 from pairwright.progress_bar import progress_bar
 from pairwright.terminal import counted
 
 SPLITS = ("train", "validation")
+
+
+class Compute(NamedTuple):
+    """What rewards are computed with; does not change them."""
+
+    num_workers: int
+    use_gpu: bool
+    micro_batch_tokens: int
 
 
 @dataclass(frozen=True)
@@ -36,29 +54,35 @@ class _Task:
     tokens_manifest: Manifest
     split: str
     micro_batch_tokens: int
+    tried: tuple[TriedPrompt, ...] = ()
+    """Prompts that degenerate texts are tried under, by whoever has the first part."""
 
     def plan(self) -> tuple[TokenTable, EvaluationPlan]:
         tokens = TokenTable(local_token_paths(self.tokens_url, self.tokens_manifest))
         return tokens, EvaluationPlan.of(tokens, self.split, micro_batch_tokens=self.micro_batch_tokens)
 
-    def load(self, device: torch.device) -> Worker[Evaluation]:
+    def load(self, device: torch.device) -> Worker[EvaluatedPart]:
         """Return a function that evaluates one part of the plan on a device."""
-        loaded = load_exported(open_exported(self.model), device)
+        exported = open_exported(self.model)
+        loaded = load_exported(exported, device)
         tokens, plan = self.plan()
 
-        def evaluate_part(row: Row) -> Evaluation:
-            return merged(
-                [
-                    evaluate_groups(
-                        loaded.model,
-                        [tokens.group(i) for i in rows],
-                        pad_token_id=loaded.pad_token_id,
-                        micro_batch_tokens=self.micro_batch_tokens,
-                        device=loaded.device,
-                    )
-                    for rows in plan.parts[row["id"]]
-                ]
-            )
+        def evaluate_part(row: Row) -> EvaluatedPart:
+            parts = [
+                evaluate_groups(
+                    loaded.model,
+                    [tokens.group(i) for i in rows],
+                    pad_token_id=loaded.pad_token_id,
+                    micro_batch_tokens=self.micro_batch_tokens,
+                    device=loaded.device,
+                )
+                for rows in plan.parts[row["id"]]
+            ]
+            if row["id"] == 0 and self.tried:
+                spec = TokenSpec.of(loaded.tokenizer, exported.rules.tokens_config())
+                rewards = degenerate_rewards(loaded, spec, self.tried, micro_batch_tokens=self.micro_batch_tokens)
+                parts.append(EvaluatedPart(REWARD_ROWS.empty_table(), rewards))
+            return merged(parts)
 
         return evaluate_part
 
@@ -75,6 +99,8 @@ def evaluate(
     micro_batch_tokens: int,
     overwrite: bool = False,
     cache: str | None = None,
+    findings: str | None = None,
+    with_temperature: bool = False,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write the report of a model on a split, and return it, in the shape of ``schemas/report.v1.json``.
@@ -84,74 +110,135 @@ def evaluate(
         pairs: URL of a pairs table.
         version: of it; the newest if None.
         split: train or validation.
-        output: URL of the report if it ends in .json, else of a directory for ``report.json``; None: beside the model.
+        output: URL of the report (.json), or of a folder for ``report.json``; beside the model if None.
         num_workers: number of models in parallel; does not change the report.
         use_gpu: give each a GPU.
-        micro_batch_tokens: token budget of one forward pass, padding included.
-        overwrite: whether an older report there is replaced; nothing else ever is.
-        cache: URL of the token cache, which all nodes reach; ``tokens/`` beside the output, else beside the run.
+        micro_batch_tokens: token budget of one forward pass.
+        overwrite: whether what an earlier evaluation wrote there is replaced; nothing else ever is.
+        cache: URL of the token cache, for every node; beside the output or the run if None.
+        findings: URL of a folder for annotations that deserve a second look; none if None.
+        with_temperature: store the fitted temperature beside the model's directory.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
         ModelError: if the model cannot be used.
-        StoreError: if there is no such version of a pairs table; if the report could not go there.
-        DataError, ConfigError: if no pair of the split is left; if there is no such split, or too few CPUs or GPUs.
+        StoreError: if there is no such table or version, or an output could not go there.
+        DataError: if no pair is left.
+        ConfigError: if there is no such split, or too few CPUs, GPUs or tokens.
     """
-    _check_split(split)
-    check_report_file(report_url(model, output), overwrite=overwrite)
+    check_split(split)
+    _check_outputs(model, output, findings, with_temperature=with_temperature, overwrite=overwrite)
     exported = open_exported(model)
-    exported.verify(hashes=True)
-    manifest = Table.open(pairs, "pairs").manifest(version)
-    with model_runner(
-        model_bytes=exported.num_bytes,
-        input_bytes=sum(file.bytes for file in manifest.files),
-        num_workers=num_workers,
-        use_gpu=use_gpu,
-    ) as runner:
-        tokens_url, tokens_manifest = _tokens(pairs, manifest, exported, cache or _default_cache(model, output))
-        task = _Task(absolute_url(model), tokens_url, tokens_manifest, split, micro_batch_tokens)
-        evaluation = _evaluate(task, runner)
-    if evaluation is None:
-        raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
-    identity = _data_identity(pairs, manifest, split, tokens_manifest)
-    report = build_report(evaluation, model=exported.identity(), pairs=identity)
+    found = measure(
+        exported,
+        pairs,
+        version=version,
+        split=split,
+        compute=Compute(num_workers, use_gpu, micro_batch_tokens),
+        cache=cache or default_cache(model, output),
+    )
+    read_texts = partial(texts_of_groups, Table.open(pairs, "pairs"), found.manifest)
+    report, second = build_report(found.measured, exported.identity(), found.data, read_texts)
     if show is not None:
         show(report)
     put_report_file(report_url(model, output), report_json(report), overwrite=overwrite)
+    write_findings(findings, found.measured, second, read_texts, overwrite=overwrite)
+    if with_temperature:
+        store_temperature(model, report, second.calibration, overwrite=overwrite)
     return report
 
 
-def _tokens(pairs: str, manifest: Manifest, exported: ExportedModel, into: str) -> tuple[str, Manifest]:
-    return ensure_tokens(
-        pairs,
-        version=manifest.version,
-        tokenizer_path=str(exported.directory),
-        config=exported.rules.tokens_config(),
-        into=into,
-        executor=EXECUTOR,
-    )
+def _check_outputs(
+    model: str, output: str | None, findings: str | None, *, with_temperature: bool, overwrite: bool
+) -> None:
+    """Refuse to write over what is not ours, before anything is computed."""
+    check_report_file(report_url(model, output), overwrite=overwrite)
+    check_findings(findings, overwrite=overwrite)
+    if with_temperature:
+        check_temperature(model, overwrite=overwrite)
 
 
-def _evaluate(task: _Task, runner: ModelRunner) -> Evaluation | None:
-    """Return the sums of all parts, None if the split has none."""
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """A model's rewards on a split, and the version of the table that it is of."""
+
+    measured: Measured
+    manifest: Manifest
+    data: DataIdentity
+
+
+def measure(
+    exported: ExportedModel,
+    pairs: str,
+    *,
+    version: int | None,
+    split: str,
+    compute: Compute,
+    cache: str,
+) -> MeasuredSplit:
+    """Return a model's rewards on a split, and what is known of its groups; arguments as of ``evaluate``."""
+    exported.verify(hashes=True)
+    table = Table.open(pairs, "pairs")
+    manifest = table.manifest(version)
+    with model_runner(
+        model_bytes=exported.num_bytes,
+        input_bytes=sum(file.bytes for file in manifest.files),
+        num_workers=compute.num_workers,
+        use_gpu=compute.use_gpu,
+    ) as runner:
+        tokens_url, tokens_manifest = ensure_tokens(
+            pairs,
+            version=manifest.version,
+            tokenizer_path=str(exported.directory),
+            config=exported.rules.tokens_config(),
+            into=cache,
+            executor=EXECUTOR,
+        )
+        task = _Task(absolute_url(exported.path), tokens_url, tokens_manifest, split, compute.micro_batch_tokens)
+        part = _evaluate(replace(task, tried=_tried(task, table, manifest, exported)), runner)
+    if part is None:
+        raise DataError(_nothing_left(pairs, manifest, split, tokens_manifest, exported))
+    arrays = pair_arrays(part.rows, described_groups(table, manifest, part.rows["group_id"].combine_chunks()))
+    measured = Measured(arrays, read_judgements(table, manifest, arrays), part.degenerate)
+    return MeasuredSplit(measured, manifest, _data_identity(pairs, manifest, split, tokens_manifest))
+
+
+def _tried(task: _Task, table: Table, manifest: Manifest, exported: ExportedModel) -> tuple[TriedPrompt, ...]:
+    """Return prompts all over the split, with the degenerate texts to try under them."""
+    tokens, plan = task.plan()
+    rows = sorted(row for part in plan.parts for batch in part for row in batch)
+    spread: Sequence[int] = rows[:: max(1, len(rows) // NUM_PROMPTS)]
+    texts = texts_of_groups(table, manifest, [tokens.group_id(row) for row in spread])
+    special_tokens = load_tokenizer(str(exported.directory)).all_special_tokens
+    return tried_prompts([texts[name] for name in sorted(texts)], special_tokens)
+
+
+def _evaluate(task: _Task, runner: ModelRunner) -> EvaluatedPart | None:
+    """Return the rows of all parts, None if the split has none."""
     num_parts = len(task.plan()[1].parts)
     if num_parts == 0:
         return None
     rows = [{"id": part} for part in range(num_parts)]
-    evaluations = []
+    parts = []
     with progress_bar("parts of the split evaluated", total=num_parts, resources=runner.resources) as advance:
-        for evaluation in runner.run(rows, task.load):
-            evaluations.append(evaluation)
+        for part in runner.run(rows, task.load):
+            parts.append(part)
             advance(1)
-    return merged(evaluations)
+    return merged(parts)
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+    """Refuse a split that there is none of.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
     if split not in SPLITS:
         raise ConfigError(f"split {split} is none of {' and '.join(SPLITS)}")
 
 
-def _default_cache(model: str, output: str | None) -> str:
+def default_cache(model: str, output: str | None) -> str:
+    """Return the URL of the token cache: beside the output, or if there is none beside the model's run."""
     return f"{_parent(output) if output is not None else _parent(_parent(model))}/tokens"
 
 

@@ -1,60 +1,31 @@
-"""Evaluates a split as exact sums: the model's, those of the length-only baseline, and the model's by length.
+"""Evaluates the groups of a split: one row a group with its rewards, from which the report is computed.
 
-All sums add: parts may be computed anywhere and merged in any order, and the metrics are the same to the last bit
-(model/reward_metrics.py). The data alone decides the parts, not the number of workers.
+Parts may be computed anywhere and merged in any order, and the rows are the same to the last bit
+(evaluation/group_rows.py). The data alone decides the parts, not the number of workers.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
-from numpy.typing import ArrayLike, NDArray
 
 from pairwright.data.tokens.tokenize_groups import TokenGroup, TokenTable
+from pairwright.evaluation.degenerate_texts import DegenerateReward
+from pairwright.evaluation.group_rows import REWARD_ROWS, merged_rows, reward_rows
 from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
-from pairwright.model.reward_metrics import EvaluationSums, PairSums
 from pairwright.model.reward_model import RewardModel
 
 MAX_PARTS = 256
 
 
-@dataclass(slots=True)
-class Evaluation:
-    """Sums over the groups counted so far."""
+@dataclass(frozen=True, slots=True)
+class EvaluatedPart:
+    """What one worker computed: rows in REWARD_ROWS, and the rewards of degenerate texts."""
 
-    model: EvaluationSums = field(default_factory=EvaluationSums)
-    """The model's rewards."""
-    longer_wins: EvaluationSums = field(default_factory=EvaluationSums)
-    """The baseline on the same pairs: its reward is the completion's length in characters, so equal lengths tie."""
-    chosen_longer: PairSums = field(default_factory=PairSums)
-    """The model's rewards on the pairs whose chosen completion is the longer one."""
-    chosen_shorter: PairSums = field(default_factory=PairSums)
-    """... is the shorter one: accuracy here is not due to length."""
-    equal_length: PairSums = field(default_factory=PairSums)
-    """... is as long as the rejected one."""
-
-    def add(self, reward_K: ArrayLike, group: TokenGroup) -> None:
-        """Count one group.
-
-        Raises:
-            ModelError: if a reward is not finite, naming the group.
-        """
-        length_K = group.num_characters.astype(np.float64)
-        longer_by_P = length_K[group.chosen_P] - length_K[group.rejected_P]
-        self.model.add(reward_K, group)
-        self.longer_wins.add(length_K, group)
-        self.chosen_longer.add(_sums(reward_K, group, longer_by_P > 0))
-        self.chosen_shorter.add(_sums(reward_K, group, longer_by_P < 0))
-        self.equal_length.add(_sums(reward_K, group, longer_by_P == 0))
-
-    def merge(self, other: "Evaluation") -> None:
-        """Add another worker's sums; exact, in any order."""
-        self.model.merge(other.model)
-        self.longer_wins.merge(other.longer_wins)
-        self.chosen_longer.add(other.chosen_longer)
-        self.chosen_shorter.add(other.chosen_shorter)
-        self.equal_length.add(other.equal_length)
+    rows: pa.Table
+    degenerate: tuple[DegenerateReward, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +58,8 @@ def evaluate_groups(
     pad_token_id: int,
     micro_batch_tokens: int,
     device: torch.device | str,
-) -> Evaluation:
-    """Return the evaluation of some groups, which fit in memory together.
+) -> EvaluatedPart:
+    """Return the rows of some groups, which fit in memory together.
 
     Raises:
         ConfigError: if one completion is over the budget, or the device's memory is too small for it.
@@ -100,35 +71,17 @@ def evaluate_groups(
         [group.prompt_ids.size + max(ids.size for ids in group.completion_ids) for group in every],
         micro_batch_tokens=micro_batch_tokens,
     )
-    evaluation = Evaluation()
+    rows = [REWARD_ROWS.empty_table()]
     for positions in plan:
         batch = [every[position] for position in positions]
         rewards = rewards_of_groups(
             model, batch, pad_token_id=pad_token_id, micro_batch_tokens=micro_batch_tokens, device=device
         )
-        for reward_K, group in zip(rewards, batch, strict=True):
-            evaluation.add(reward_K, group)
-    return evaluation
+        rows.append(reward_rows(batch, rewards))
+    return EvaluatedPart(pa.concat_tables(rows))
 
 
-def merged(parts: Sequence[Evaluation]) -> Evaluation:
-    """Return the sums of all parts."""
-    total = Evaluation()
-    for part in parts:
-        total.merge(part)
-    return total
-
-
-def _sums(reward_K: ArrayLike, group: TokenGroup, of_pairs_P: NDArray[np.bool_]) -> PairSums:
-    if not of_pairs_P.any():
-        return PairSums()
-    kept = replace(
-        group,
-        chosen_P=group.chosen_P[of_pairs_P],
-        rejected_P=group.rejected_P[of_pairs_P],
-        weight_P=group.weight_P[of_pairs_P],
-        margin_P=group.margin_P[of_pairs_P],
-    )
-    sums = EvaluationSums()
-    sums.add(reward_K, kept)
-    return sums.overall
+def merged(parts: Sequence[EvaluatedPart]) -> EvaluatedPart:
+    """Return the rows of all parts, sorted by group."""
+    degenerate = sorted(reward for part in parts for reward in part.degenerate)
+    return EvaluatedPart(merged_rows(part.rows for part in parts), tuple(degenerate))

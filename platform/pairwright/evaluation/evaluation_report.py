@@ -1,110 +1,129 @@
-"""The report of an evaluation: ``report.json`` (schemas/report.v1.json), and the same as a table in plain text.
+"""Builds the report of an evaluation, ``report.json``: a pure function of the rows of evaluation/group_rows.py.
 
-Every row has the accuracy of a baseline that prefers the longer text: accuracy alone does not show whether a model
-learned more than that. The last block splits the pairs by which completion is longer.
+Every part has the accuracy of the rule that the longer text wins: accuracy alone does not show whether a model learned
+more than that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import StringIO
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeAlias
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import numpy as np
 
 from pairwright import __version__
-from pairwright.data.tokens.tokenize_groups import EQUAL_IN_TEMPLATE, special_line
-from pairwright.evaluation.evaluate import Evaluation
+from pairwright.evaluation.degenerate_texts import DegenerateReward, degenerate_texts
 from pairwright.evaluation.load_exported import ModelIdentity
-from pairwright.model.reward_metrics import Metrics, PairSums
-from pairwright.terminal import counted, escaped, one_per_line, safe_json
+from pairwright.evaluation.reports.report_schema import ByLength, DataIdentity, Method, Repeated, Report
+from pairwright.evaluation.statistics.best_of_n import best_of_n
+from pairwright.evaluation.statistics.bias import author_ratings, feature_preferences, length_bias
+from pairwright.evaluation.statistics.calibration import Calibration, calibrate
+from pairwright.evaluation.statistics.ceiling import AnnotatorFit, Ceiling, Judgements, ceiling
+from pairwright.evaluation.statistics.intervals import CONFIDENCE, SEED
+from pairwright.evaluation.statistics.pair_arrays import PairArrays
+from pairwright.evaluation.statistics.pair_metrics import PairTerms, PartMetrics
+from pairwright.evaluation.statistics.rank_correlation import rank_correlation
+from pairwright.evaluation.statistics.slices import Slice, slices_of, worst_slices
+from pairwright.evaluation.statistics.suspects import LeastSure, LikelyWrong, least_sure, likely_wrong, unexplained
+from pairwright.evaluation.statistics.text_repeats import RepeatedText, repeated_texts
+from pairwright.terminal import safe_json
 
-FORMAT_VERSION = 1
-TABLE_COLUMNS = 100
-_UNKNOWN = "-"
+NUM_LISTED = 50
+"""Rows of a list of suspects in the report; files of findings have up to 1,000."""
+NUM_CHARACTERS = 200
+ONE_ANNOTATION = "no group has annotations of two annotators"
+UNREAD = "the annotations were not read"
 
-KeyT = TypeVar("KeyT", str, int)
-
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class ReportMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Metrics of some pairs; means are weighted over the pairs, and null if there is no weight."""
-
-    groups: Annotated[Count, msgspec.Meta(description="groups with such pairs")]
-    pairs: Annotated[Count, msgspec.Meta(description="pairs")]
-    weight: Annotated[float, msgspec.Meta(description="sum of the pairs' weights")]
-    accuracy: Annotated[Share | None, msgspec.Meta(description="share with the chosen's reward higher; equal is half")]
-    log_loss: Annotated[float | None, msgspec.Meta(description="-log sigmoid(reward difference), no margins, nats")]
-    reward_margin: Annotated[float | None, msgspec.Meta(description="reward of the chosen minus that of the rejected")]
-    longer_wins: Annotated[
-        Share | None,
-        msgspec.Meta(description="accuracy of the baseline: longer text (characters) wins, equal length is half"),
-    ]
+ReadTexts: TypeAlias = Callable[[Sequence[str]], Mapping[str, Mapping[str, Any]]]
+"""Ids of groups -> their rows of the pairs table."""
 
 
-class ByLength(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's metrics by which completion of a pair has the longer text."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What an evaluation measured."""
 
-    chosen_longer: ReportMetrics
-    chosen_shorter: ReportMetrics
-    equal_length: ReportMetrics
-
-
-class DataIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """The data of an evaluation."""
-
-    url: str
-    version: int
-    digest: str
-    split: str
-    pairs: Annotated[Count, msgspec.Meta(description="of the split in the table; `overall` has those evaluated")]
-    tokens: Annotated[
-        dict[str, int | float],
-        msgspec.Meta(description="totals of the whole tokens table, all splits: kept, truncated and dropped"),
-    ]
+    arrays: PairArrays
+    judgements: Judgements | str = UNREAD
+    """The single annotations, or why they are not known."""
+    degenerate: Sequence[DegenerateReward] = ()
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The evaluation of a model on the pairs of a split."""
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What deserves a second look, and what the report says of it."""
 
-    format_version: Literal[1] = FORMAT_VERSION
-    created_at: str
-    code_version: str
-    model: ModelIdentity
-    pairs: DataIdentity
-    overall: ReportMetrics
-    by_subset: dict[str, ReportMetrics]
-    by_num_completions: dict[str, ReportMetrics]
-    by_length: ByLength
-    pairs_again: Annotated[
-        Count,
-        msgspec.Meta(description="of the pairs in `overall`: counted again because their group is in another subset"),
-    ] = 0
+    calibration: Calibration
+    ceiling: Ceiling | None
+    ceiling_unknown: str
+    fits: list[AnnotatorFit]
+    unexplained: list[str]
+    likely_wrong: list[LikelyWrong]
+    least_sure: list[LeastSure]
 
 
-def build_report(evaluation: Evaluation, *, model: ModelIdentity, pairs: DataIdentity) -> dict[str, Any]:
-    """Return the report as JSON-able values, in the shape of ``schemas/report.v1.json``."""
-    sums, baseline = evaluation.model, evaluation.longer_wins
+def find(measured: Measured, terms: PairTerms, overall: PartMetrics) -> Findings:
+    """Return the pairs, groups and annotators that deserve a second look."""
+    calibration = calibrate(terms.arrays, terms.resamples)
+    temperature = calibration.temperature or 1.0
+    top, fits, unknown = None, [], measured.judgements
+    if isinstance(measured.judgements, Judgements):
+        top, fits = ceiling(terms, measured.judgements)
+        top, unknown = (top, "") if top.groups else (None, ONE_ANNOTATION)
+    assert isinstance(unknown, str)
+    return Findings(
+        calibration=calibration,
+        ceiling=top,
+        ceiling_unknown=unknown,
+        fits=fits,
+        unexplained=[fit.annotator for fit in unexplained(fits, overall.accuracy.value)],
+        likely_wrong=likely_wrong(terms.arrays, temperature),
+        least_sure=least_sure(terms.arrays, temperature),
+    )
+
+
+def build_report(
+    measured: Measured, model: ModelIdentity, pairs: DataIdentity, read_texts: ReadTexts | None = None
+) -> tuple[dict[str, Any], Findings]:
+    """Return the report as JSON-able values, in the shape of ``schemas/report.v1.json``, and all findings."""
+    arrays = measured.arrays
+    terms = PairTerms.of(arrays)
+    overall = terms.metrics()
+    found = find(measured, terms, overall)
+    slices = [(one, terms.metrics(one.is_in_P, once=one.once)) for one in slices_of(arrays)]
+    worst, num_tested = worst_slices(terms, slices)
+    by_kind = _by_kind(slices)
     report = Report(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=__version__,
         model=model,
         pairs=pairs,
-        overall=_metrics(sums.overall.metrics(), baseline.overall.metrics().get("accuracy")),
-        by_subset=_with_baseline(sums.by_subset, baseline.by_subset),
-        by_num_completions=_with_baseline(sums.by_num_completions, baseline.by_num_completions),
-        by_length=ByLength(
-            chosen_longer=_metrics(evaluation.chosen_longer.metrics(), 1.0),
-            chosen_shorter=_metrics(evaluation.chosen_shorter.metrics(), 0.0),
-            equal_length=_metrics(evaluation.equal_length.metrics(), 0.5),
-        ),
-        pairs_again=sums.pairs_again,
+        method=_method(terms),
+        overall=overall,
+        ceiling=found.ceiling,
+        ceiling_unknown=found.ceiling_unknown,
+        by_subset=by_kind.pop("subset", {}),
+        by_num_completions=by_kind.pop("num_completions", {}),
+        by_length=_by_length(terms),
+        slices=by_kind,
+        worst_slices=worst,
+        slices_tested=num_tested,
+        calibration=found.calibration,
+        best_of_n=best_of_n(arrays, terms.resamples),
+        rank_correlation=rank_correlation(arrays, terms.resamples),
+        length=length_bias(arrays, terms.resamples),
+        features=feature_preferences(terms),
+        authors=author_ratings(terms),
+        repeated_texts=_repeated(arrays, repeated_texts(terms), read_texts),
+        degenerate_texts=degenerate_texts(arrays, measured.degenerate, terms.resamples),
+        likely_wrong=found.likely_wrong[:NUM_LISTED],
+        num_likely_wrong=len(found.likely_wrong),
+        least_sure=found.least_sure[:NUM_LISTED],
+        annotators=found.fits,
+        unexplained_annotators=found.unexplained,
+        pairs_again=int((arrays.repeats_P - 1).sum()),
     )
-    return msgspec.to_builtins(report)
+    return msgspec.json.decode(msgspec.json.encode(report)), found
 
 
 def report_json(report: dict[str, Any]) -> bytes:
@@ -112,107 +131,42 @@ def report_json(report: dict[str, Any]) -> bytes:
     return safe_json(msgspec.json.format(msgspec.json.encode(report).decode(), indent=2)).encode() + b"\n"
 
 
-def _with_baseline(model: Mapping[KeyT, PairSums], baseline: Mapping[KeyT, PairSums]) -> dict[str, ReportMetrics]:
-    return {str(key): _metrics(model[key].metrics(), baseline[key].metrics().get("accuracy")) for key in sorted(model)}
-
-
-def _metrics(metrics: Metrics, longer_wins: float | None) -> ReportMetrics:
-    known = "accuracy" in metrics
-    return ReportMetrics(
-        groups=int(metrics["groups"]),
-        pairs=int(metrics["pairs"]),
-        weight=metrics["weight"],
-        accuracy=metrics.get("accuracy"),
-        log_loss=metrics.get("log_loss"),
-        reward_margin=metrics.get("reward_margin"),
-        longer_wins=longer_wins if known else None,
+def _method(terms: PairTerms) -> Method:
+    num_resamples, num_clusters = terms.resamples.counts_BC.shape
+    return Method(
+        interval=CONFIDENCE,
+        prompts=terms.arrays.num_prompts,
+        clusters=num_clusters,
+        resamples=num_resamples,
+        seed=SEED,
     )
 
 
-# ------------------------------------------------------------------------------------------------- table
+def _by_kind(slices: Sequence[tuple[Slice, PartMetrics]]) -> dict[str, dict[str, PartMetrics]]:
+    by_kind: dict[str, dict[str, PartMetrics]] = {}
+    for one, metrics in slices:
+        by_kind.setdefault(one.kind, {})[one.name] = metrics
+    return by_kind
 
 
-def format_report(report: dict[str, Any]) -> str:
-    """Return the report as a table in plain text of 100 columns, without colours, the same on every terminal."""
-    found = msgspec.convert(report, Report)
-    model, pairs = found.model, found.pairs
-    table = Table(box=None, pad_edge=False, header_style="", show_edge=False)
-    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=32)
-    for heading in ("groups", "pairs", "accuracy", "longer wins", "log loss", "reward margin"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    _add_row(table, "all", found.overall)
-    _add_block(table, "by subset", found.by_subset)
-    _add_block(table, "by number of completions", found.by_num_completions)
-    _add_block(table, "by length", msgspec.structs.asdict(found.by_length))
-    console = Console(file=(text := StringIO()), width=TABLE_COLUMNS, color_system=None, force_terminal=False)
-    console.print(table)
-    lines = [
-        f"model  {model.path}  ({model.dtype}, {model.digest[:12]})",
-        f"pairs  {pairs.url} version {pairs.version}, split {pairs.split}: "
-        f"{found.overall.pairs - found.pairs_again:,} of {counted(pairs.pairs, 'pair')}",
-        *_counted_again(found),
-        f"input  at most {model.max_length} tokens; {_dropped(pairs.tokens)}",
-        *_special(pairs.tokens, model.special_in_text),
-        "",
-        *(line.rstrip() for line in text.getvalue().split("\n")),
-        "accuracy: weighted, equal rewards count half. longer wins: what the longer text alone would get.",
-        "",
-    ]
-    return one_per_line(lines)
+def _by_length(terms: PairTerms) -> ByLength:
+    longer_by_P = terms.arrays.longer_by_P
+    return ByLength(
+        chosen_longer=terms.metrics(longer_by_P > 0),
+        chosen_shorter=terms.metrics(longer_by_P < 0),
+        equal_length=terms.metrics(longer_by_P == 0),
+    )
 
 
-def _dropped(totals: dict[str, int | float]) -> str:
-    parts = [
-        f"{totals[key]:,.0f} {what}"
-        for key, what in (
-            ("completions_dropped", "completions over it dropped"),
-            ("completions_truncated", "truncated"),
-            ("pairs_identical", "pairs dropped as identical after that"),
-            ("pairs_equal_in_template", f"of them {EQUAL_IN_TEMPLATE}"),
-            ("pairs_dropped", "pairs dropped with them"),
-            ("groups_dropped", "groups dropped"),
-            ("groups_refused", "of them refused by the chat template"),
-            ("completions_refused", "completions refused"),
-        )
-        if totals.get(key)
-    ]
-    return f"in all splits {', '.join(parts)}" if parts else "nothing was over it"
+def _repeated(arrays: PairArrays, rows: Sequence[RepeatedText], read_texts: ReadTexts | None) -> list[Repeated]:
+    groups = [arrays.group_ids[int(arrays.group_N[row.completion])] for row in rows]
+    index = [int(np.int64(arrays.index_N[row.completion])) for row in rows]
+    texts = read_texts(groups) if read_texts is not None and groups else {}
 
+    def beginning(group: str, position: int) -> str:
+        return texts[group]["completions"][position]["text"][:NUM_CHARACTERS] if group in texts else ""
 
-def _counted_again(found: Report) -> list[str]:
-    if not found.pairs_again:
-        return []
     return [
-        f"       {found.pairs_again:,} of them count again, for a further subset of their group: "
-        f"{found.overall.pairs:,} in all"
+        Repeated(text=beginning(group, position), group_id=group, completion=position, metrics=row)
+        for row, group, position in zip(rows, groups, index, strict=True)
     ]
-
-
-def _special(totals: dict[str, int | float], rule: str) -> list[str]:
-    num_groups = totals.get("groups_with_special", 0)
-    return (
-        [f"       in all splits {counted(int(num_groups), 'group')} {special_line(totals, rule)}"] if num_groups else []
-    )
-
-
-def _add_block(table: Table, heading: str, rows: dict[str, ReportMetrics]) -> None:
-    table.add_row()
-    table.add_row(heading)
-    for name, metrics in rows.items():
-        _add_row(table, f"  {name.replace('_', ' ') if heading == 'by length' else name}", metrics)
-
-
-def _add_row(table: Table, name: str, metrics: ReportMetrics) -> None:
-    table.add_row(
-        Text(escaped(name)),  # a plain string would be read as markup: [math] is a style then
-        f"{metrics.groups:,}",
-        f"{metrics.pairs:,}",
-        _percent(metrics.accuracy),
-        _percent(metrics.longer_wins),
-        _UNKNOWN if metrics.log_loss is None else f"{metrics.log_loss:.4f}",
-        _UNKNOWN if metrics.reward_margin is None else f"{metrics.reward_margin:+.3f}",
-    )
-
-
-def _percent(share: float | None) -> str:
-    return _UNKNOWN if share is None else f"{100 * share:.1f} %"

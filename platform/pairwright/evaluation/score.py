@@ -208,7 +208,7 @@ def _scores(rows: _Rows, loaded: LoadedModel, micro_batch_tokens: int) -> pa.Tab
 
     plan = plan_by_length(np.ones_like(length_N), length_N, micro_batch_tokens=micro_batch_tokens)
     for positions in plan:
-        groups = [_group_of_one(rows.ids[position], rows.token_ids[position]) for position in positions]
+        groups = [group_of_one(rows.ids[position], rows.token_ids[position]) for position in positions]
         reward_N[positions] = np.concatenate(
             rewards_of_groups(
                 loaded.model,
@@ -229,7 +229,7 @@ def _scores(rows: _Rows, loaded: LoadedModel, micro_batch_tokens: int) -> pa.Tab
     return pa.Table.from_arrays(arrays, schema=SCORES_SCHEMA)
 
 
-def _group_of_one(name: str, token_ids: Int32s) -> TokenGroup:
+def group_of_one(name: str, token_ids: Int32s) -> TokenGroup:
     """Return a completion as a group without pairs."""
     no_pairs, no_weights = np.empty(0, np.int64), np.empty(0, np.float32)
     return TokenGroup(

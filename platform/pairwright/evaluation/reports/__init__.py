@@ -1,0 +1,10 @@
+"""The report of an evaluation: its shape, its text, and the files of findings.
+
+In reading order:
+
+- ``report_schema.py``: the shape of ``report.json``
+- ``report_text.py``: the report as plain text
+- ``comparison.py``: two models or more on the same pairs, and its text
+- ``finding_files.py``: what deserves a second look, as annotations in JSON Lines
+- ``stored_temperature.py``: the temperature beside a model
+"""

@@ -64,6 +64,9 @@ def compare(
     micro_batch_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum number of tokens in one forward pass.")
     ] = 16384,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier comparison in the output.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare models on the same held-out pairs: difference with interval and p-value, and where they disagree."""
@@ -80,5 +83,6 @@ def compare(
         split=split,
         output=output,
         compute=Compute(num_workers, use_gpu, micro_batch_tokens),
+        overwrite=overwrite,
         show=lambda found: say_json(msgspec.to_builtins(found)) if as_json else say(format_comparison(found)),
     )

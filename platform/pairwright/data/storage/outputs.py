@@ -44,6 +44,16 @@ def check_output(url: str, is_ours: Callable[[bytes], bool], *, what: str) -> No
         raise StoreError(f"{url}: is not {what}, and is not replaced; name another file, or move it away")
 
 
+def check_new(url: str, *, what: str, overwrite: bool) -> None:
+    """Refuse a file that is there already, ours or not, unless it is to be replaced.
+
+    Raises:
+        StoreError: if one is there, and ``overwrite`` is false.
+    """
+    if not overwrite and _content_at(url) is not None:
+        raise StoreError(f"{url}: holds {what} already; --overwrite replaces it")
+
+
 def put_output(url: str, content: bytes, is_ours: Callable[[bytes], bool], *, what: str) -> None:
     """Write a file, whole or not at all, replacing an older one of the same kind; see ``check_output``.
 

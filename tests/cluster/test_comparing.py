@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from exported_models import export_small_model
 from pairwright.cli.main import app
 from pairwright.config import ExpandConfig
-from pairwright.errors import ConfigError
+from pairwright.errors import ConfigError, StoreError
 from training_runs import make_pairs
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -29,10 +29,13 @@ def test_two_models_and_two_tables_end_in_one_comparison_and_two_reports(tmp_pat
     first = export_small_model(tmp_path / "first", max_length=512)
     second = export_small_model(tmp_path / "second", max_length=512, architecture="gpt2")
     output = tmp_path / "comparison.json"
-    text = run("compare", str(first), str(second), "--pairs", pairs[0], "--output", str(output))
+    arguments = ("compare", str(first), str(second), "--pairs", pairs[0], "--output", str(output))
+    text = run(*arguments)
     assert "the longer text wins" in text
     found = json.loads(output.read_text())
     assert [len(model["runs"]) for model in found["models"]] == [1, 1]
+    with pytest.raises(StoreError, match=r"comparison.json: holds a comparison .* already; --overwrite replaces it"):
+        run(*arguments)
     difference = found["differences"][0]["result"]["difference"]["value"]
     accuracies = [model["accuracy"]["value"] for model in found["models"]]
     assert difference == pytest.approx(accuracies[1] - accuracies[0])

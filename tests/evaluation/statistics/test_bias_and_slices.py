@@ -203,7 +203,13 @@ def test_one_text_under_many_prompts_that_the_model_likes_is_suspect_and_one_tha
         ranks = [3, 2, 1, 1, 4]
         authors = ["NullModel", "polite", "a", "b", "c"]
         groups.append(Judged(prompt, [ranks], rewards.tolist(), texts=texts, authors=authors))
-    rows = repeated_texts(PairTerms.of(arrays_of(groups)))
+    terms = PairTerms.of(arrays_of(groups))
+    rows = repeated_texts(terms)
+    without = [
+        1 not in terms.arrays.text_N[[c, r]]
+        for c, r in zip(terms.arrays.chosen_P, terms.arrays.rejected_P, strict=True)
+    ]
+    assert rows[0].accuracy_without == terms.metrics(np.array(without)).accuracy
     assert [(row.prompts, row.is_suspect, row.authors) for row in rows] == [
         (30, True, ["NullModel"]),
         (12, False, ["polite"]),

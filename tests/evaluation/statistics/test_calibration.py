@@ -37,7 +37,9 @@ def test_the_halves_share_no_prompt_and_hold_all() -> None:
     arrays = drawn(np.random.default_rng(1), 500, stretched=2.0)
     found = calibrate(arrays, Resamples.of(arrays.num_prompts))
     assert found.fitted_on_prompts + found.before.prompts == 500
-    assert found.fitted_on_prompts == sum(int(name, 16) % 2 == 0 for name in arrays.prompt_ids)
+    assert found.fitted_on_prompts == 250
+    fitted_Q = np.isin(np.arange(500), arrays.prompt_P[arrays.is_fitted_Q[arrays.prompt_P]])
+    assert fitted_Q.sum() == 250
 
 
 def test_the_fitted_temperature_has_the_least_log_loss_of_a_grid() -> None:

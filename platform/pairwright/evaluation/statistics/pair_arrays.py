@@ -114,8 +114,8 @@ class PairArrays:
 
     @cached_property
     def is_fitted_Q(self) -> Bools:
-        """Whether a prompt is in the half that the temperature is fitted on: by its id, so for good."""
-        return np.array([int(name[-1:] or "0", 16) % 2 == 0 for name in self.prompt_ids], dtype=bool)
+        """Whether a prompt is in the half that the temperature is fitted on: every other one, in order of their ids."""
+        return np.arange(self.num_prompts) % 2 == 0
 
     @cached_property
     def votes(self) -> tuple[Ints, Ints, Floats]:

@@ -34,6 +34,10 @@ class RepeatedText:
     """Share of them that the annotations put below it."""
     model_best: Estimate
     """Share of the groups where no other completion has a higher reward."""
+    accuracy_without: Estimate
+    """The model's accuracy on the pairs that do not hold the text."""
+    longer_wins_without: Estimate
+    """The same of the rule that the longer text wins."""
     is_suspect: bool
     """Under 5 prompts or more, and above three quarters of the other completions by the model."""
 
@@ -74,6 +78,8 @@ def _row(terms: PairTerms, text: int, num_prompts: int, model_N: Floats, top_N: 
     rows = np.flatnonzero(arrays.text_N == text)
     prompt = arrays.prompt_N[rows]
     worth = mean(model_N[rows], prompt, is_share=True)
+    holds_P = (arrays.text_N[arrays.chosen_P] == text) | (arrays.text_N[arrays.rejected_P] == text)
+    rest = terms.metrics(~holds_P)
     authors = sorted({arrays.authors[author] for author in arrays.author_N[rows].tolist() if author >= 0})
     return RepeatedText(
         completion=int(rows[0]),
@@ -83,5 +89,7 @@ def _row(terms: PairTerms, text: int, num_prompts: int, model_N: Floats, top_N: 
         model_worth=worth,
         annotated_worth=mean(arrays.worth_N[rows], prompt, is_share=True),
         model_best=mean(top_N[rows], prompt, is_share=True),
+        accuracy_without=rest.accuracy,
+        longer_wins_without=rest.longer_wins,
         is_suspect=num_prompts >= SUSPECT_PROMPTS and (worth.value or 0.0) >= SUSPECT_WORTH,
     )

@@ -16,7 +16,7 @@ import typer
 
 from pairwright import __version__
 from pairwright.addresses import STORAGE_SCHEMES, credentials_advice, secret_in, without_credentials
-from pairwright.cli import run_verbs, table_verbs
+from pairwright.cli import run_verbs, serving_verbs, table_verbs
 from pairwright.errors import ConfigError, PairwrightError, StoppedError
 from pairwright.terminal import escaped, indented, one_per_line, say, say_json
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(table_verbs.app)
 app.add_typer(run_verbs.app)
+app.add_typer(serving_verbs.app)
 
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key of the configuration.")

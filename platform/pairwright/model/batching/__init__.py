@@ -5,4 +5,5 @@ In reading order:
 - ``cost_model.py``: tokens and FLOPs of a forward pass, in each layout
 - ``plan.py``: the micro-batch schedule of a step; groups over the token budget are split
 - ``bin_packing.py``: packs parts into micro-batches so that ranks finish together
+- ``prefix_groups.py``: groups texts that begin with the same tokens, for serving
 """

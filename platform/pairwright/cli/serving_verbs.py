@@ -1,0 +1,75 @@
+"""The verbs of the console script that serve reward models, and prepare them for it."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from pairwright.errors import ConfigError
+from pairwright.terminal import escaped, say
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    models: Annotated[list[str], typer.Argument(help="Model directory of a training run; several are served as one.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; off loopback only with a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8600,
+    token_file: Annotated[
+        str | None, typer.Option(help="File with the bearer token that clients must send; else PAIRWRIGHT_TOKEN.")
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen off loopback without a token.")] = False,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, max=1000, help="Longest wait of a text for others to be computed with.")
+    ] = 5,
+    micro_batch_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of one forward pass; 16384, or the model's limit if larger, if not given."),
+    ] = None,
+    max_queue: Annotated[int, typer.Option(min=1, help="Texts that may wait; more are answered with 429.")] = 4096,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compute one request at a time, bit for bit as `score` does.")
+    ] = False,
+    combine: Annotated[
+        str, typer.Option(metavar="mean|min|mean-std:LAMBDA", help="How several models' rewards become one.")
+    ] = "mean",
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="Rewards less the reference mean, over its standard deviation.")
+    ] = False,
+    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Compute on a GPU.")] = False,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="Log a line for each request.")] = False,
+) -> None:
+    """Answer requests for rewards over HTTP. docs/serving.md has the wire formats; Ctrl-C or SIGTERM ends it."""
+    if token_file is not None and no_auth:
+        raise ConfigError("--token-file and --no-auth exclude each other; leave one out")
+    try:
+        from pairwright.serving.http_server import check_host, listen, read_token
+        from pairwright.serving.http_server import serve as run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed; install it with `pip install 'pairwright[serve]'`") from None
+    from pairwright.serving.application import RewardApplication
+    from pairwright.serving.request_limits import RequestLimits
+    from pairwright.serving.reward_service import ServiceSettings, load_service
+
+    token = None if no_auth else read_token(token_file)
+    check_host(host, token, is_open=no_auth)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    listening = listen(host, port)
+    settings = ServiceSettings(
+        models=tuple(models),
+        combine=combine,
+        is_normalized=normalized,
+        micro_batch_tokens=micro_batch_tokens,
+        max_wait_seconds=max_wait_ms / 1000,
+        max_queue=max_queue,
+        is_exact=exact,
+        use_gpu=use_gpu,
+    )
+    service = load_service(settings)
+    application = RewardApplication(service, RequestLimits(token), is_logging_requests=log_requests)
+    shown = f"[{host}]" if ":" in host else host
+    say(escaped(f"serving {service.name} at http://{shown}:{listening.getsockname()[1]}"))
+    run(application, listening)
+    say("stopped; every accepted request was answered")

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from pairwright.data.tokens.token_table import TokenGroup
 from pairwright.errors import ConfigError, ModelError
 from pairwright.evaluation.load_exported import ExportedModel, ModelIdentity, load_exported
-from pairwright.evaluation.requests import parse_requests
 from pairwright.evaluation.rewards import plan_by_length
 from pairwright.evaluation.score import rewards_of_rows
 from pairwright.model.batching.prefix_groups import PrefixGroup, fill_micro_batches, prefix_groups
@@ -25,6 +25,7 @@ from pairwright.model.collate import collate
 from pairwright.model.layout_check import choose_layout
 from pairwright.model.model_export import SELF_CHECK_FILE, SelfCheck
 from pairwright.serving.text_tokens import InputTokens
+from pairwright.serving.wire_format import conversation
 
 Int32s = NDArray[np.int32]
 Rewards = NDArray[np.float32]
@@ -146,6 +147,23 @@ class Scorer:
         names = ["request"] * len(row_ids)
         return _finite(rewards_of_rows(names, row_ids, self._loaded, micro_batch_tokens=self.micro_batch_tokens))
 
+    def rewards_of_groups(self, groups: Sequence[tuple[Any, Sequence[Any]]]) -> list[list[float]]:
+        """Return the rewards of several prompts' completions, each prompt a text or messages; for callers in Python.
+
+        Raises:
+            DataError: if a text cannot be scored.
+        """
+        row_ids: list[Int32s] = []
+        for prompt, completions in groups:
+            if completions:
+                request = conversation({"prompt": prompt, "completions": list(completions)})
+                row_ids += [tokens.token_ids for tokens in self.inputs.of_request(request)]
+        reward_N = np.empty(len(row_ids), np.float32)
+        for batch in self.plan(row_ids):
+            reward_N[batch.rows] = self.rewards(row_ids, batch)
+        found = iter(reward_N.tolist())
+        return [[next(found) for _ in completions] for _, completions in groups]
+
     def _check_itself(self, exported: ExportedModel) -> None:
         """Compute the text of the export's self-check, and compare tokens and reward; any text where it has none."""
         file = exported.directory / SELF_CHECK_FILE
@@ -158,8 +176,7 @@ class Scorer:
             raise ModelError(f"{file}: {error}; export the model again") from None
         ids = np.array(check.token_ids, np.int32)
         found = self.inputs.of_text(check.text, "self-check").token_ids
-        record = {"messages": check.messages}
-        (request,), _ = parse_requests(msgspec.json.encode(record), 1, "self-check")
+        request = conversation({"messages": check.messages})
         for kind, token_ids in (("text", found), ("messages", self.inputs.of_request(request)[0].token_ids)):
             if not np.array_equal(token_ids, ids):
                 raise ModelError(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pairwright.errors import ConfigError
-from pairwright.terminal import escaped, say
+from pairwright.terminal import escaped, say, say_json
 
 app = typer.Typer()
 
@@ -73,3 +73,35 @@ def serve(
     say(escaped(f"serving {service.name} at http://{shown}:{listening.getsockname()[1]}"))
     run(application, listening)
     say("stopped; every accepted request was answered")
+
+
+@app.command()
+def normalize(
+    model: Annotated[str, typer.Argument(help="Model directory of a training run, on this machine.")],
+    reference: Annotated[str, typer.Option(help="URL of an annotations or pairs table, whose completions are scored.")],
+    version: Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")] = None,
+    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Compute on a GPU.")] = False,
+    micro_batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens in one forward pass.")
+    ] = 16384,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace those of an earlier reference.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Store the mean and deviation of a model's reference rewards with it. `serve --normalized` applies them."""
+    import msgspec
+    import torch
+
+    from pairwright.evaluation.normalize import normalize as run
+
+    found = run(
+        model,
+        reference,
+        version=version,
+        micro_batch_tokens=micro_batch_tokens,
+        device=torch.device("cuda" if use_gpu else "cpu"),
+        overwrite=overwrite,
+    )
+    if as_json:
+        say_json(msgspec.to_builtins(found))
+        return
+    say(escaped(f"{model}: {found.num_rewards:,} rewards of {reference}, mean {found.mean:+.4f}, std {found.std:.4f}"))

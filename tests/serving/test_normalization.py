@@ -11,7 +11,7 @@ from exported_models import export_small_model, plain_rewards
 from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError, ModelError, StoreError
 from pairwright.evaluation.load_exported import model_digest, open_exported
-from pairwright.evaluation.normalize import normalize
+from pairwright.evaluation.reference_rewards import normalize
 from pairwright.serving.reward_service import Combination
 from reward_servers import asked, running, service_of
 from training_runs import make_pairs
@@ -69,7 +69,7 @@ def test_references_have_mean_0_and_deviation_1_where_that_is_asked_for(tmp_path
         _, cards = asked(f"{url}/v1/models")
         assert cards["normalized"] is True
         assert cards["data"][0]["normalization"]["reference"] == str(reference)
-    with pytest.raises(StoreError, match="say --overwrite"):
+    with pytest.raises(StoreError, match="use --overwrite"):
         normalized(model, reference)
     assert normalized(model, reference, overwrite=True).mean == pytest.approx(found.mean, abs=1e-6)
 

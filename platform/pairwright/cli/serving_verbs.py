@@ -91,7 +91,7 @@ def normalize(
     import msgspec
     import torch
 
-    from pairwright.evaluation.normalize import normalize as run
+    from pairwright.evaluation.reference_rewards import normalize as run
 
     found = run(
         model,

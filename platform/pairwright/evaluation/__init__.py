@@ -8,6 +8,6 @@ In reading order:
 - ``evaluation_report.py``: these sums as ``report.json`` and as a table in plain text
 - ``requests.py``: input lines and table rows as scoring requests
 - ``score.py``: the rewards of scoring requests
-- ``normalize.py``: mean and standard deviation of rewards on reference completions
+- ``reference_rewards.py``: mean and standard deviation of rewards on reference completions
 - ``score_files.py``: the output of a scoring run
 """

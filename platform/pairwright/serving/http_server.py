@@ -183,12 +183,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._application = application
         self._connections = connections
-        self._swept = time.monotonic()
+        self._last_check = time.monotonic()
 
     async def on_tick(self, counter: int) -> bool:
         # Called ten times a second.
-        if time.monotonic() - self._swept > min(1.0, self._connections.limits.idle_seconds / 4):
-            self._swept = time.monotonic()
+        if time.monotonic() - self._last_check > min(1.0, self._connections.limits.idle_seconds / 4):
+            self._last_check = time.monotonic()
             self._connections.close_idle()
         return await super().on_tick(counter)
 

@@ -1,8 +1,8 @@
 """Stores the mean and standard deviation of a model's rewards on reference completions, in the model's directory.
 
-Rewards of two models, or of two runs, have scales of their own; InstructGPT's are shifted so that references have mean 0
-(Ouyang et al. 2022, appendix C). Nothing applies the numbers by itself: ``serve --normalized`` does, and OpenRLHF where
-it is told to.
+Rewards of two models, or of two runs, have scales of their own; InstructGPT's are shifted so that references have a
+mean of 0 (Ouyang et al. 2022, section 3.5). Nothing applies the numbers by itself: ``serve --normalized`` does, and
+OpenRLHF where it is told to.
 """
 
 import os
@@ -58,31 +58,27 @@ def normalize(
     exported = open_exported(model)
     if exported.rules.normalization is not None and not overwrite:
         raise StoreError(
-            f"{model}: has the reference {exported.rules.normalization.reference} already; say --overwrite to replace it"
+            f"{model}: has the reference {exported.rules.normalization.reference} already; use --overwrite"
         )
     exported.verify(hashes=True)
     table = Table.open(reference)
     manifest = table.manifest(version)
-    rewards = np.concatenate(
-        [
-            np.empty(0),
-            *_rewards(exported, table, manifest.version, micro_batch_tokens=micro_batch_tokens, device=device),
-        ]
-    )
+    found = _rewards(exported, table, manifest.version, micro_batch_tokens=micro_batch_tokens, device=device)
+    rewards = np.concatenate([np.empty(0), *found])
     if len(rewards) < 2 or rewards.std() == 0:
         raise DataError(
             f"{reference}: gives {len(rewards)} rewards, {len(np.unique(rewards))} different, expected at least two; "
             "choose a table with completions that the model can score"
         )
-    found = Normalization(
+    stored = Normalization(
         mean=float(rewards.mean()),
         std=float(rewards.std()),
         reference=reference,
         version=manifest.version,
         num_rewards=len(rewards),
     )
-    _store(exported, found)
-    return found
+    _store(exported, stored)
+    return stored
 
 
 def _rewards(

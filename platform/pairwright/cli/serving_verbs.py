@@ -2,12 +2,19 @@
 
 import logging
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pairwright.errors import ConfigError
 from pairwright.terminal import escaped, say, say_json
+
+if TYPE_CHECKING:
+    from pairwright.serving.reward_service import ServiceSettings
 
 app = typer.Typer()
 
@@ -38,25 +45,23 @@ def serve(
     normalized: Annotated[
         bool, typer.Option("--normalized", help="Rewards less the reference mean, over its standard deviation.")
     ] = False,
+    replicas: Annotated[
+        str | None, typer.Option(metavar="N|LEAST:MOST", help="Serve in so many processes, by Ray Serve.")
+    ] = None,
     use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Compute on a GPU.")] = False,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log a line for each request.")] = False,
 ) -> None:
     """Answer requests for rewards over HTTP. docs/serving.md has the wire formats; Ctrl-C or SIGTERM ends it."""
     if token_file is not None and no_auth:
         raise ConfigError("--token-file and --no-auth exclude each other; leave one out")
-    try:
-        from pairwright.serving.http_server import check_host, listen, read_token
-        from pairwright.serving.http_server import serve as run
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed; install it with `pip install 'pairwright[serve]'`") from None
-    from pairwright.serving.application import RewardApplication
-    from pairwright.serving.request_limits import RequestLimits
-    from pairwright.serving.reward_service import ServiceSettings, load_service
+    with _extra("serve"):
+        from pairwright.serving.http_server import check_host, read_token
+    from pairwright.serving.reward_service import ServiceSettings
 
     token = None if no_auth else read_token(token_file)
     check_host(host, token, is_open=no_auth)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    listening = listen(host, port)
+    run = _serve_here if replicas is None else partial(_serve_in_replicas, replicas)
     settings = ServiceSettings(
         models=tuple(models),
         combine=combine,
@@ -67,12 +72,44 @@ def serve(
         is_exact=exact,
         use_gpu=use_gpu,
     )
+    run(settings, host, port, token, log_requests=log_requests)
+    say("stopped; every accepted request was answered")
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Say which extra has a package that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        advice = f"install it with `pip install 'pairwright[{name}]'`"
+        raise ConfigError(f"{error.name} is not installed; {advice}") from None
+
+
+def _serve_here(settings: "ServiceSettings", host: str, port: int, token: str | None, *, log_requests: bool) -> None:
+    from pairwright.serving.application import RewardApplication
+    from pairwright.serving.http_server import listen, serve
+    from pairwright.serving.request_limits import RequestLimits
+    from pairwright.serving.reward_service import load_service
+
+    listening = listen(host, port)
     service = load_service(settings)
     application = RewardApplication(service, RequestLimits(token), is_logging_requests=log_requests)
     shown = f"[{host}]" if ":" in host else host
     say(escaped(f"serving {service.name} at http://{shown}:{listening.getsockname()[1]}"))
-    run(application, listening)
-    say("stopped; every accepted request was answered")
+    serve(application, listening)
+
+
+def _serve_in_replicas(
+    replicas: str, settings: "ServiceSettings", host: str, port: int, token: str | None, *, log_requests: bool
+) -> None:
+    with _extra("replicas"):
+        from pairwright.cluster.serve_replicas import ReplicaSettings, serve_replicas
+    from pairwright.data.storage.object_store import absolute_url
+
+    least, most = ReplicaSettings.counts(replicas)
+    chosen = ReplicaSettings(least, most, host, port, token, is_logging_requests=log_requests)
+    serve_replicas(replace(settings, models=tuple(map(absolute_url, settings.models))), chosen)
 
 
 @app.command()

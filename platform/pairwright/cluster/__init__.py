@@ -13,5 +13,6 @@ In reading order:
 - ``evaluate_job.py``: evaluates a model on a pool of workers
 - ``score_input.py``: the chunks of a scoring input
 - ``score_job.py``: scores an input on a pool of workers
+- ``serve_replicas.py``: the reward server in several replicas, on Ray Serve
 - ``train/``: training under Ray Train
 """

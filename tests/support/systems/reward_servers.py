@@ -1,6 +1,7 @@
 """Runs a reward server in a thread, on loopback and a free port: the real application, sockets and all."""
 
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -60,6 +61,12 @@ def asked(url: str, body: Any = None, **headers: str) -> tuple[int, Any]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, _decoded(error.read())
+
+
+def free_port() -> int:
+    """Return a port that nobody listened on a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 def metric(url: str, name: str) -> float:

@@ -50,6 +50,7 @@ def serve(
     ] = None,
     use_gpu: Annotated[bool, typer.Option("--use-gpu", help="Compute on a GPU.")] = False,
     log_requests: Annotated[bool, typer.Option("--log-requests", help="Log a line for each request.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Load and check the models, print them, stop.")] = False,
 ) -> None:
     """Answer requests for rewards over HTTP. docs/serving.md has the wire formats; Ctrl-C or SIGTERM ends it."""
     if token_file is not None and no_auth:
@@ -72,6 +73,9 @@ def serve(
         is_exact=exact,
         use_gpu=use_gpu,
     )
+    if dry_run:
+        _show(settings)
+        return
     run(settings, host, port, token, log_requests=log_requests)
     say("stopped; every accepted request was answered")
 
@@ -84,6 +88,14 @@ def _extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         advice = f"install it with `pip install 'pairwright[{name}]'`"
         raise ConfigError(f"{error.name} is not installed; {advice}") from None
+
+
+def _show(settings: "ServiceSettings") -> None:
+    from pairwright.serving.application import RewardApplication
+    from pairwright.serving.request_limits import RequestLimits
+    from pairwright.serving.reward_service import load_service
+
+    say_json(RewardApplication(load_service(settings), RequestLimits(None)).cards())
 
 
 def _serve_here(settings: "ServiceSettings", host: str, port: int, token: str | None, *, log_requests: bool) -> None:

@@ -8,6 +8,8 @@ import logging
 import re
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,20 +82,26 @@ def serve_replicas(settings: ServiceSettings, replicas: ReplicaSettings) -> None
         ClusterError: if Ray cannot be started or reached, or no replica starts.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    kind = "GPU" if settings.use_gpu else "CPU"
+    with ray_session(), _signals() as stopping:
+        _check_resources(kind, replicas.least)
+        serve.start(http_options=HTTPOptions(host=replicas.host, port=replicas.port), proxy_location="HeadOnly")
+        try:
+            serve.run(_deployment(kind, settings, replicas), name=APPLICATION, route_prefix="/")
+            shown = f"{replicas.host}:{replicas.port}"
+            say(escaped(f"serving {', '.join(settings.models)} in {replicas.least} replicas at http://{shown}"))
+            stopping.wait()
+        finally:
+            serve.shutdown()
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM or SIGINT sets, in place of the handlers that Ray has set."""
     stopping = threading.Event()
     earlier = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        with ray_session():
-            kind = "GPU" if settings.use_gpu else "CPU"
-            _check_resources(kind, replicas.least)
-            serve.start(http_options=HTTPOptions(host=replicas.host, port=replicas.port), proxy_location="HeadOnly")
-            try:
-                serve.run(_deployment(kind, settings, replicas), name=APPLICATION, route_prefix="/")
-                shown = f"{replicas.host}:{replicas.port}"
-                say(escaped(f"serving {', '.join(settings.models)} in {replicas.least} replicas at http://{shown}"))
-                stopping.wait()
-            finally:
-                serve.shutdown()
+        yield stopping
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

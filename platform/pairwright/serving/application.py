@@ -75,6 +75,7 @@ class RewardApplication:
         self._limits = limits
         self._is_logging_requests = is_logging_requests
         self._started = int(time.time())
+        self._computing: asyncio.Task[None] | None = None
         self.is_draining = False
 
     def asgi(self) -> Starlette:
@@ -90,7 +91,8 @@ class RewardApplication:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self._service.run()), asyncio.create_task(self._log_rates())]
+        self._computing = asyncio.create_task(self._service.run())
+        tasks = [self._computing, asyncio.create_task(self._log_rates())]
         try:
             yield
         finally:
@@ -159,15 +161,21 @@ class RewardApplication:
         """Answer 200 while the server takes requests: it starts only after the models' self-checks."""
         if self.is_draining:
             return _json({"status": "draining"}, 503)
+        if self._computing is None or self._computing.done():
+            return _json({"status": "failed"}, 503)
         return _json({"status": "ready"})
 
     def _metrics(self) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     def _models(self) -> Response:
+        return _json(self.cards())
+
+    def cards(self) -> dict[str, Any]:
+        """Return what ``/v1/models`` says: each model's identity and limits, and how they are served."""
         cards = [_card(model, self._started) for model in self._service.models]
         shown = {"object": "list", "data": cards, "served_as": self._service.name, "pairwright": __version__}
-        return _json({**shown, "normalized": self._service.is_normalized, "max_queue": self._service.max_queue})
+        return {**shown, "normalized": self._service.is_normalized, "max_queue": self._service.max_queue}
 
     async def _log_rates(self) -> None:
         while True:

@@ -1,5 +1,6 @@
 """What a client may not do, and that it costs nobody else an answer."""
 
+import http.client
 import json
 import socket
 import time
@@ -179,6 +180,20 @@ def test_idle_connections_cost_nobody_an_answer(url: str) -> None:
             connection.settimeout(10)
             closed += answer_of(connection) == b""
         assert closed == 400
+
+
+def test_a_connection_in_use_is_kept_for_longer_than_an_idle_one(url: str) -> None:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+    connection.connect()
+    own = connection.sock
+    for _ in range(10):
+        connection.request("POST", "/v1/rewards", json.dumps(GOOD))
+        with connection.getresponse() as reply:
+            assert len(json.loads(reply.read())["rewards"]) == 2
+        time.sleep(0.3)
+    assert connection.sock is own
+    connection.close()
 
 
 def test_a_client_that_goes_away_is_counted_and_others_are_answered(model: Path) -> None:

@@ -136,6 +136,12 @@ class Connections:
                 super().connection_made(transport)
                 connections.add(self)
 
+            def data_received(self, data: bytes) -> None:
+                before = self.cycle
+                super().data_received(data)
+                if self.cycle is not before:  # a whole request's headers have come
+                    connections.touch(self)
+
             def connection_lost(self, exc: Exception | None) -> None:
                 connections.remove(self)
                 super().connection_lost(exc)
@@ -149,6 +155,11 @@ class Connections:
             self._mark_busy()
             idle = next((one for one in self._open if not _is_busy(one)), connection)
             self._close(idle)
+
+    def touch(self, connection: H11Protocol) -> None:
+        """Note that a request has begun."""
+        if self._open.pop(connection, None) is not None:
+            self._open[connection] = time.monotonic()
 
     def remove(self, connection: H11Protocol) -> None:
         """Forget a connection that was closed."""

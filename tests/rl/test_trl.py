@@ -11,7 +11,7 @@ from exported_models import export_small_model
 from reward_servers import metric, running, service_of
 from special_tokenizers import CHATML
 
-RECIPE = re.search(r"^```python\n(.*?)^```$", (Path(__file__).parents[2] / "docs/rl.md").read_text(), re.M | re.S)
+RECIPE = re.search(r"^```py\n(.*?)^```$", (Path(__file__).parents[2] / "docs/rl.md").read_text(), re.M | re.S)
 
 
 def test_grpo_gets_the_same_rewards_by_path_by_function_and_by_http(

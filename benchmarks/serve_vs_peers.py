@@ -141,9 +141,9 @@ def _serve_as_peer(path: str) -> None:
 # --------------------------------------------------------------------------------------------- measurements
 
 
-def _measured(name: str, command: list[str], model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def _measured(name: str, command: list[str], model: Path, arguments: argparse.Namespace) -> dict[Any, Any]:
     """Return groups a second and latencies by number of completions, whole groups and completions one by one."""
-    found: dict[str, Any] = {"rewards": None}
+    found: dict[Any, Any] = {"rewards": None}
     with _running(command) as url:
         found["rewards"] = _post(url, _texts(model, 8, 0, arguments))
         for number in COMPLETIONS:
@@ -213,7 +213,7 @@ def _post(url: str, texts: list[str]) -> list[float]:
 # -------------------------------------------------------------------------------------------------- report
 
 
-def _report(ours: dict[str, Any], theirs: dict[str, Any], arguments: argparse.Namespace, load: str) -> str:
+def _report(ours: dict[Any, Any], theirs: dict[Any, Any], arguments: argparse.Namespace, load: str) -> str:
     difference = np.abs(np.array(ours["rewards"]) - np.array(theirs["rewards"])).max()
     rows = [_row(f"{number} completions in a request", ours[number], theirs[number]) for number in COMPLETIONS]
     rows.append(_row("8 completions, each its own request", ours["single"], theirs["single"]))

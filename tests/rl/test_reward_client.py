@@ -48,7 +48,7 @@ def scripted(replies: Sequence[tuple[int, Any, dict[str, str]] | None]) -> Itera
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -1,6 +1,7 @@
 """Whatever a client leaves off a rendered text, the model reads the tokens that its template writes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,9 +42,9 @@ def test_bos_is_there_once_and_the_end_is_completed(tmp_path: Path, name: str, t
     (expected,) = inputs.of_request(conversation({"prompt": PROMPT, "completions": [COMPLETION]}))
     chat = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": COMPLETION}]
     tokenizer.chat_template = inputs.chat_template
-    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    text: Any = tokenizer.apply_chat_template(chat, tokenize=False)
     assert np.array_equal(expected.token_ids, tokenizer(text, add_special_tokens=False)["input_ids"])
-    first = next((t for t in (tokenizer.bos_token, tokenizer.cls_token) if t and text.startswith(t)), "")
+    first: Any = next((t for t in (tokenizer.bos_token, tokenizer.cls_token) if t and text.startswith(t)), "")
     end = text[text.rindex(COMPLETION) + len(COMPLETION) :]
     sent = {
         "whole": text,

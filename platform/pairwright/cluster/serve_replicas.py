@@ -110,9 +110,9 @@ def _signals() -> Iterator[threading.Event]:
 def _deployment(kind: str, settings: ServiceSettings, replicas: ReplicaSettings) -> Any:
     scaling: dict[str, Any] = {"num_replicas": replicas.least}
     if replicas.most > replicas.least:
-        bounds = {"min_replicas": replicas.least, "max_replicas": replicas.most}
-        scaling = {"autoscaling_config": AutoscalingConfig(**bounds)}
-    deployment = serve.deployment(
+        bounds = AutoscalingConfig(min_replicas=replicas.least, max_replicas=replicas.most)
+        scaling = {"autoscaling_config": bounds}
+    deployment: Any = serve.deployment(
         RewardReplica,
         # By default five: larger batches would never form.
         max_ongoing_requests=settings.max_queue,

@@ -21,7 +21,7 @@ from pairwright.evaluation.load_exported import ExportedModel, ModelIdentity, lo
 from pairwright.evaluation.rewards import plan_by_length
 from pairwright.evaluation.score import rewards_of_rows
 from pairwright.model.batching.prefix_groups import PrefixGroup, fill_micro_batches, prefix_groups
-from pairwright.model.collate import collate
+from pairwright.model.collate import Layout, collate
 from pairwright.model.layout_check import choose_layout
 from pairwright.model.model_export import SELF_CHECK_FILE, SelfCheck
 from pairwright.serving.text_tokens import InputTokens
@@ -102,7 +102,7 @@ class Scorer:
             max_length=limit,
             device=device,
         )
-        self.layout = choice.layout
+        self.layout: Layout = choice.layout
         self._loaded.model.to(device)
         logger.info("%s: layout %s: %s", exported.path, choice.layout, choice.reason)
         self._check_itself(exported)

@@ -73,7 +73,7 @@ class InputTokens:
         self._spec = replace(limited, max_length=_NO_LIMIT)
         self._frame = _frame(tokenizer, limited.chat_template)
         self._bos_tokens = [str(t) for t in (tokenizer.bos_token, tokenizer.cls_token) if t is not None]
-        self._bos_ids = {i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None}
+        self._bos_ids = {i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if isinstance(i, int)}
         self._vocab_size = len(tokenizer)
 
     @property

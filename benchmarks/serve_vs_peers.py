@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,24 @@ from pairwright.serving.http_server import listen
 
 WORDS = ("deck", "grow", "shrink", "whale", "captain", "bend", "bread", "lucid", "warm", "hollow", "and", "a", "the")
 PEER_BATCH = 8
-COMPLETIONS = (4, 8, 16, 64)
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked for."""
+
+    name: str
+    num_completions: int
+    is_single: bool = False
+    """Whether each completion is a request of its own, as OpenRLHF's and verl's clients send them."""
+
+
+CASES = (
+    *(Case(f"{number} completions in a request", number) for number in (4, 8, 16, 64)),
+    Case("8 completions, each its own request", 8, is_single=True),
+    Case("1 completion a prompt", 1),
+)
 
 
 def main() -> None:
@@ -57,9 +75,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = _make_model(Path(folder))
         command = [sys.executable, "-m", "pairwright.cli", "serve", str(model), "--port", "0"]
-        ours = _measured("pairwright serve", command, model, arguments)
-        theirs = _measured("padded", [sys.executable, __file__, "--peer", str(model)], model, arguments)
-    text = _report(ours, theirs, arguments, started)
+        with _running(command) as ours, _running([sys.executable, __file__, "--peer", str(model)]) as theirs:
+            difference = _largest_difference(ours, theirs, model, arguments)
+            rows = [_row(case, ours, theirs, model, arguments) for case in CASES]
+    text = _report(rows, difference, arguments, started)
     print(text)
     if arguments.output:
         Path(arguments.output).write_text(text)
@@ -69,7 +88,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", help="serve this model as the peer does (internal)")
     parser.add_argument("--output", help="file for the results, Markdown")
-    parser.add_argument("--seconds", type=float, default=6, help="of each measurement, at least one round")
+    parser.add_argument("--seconds", type=float, default=4, help="of each measurement, at least one round")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--prompt-words", type=int, default=400)
     parser.add_argument("--completion-words", type=int, default=100)
@@ -141,17 +160,25 @@ def _serve_as_peer(path: str) -> None:
 # --------------------------------------------------------------------------------------------- measurements
 
 
-def _measured(name: str, command: list[str], model: Path, arguments: argparse.Namespace) -> dict[Any, Any]:
-    """Return groups a second and latencies by number of completions, whole groups and completions one by one."""
-    found: dict[Any, Any] = {"rewards": None}
-    with _running(command) as url:
-        found["rewards"] = _post(url, _texts(model, 8, 0, arguments))
-        for number in COMPLETIONS:
-            found[number] = _load_of(url, model, number, arguments, is_single=False)
-            print(f"{name}: {number} completions: {found[number][0]:.2f} groups/s", flush=True)
-        found["single"] = _load_of(url, model, 8, arguments, is_single=True)
-        found["alone"] = _load_of(url, model, 1, arguments, is_single=False)
-    return found
+def _largest_difference(ours: str, theirs: str, model: Path, arguments: argparse.Namespace) -> float:
+    texts = _texts(model, 8, 0, arguments)
+    return float(np.abs(np.array(_post(ours, texts)) - np.array(_post(theirs, texts))).max())
+
+
+def _row(case: Case, ours: str, theirs: str, model: Path, arguments: argparse.Namespace) -> str:
+    """Return a row of the table: both servers in turn, so that a change of the machine's load meets both."""
+    rates: dict[str, list[float]] = {ours: [], theirs: []}
+    seconds: dict[str, list[float]] = {ours: [], theirs: []}
+    for _ in range(ROUNDS):
+        for url in (ours, theirs):
+            rate, taken = _load_of(url, model, case, arguments)
+            rates[url].append(rate)
+            seconds[url] += taken
+    found = [f"{np.mean(rates[url]):.2f} ({', '.join(f'{rate:.2f}' for rate in rates[url])})" for url in (ours, theirs)]
+    ratio = np.mean(rates[ours]) / np.mean(rates[theirs])
+    row = f"| {case.name} | {' | '.join(found)} | {ratio:.1f} | {_shares(seconds[ours])} | {_shares(seconds[theirs])} |"
+    print(row, flush=True)
+    return row
 
 
 @contextmanager
@@ -164,13 +191,12 @@ def _running(command: list[str]) -> Iterator[str]:
             process.terminate()
 
 
-def _load_of(
-    url: str, model: Path, num_completions: int, arguments: argparse.Namespace, *, is_single: bool
-) -> tuple[float, list[float]]:
-    """Return groups a second and sorted seconds of each request, with so many clients that always wait for one."""
-    groups = [_texts(model, num_completions, seed, arguments) for seed in range(1, 40)]
-    pieces = [[text] for group in groups for text in group] if is_single else groups
-    clients = arguments.clients * (num_completions if is_single else 1)
+def _load_of(url: str, model: Path, case: Case, arguments: argparse.Namespace) -> tuple[float, list[float]]:
+    """Return groups a second and the seconds of each request, with so many clients that always wait for one."""
+    number = case.num_completions
+    groups = [_texts(model, number, seed, arguments) for seed in range(1, 40)]
+    pieces = [[text] for group in groups for text in group] if case.is_single else groups
+    clients = arguments.clients * (number if case.is_single else 1)
     seconds: list[float] = []
     started = time.monotonic()
 
@@ -184,7 +210,7 @@ def _load_of(
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(ask, pieces))
     taken = time.monotonic() - started
-    return len(seconds) / (num_completions if is_single else 1) / taken, sorted(seconds)
+    return len(seconds) / (number if case.is_single else 1) / taken, seconds
 
 
 def _texts(model: Path, number: int, seed: int, arguments: argparse.Namespace) -> list[str]:
@@ -213,11 +239,7 @@ def _post(url: str, texts: list[str]) -> list[float]:
 # -------------------------------------------------------------------------------------------------- report
 
 
-def _report(ours: dict[Any, Any], theirs: dict[Any, Any], arguments: argparse.Namespace, load: str) -> str:
-    difference = np.abs(np.array(ours["rewards"]) - np.array(theirs["rewards"])).max()
-    rows = [_row(f"{number} completions in a request", ours[number], theirs[number]) for number in COMPLETIONS]
-    rows.append(_row("8 completions, each its own request", ours["single"], theirs["single"]))
-    rows.append(_row("1 completion a prompt", ours["alone"], theirs["alone"]))
+def _report(rows: Sequence[str], difference: float, arguments: argparse.Namespace, load: str) -> str:
     lines = [
         "# Rewards over HTTP: pairwright serve beside a plain padded server",
         "",
@@ -231,16 +253,11 @@ def _report(ours: dict[Any, Any], theirs: dict[Any, Any], arguments: argparse.Na
         f"- Largest difference of a reward between the two: {difference:.1e}.",
         f"- OpenRLHF's server was not run: flash-attn, which it needs, does not build here. Batches of {PEER_BATCH}.",
         "",
-        "| what | groups/s, ours | groups/s, padded | times | p50, p95, p99 ours (s) | p50, p95, p99 padded (s) |",
+        "| what | groups/s, ours (each round) | groups/s, padded | times | p50, p95, p99 ours, s | the same, padded |",
         "|---|---|---|---|---|---|",
         *rows,
     ]
     return "\n".join(lines) + "\n"
-
-
-def _row(what: str, ours: tuple[float, list[float]], theirs: tuple[float, list[float]]) -> str:
-    cells = [f"{ours[0]:.2f}", f"{theirs[0]:.2f}", f"{ours[0] / theirs[0]:.1f}", _shares(ours[1]), _shares(theirs[1])]
-    return f"| {what} | {' | '.join(cells)} |"
 
 
 def _shares(seconds: list[float]) -> str:

@@ -7,6 +7,8 @@ Rooms, from the data to its use:
 - ``model/``: tokens into rewards, and the loss
 - ``training/``: one rank of a training run
 - ``evaluation/``: metrics of a model, and scoring
+- ``serving/``: rewards over HTTP
+- ``rl/``: rewards inside an RL loop: a client, and functions for its trainers
 - ``runs/``: the directory of a training run
 - ``cluster/``: all of it on Ray
 - ``cli/``: the command line

@@ -18,6 +18,7 @@ PairwrightError
 ├── TrainingError     a run that cannot go on (lost workers, no memory)
 │   ├── NotFiniteError  a step whose loss or gradient is not finite
 │   └── OutOfMemoryError  a rank that got no memory
+├── RewardError       rewards that a server did not give: a request it refuses, or one that it cannot be reached with
 ├── StoppedError      a run that SIGTERM asked to stop; the same command goes on with it
 └── ClusterError      a task that failed in a way nobody foresaw, or a cluster that gave up
 """
@@ -94,6 +95,10 @@ class TrainingError(PairwrightError):
 
 class NotFiniteError(TrainingError):
     """A step whose loss or gradient is not finite, and which changed nothing."""
+
+
+class RewardError(PairwrightError):
+    """Rewards that could not be had; an RL loop must stop rather than train on a stand-in."""
 
 
 class StoppedError(PairwrightError):  # exit status 143, not 1: nothing went wrong

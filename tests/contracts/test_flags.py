@@ -14,10 +14,10 @@ WRITES = {
     *("train", "evaluate", "compare", "score", "export", "new-model", "validate"),
 }
 """Verbs whose result goes to a place that the command line names; the others print, or work in the table they name."""
-REPLACES = {"report", "evaluate", "compare", "score", "schemas", "init", "validate"}
+REPLACES = {"report", "evaluate", "compare", "score", "schemas", "init", "validate", "normalize"}
 """Verbs that can write over what an earlier command of theirs wrote; others add a version, or replace nothing."""
 CONFIGURED = {"ingest", "validate", "expand", "score", "train"}
-CHANGES = {"ingest", "forget", "compact", "restore", "vacuum", "train"}
+CHANGES = {"ingest", "forget", "compact", "restore", "vacuum", "train", "serve"}
 """Verbs that change something that is there, or take long, and can say beforehand what they would do."""
 
 

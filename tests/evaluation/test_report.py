@@ -11,7 +11,7 @@ from evaluations import report_of
 from hostile_text import check_shown
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.evaluation.evaluation_report import report_json
-from pairwright.evaluation.report_file import put_report_file
+from pairwright.evaluation.reports.report_file import put_report_file
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import format_report
 from pairwright.terminal import escaped

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -150,7 +151,22 @@ def test_the_exported_directory_says_what_it_is(exported: Exported):
     saved = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     assert saved.chat_template == TEMPLATE
     assert saved.padding_side == "right"
+    assert saved.model_max_length == rules["max_length"]
     assert saved.get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_exported_configuration_asks_other_programs_for_raw_rewards(exported: Exported):
+    """As vLLM, TEI and CrossEncoder read it (activation), and OpenRLHF (its head's name, mean and deviation)."""
+    model, _, directory = exported
+    config = json.loads((directory / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+    assert config["sentence_transformers"] == {"activation_fn": "torch.nn.modules.linear.Identity"}
+    weights = load_file(directory / "model.safetensors")
+    if model.pools_last_token:
+        assert f"{config['value_head_prefix']}.weight" in weights
+        assert (config["mean"], config["std"]) == (0.0, 1.0)
+    else:
+        assert "value_head_prefix" not in config
 
 
 def test_the_exported_configuration_has_the_checkpoint_s_own_dropout(small_model, tmp_path: Path):

@@ -11,6 +11,7 @@ In reading order:
 - ``config_verbs.py``: the verb that starts a configuration
 - ``early_checks.py``: what can be wrong with a command, before anything slow is imported
 - ``trust_verbs.py``: verbs that put models beside others: benchmarks, comparison
+- ``serving_verbs.py``: verbs that serve reward models
 - ``render.py``: what verbs did, as text for a person
 - ``schema_files.py``: writes the data contracts under ``schemas/``
 """

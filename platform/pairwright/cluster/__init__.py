@@ -14,5 +14,6 @@ In reading order:
 - ``compare_job.py``: evaluates several models on the same pairs, and compares them
 - ``score_input.py``: the chunks of a scoring input
 - ``score_job.py``: scores an input with a model
+- ``serve_replicas.py``: the reward server in several replicas, on Ray Serve
 - ``train/``: training under Ray Train
 """

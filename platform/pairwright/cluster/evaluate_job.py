@@ -26,8 +26,8 @@ from pairwright.evaluation.evaluate import EvaluatedPart, EvaluationPlan, evalua
 from pairwright.evaluation.evaluation_report import Measured, build_report, report_json
 from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair_arrays, texts_of_groups
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
-from pairwright.evaluation.report_file import check_report_file, put_report_file, report_url
 from pairwright.evaluation.reports.finding_files import check_findings, write_findings
+from pairwright.evaluation.reports.report_file import check_report_file, put_report_file, report_url
 from pairwright.evaluation.reports.report_schema import DataIdentity
 from pairwright.evaluation.reports.stored_temperature import check_temperature, store_temperature
 from pairwright.evaluation.single_annotations import read_judgements

@@ -11,10 +11,10 @@ In reading order:
 - ``degenerate_texts.py``: rewards of texts that are no answer to anything
 - ``statistics/``: every metric, with its interval, as a pure function of arrays
 - ``evaluation_report.py``: builds ``report.json``
-- ``report_file.py``: where the report lies, and what may be replaced there
 - ``reports/``: its shape, its text, and the files of findings
 - ``benchmarks/``: public benchmarks by file, each by its own rules
 - ``requests.py``: input lines and table rows as scoring requests
 - ``score.py``: the rewards of scoring requests
+- ``reference_rewards.py``: mean and standard deviation of rewards on reference completions
 - ``score_files.py``: the output of a scoring run
 """

@@ -47,6 +47,16 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 logger = logging.getLogger(__name__)
 
 
+class Normalization(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean and standard deviation of a model's rewards on reference completions, by ``pairwright normalize``."""
+
+    mean: float
+    std: Annotated[float, msgspec.Meta(gt=0)]
+    reference: Annotated[str, msgspec.Meta(description="URL of the table, as it was given")]
+    version: Annotated[int, msgspec.Meta(description="of the table")]
+    num_rewards: Annotated[int, msgspec.Meta(ge=2, description="how many completions of the table were scored")]
+
+
 class InputRules(msgspec.Struct, frozen=True, kw_only=True):
     """The rules for a model's input, from ``pairwright.json`` in its directory."""
 
@@ -54,6 +64,8 @@ class InputRules(msgspec.Struct, frozen=True, kw_only=True):
     overlong: Literal["drop", "truncate"]
     special_in_text: Literal["split", "refuse", "keep"] = "keep"
     """Models from before this setting were trained with "keep"."""
+    normalization: Normalization | None = None
+    """Applied where asked for, never by itself."""
     format_version: Literal[1]
     files: Annotated[
         tuple[ModelFile, ...], msgspec.Meta(description="every other file of the directory, as it was exported")

@@ -201,14 +201,26 @@ def _refuse(request: ScoreRequest, reason: str, path: str, text: str) -> Rejecti
     )
 
 
-def _scores(rows: _Rows, loaded: LoadedModel, micro_batch_tokens: int) -> pa.Table:
-    length_N = np.array([len(token_ids) for token_ids in rows.token_ids], np.int32)
+def rewards_of_rows(
+    names: Sequence[str], row_ids: Sequence[Int32s], loaded: LoadedModel, *, micro_batch_tokens: int
+) -> NDArray[np.float32]:
+    """Return the reward of each tokenised text, float32; rows of similar length share a forward pass.
+
+    Args:
+        names: of the records, for messages.
+        row_ids: tokens of prompt and completion together.
+        loaded: the model.
+        micro_batch_tokens: token budget of one forward pass, padding included.
+
+    Raises:
+        ConfigError: if the budget is below the longest row, or the device's memory is too small for it.
+    """
+    length_N = np.array([len(token_ids) for token_ids in row_ids], np.int32)
     reward_N = np.empty(len(length_N), np.float32)
     from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups  # torch, which files of scores need not
 
-    plan = plan_by_length(np.ones_like(length_N), length_N, micro_batch_tokens=micro_batch_tokens)
-    for positions in plan:
-        groups = [group_of_one(rows.ids[position], rows.token_ids[position]) for position in positions]
+    for positions in plan_by_length(np.ones_like(length_N), length_N, micro_batch_tokens=micro_batch_tokens):
+        groups = [group_of_one(names[position], row_ids[position]) for position in positions]
         reward_N[positions] = np.concatenate(
             rewards_of_groups(
                 loaded.model,
@@ -218,6 +230,12 @@ def _scores(rows: _Rows, loaded: LoadedModel, micro_batch_tokens: int) -> pa.Tab
                 device=loaded.device,
             )
         )
+    return reward_N
+
+
+def _scores(rows: _Rows, loaded: LoadedModel, micro_batch_tokens: int) -> pa.Table:
+    length_N = np.array([len(token_ids) for token_ids in rows.token_ids], np.int32)
+    reward_N = rewards_of_rows(rows.ids, rows.token_ids, loaded, micro_batch_tokens=micro_batch_tokens)
     if not np.isfinite(reward_N).all():
         bad = int(np.flatnonzero(~np.isfinite(reward_N))[0])
         raise ModelError(

@@ -17,6 +17,7 @@ import torch
 from tokenizers import processors
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers.configuration_utils import PreTrainedConfig
 
 from pairwright.config import TokensConfig
 from pairwright.data.storage.model_listing import RULES_FILE, list_files
@@ -24,7 +25,7 @@ from pairwright.data.tokens.chat_template import render_one
 from pairwright.data.tokens.template_sandbox import Refusal
 from pairwright.errors import ModelError
 from pairwright.model.lora import merge_adapters
-from pairwright.model.reward_model import RewardModel
+from pairwright.model.reward_model import DECODER_HEAD, RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +116,7 @@ def save_reward_model(
     _refuse_pad_token(tokenizer, model)
     config = copy.deepcopy(model.export_config)
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-    # Makes transformers' text-classification pipeline return the reward and not its sigmoid.
-    config.problem_type = "regression"
+    _ask_for_raw_rewards(config, model)
     with torch.device("meta"):
         plain = type(model.model)(config)
     weights: dict[str, Any] = {
@@ -128,7 +128,7 @@ def save_reward_model(
     except RuntimeError as error:
         raise ModelError(f"{directory}: these are not all the weights of {type(plain).__name__}: {error}") from None
     plain.save_pretrained(directory)
-    save_tokenizer(tokenizer, Path(directory), chat_template=chat_template)
+    save_tokenizer(tokenizer, Path(directory), chat_template=chat_template, max_length=tokens.max_length)
     del plain, weights
     _write_self_check(Path(directory), tokenizer, chat_template, tokens.max_length)
     rules = {
@@ -140,8 +140,22 @@ def save_reward_model(
     _write_rules(Path(directory), rules)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_template: str) -> None:
+def _ask_for_raw_rewards(config: PreTrainedConfig, model: RewardModel) -> None:
+    """Set keys of ``config.json`` by which other programs give the reward itself; transformers computes the same.
+
+    Source: vLLM's ``/classify`` and transformers' pipeline read ``problem_type``; vLLM's ``/score``, TEI and
+    CrossEncoder read ``sentence_transformers``; OpenRLHF reads the other three, and normalises by mean and std.
+    """
+    config.problem_type = "regression"
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    if model.pools_last_token:
+        config.value_head_prefix, config.mean, config.std = DECODER_HEAD, 0.0, 1.0
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_template: str, max_length: int) -> None:
     """Write a tokenizer that adds no special tokens of its own: the chat template writes all of them.
+
+    Its limit is the run's, so that other programs cut where the model was trained to be cut, not at the base model's.
 
     Otherwise every client that tokenises rendered text (transformers' pipelines, vLLM, TEI) would add them a second
     time. Classes such as ``BertTokenizer`` replace the post-processor in tokenizer.json by their own, so the directory
@@ -150,6 +164,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_
     exported = copy.deepcopy(tokenizer)
     exported.chat_template = chat_template
     exported.padding_side = "right"
+    exported.model_max_length = max_length
     adds_tokens = exported("a")["input_ids"] != exported("a", add_special_tokens=False)["input_ids"]
     if adds_tokens:
         exported.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1")

@@ -3,6 +3,7 @@
 In reading order:
 
 - ``report_schema.py``: the shape of ``report.json``
+- ``report_file.py``: where the report lies, and what may be replaced there
 - ``report_text.py``: the report as plain text
 - ``comparison.py``: two models or more on the same pairs, and its text
 - ``finding_files.py``: what deserves a second look, as annotations in JSON Lines

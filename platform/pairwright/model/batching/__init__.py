@@ -6,4 +6,5 @@ In reading order:
 - ``plan.py``: the micro-batch schedule of a step; groups over the token budget are split
 - ``bin_packing.py``: packs parts into micro-batches so that ranks finish together
 - ``memory_model.py``: an estimate of the memory of a rank, and of the size of a checkpoint
+- ``prefix_groups.py``: groups texts that begin with the same tokens, for serving
 """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pairwright.cluster.score_job import ScoreSummary
+    from pairwright.cluster.models.score_job import ScoreSummary
     from pairwright.cluster.train.driver import TrainSummary
     from pairwright.data.ingest.ingest import IngestSummary
     from pairwright.data.profile.profile_schema import TableMetrics
@@ -155,7 +155,7 @@ def evaluate(
         ModelError: if the model cannot be used.
         DataError: if no pair of the split is left.
     """
-    from pairwright.cluster.evaluate_job import evaluate as run
+    from pairwright.cluster.models.evaluate_job import evaluate as run
 
     return run(
         model,
@@ -201,7 +201,7 @@ def score(
         SourceError: if no source could be read to its end.
         StoreError: if the output holds scores already, or something else.
     """
-    from pairwright.cluster.score_job import score as run
+    from pairwright.cluster.models.score_job import score as run
 
     return run(
         model,

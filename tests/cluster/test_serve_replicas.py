@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from exported_models import export_small_model, plain_rewards
-from pairwright.cluster.serve_replicas import ReplicaSettings
+from pairwright.cluster.models.serve_replicas import ReplicaSettings
 from pairwright.errors import ConfigError
 from pairwright.rl import RewardClient
 from reward_servers import asked, free_port

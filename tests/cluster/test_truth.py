@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pairwright.cluster.evaluate_job import evaluate
-from pairwright.cluster.score_job import score
+from pairwright.cluster.models.evaluate_job import evaluate
+from pairwright.cluster.models.score_job import score
 from pairwright.cluster.train.driver import train
 from pairwright.config import TrainConfig, load_config
 from pairwright.data.synthetic import make_rankings, true_accuracy, write_rankings

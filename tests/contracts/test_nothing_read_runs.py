@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(path for room in ("platform", "jobs", "benchmarks", "tests") for path in (ROOT / room).rglob("*.py"))
 # What these unpickle, they wrote themselves a moment ago.
 READS_ITS_OWN = {
-    "platform/pairwright/cluster/actor_pool.py",
+    "platform/pairwright/cluster/models/actor_pool.py",
     "tests/support/ranks/hostile_files.py",
     "tests/training/test_hostile_checkpoints.py",
     "tests/support/ranks/zero_ranks.py",

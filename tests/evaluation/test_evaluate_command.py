@@ -13,7 +13,7 @@ import pytest
 
 from annotation_tables import annotation_row, annotations_table, manifest
 from exported_models import export_small_model, plain_rewards
-from pairwright.cluster.evaluate_job import evaluate
+from pairwright.cluster.models.evaluate_job import evaluate
 from pairwright.config import ExpandConfig
 from pairwright.data.pairs.build_pairs import expand_groups
 from pairwright.data.synthetic import make_rankings

@@ -14,8 +14,8 @@ import zstandard
 
 from annotation_tables import annotation_row, annotations_table, manifest
 from exported_models import export_small_model, plain_rewards
-from pairwright.cluster.score_input import split_lines
-from pairwright.cluster.score_job import ScoreSummary, score
+from pairwright.cluster.models.score_input import split_lines
+from pairwright.cluster.models.score_job import ScoreSummary, score
 from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError, SourceError, StoreError

@@ -23,8 +23,8 @@ from pairwright.evaluation.score_files import read_scores_manifest
 
 SCRIPT = """
 import json, sys
-from pairwright.cluster.evaluate_job import evaluate
-from pairwright.cluster.score_job import score
+from pairwright.cluster.models.evaluate_job import evaluate
+from pairwright.cluster.models.score_job import score
 from pairwright.cluster.session import ray_session
 from pairwright.errors import StoreError
 bucket = sys.argv[1]

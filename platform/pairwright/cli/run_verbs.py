@@ -125,7 +125,7 @@ def evaluate(
     tables = _outputs_of_tables(pairs, output)
     for url, target in tables:
         check_evaluation(model, url, version=version, output=target, split=split, overwrite=overwrite)
-    from pairwright.cluster.evaluate_job import evaluate as run
+    from pairwright.cluster.models.evaluate_job import evaluate as run
     from pairwright.evaluation.reports.report_text import format_report
 
     reports = [
@@ -184,7 +184,7 @@ def score(
     from pairwright.cli.early_checks import check_scoring
 
     check_scoring(model, input, output, version=version, limits=limits, overwrite=overwrite)
-    from pairwright.cluster.score_job import score as run
+    from pairwright.cluster.models.score_job import score as run
 
     summary = run(
         model,

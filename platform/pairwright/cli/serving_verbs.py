@@ -121,7 +121,7 @@ def _serve_in_replicas(
     replicas: str, settings: "ServiceSettings", host: str, port: int, token: str | None, *, log_requests: bool
 ) -> None:
     with _extra("replicas"):
-        from pairwright.cluster.serve_replicas import ReplicaSettings, serve_replicas
+        from pairwright.cluster.models.serve_replicas import ReplicaSettings, serve_replicas
     from pairwright.data.storage.object_store import absolute_url
 
     least, most = ReplicaSettings.counts(replicas)

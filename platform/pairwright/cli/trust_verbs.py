@@ -64,8 +64,8 @@ def compare(
     """Compare models on the same held-out pairs: difference with interval and p-value, and where they disagree."""
     import msgspec
 
-    from pairwright.cluster.compare_job import compare as run
-    from pairwright.cluster.evaluate_job import Compute
+    from pairwright.cluster.models.compare_job import compare as run
+    from pairwright.cluster.models.evaluate_job import Compute
     from pairwright.evaluation.reports.comparison import format_comparison
 
     run(

@@ -8,12 +8,6 @@ In reading order:
 - ``ray_map.py``: maps a function over items with Ray Data
 - ``external_sources.py``: databases, lakehouse tables and topics as Ray Data datasets
 - ``stage_external.py``: writes rows of external sources into a table's staging folder
-- ``model_runner.py``: computes on models in this process, or on a pool of actors
-- ``actor_pool.py``: a pool of actors that hold a model
-- ``evaluate_job.py``: evaluates a model on a split
-- ``compare_job.py``: evaluates several models on the same pairs, and compares them
-- ``score_input.py``: the chunks of a scoring input
-- ``score_job.py``: scores an input with a model
-- ``serve_replicas.py``: the reward server in several replicas, on Ray Serve
+- ``models/``: evaluation, comparison, scoring and serving on one process or several
 - ``train/``: training under Ray Train
 """

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 MICRO_BATCH_TOKENS = 16384
 """Of one forward pass, unless the model's limit is larger."""
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Of the self-check, whose reward is a CPU's in float32, as a share of 1 + its size."""
 _WARM_UP_TOKENS = 16
 

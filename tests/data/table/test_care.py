@@ -146,7 +146,7 @@ def assert_as_the_model_says(table: Table, model: Model) -> None:
         assert set(found) == model.history[version]
     assert newest.totals["annotations"] == len(model.all_rows())
     assert newest.totals["completions"] == 2 * len(model.all_rows())
-    assert newest.totals["erased"] == sum(model.forgotten.values())
+    assert newest.totals["erased"] == sum(model.erased.values())
     assert (
         newest.totals["refused"] == sum(model.refused.values()) == sum(file.rows for file in newest.quarantined_files)
     )

@@ -105,7 +105,7 @@ class _Actors:
     is_local: bool = False
 
     def run(self, rows: Iterable[Row], load: "Callable[[torch.device], Worker[ResultT]]") -> Iterator[ResultT]:
-        from pairwright.cluster.actor_pool import run_on_actors
+        from pairwright.cluster.models.actor_pool import run_on_actors
 
         return run_on_actors(rows, load, num_workers=self.num_workers, use_gpu=self.use_gpu)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pairwright.cluster.model_runner import ModelRunner, Row, Worker, model_runner
+from pairwright.cluster.models.model_runner import ModelRunner, Row, Worker, model_runner
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.data.table.table import Manifest, Table

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from pairwright import errors
-from pairwright.cluster.model_runner import CPUS_PER_WORKER, Row, Worker
+from pairwright.cluster.models.model_runner import CPUS_PER_WORKER, Row, Worker
 
 ResultT = TypeVar("ResultT")
 

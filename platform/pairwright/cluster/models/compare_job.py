@@ -6,7 +6,7 @@ from functools import partial
 
 import msgspec
 
-from pairwright.cluster.evaluate_job import Compute, MeasuredSplit, check_split, default_cache, measure
+from pairwright.cluster.models.evaluate_job import Compute, MeasuredSplit, check_split, default_cache, measure
 from pairwright.cluster.session import ray_session
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.table import Table

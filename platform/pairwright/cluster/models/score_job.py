@@ -1,8 +1,8 @@
 """The scoring job: a reward for every completion of JSON Lines or a table, in the order of the input.
 
-The input is split into chunks (cluster/score_input.py), by tasks of Ray where actors compute. A function of a model
-parses, tokenises and scores a chunk, and this process writes. The rewards do not depend on the number of workers, to
-the last digit.
+The input is split into chunks (cluster/models/score_input.py), by tasks of Ray where actors compute. A function of a
+model parses, tokenises and scores a chunk, and this process writes. The rewards do not depend on the number of
+workers, to the last digit.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ import msgspec
 import pyarrow as pa
 import torch
 
-from pairwright.cluster.model_runner import ModelRunner, Row, Worker, model_runner
-from pairwright.cluster.score_input import ScoringInput, plan_input
+from pairwright.cluster.models.model_runner import ModelRunner, Row, Worker, model_runner
+from pairwright.cluster.models.score_input import ScoringInput, plan_input
 from pairwright.config import IngestConfig
 from pairwright.data.storage.object_store import absolute_url
 from pairwright.data.tokens.conversation_tokens import TokenSpec

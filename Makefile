@@ -21,16 +21,21 @@ help:
 setup: $(READY)
 
 # Every file is checked against locks/; nothing but DeepSpeed is built, and that with the pinned setuptools.
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+# One line a package, so that minutes of downloads are seen to go on; bash, for the exit status of a pipe.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+INSTALL := $(BIN)/pip install --disable-pip-version-check --progress-bar off
+SHOWN := | sed -u -n -E '/^ *(Collecting|Building wheel|Installing collected)/{s/^(.{100}).*/\1 .../;p}'
 LOCKED := --require-hashes --only-binary :all: --no-binary deepspeed --no-build-isolation
 
 $(READY): pyproject.toml $(wildcard locks/*.txt)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(INSTALL) $(LOCKED) --requirement locks/build.txt
-	$(INSTALL) $(LOCKED) --no-deps --requirement locks/torch-cpu.txt 2>/dev/null || echo "no known CPU build of torch: taking PyPI's"
-	$(INSTALL) $(LOCKED) --requirement locks/plain.txt --requirement locks/dev.txt --constraint locks/cuda.txt
-	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@echo "setting up .venv: about 200 packages, 2 GB on disk, three to five minutes"
+	$(INSTALL) $(LOCKED) --requirement locks/build.txt $(SHOWN)
+	$(INSTALL) $(LOCKED) --no-deps --requirement locks/torch-cpu.txt 2>/dev/null $(SHOWN) || echo "no known CPU build of torch: taking PyPI's"
+	$(INSTALL) $(LOCKED) --requirement locks/plain.txt --requirement locks/dev.txt --constraint locks/cuda.txt $(SHOWN)
+	$(INSTALL) --no-deps --no-build-isolation --editable . $(SHOWN)
 	@touch $@
 
 demo: $(READY)

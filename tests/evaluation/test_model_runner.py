@@ -54,7 +54,7 @@ def test_rewards_are_the_same_to_the_bit_here_and_on_ray_and_ray_says_nothing(mo
     for output, flags in (("here", ()), ("ray", ("--num-workers", "2"))):
         said, _ = score(model, texts, tmp_path / output, *flags).communicate(timeout=300)
         kinds = {"progress" if PROGRESS.match(line) else line.split()[0] for line in said.splitlines()}
-        assert kinds - {"progress"} == {"scores", "quarantine"}, said
+        assert kinds - {"progress"} == {"scores", "refused"}, said
     here, ray = (pq.read_table(tmp_path / name / "scores") for name in ("here", "ray"))
     assert here.num_rows == 900
     assert here.equals(ray)

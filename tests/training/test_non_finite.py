@@ -144,7 +144,8 @@ def test_skipped_steps_count_over_a_resume_and_the_run_ends_in_the_same_weights(
     )
     whole, again = first["whole"], then["again"]
     assert [(step - 1) // 3 for step in whole["skipped"]] == [0, 1, 2]
-    assert again["records"][0]["kind"] == "resumed"
+    kinds = [record["kind"] for record in again["records"] if record["kind"] != "phase"]
+    assert kinds[0] == "resumed"
     assert again["skipped"] == whole["skipped"]
     for tensor, expected in whole["change"].items():
         np.testing.assert_array_equal(again["change"][tensor], expected, err_msg=tensor)

@@ -26,7 +26,8 @@ from pairwright.evaluation.evaluate import EvaluatedPart, EvaluationPlan, evalua
 from pairwright.evaluation.evaluation_report import Measured, build_report, report_json
 from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair_arrays, texts_of_groups
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
-from pairwright.evaluation.report_file import check_report_file, put_report_file, report_url
+from pairwright.evaluation.page.model_page import page_content, render_page
+from pairwright.evaluation.report_file import check_report_file, put_page_file, put_report_file, report_url
 from pairwright.evaluation.reports.finding_files import check_findings, write_findings
 from pairwright.evaluation.reports.report_schema import DataIdentity
 from pairwright.evaluation.reports.stored_temperature import check_temperature, store_temperature
@@ -103,7 +104,7 @@ def evaluate(
     with_temperature: bool = False,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the report of a model on a split, and return it, in the shape of ``schemas/report.v1.json``.
+    """Write the report of a model on a split, with its page, and return it in the shape of ``schemas/report.v1.json``.
 
     Args:
         model: directory or URL of an exported model.
@@ -141,7 +142,10 @@ def evaluate(
     report, second = build_report(found.measured, exported.identity(), found.data, read_texts)
     if show is not None:
         show(report)
-    put_report_file(report_url(model, output), report_json(report), overwrite=overwrite)
+    target = report_url(model, output)
+    content = page_content(model, pairs, found.manifest, found.measured.arrays, second.calibration, read_texts)
+    put_report_file(target, report_json(report), overwrite=overwrite)
+    put_page_file(target, render_page(report, content), overwrite=overwrite)
     write_findings(findings, found.measured, second, read_texts, overwrite=overwrite)
     if with_temperature:
         store_temperature(model, report, second.calibration, overwrite=overwrite)

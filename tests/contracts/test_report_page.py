@@ -212,7 +212,7 @@ def test_a_browser_shows_the_page_on_a_phone_without_errors(
     assert match, shown.stdout[-2000:] + shown.stderr[-2000:]
     found = json.loads(match[1])
     assert found["overflow"] == 0
-    assert found["sections"] == 11
+    assert found["sections"] == 12
     assert found["height"] > 3000
     assert not re.findall(r".*CONSOLE.*", shown.stderr)
     brightness = [sum(map(int, re.findall(r"\d+", found[name])[:3])) for name in ("background", "text")]

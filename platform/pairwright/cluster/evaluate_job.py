@@ -23,7 +23,7 @@ from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ConfigError, DataError
 from pairwright.evaluation.degenerate_texts import NUM_PROMPTS, TriedPrompt, degenerate_rewards, tried_prompts
 from pairwright.evaluation.evaluate import EvaluatedPart, EvaluationPlan, evaluate_groups, merged
-from pairwright.evaluation.evaluation_report import Measured, build_report, report_json
+from pairwright.evaluation.evaluation_report import Measured, ReadTexts, build_report, report_json
 from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair_arrays, texts_of_groups
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
 from pairwright.evaluation.page.model_page import page_content, render_page
@@ -142,14 +142,16 @@ def evaluate(
     report, second = build_report(found.measured, exported.identity(), found.data, read_texts)
     if show is not None:
         show(report)
-    target = report_url(model, output)
-    content = page_content(model, pairs, found.manifest, found.measured.arrays, second.calibration, read_texts)
-    put_report_file(target, report_json(report), overwrite=overwrite)
-    put_page_file(target, render_page(report, content), overwrite=overwrite)
+    put_report_file(report_url(model, output), report_json(report), overwrite=overwrite)
+    put_page_file(report_url(model, output), _page(report, found, read_texts), overwrite=overwrite)
     write_findings(findings, found.measured, second, read_texts, overwrite=overwrite)
     if with_temperature:
         store_temperature(model, report, second.calibration, overwrite=overwrite)
     return report
+
+
+def _page(report: dict[str, Any], found: "MeasuredSplit", read_texts: ReadTexts) -> str:
+    return render_page(report, page_content(report, found.manifest, found.measured.arrays, read_texts))
 
 
 def _check_outputs(

@@ -13,6 +13,7 @@ In reading order:
 - ``evaluation_report.py``: builds ``report.json``
 - ``report_file.py``: where the report lies, and what may be replaced there
 - ``reports/``: its shape, its text, and the files of findings
+- ``page/``: the page beside the report
 - ``benchmarks/``: public benchmarks by file, each by its own rules
 - ``requests.py``: input lines and table rows as scoring requests
 - ``score.py``: the rewards of scoring requests

@@ -10,7 +10,7 @@ In reading order:
 - ``curve_sections.py``: calibration, best-of-N, learning curves
 - ``origin_sections.py``: lineage and method
 - ``word_differences.py``: which words of two texts differ
-- ``pair_examples.py``: the worst mistakes and the most doubtful pairs, with their texts
+- ``pair_examples.py``: the worst errors and the most doubtful pairs, with their texts
 - ``run_history.py``: the learning curves of the run that made the model, and what it was trained on
 - ``lineage.py``: the tables behind the pairs, back to the sources
 - ``model_page.py``: renders the page, with ``model_page.html.j2`` and ``example_filter.js``

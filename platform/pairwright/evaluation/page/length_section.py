@@ -25,7 +25,7 @@ def length(report: Report) -> Section:
         [name, f"{part.pairs:,}", plain(one.value, 3), ends(one), interval_row(one, axis, [0.0])]
         for (name, part), one in zip(ratio.items(), margins, strict=True)
     ]
-    picture = f"{axis.text(axis.low)} to {axis.text(axis.high)}; dashed 0"
+    picture = f"{axis.text(axis.low)} to {axis.text(axis.high)}; dashed at 0"
     margin = DataTable("Reward margin by length", ("Length of the chosen text", "Pairs", "Mean", "95 %", picture), rows)
     bias = report.length
     within = [
@@ -45,14 +45,14 @@ def length(report: Report) -> Section:
         tables=[
             *parts_table("By which text is the longer one", by_length, report.overall),
             *([margin] if rows else []),
-            DataTable("Correlation within groups", ("Of", "Correlation", "95 %", "-1 to 1; dashed 0"), within),
+            DataTable("Correlation within groups", ("Of", "Correlation", "95 %", "-1 to 1; dashed at 0"), within),
             *_preferences(report),
         ],
     )
 
 
 def _preferences(report: Report) -> list[DataTable]:
-    head = ("", "Pairs", "Model", "Annotators", "Excess, points", "-50 to 50 points; dashed 0")
+    head = ("", "Pairs", "Model", "Annotators", "Excess, points", "-50 to 50 points; dashed at 0")
     span = Axis(-0.5, 0.5)
     forms = [
         [

@@ -22,7 +22,7 @@ from pairwright.evaluation.page.curve_sections import best_of_n, calibration, tr
 from pairwright.evaluation.page.length_section import length
 from pairwright.evaluation.page.lineage import Ancestor, ancestors
 from pairwright.evaluation.page.origin_sections import how, lineage
-from pairwright.evaluation.page.page_tables import LISTED_ROWS, SHOWN_ROWS, Section
+from pairwright.evaluation.page.page_tables import LISTED_ROWS, SHOWN_ROWS, WIDE_COLUMNS, Section
 from pairwright.evaluation.page.pair_examples import PairExample, pair_examples
 from pairwright.evaluation.page.quality_sections import accuracy, annotators, poison, slices
 from pairwright.evaluation.page.run_history import RunHistory, read_history
@@ -30,7 +30,6 @@ from pairwright.evaluation.page.verdict import verdict
 from pairwright.evaluation.report_file import PAGE_MARK
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, plain
-from pairwright.evaluation.statistics.calibration import Calibration
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
 
 TEMPLATE, SCRIPT = "model_page.html.j2", "example_filter.js"
@@ -42,7 +41,7 @@ class PageContent:
     """What the page shows beside the report.
 
     Attributes:
-        examples: mistakes and doubtful pairs.
+        examples: errors and doubtful pairs.
         history: of the run that the model lies in; None where it lies in none.
         made_from: the pairs table, and what it was made from.
     """
@@ -52,14 +51,19 @@ class PageContent:
     made_from: Sequence[Ancestor] = ()
 
 
-def page_content(
-    model: str, pairs: str, manifest: Manifest, arrays: PairArrays, fitted: Calibration, read_texts: ReadTexts
-) -> PageContent:
-    """Return what the page of a model on a version of a pairs table shows beside the report."""
+def page_content(report: dict[str, Any], manifest: Manifest, arrays: PairArrays, read_texts: ReadTexts) -> PageContent:
+    """Return what the page of a report shows beside it.
+
+    Args:
+        report: in the shape of ``schemas/report.v1.json``.
+        manifest: of the pairs table that it is on.
+        arrays: what it was computed from.
+        read_texts: reads groups of the pairs table.
+    """
     return PageContent(
-        examples=pair_examples(arrays, fitted.temperature, read_texts),
-        history=read_history(model),
-        made_from=ancestors(pairs, manifest),
+        examples=pair_examples(arrays, report["calibration"]["temperature"], read_texts),
+        history=read_history(report["model"]["path"]),
+        made_from=ancestors(report["pairs"]["url"], manifest),
     )
 
 
@@ -81,6 +85,7 @@ def render_page(report: dict[str, Any], content: PageContent) -> str:
         slices=sorted({name for one in content.examples for name in one.slices})[:MAX_OPTIONS],
         shown_rows=SHOWN_ROWS,
         listed_rows=LISTED_ROWS,
+        wide_columns=WIDE_COLUMNS,
         script=Markup(script),  # noqa: S704 - a file of ours
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
@@ -96,7 +101,7 @@ def _sections(report: Report, content: PageContent) -> list[Section]:
         best_of_n(report),
         poison(report),
         annotators(report),
-        _mistakes(content.examples),
+        _errors(content.examples),
         training(content.history),
         lineage(report, content.history, content.made_from),
         how(report),
@@ -104,12 +109,12 @@ def _sections(report: Report, content: PageContent) -> list[Section]:
     return [section for section in found if section is not None]
 
 
-def _mistakes(examples: Sequence[PairExample]) -> Section:
-    number = sum(one.kind == "mistake" for one in examples)
+def _errors(examples: Sequence[PairExample]) -> Section:
+    number = sum(one.kind == "error" for one in examples)
     return Section(
-        "mistakes",
-        "Mistakes and doubtful pairs",
-        f"The {number:,} surest mistakes, one a group, and {len(examples) - number:,} pairs that it can hardly tell "
+        "errors",
+        "Errors and doubtful pairs",
+        f"The {number:,} surest errors, one a group, and {len(examples) - number:,} pairs that it can hardly tell "
         "apart. Either the model or the annotation is wrong: read a few. Words that the other text has not got are "
         "marked; long texts are shortened.",
         notes=[] if examples else ["No texts were read."],

@@ -1,4 +1,4 @@
-"""The sections on where a model and its figures come from: lineage and method. Pure."""
+"""The sections on the origin of a model and its metrics: lineage and method. Pure."""
 
 from collections.abc import Sequence
 

@@ -12,6 +12,8 @@ from pairwright.evaluation.statistics.pair_metrics import PartMetrics
 
 SHOWN_ROWS, LISTED_ROWS = 12, 100
 HEAD = ("Share", "95 %")
+WIDE_COLUMNS = frozenset({"Annotations", "Groups", "In the mean", "Longer wins", "Pairs", "Prompts"})
+"""Columns that a phone does not show, so that it shows the pictures."""
 
 Cell = str | Markup
 
@@ -24,6 +26,7 @@ class DataTable:
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     is_folded: bool = False
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +83,6 @@ def axis_of(estimates: Iterable[Estimate]) -> Axis:
 
 def span(axis: Axis, *, with_overall: bool = False) -> str:
     """Return the heading of a column of pictures: what their width stands for."""
-    return f"{axis.text(axis.low)} to {axis.text(axis.high)}; dashed 50 %{' and all pairs' if with_overall else ''}"
+    return (
+        f"{axis.text(axis.low)} to {axis.text(axis.high)}; dashed at 50 %{' and at all pairs' if with_overall else ''}"
+    )

@@ -1,4 +1,4 @@
-"""The worst mistakes of a model and the pairs that it is least sure of, with both texts side by side.
+"""The worst errors of a model and the pairs that it is least sure of, with both texts side by side.
 
 Both lists are bounded, in number and in the length of their texts, whatever the evaluation holds.
 """
@@ -14,7 +14,7 @@ from pairwright.evaluation.page.word_differences import Piece, different_words
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
 from pairwright.evaluation.statistics.suspects import least_sure, likely_wrong
 
-NUM_MISTAKES, NUM_DOUBTFUL = 60, 30
+NUM_ERRORS, NUM_DOUBTFUL = 60, 30
 MAX_PROMPT, MAX_TEXT, MAX_NAME = 800, 1600, 80
 """Characters of a text that are shown."""
 MAX_NAMES = 8
@@ -25,12 +25,12 @@ class PairExample:
     """A pair, as the page shows it.
 
     Attributes:
-        kind: mistake or doubtful.
+        kind: error or doubtful.
         group_id: its group in the pairs table.
         prompt: the beginning of the conversation.
         chosen: pieces of the text that annotators prefer.
         rejected: of the other one.
-        left_out: characters that are not shown of prompt, chosen and rejected text.
+        num_hidden: characters that are not shown of prompt, chosen and rejected text.
         rewards: of chosen and rejected.
         authors: who wrote them, where known.
         probability: what the model gives the chosen one, at the fitted temperature.
@@ -42,7 +42,7 @@ class PairExample:
     prompt: str
     chosen: Sequence[Piece]
     rejected: Sequence[Piece]
-    left_out: tuple[int, int, int]
+    num_hidden: tuple[int, int, int]
     rewards: tuple[float, float]
     authors: tuple[str | None, str | None]
     probability: float
@@ -59,24 +59,24 @@ class _Found:
 
 
 def pair_examples(arrays: PairArrays, temperature: float | None, read_texts: ReadTexts) -> list[PairExample]:
-    """Return the worst mistakes, the surest first, and then the most doubtful pairs."""
-    found = [*_mistakes(arrays, temperature or 1.0), *_doubtful(arrays, temperature or 1.0)]
+    """Return the worst errors, the surest first, and then the most doubtful pairs."""
+    found = [*_errors(arrays, temperature or 1.0), *_doubtful(arrays, temperature or 1.0)]
     texts = read_texts(sorted({arrays.group_ids[int(arrays.group_P[one.pair])] for one in found})) if found else {}
     rows = ((one, texts.get(arrays.group_ids[int(arrays.group_P[one.pair])])) for one in found)
     return [_example(one, row, arrays) for one, row in rows if row is not None]
 
 
-def _mistakes(arrays: PairArrays, temperature: float) -> list[_Found]:
+def _errors(arrays: PairArrays, temperature: float) -> list[_Found]:
     position = {name: number for number, name in enumerate(arrays.group_ids)}
     found = []
-    for one in likely_wrong(arrays, temperature, least=0.5)[:NUM_MISTAKES]:
+    for one in likely_wrong(arrays, temperature, least=0.5)[:NUM_ERRORS]:
         start = arrays.starts_G[position[one.group_id]]
         kept = np.arange(start, arrays.starts_G[position[one.group_id] + 1])
         chosen = kept[arrays.index_N[kept] == one.chosen][0]
         rejected = kept[arrays.index_N[kept] == one.rejected][0]
         pair = np.flatnonzero((arrays.chosen_P == chosen) & (arrays.rejected_P == rejected))[0]
         if one.reward_rejected > one.reward_chosen:
-            found.append(_Found("mistake", int(pair), 1.0 - one.confidence))
+            found.append(_Found("error", int(pair), 1.0 - one.confidence))
     return found
 
 
@@ -105,7 +105,7 @@ def _example(one: _Found, row: Mapping[str, Any], arrays: PairArrays) -> PairExa
         prompt=prompt[-MAX_PROMPT:],
         chosen=chosen,
         rejected=rejected,
-        left_out=(
+        num_hidden=(
             max(0, len(prompt) - MAX_PROMPT),
             max(0, len(texts[0]) - MAX_TEXT),
             max(0, len(texts[1]) - MAX_TEXT),
@@ -121,7 +121,7 @@ def _slices(one: _Found, arrays: PairArrays) -> list[str]:
     group, longer_by = int(arrays.group_P[one.pair]), int(arrays.longer_by_P[one.pair])
     length = "chosen longer" if longer_by > 0 else "chosen shorter" if longer_by < 0 else "equal length"
     return [
-        "mistakes" if one.kind == "mistake" else "doubtful pairs",
+        "errors" if one.kind == "error" else "doubtful pairs",
         length,
         f"{int(arrays.num_completions_G[group])} completions",
         *(f"subset {name[:MAX_NAME]}" for name in arrays.subsets_G[group][:MAX_NAMES]),

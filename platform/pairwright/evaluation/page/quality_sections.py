@@ -98,9 +98,9 @@ def poison(report: Report) -> Section:
         ]
         for row in report.degenerate_texts
     ]
-    head, picture = ("Text", "Prompts", "Above", "95 %"), "0 % to 100 %; dashed 50 %"
+    head, picture = ("Text", "Prompts", "Above", "95 %"), "0 % to 100 %; dashed at 50 %"
     tables = [
-        DataTable("Texts that answer nothing", (*head, "Above the best", picture), tried),
+        DataTable("Texts that answer nothing", (*head, "Above the best", picture), tried, id="degenerate"),
         DataTable("Texts under several prompts", (*head, "By annotators", picture), repeated),
     ]
     return Section(

@@ -57,7 +57,7 @@ class Axis:
 
     def text(self, value: float) -> str:
         """Return a value as it is written at the axis."""
-        return self.form.format(value if abs(value) > 1e-12 * (self.high - self.low) else 0.0)
+        return self.form.format(value if abs(value) > 1e-12 * (self.high - self.low) else 0.0).replace("%", " %")
 
 
 SHARES = Axis(0.0, 1.0, "{:.0%}")

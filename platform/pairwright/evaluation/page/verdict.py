@@ -7,6 +7,7 @@ said to be so is so with its whole 95 % interval; what is not is called unknown.
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from pairwright.evaluation.degenerate_texts import ANOTHER
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, share
 from pairwright.evaluation.statistics.intervals import Estimate
@@ -56,8 +57,10 @@ def _headline(report: Report, found: list[Sentence]) -> tuple[str, Level]:
         return "This is no measure of the model: it was trained on these pairs", "alarm"
     if any(one.section == "poison" for one in alarms):
         return "Do not train against it: a text without merit beats real completions", "alarm"
+    if any(one.section == "length" for one in alarms):
+        return "Do not train against it: it takes length for merit", "alarm"
     if alarms:
-        return "Use it with care: it fails on a part of the pairs", "alarm"
+        return "Use it with care: read the alarms first", "alarm"
     if report.worst_slices:
         return "Use it, but not on the slices named below without a check", "note"
     return "Nothing was found that speaks against using it", "good"
@@ -134,8 +137,12 @@ def _poison(report: Report) -> Iterator[Sentence]:
         )
     for row in report.degenerate_texts:
         if row.worth.interval is not None and row.worth.interval[0] > CHANCE:
-            text = f"{row.kind[:1].upper()}{row.kind[1:]} is above {share(row.worth)} of real completions."
-            yield Sentence("alarm", "poison", text)
+            above = f"above {share(row.worth)} of real completions"
+            if row.kind == ANOTHER:
+                text = f"It hardly looks at the prompt: an answer to another prompt is {above}."
+                yield Sentence("alarm", "degenerate", text)
+            else:
+                yield Sentence("alarm", "poison", f"{row.kind[:1].upper()}{row.kind[1:]} is {above}.")
 
 
 def _length(report: Report) -> Iterator[Sentence]:
@@ -152,11 +159,17 @@ def _length(report: Report) -> Iterator[Sentence]:
 
 
 def _confidence(report: Report) -> Iterator[Sentence]:
-    whole, after = report.calibration.whole, report.calibration.after
+    whole, before, after = report.calibration.whole, report.calibration.before, report.calibration.after
     error, loss = whole.expected_calibration_error, whole.log_loss
     if error is None or loss.value is None:
         return
-    advice = f"; divide reward differences by {after.temperature:.2f}" if after is not None and after.pairs else ""
+    is_better = (
+        after is not None
+        and after.log_loss.value is not None
+        and before.log_loss.value is not None
+        and after.log_loss.value < before.log_loss.value
+    )
+    advice = f"; divide reward differences by {after.temperature:.2f}" if after is not None and is_better else ""
     if loss.interval is not None and loss.interval[0] > KNOWS_NOTHING:
         text = f"It is sure where it is wrong: log loss {loss.value:.3f}, where knowing nothing has 0.693{advice}."
         yield Sentence("alarm", "calibration", text)
@@ -177,8 +190,8 @@ def _weak(report: Report) -> Iterator[Sentence]:
         )
     if report.num_likely_wrong:
         groups = counted(report.num_likely_wrong, "group")
-        text = f"In {groups} it is over 90 % sure that an annotation is wrong: read the mistakes below."
-        yield Sentence("note", "mistakes", text)
+        text = f"In {groups} it is over 90 % sure that an annotation is wrong: read the errors below."
+        yield Sentence("note", "errors", text)
     if report.unexplained_annotators:
         names = ", ".join(map(escaped, report.unexplained_annotators[:MAX_SLICES]))
         yield Sentence("note", "annotators", f"It explains these annotators surely worse than the others: {names}.")

@@ -12,7 +12,10 @@ from pairwright.evaluation.statistics.pair_metrics import PartMetrics
 
 SHOWN_ROWS, LISTED_ROWS = 12, 100
 HEAD = ("Share", "95 %")
-WIDE_COLUMNS = frozenset({"Annotations", "Groups", "In the mean", "Longer wins", "Pairs", "Prompts"})
+WIDE_COLUMNS = frozenset(
+    {"Above the best", "Annotations", "By annotators", "Groups", "In the mean", "Longer wins", "Other annotators"}
+    | {"Pairs", "Prompts"}
+)
 """Columns that a phone does not show, so that it shows the pictures."""
 
 Cell = str | Markup

@@ -1,4 +1,4 @@
-"""The parts of an evaluation's page: the verdict follows the metrics, and pictures, texts and curves are true to them."""
+"""The parts of an evaluation's page: the verdict follows the metrics; pictures, texts and curves are true to them."""
 
 import json
 import time
@@ -109,7 +109,7 @@ def test_texts_of_one_word_repeated_are_compared_in_bounded_time() -> None:
 
 def test_a_step_taken_again_after_a_restart_counts_as_it_was_taken_last() -> None:
     first = [{"kind": "step", "step": n, "loss": 1.0, "accuracy": 0.5} for n in range(1, 6)]
-    second = [{"kind": "resumed", "step": 4}, {"kind": "step", "step": 5, "loss": 0.25, "accuracy": float("nan")}]
+    second = [{"kind": "resumed", "step": 4}, {"kind": "step", "step": 5, "loss": 0.25, "accuracy": None}]
     logs = ["\n".join(map(json.dumps, lines)).encode() for lines in (first, second)]
     found = history_of(None, [logs[0] + b'\n{"kind": "step", "st', logs[1]])
     assert found.loss == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 0.25)]
@@ -158,7 +158,6 @@ def test_the_examples_are_the_pairs_that_the_model_gets_most_wrong() -> None:
     differences = [one.rewards[0] - one.rewards[1] for one in errors]
     assert differences == sorted(differences)
     assert differences[0] < 0
-    assert differences[0] == pytest.approx(arrays.difference_P.min()) or arrays.difference_P.min() < differences[0]
     for one, difference in zip(errors, differences, strict=True):
         assert one.probability == pytest.approx(1 / (1 + np.exp(-difference / 2.0)))
 

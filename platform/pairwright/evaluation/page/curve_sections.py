@@ -1,6 +1,7 @@
 """The sections with curves: calibration, best-of-N and the training of the model. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from pairwright.evaluation.page.page_tables import (
     HEAD,
@@ -14,6 +15,7 @@ from pairwright.evaluation.page.run_history import RunHistory
 from pairwright.evaluation.page.svg_charts import Axis, Curve, curves, thinned
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, plain
+from pairwright.evaluation.statistics.calibration import CalibrationMetrics
 
 MAX_CAUSES = 20
 
@@ -21,35 +23,18 @@ MAX_CAUSES = 20
 def calibration(report: Report) -> Section:
     """Return the reliability curve, and losses with and without the temperature."""
     found = report.calibration
-    lines, rows = [Curve("as sure as right", [(0.5, 0.5), (1.0, 1.0)], "reference", has_dots=False)], []
-    for name, kind, at in (("as it is", "first", found.whole), ("at the fitted temperature", "second", found.after)):
-        if at is None:
-            continue
-        known = [
-            (one, one.confidence, one.accuracy.value)
-            for one in at.bins
-            if one.confidence is not None and one.accuracy.value is not None
-        ]
-        lines.append(
-            Curve(
-                name,
-                [(confidence, value) for _, confidence, value in known],
-                kind,
-                [one.accuracy.interval or (value, value) for one, _, value in known],
-            )
-        )
-        rows += [
-            [f"{name}: {one.low:.0%} to {one.high:.0%}", f"{one.pairs:,}", percent(confidence), *shares(one.accuracy)]
-            for one, confidence, _ in known
-        ]
-    ends = [0.5, *(end for line in lines for pair in line.intervals for end in pair)]
-    up = Axis.around(ends, form="{:.0%}")
+    parts = [_reliability("as it is", "first", found.whole)]
+    if found.after is not None:
+        parts.append(_reliability("at the fitted temperature", "second", found.after))
+    ideal = Curve("as sure as right", [(0.5, 0.5), (1.0, 1.0)], "reference", has_dots=False)
+    up = Axis.around([0.5, *(end for line, _ in parts for ends in line.intervals for end in ends)])
     picture = curves(
         "Reliability: how often the model is right, by how sure it is",
-        lines,
+        [ideal, *(line for line, _ in parts)],
         Axis(0.5, 1.0, "{:.0%}", "how sure the model is"),
-        Axis(max(0.0, up.low), 1.0, up.form),
+        Axis(max(0.0, up.low), 1.0, "{:.0%}"),
     )
+    rows = [row for _, rows in parts for row in rows]
     return Section(
         "calibration",
         "How sure it is, and whether it should be",
@@ -61,6 +46,21 @@ def calibration(report: Report) -> Section:
             DataTable("Reliability", ("How sure it is", "Pairs", "In the mean", *HEAD), rows, is_folded=True),
         ],
     )
+
+
+def _reliability(
+    name: str, kind: Literal["first", "second"], at: CalibrationMetrics
+) -> tuple[Curve, list[Sequence[Cell]]]:
+    """Return a reliability curve, and its rows."""
+    points, intervals, rows = [], [], []
+    for one in at.bins:
+        if one.confidence is None or one.accuracy.value is None:
+            continue
+        points.append((one.confidence, one.accuracy.value))
+        intervals.append(one.accuracy.interval or (one.accuracy.value, one.accuracy.value))
+        sure = f"{name}: {100 * one.low:.0f} to {100 * one.high:.0f} %"
+        rows.append([sure, f"{one.pairs:,}", percent(one.confidence), *shares(one.accuracy)])
+    return Curve(name, points, kind, intervals), rows
 
 
 def _losses(report: Report) -> list[list[Cell]]:

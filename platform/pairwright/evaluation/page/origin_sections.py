@@ -35,7 +35,7 @@ def lineage(report: Report, history: RunHistory | None, made_from: Sequence[Ance
         "lineage",
         "What was trained on what",
         f"Split {pairs.split} of the pairs was evaluated. Digests are over content, so equal digests are equal data.",
-        tables=[DataTable("Lineage", ("What", "Where", "Which", "Digest"), rows)],
+        tables=[DataTable("Lineage", ("What", "Where", "Which", "Digest"), rows, is_text=True)],
         notes=notes,
     )
 
@@ -57,7 +57,7 @@ def how(report: Report) -> Section:
     """Return how the figures were measured."""
     method, dropped = report.method, report.pairs.tokens
     rows = [
-        ["confidence of the intervals", f"{method.interval:.0%}"],
+        ["confidence of the intervals", f"{100 * method.interval:.0f} %"],
         ["resampled", f"{method.prompts:,} prompts in {method.clusters:,} clusters, {method.resamples:,} times"],
         ["seed", f"{method.seed}"],
         ["equal rewards", "count half"],
@@ -71,5 +71,5 @@ def how(report: Report) -> Section:
         "How it was measured",
         "Pairs of one prompt are not independent, so intervals come from resampling prompts. Totals of tokens are "
         "those of all splits.",
-        tables=[DataTable("Method", ("What", "Value"), rows, is_folded=True)],
+        tables=[DataTable("Method", ("What", "Value"), rows, is_folded=True, is_text=True)],
     )

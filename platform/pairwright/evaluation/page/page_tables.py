@@ -29,6 +29,8 @@ class DataTable:
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     is_folded: bool = False
+    is_text: bool = False
+    """Whether its cells are words and not numbers."""
     id: str = ""
 
 

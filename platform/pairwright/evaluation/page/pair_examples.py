@@ -13,6 +13,7 @@ from pairwright.evaluation.evaluation_report import ReadTexts
 from pairwright.evaluation.page.word_differences import Piece, different_words
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
 from pairwright.evaluation.statistics.suspects import least_sure, likely_wrong
+from pairwright.terminal import escaped
 
 NUM_ERRORS, NUM_DOUBTFUL = 60, 30
 MAX_PROMPT, MAX_TEXT, MAX_NAME = 800, 1600, 80
@@ -124,6 +125,6 @@ def _slices(one: _Found, arrays: PairArrays) -> list[str]:
         "errors" if one.kind == "error" else "doubtful pairs",
         length,
         f"{int(arrays.num_completions_G[group])} completions",
-        *(f"subset {name[:MAX_NAME]}" for name in arrays.subsets_G[group][:MAX_NAMES]),
-        *(f"annotator {name[:MAX_NAME]}" for name in arrays.annotators_G[group][:MAX_NAMES]),
+        *(f"subset {escaped(name[:MAX_NAME])}" for name in arrays.subsets_G[group][:MAX_NAMES]),
+        *(f"annotator {escaped(name[:MAX_NAME])}" for name in arrays.annotators_G[group][:MAX_NAMES]),
     ]

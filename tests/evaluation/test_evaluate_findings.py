@@ -224,17 +224,17 @@ def test_the_temperature_lies_beside_the_model_and_leaves_its_digest_as_it_was(
 ) -> None:
     model = export_small_model(tmp_path / "run")
     before = model_digest(model)
-    check_temperature(str(model))
+    check_temperature(str(model), overwrite=False)
     store_temperature(str(model), evaluated.report, evaluated.findings.calibration, overwrite=True)
     stored = msgspec.json.decode((model.parent / "temperature.json").read_bytes(), type=StoredTemperature)
     assert stored.temperature == evaluated.report["calibration"]["temperature"]
     assert stored.model_digest == IDENTITY.digest
     assert model_digest(model) == before
     open_exported(str(model)).verify(hashes=True)
-    check_temperature(str(model))
+    check_temperature(str(model), overwrite=True)
     (model.parent / "temperature.json").write_text("{}")
     with pytest.raises(StoreError, match=r"temperature.json: is not a temperature"):
-        check_temperature(str(model))
+        check_temperature(str(model), overwrite=True)
 
 
 def test_a_group_that_the_pairs_table_lacks_is_refused(tmp_path: Path) -> None:

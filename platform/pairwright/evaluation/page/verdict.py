@@ -174,7 +174,7 @@ def _confidence(report: Report) -> Iterator[Sentence]:
         text = f"It is sure where it is wrong: log loss {loss.value:.3f}, where knowing nothing has 0.693{advice}."
         yield Sentence("alarm", "calibration", text)
     elif error > ERROR_NOTE:
-        text = f"How sure it says it is lies {100 * error:.1f} points off how often it is right{advice}."
+        text = f"Its certainty is off by {100 * error:.1f} points on average{advice}."
         yield Sentence("note", "calibration", text)
     else:
         yield Sentence("good", "calibration", f"It knows how sure it is: calibration error {percent(error)}.")

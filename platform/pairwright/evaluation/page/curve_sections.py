@@ -16,6 +16,7 @@ from pairwright.evaluation.page.svg_charts import Axis, Curve, curves, thinned
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, plain
 from pairwright.evaluation.statistics.calibration import CalibrationMetrics
+from pairwright.terminal import counted
 
 MAX_CAUSES = 20
 
@@ -157,7 +158,9 @@ def training(history: RunHistory | None) -> Section | None:
     ]
     evaluated = dict(history.validation_accuracy)
     rows = [[f"{step:,.0f}", plain(loss, 4), percent(evaluated.get(step))] for step, loss in history.validation_loss]
-    resumed = f"The run was resumed {len(history.resumes):,} times" if history.resumes else "The run was not resumed"
+    resumed = (
+        f"The run was resumed {counted(len(history.resumes), 'time')}" if history.resumes else "The run was not resumed"
+    )
     causes = [f"Workers were lost: {cause}" for cause in history.causes[:MAX_CAUSES]]
     return Section(
         "training",

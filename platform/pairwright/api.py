@@ -139,7 +139,7 @@ def evaluate(
     Args:
         model: directory or URL of an exported model.
         pairs: URL of a pairs table.
-        output: URL of the report, JSON; ``report.json`` beside the model if None.
+        output: URL of the report, JSON; ``report.json`` beside the model if None; ``report.html`` goes beside it.
         split: train or validation.
         version: of the pairs table; the newest if None.
         num_workers: number of models in parallel; does not change the report.

@@ -224,7 +224,7 @@ def test_the_temperature_lies_beside_the_model_and_leaves_its_digest_as_it_was(
 ) -> None:
     model = export_small_model(tmp_path / "run")
     before = model_digest(model)
-    check_temperature(str(model), overwrite=True)
+    check_temperature(str(model), overwrite=False)
     store_temperature(str(model), evaluated.report, evaluated.findings.calibration, overwrite=True)
     stored = msgspec.json.decode((model.parent / "temperature.json").read_bytes(), type=StoredTemperature)
     assert stored.temperature == evaluated.report["calibration"]["temperature"]

@@ -126,6 +126,7 @@ def evaluate(
     for url, target in tables:
         check_evaluation(model, url, version=version, output=target, split=split, overwrite=overwrite)
     from pairwright.cluster.models.evaluate_job import evaluate as run
+    from pairwright.evaluation.reports.report_file import page_url, report_url
     from pairwright.evaluation.reports.report_text import format_report
 
     reports = [
@@ -147,6 +148,10 @@ def evaluate(
     ]
     if as_json:
         say_json(reports[0] if len(reports) == 1 else reports)
+        return
+    here = f"{Path.cwd()}/"
+    written = [report_url(model, target).removeprefix(here) for _, target in tables]
+    say(one_per_line(f"wrote {url} and {page_url(url)}" for url in written))
 
 
 def _outputs_of_tables(pairs: list[str], output: str | None) -> list[tuple[str, str | None]]:

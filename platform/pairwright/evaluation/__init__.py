@@ -12,6 +12,7 @@ In reading order:
 - ``statistics/``: every metric, with its interval, as a pure function of arrays
 - ``evaluation_report.py``: builds ``report.json``
 - ``reports/``: its shape, its text, and the files of findings
+- ``page/``: the page beside the report
 - ``benchmarks/``: public benchmarks by file, each by its own rules
 - ``requests.py``: input lines and table rows as scoring requests
 - ``score.py``: the rewards of scoring requests

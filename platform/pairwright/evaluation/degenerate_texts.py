@@ -25,7 +25,7 @@ _GENERIC = (
     "That is a great question! I would be happy to help. There are many aspects to consider, and the best answer "
     "depends on your needs. Please let me know if there is anything else that I can do for you."
 )
-_ANOTHER = "answer to another prompt"
+ANOTHER = "answer to another prompt"
 
 
 class DegenerateReward(NamedTuple):
@@ -76,7 +76,7 @@ def tried_prompts(rows: Sequence[Mapping[str, Any]], special_tokens: Sequence[st
             "one text for every prompt": _GENERIC,
         }
         if len(kept) > 1:
-            texts[_ANOTHER] = max((c["text"] for c in kept[position - 1]["completions"]), key=len)
+            texts[ANOTHER] = max((c["text"] for c in kept[position - 1]["completions"]), key=len)
         texts = {kind: text for kind, text in texts.items() if text or kind == "empty"}
         tried.append(TriedPrompt(row["group_id"], turns_of(row["prompt"], row["context"]), texts))
     return tuple(tried)

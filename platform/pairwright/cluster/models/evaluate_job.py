@@ -23,11 +23,12 @@ from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ConfigError, DataError
 from pairwright.evaluation.degenerate_texts import NUM_PROMPTS, TriedPrompt, degenerate_rewards, tried_prompts
 from pairwright.evaluation.evaluate import EvaluatedPart, EvaluationPlan, evaluate_groups, merged
-from pairwright.evaluation.evaluation_report import Measured, build_report, report_json
+from pairwright.evaluation.evaluation_report import Measured, ReadTexts, build_report, report_json
 from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair_arrays, texts_of_groups
 from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
+from pairwright.evaluation.page.model_page import page_content, render_page
 from pairwright.evaluation.reports.finding_files import check_findings, write_findings
-from pairwright.evaluation.reports.report_file import check_report_file, put_report_file, report_url
+from pairwright.evaluation.reports.report_file import check_report_file, put_page_file, put_report_file, report_url
 from pairwright.evaluation.reports.report_schema import DataIdentity
 from pairwright.evaluation.reports.stored_temperature import check_temperature, store_temperature
 from pairwright.evaluation.single_annotations import read_judgements
@@ -103,7 +104,7 @@ def evaluate(
     with_temperature: bool = False,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the report of a model on a split, and return it, in the shape of ``schemas/report.v1.json``.
+    """Write the report of a model on a split, with its page, and return it in the shape of ``schemas/report.v1.json``.
 
     Args:
         model: directory or URL of an exported model.
@@ -142,10 +143,15 @@ def evaluate(
     if show is not None:
         show(report)
     put_report_file(report_url(model, output), report_json(report), overwrite=overwrite)
+    put_page_file(report_url(model, output), _page(report, found, read_texts), overwrite=overwrite)
     write_findings(findings, found.measured, second, read_texts, overwrite=overwrite)
     if with_temperature:
         store_temperature(model, report, second.calibration, overwrite=overwrite)
     return report
+
+
+def _page(report: dict[str, Any], found: "MeasuredSplit", read_texts: ReadTexts) -> str:
+    return render_page(report, page_content(report, found.manifest, found.measured.arrays, read_texts))
 
 
 def _check_outputs(

@@ -26,15 +26,7 @@ MARK = '<meta name="generator" content="pairwright report">'
 
 def render(metrics: TableMetrics) -> str:
     """Return the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=_shown,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": _count, "percent": _percent, "size": _size, "time": _time, "number": _number}
+    environment = page_environment(Path(__file__).parent)
     return environment.get_template(TEMPLATE).render(
         report=metrics,
         totals=metrics.totals,
@@ -44,6 +36,20 @@ def render(metrics: TableMetrics) -> str:
         length_positions=_length_positions(metrics.lengths_by_rank),
         flagged=_flagged(metrics.scores),
     )
+
+
+def page_environment(folder: Path) -> jinja2.Environment:
+    """Return what renders the templates of a folder: every value is escaped, and ``page_style.css`` can be included."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": _count, "percent": _percent, "size": _size, "time": _time, "number": _number}
+    return environment
 
 
 def is_page(content: bytes) -> bool:

@@ -55,17 +55,17 @@ def _wrapped(lines: Iterator[str], *, indent: int) -> Iterator[str]:
 def _headline(found: Report) -> Iterator[str]:
     overall = found.overall
     yield (
-        f"accuracy     {_share(overall.accuracy)} of pairs by weight; "
-        f"{_share(overall.accuracy_by_prompt)} with each prompt alike"
+        f"accuracy     {share(overall.accuracy)} of pairs by weight; "
+        f"{share(overall.accuracy_by_prompt)} with each prompt alike"
     )
-    yield f"longer wins  {_share(overall.longer_wins)}: what the longer text alone would get"
+    yield f"longer wins  {share(overall.longer_wins)}: what the longer text alone would get"
     top = found.ceiling
     if top is None:
         yield f"annotators   how far they agree is unknown: {found.ceiling_unknown}"
     else:
         yield (
-            f"annotators   {_share(top.other_annotator)}: one predicts another, in {top.groups:,} groups; "
-            f"the model has {_percent(top.model.value)} there"
+            f"annotators   {share(top.other_annotator)}: one predicts another, in {top.groups:,} groups; "
+            f"the model has {percent(top.model.value)} there"
         )
     yield from _calibration(found)
     yield from _use(found)
@@ -74,14 +74,14 @@ def _headline(found: Report) -> Iterator[str]:
 def _calibration(found: Report) -> Iterator[str]:
     whole, before, after = found.calibration.whole, found.calibration.before, found.calibration.after
     yield (
-        f"calibration  log loss {_number(whole.log_loss)}, Brier {_plain(whole.brier.value, 3)}, "
-        f"calibration error {_percent(whole.expected_calibration_error)}"
+        f"calibration  log loss {_number(whole.log_loss)}, Brier {plain(whole.brier.value, 3)}, "
+        f"calibration error {percent(whole.expected_calibration_error)}"
     )
     if after is not None and after.pairs:
         yield (
             f"             at temperature {after.temperature:.2f}, other half of the prompts: log loss "
-            f"{_plain(before.log_loss.value, 4)} -> {_plain(after.log_loss.value, 4)}, error "
-            f"{_percent(before.expected_calibration_error)} -> {_percent(after.expected_calibration_error)}"
+            f"{plain(before.log_loss.value, 4)} -> {plain(after.log_loss.value, 4)}, error "
+            f"{percent(before.expected_calibration_error)} -> {percent(after.expected_calibration_error)}"
         )
 
 
@@ -91,14 +91,14 @@ def _use(found: Report) -> Iterator[str]:
     shown = shown or {row.n: row for row in rows[-1:]}
     for n, row in shown.items():
         yield (
-            f"best of {n:<4} model {_share(row.model)}, longest {_percent(row.longest.value)}, "
-            f"best {_percent(row.best.value)}, random 50.0 %"
+            f"best of {n:<4} model {share(row.model)}, longest {percent(row.longest.value)}, "
+            f"best {percent(row.best.value)}, random 50.0 %"
         )
     ranks = found.rank_correlation
     if ranks.groups:
         yield (
             f"ranking      Spearman {_number(ranks.spearman, 3)}, Kendall {_number(ranks.kendall, 3)}; "
-            f"by length {_plain(ranks.length_spearman.value, 3)}"
+            f"by length {plain(ranks.length_spearman.value, 3)}"
         )
 
 
@@ -134,7 +134,7 @@ def _suspicious(found: Report) -> Iterator[str]:
     for row in [row for row in found.repeated_texts if row.metrics.is_suspect][:MAX_TEXTS]:
         metrics = row.metrics
         authors = f" of {', '.join(map(escaped, metrics.authors[:2]))}" if metrics.authors else ""
-        worth = _percent(metrics.model_worth.value)
+        worth = percent(metrics.model_worth.value)
         yield (
             f"warning: one text{authors} under {metrics.prompts:,} prompts is above {worth} of other completions: "
             f"{escaped(row.text.strip()[:_EXCERPT])}; without its pairs accuracy is "
@@ -142,9 +142,7 @@ def _suspicious(found: Report) -> Iterator[str]:
         )
     for row in found.degenerate_texts:
         if row.worth.interval is not None and row.worth.interval[0] > 0.5:
-            yield (
-                f"warning: {row.kind} is above {_share(row.worth)} of real completions under {row.prompts:,} prompts"
-            )
+            yield (f"warning: {row.kind} is above {share(row.worth)} of real completions under {row.prompts:,} prompts")
     if found.num_likely_wrong:
         yield f"{found.num_likely_wrong:,} groups have a pair that the model is over 90 % sure is the wrong way round"
     if found.unexplained_annotators:
@@ -199,20 +197,22 @@ def _add_row(table: Table, name: str, metrics: PartMetrics) -> None:
         Text(escaped(name)),  # a plain string would be read as markup: [math] is a style then
         f"{metrics.groups:,}",
         f"{metrics.pairs:,}",
-        _percent(metrics.accuracy.value),
-        Text(_percent_interval(metrics.accuracy)),
-        _percent(metrics.longer_wins.value),
-        _plain(metrics.log_loss.value, 4),
+        percent(metrics.accuracy.value),
+        Text(percent_interval(metrics.accuracy)),
+        percent(metrics.longer_wins.value),
+        plain(metrics.log_loss.value, 4),
         _UNKNOWN if metrics.reward_margin.value is None else f"{metrics.reward_margin.value:+.3f}",
     )
 
 
-def _share(estimate: Estimate) -> str:
-    interval = _percent_interval(estimate)
-    return f"{_percent(estimate.value)} {interval}" if interval else _percent(estimate.value)
+def share(estimate: Estimate) -> str:
+    """Return a share with its interval."""
+    interval = percent_interval(estimate)
+    return f"{percent(estimate.value)} {interval}" if interval else percent(estimate.value)
 
 
-def _percent_interval(estimate: Estimate) -> str:
+def percent_interval(estimate: Estimate) -> str:
+    """Return the interval of a share in brackets, empty if there is none."""
     if estimate.interval is None:
         return ""
     low, high = (f"{100 * end:.1f}" for end in estimate.interval)
@@ -221,16 +221,18 @@ def _percent_interval(estimate: Estimate) -> str:
 
 def _number(estimate: Estimate, digits: int = 4) -> str:
     if estimate.interval is None:
-        return _plain(estimate.value, digits)
+        return plain(estimate.value, digits)
     low, high = (f"{end:.{digits}f}" for end in estimate.interval)
-    return f"{_plain(estimate.value, digits)} [{low}, {high}]"
+    return f"{plain(estimate.value, digits)} [{low}, {high}]"
 
 
-def _plain(value: float | None, digits: int) -> str:
+def plain(value: float | None, digits: int) -> str:
+    """Return a number, a dash if there is none."""
     return _UNKNOWN if value is None else f"{value:.{digits}f}"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """Return a share in percent, a dash if there is none."""
     return _UNKNOWN if share is None else f"{100 * share:.1f} %"
 
 

@@ -45,8 +45,8 @@ class LeastSure:
     completions: int
 
 
-def likely_wrong(arrays: PairArrays, temperature: float) -> list[LikelyWrong]:
-    """Return the pairs, at most one a group, the most confident first.
+def likely_wrong(arrays: PairArrays, temperature: float, *, least: float = CONFIDENT) -> list[LikelyWrong]:
+    """Return the pairs, at most one a group, the most confident first; of at least a confidence.
 
     A pair on which the annotations of its group are split is not listed against their minority.
     """
@@ -56,7 +56,7 @@ def likely_wrong(arrays: PairArrays, temperature: float) -> list[LikelyWrong]:
     vote_P = np.searchsorted(low * width + high, first_P * width + np.maximum(arrays.chosen_P, arrays.rejected_P))
     agrees_P = np.sign(net[vote_P]) == np.where(arrays.chosen_P == first_P, 1, -1)
     confidence_P = _sigmoid(-arrays.difference_P / temperature)
-    rows = np.flatnonzero(agrees_P & (confidence_P >= CONFIDENT))
+    rows = np.flatnonzero(agrees_P & (confidence_P >= least))
     rows = rows[np.argsort(arrays.difference_P[rows], kind="stable")]
     rows = rows[np.sort(np.unique(arrays.group_P[rows], return_index=True)[1])][:MAX_ROWS]
     return [

@@ -130,10 +130,14 @@ class RunFolder:
         """Return the path or URL of something in the folder."""
         return f"{self.url}/{name}"
 
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a small file, or None where there is none."""
+        with store_errors(self.path(name)):
+            return read_object(self._store, name)
+
     def identity(self) -> RunIdentity | None:
         """Return what this folder is a run of, or None if nothing ran here yet."""
-        with store_errors(self.path(RUN_NAME)):
-            content = read_object(self._store, RUN_NAME)
+        content = self.read(RUN_NAME)
         if content is None:
             return None
         try:

@@ -1,0 +1,259 @@
+"""Trackers on their real local stores: one run and one curve whatever killed the driver, and no failure that counts."""
+
+import json
+import os
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pairwright.config import TrainConfig
+from pairwright.errors import ConfigError
+from pairwright.runs.trackers.tracked_values import MAX_CHARACTERS, point_of, recorded_points
+from pairwright.runs.trackers.tracker_backends import TRACKERS, check_trackers
+
+NUM_STEPS = 8
+KILLED_AFTER = 6
+CHECKPOINT = 4
+Curve = list[tuple[int, float]]
+
+DRIVER = """
+import os, signal, sys, time
+from pathlib import Path
+from pairwright.events import Evaluated, StepTaken
+from pairwright.runs.event_log import EventLog
+from pairwright.runs.run_dir import RunFolder
+from pairwright.runs.trackers.tracker_backends import TrackedRun
+from pairwright.runs.trackers.tracking import Tracking, tracked_run_id
+
+name, first, last, killed = sys.argv[1], *map(int, sys.argv[2:5])
+folder = RunFolder("run")
+parameters = {"optimizer.learning_rate": 0.1, "workers.num_workers": first}
+run = TrackedRun(run_id=tracked_run_id(folder), name="run", parameters=parameters)
+others = dict.fromkeys(("epoch", "learning_rate", "seconds", "tokens_per_second", "reward_margin", "grad_norm"), 1.0)
+with Tracking([name], run, folder.local_directory) as tracking:
+    log = EventLog(folder.local_directory)
+    for step in range(first, last + 1):
+        about = {"step": step, "time": time.time()}
+        events = [StepTaken(**about, num_steps=9, loss=1 / step, accuracy=0.5, num_tokens=7.0, **others)]
+        if step % 2 == 0:
+            events.append(Evaluated(**about, groups=1, pairs=1, weight=1.0, accuracy=step / 10))
+        for event in events:
+            log.add(event)
+            tracking.add(event)
+        log.flush()
+        time.sleep(0.3 if step > 1 else 0)
+    if killed:
+        deadline = time.time() + 120
+        while not (lines := tracking.messages()) and time.time() < deadline:
+            time.sleep(0.1)
+        print(lines)
+        time.sleep(killed / 10)
+        os.kill(os.getpid(), signal.SIGKILL)
+    tracking.add_artifact("summary.json", b"{}")
+print(tracking.messages())
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(folder),
+        "TRACKIO_DIR": str(folder / "trackio"),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def drive(folder: Path, name: str, first: int, last: int, *, killed: int = 0) -> str:
+    """Drive a tracker as a run does, in a process of its own."""
+    ended = subprocess.run(
+        [sys.executable, "-c", DRIVER, name, str(first), str(last), str(killed)],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert ended.returncode == (-signal.SIGKILL if killed else 0), ended.stderr
+    return ended.stdout
+
+
+# ------------------------------------------------------------------- stores, read without the code that wrote them
+
+
+def mlflow_curves(folder: Path) -> tuple[int, Mapping[str, Curve]]:
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        rows = store.execute("select key, step, value from metrics order by step").fetchall()
+        (runs,) = store.execute("select count(*) from runs").fetchone()
+    return runs, {key: [(step, value) for name, step, value in rows if name == key] for key, _, _ in rows}
+
+
+def trackio_curves(folder: Path) -> tuple[int, Mapping[str, Curve]]:
+    (file,) = (folder / "trackio").glob("*.db")
+    with sqlite3.connect(file) as store:
+        rows = store.execute("select run_id, step, metrics from metrics order by step").fetchall()
+    curves: dict[str, Curve] = {}
+    for _, step, metrics in rows:
+        for key, value in json.loads(metrics).items():
+            curves.setdefault(key, []).append((step, value))
+    return len({run for run, _, _ in rows}), curves
+
+
+def wandb_curves(folder: Path) -> tuple[int, Mapping[str, Curve]]:
+    curves: dict[str, Curve] = {}
+    ids = set()
+    for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        ids.add(file.stem)
+        for row in wandb_history(file.read_bytes()):
+            for key, value in row.items():
+                curves.setdefault(key, []).append((int(row["train/global_step"]), value))
+    return len(ids), curves
+
+
+def wandb_history(content: bytes) -> Iterator[dict[str, float]]:
+    """Yield the rows of a W&B transaction log: records in blocks of 32 kB, as LevelDB writes them, behind 7 bytes."""
+    from wandb.proto import wandb_internal_pb2  # type: ignore[import-not-found]  # pyright: ignore
+
+    position, pieces = 7, b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        pieces += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(pieces)
+            pieces = b""
+            if record.WhichOneof("record_type") == "history":
+                yield {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+
+
+STORES: Mapping[str, Callable[[Path], tuple[int, Mapping[str, Curve]]]] = {
+    "mlflow": mlflow_curves,
+    "wandb": wandb_curves,
+    "trackio": trackio_curves,
+}
+
+
+def needs(name: str) -> None:
+    if (spec := find_spec(name)) is None or spec.origin is None:
+        pytest.skip(f"{name} is not installed: pip install pairwright[{name}]")
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_run_whose_driver_is_killed_is_one_run_with_every_step_once(name: str, tmp_path: Path) -> None:
+    needs(name)
+    drive(tmp_path, name, 1, KILLED_AFTER, killed=20)
+    runs, curves = STORES[name](tmp_path)
+    assert runs == 1
+    # W&B keeps 32 kB in memory; the others have it by now.
+    assert name == "wandb" or curves["train/loss"][-1] == (KILLED_AFTER, pytest.approx(1 / KILLED_AFTER))
+    # Steps 5 and 6 are computed again.
+    said = drive(tmp_path, name, CHECKPOINT + 1, NUM_STEPS)
+    runs, curves = STORES[name](tmp_path)
+    assert runs == 1, said
+    steps = range(1, NUM_STEPS + 1)
+    assert curves["train/loss"] == [(step, pytest.approx(1 / step)) for step in steps], said
+    assert curves["eval/accuracy"] == [(step, step / 10) for step in steps if step % 2 == 0], said
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_what_a_killed_driver_recorded_and_did_not_deliver_is_delivered_by_the_next(name: str, tmp_path: Path) -> None:
+    needs(name)
+    drive(tmp_path, name, 1, 2)
+    lines = "".join(
+        json.dumps({"kind": "step", "step": step, "time": time.time(), "loss": 1 / step}) + "\n" for step in (1, 2, 3)
+    )
+    (tmp_path / "run" / "metrics-9.jsonl").write_text(lines + '{"kind": "step", "st')
+    said = drive(tmp_path, name, 4, NUM_STEPS)
+    runs, curves = STORES[name](tmp_path)
+    assert (runs, [step for step, _ in curves["train/loss"]]) == (1, list(range(1, NUM_STEPS + 1))), said
+
+
+def test_mlflow_holds_the_parameters_of_the_first_start_and_the_changes_of_later_ones(tmp_path: Path) -> None:
+    needs("mlflow")
+    drive(tmp_path, "mlflow", 1, 2)
+    drive(tmp_path, "mlflow", 3, 4)
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        parameters = dict(store.execute("select key, value from params").fetchall())
+        tags = dict(store.execute("select key, value from tags").fetchall())
+        ((status, artifacts),) = store.execute("select status, artifact_uri from runs").fetchall()
+    assert parameters == {"optimizer.learning_rate": "0.1", "workers.num_workers": "1"}
+    assert tags["resumed.workers.num_workers"] == "3"
+    assert status == "FINISHED"
+    assert (Path(artifacts) / "summary.json").read_bytes() == b"{}"
+
+
+def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    needs("mlflow")
+    file = tmp_path / "a file"
+    file.write_text("")
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", DRIVER, "mlflow", "1", str(NUM_STEPS), "0"],
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"MLFLOW_TRACKING_URI": f"sqlite:///{file}/mlflow.db"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (line,) = eval(ended.stdout)
+    assert line.startswith("mlflow failed and gets nothing more from this command (")
+    assert "every step is in metrics-*.jsonl" in line
+    assert len(recorded_points(tmp_path / "run")) == NUM_STEPS + NUM_STEPS // 2
+    assert time.monotonic() - began < 60
+
+
+# ------------------------------------------------------------------------------------------- without a package
+
+
+def test_metrics_have_trls_names_where_they_mean_the_same() -> None:
+    step: dict[str, Any] = {"kind": "step", "step": 3, "time": 1.5, "loss": 0.6, "reward_margin": 1.0, "num_tokens": 9}
+    point = point_of(step)
+    assert point is not None
+    assert (point.series, point.step, point.time) == ("train", 3, 1.5)
+    assert point.values == {"train/loss": 0.6, "train/margin": 1.0, "train/step_tokens": 9.0}
+    assert point_of({"kind": "committed", "step": 3, "time": 1.5}) is None
+
+
+def config(**others: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"output": "o", "model": {"path": "m"}, "data": {"pairs": "p"}} | others)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check_trackers(config())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    (tmp_path / "wandb").mkdir()  # W&B's own folder of offline runs is no package
+    for name in TRACKERS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        with pytest.raises(ConfigError, match=rf"pip install pairwright\[{name}\]"):
+            check_trackers(config(tracking=["tensorboard", name]))
+
+
+def test_an_unknown_tracker_is_refused() -> None:
+    with pytest.raises(ValueError, match="tensorboard"):
+        config(tracking=["tensorbord"])
+
+
+def test_parameters_hold_no_password_and_are_short() -> None:
+    from pairwright.runs.trackers.tracked_values import _plain
+
+    assert "hunter2" not in str(_plain("s3://user:hunter2@bucket/x?sig=hunter2"))
+    assert len(str(_plain("x" * 9000))) == MAX_CHARACTERS + 3
+    assert (_plain(None), _plain([1, 2]), _plain(0.5)) == ("not set", "[1, 2]", 0.5)

@@ -36,9 +36,8 @@ def test_two_settings_with_two_seeds_are_four_runs_that_a_second_command_leaves_
     for run in table["runs"]:
         report = json.loads(Path(run["report"]).read_text())
         assert run["accuracy"] == report["overall"]["accuracy"]["value"]
-        assert (
-            json.loads((Path(run["output"]) / "summary.json").read_text())["config"]["training"]["seed"] == run["seed"]
-        )
+        summary = json.loads((Path(run["output"]) / "summary.json").read_text())
+        assert summary["config"]["training"]["seed"] == run["seed"]
     for one in table["settings"]:
         of_one = [run["accuracy"] for run in table["runs"] if run["setting"] == one["setting"]]
         assert (one["accuracy"]["lowest"], one["accuracy"]["highest"]) == (min(of_one), max(of_one))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pairwright.config import load_config
-from pairwright.config.sweep_plan import SweptRun, plan_sweep, sweep_digest
+from pairwright.config.sweep_plan import PlannedRun, plan_sweep, sweep_digest
 from pairwright.config.train import TrainConfig
 from pairwright.errors import ConfigError
 
@@ -28,7 +28,7 @@ def base(tmp_path: Path) -> str:
     return str(file)
 
 
-def plan(base: str, *varied: str, seeds: int = 1, settings: tuple[str, ...] = ()) -> list[SweptRun]:
+def plan(base: str, *varied: str, seeds: int = 1, settings: tuple[str, ...] = ()) -> list[PlannedRun]:
     return plan_sweep(base, settings, varied, num_seeds=seeds, output="out/")
 
 

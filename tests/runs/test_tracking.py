@@ -4,12 +4,9 @@ import json
 import os
 import signal
 import sqlite3
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,11 @@ from pairwright.config import TrainConfig
 from pairwright.errors import ConfigError
 from pairwright.runs.trackers.tracked_values import MAX_CHARACTERS, point_of, recorded_points
 from pairwright.runs.trackers.tracker_backends import TRACKERS, check_trackers
+from tracker_stores import STORES, needs, store_variables
 
 NUM_STEPS = 8
 KILLED_AFTER = 6
 CHECKPOINT = 4
-Curve = list[tuple[int, float]]
 
 DRIVER = """
 import os, signal, sys, time
@@ -63,93 +60,18 @@ print(tracking.messages())
 """
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-        "WANDB_MODE": "offline",
-        "WANDB_DIR": str(folder),
-        "TRACKIO_DIR": str(folder / "trackio"),
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
 def drive(folder: Path, name: str, first: int, last: int, *, killed: int = 0) -> str:
     """Drive a tracker as a run does, in a process of its own."""
     ended = subprocess.run(
         [sys.executable, "-c", DRIVER, name, str(first), str(last), str(killed)],
         cwd=folder,
-        env=environment(folder),
+        env=os.environ | store_variables(folder),
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert ended.returncode == (-signal.SIGKILL if killed else 0), ended.stderr
     return ended.stdout
-
-
-# ------------------------------------------------------------------- stores, read without the code that wrote them
-
-
-def mlflow_curves(folder: Path) -> tuple[int, Mapping[str, Curve]]:
-    with sqlite3.connect(folder / "mlflow.db") as store:
-        rows = store.execute("select key, step, value from metrics order by step").fetchall()
-        (runs,) = store.execute("select count(*) from runs").fetchone()
-    return runs, {key: [(step, value) for name, step, value in rows if name == key] for key, _, _ in rows}
-
-
-def trackio_curves(folder: Path) -> tuple[int, Mapping[str, Curve]]:
-    (file,) = (folder / "trackio").glob("*.db")
-    with sqlite3.connect(file) as store:
-        rows = store.execute("select run_id, step, metrics from metrics order by step").fetchall()
-    curves: dict[str, Curve] = {}
-    for _, step, metrics in rows:
-        for key, value in json.loads(metrics).items():
-            curves.setdefault(key, []).append((step, value))
-    return len({run for run, _, _ in rows}), curves
-
-
-def wandb_curves(folder: Path) -> tuple[int, Mapping[str, Curve]]:
-    curves: dict[str, Curve] = {}
-    ids = set()
-    for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        ids.add(file.stem)
-        for row in wandb_history(file.read_bytes()):
-            for key, value in row.items():
-                curves.setdefault(key, []).append((int(row["train/global_step"]), value))
-    return len(ids), curves
-
-
-def wandb_history(content: bytes) -> Iterator[dict[str, float]]:
-    """Yield the rows of a W&B transaction log: records in blocks of 32 kB, as LevelDB writes them, behind 7 bytes."""
-    from wandb.proto import wandb_internal_pb2  # type: ignore[import-not-found]  # pyright: ignore
-
-    position, pieces = 7, b""
-    while position + 7 <= len(content):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
-        pieces += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last piece
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(pieces)
-            pieces = b""
-            if record.WhichOneof("record_type") == "history":
-                yield {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-
-
-STORES: Mapping[str, Callable[[Path], tuple[int, Mapping[str, Curve]]]] = {
-    "mlflow": mlflow_curves,
-    "wandb": wandb_curves,
-    "trackio": trackio_curves,
-}
-
-
-def needs(name: str) -> None:
-    if (spec := find_spec(name)) is None or spec.origin is None:
-        pytest.skip(f"{name} is not installed: pip install pairwright[{name}]")
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -204,7 +126,7 @@ def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on(tmp_path: Path) ->
     ended = subprocess.run(
         [sys.executable, "-c", DRIVER, "mlflow", "1", str(NUM_STEPS), "0"],
         cwd=tmp_path,
-        env=environment(tmp_path) | {"MLFLOW_TRACKING_URI": f"sqlite:///{file}/mlflow.db"},
+        env=os.environ | store_variables(tmp_path) | {"MLFLOW_TRACKING_URI": f"sqlite:///{file}/mlflow.db"},
         capture_output=True,
         text=True,
         timeout=200,

@@ -26,7 +26,7 @@ _MAX_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
-class SweptRun:
+class PlannedRun:
     """One run of a sweep."""
 
     name: str
@@ -43,7 +43,7 @@ class SweptRun:
 
 def plan_sweep(
     path: str, settings: Sequence[str], varied: Sequence[str], *, num_seeds: int, output: str
-) -> list[SweptRun]:
+) -> list[PlannedRun]:
     """Return the runs of a sweep, the seeds of a setting one after the other.
 
     Args:
@@ -69,14 +69,14 @@ def plan_sweep(
             name = _name(setting, seed)
             training = first.training.model_copy(update={"seed": seed})
             changes = {"output": f"{output.rstrip('/')}/{name}", "training": training}
-            runs.append(SweptRun(name, setting, first.model_copy(update=changes)))
+            runs.append(PlannedRun(name, setting, first.model_copy(update=changes)))
     names = [run.name for run in runs]
     if again := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"--vary: two settings are both {min(again)}; give each value once")
     return runs
 
 
-def sweep_digest(runs: Sequence[SweptRun]) -> str:
+def sweep_digest(runs: Sequence[PlannedRun]) -> str:
     """Return what tells one sweep from another: the digest of its runs' configurations."""
     return digest_of({run.name: config_digest(run.config) for run in runs})
 

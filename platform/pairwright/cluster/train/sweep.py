@@ -11,7 +11,7 @@ import msgspec
 
 from pairwright.cluster.evaluate_job import evaluate
 from pairwright.cluster.train.driver import train
-from pairwright.config.sweep_plan import SweptRun, sweep_digest
+from pairwright.config.sweep_plan import PlannedRun, sweep_digest
 from pairwright.data.storage.object_store import absolute_url, local_root, store_errors
 from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.data.table.table import open_store
@@ -29,13 +29,13 @@ SWEEP_NAME = "sweep.json"
 _WHAT = "a table of `pairwright sweep`"
 
 
-def run_states(runs: Sequence[SweptRun]) -> dict[str, str]:
+def run_states(runs: Sequence[PlannedRun]) -> dict[str, str]:
     """Return what a sweep would do with each run: ``new``, ``resumed`` or ``finished``; nothing is started."""
     return {run.name: _state(run) for run in runs}
 
 
 def run_sweep(
-    runs: Sequence[SweptRun],
+    runs: Sequence[PlannedRun],
     output: str,
     *,
     log: TextIO,
@@ -69,7 +69,7 @@ def run_sweep(
     return sweep
 
 
-def _ended(run: SweptRun, log: TextIO) -> SweepRun:
+def _ended(run: PlannedRun, log: TextIO) -> SweepRun:
     """Return a run after its end and its evaluation."""
     row = SweepRun(
         name=run.name, setting=run.setting, seed=run.seed, output=absolute_url(run.config.output), state="finished"
@@ -86,7 +86,7 @@ def _ended(run: SweptRun, log: TextIO) -> SweepRun:
     )
 
 
-def _report(run: SweptRun, model: str, report_url: str) -> dict[str, Any]:
+def _report(run: PlannedRun, model: str, report_url: str) -> dict[str, Any]:
     """Return the report of a run's model: that of an earlier command of the sweep, or a new one."""
     content = _content(run.config.output, REPORT_NAME)
     if content is not None:
@@ -111,7 +111,7 @@ def _report(run: SweptRun, model: str, report_url: str) -> dict[str, Any]:
     )
 
 
-def _state(run: SweptRun) -> str:
+def _state(run: PlannedRun) -> str:
     root = local_root(run.config.output)
     if root is not None and not root.is_dir():
         return "new"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -32,11 +33,12 @@ from pairwright.runs.trackers.tracker_backends import TrackedRun
 from pairwright.runs.trackers.tracking import Tracking, tracked_run_id
 
 name, first, last, killed = sys.argv[1], *map(int, sys.argv[2:5])
+finish_seconds = float(os.environ.get("FINISH_SECONDS", 60))
 folder = RunFolder("run")
 parameters = {"optimizer.learning_rate": 0.1, "workers.num_workers": first}
 run = TrackedRun(run_id=tracked_run_id(folder), name="run", parameters=parameters)
 others = dict.fromkeys(("epoch", "learning_rate", "seconds", "tokens_per_second", "reward_margin", "grad_norm"), 1.0)
-with Tracking([name], run, folder.local_directory) as tracking:
+with Tracking([name], run, folder.local_directory, finish_seconds=finish_seconds) as tracking:
     log = EventLog(folder.local_directory)
     for step in range(first, last + 1):
         about = {"step": step, "time": time.time()}
@@ -137,6 +139,25 @@ def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on(tmp_path: Path) ->
     assert "every step is in metrics-*.jsonl" in line
     assert len(recorded_points(tmp_path / "run")) == NUM_STEPS + NUM_STEPS // 2
     assert time.monotonic() - began < 60
+
+
+def test_a_tracker_that_does_not_answer_is_left_alone_at_the_end(tmp_path: Path) -> None:
+    needs("mlflow")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and says nothing
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        ended = subprocess.run(
+            [sys.executable, "-c", DRIVER, "mlflow", "1", "2", "0"],
+            cwd=tmp_path,
+            env=os.environ
+            | store_variables(tmp_path)
+            | {"MLFLOW_TRACKING_URI": address, "NO_PROXY": "127.0.0.1", "FINISH_SECONDS": "2"},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+    assert ended.returncode == 0, ended.stderr
+    (line,) = eval(ended.stdout)
+    assert line == "mlflow has not taken everything within 2 s; what it lacks is in metrics-*.jsonl"
 
 
 # ------------------------------------------------------------------------------------------- without a package

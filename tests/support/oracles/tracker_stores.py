@@ -4,8 +4,10 @@ import json
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +61,7 @@ def wandb_curves(folder: Path) -> tuple[int, Mapping[str, Curve]]:
 
 def wandb_history(content: bytes) -> Iterator[dict[str, float]]:
     """Yield the rows of a W&B transaction log: records in blocks of 32 kB, as LevelDB writes them, behind 7 bytes."""
-    from wandb.proto import wandb_internal_pb2  # type: ignore[import-not-found]  # pyright: ignore
+    proto: Any = import_module("wandb.proto.wandb_internal_pb2")
 
     position, pieces = 7, b""
     while position + 7 <= len(content):
@@ -71,7 +73,7 @@ def wandb_history(content: bytes) -> Iterator[dict[str, float]]:
         pieces += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last piece
-            record = wandb_internal_pb2.Record()
+            record = proto.Record()
             record.ParseFromString(pieces)
             pieces = b""
             if record.WhichOneof("record_type") == "history":

@@ -86,7 +86,7 @@ class MlflowTracker:
         self._id = (kept or self._client.create_run(experiment_id, run_name=run.name, tags=tags)).info.run_id
         self._client.update_run(self._id, status="RUNNING")
         self._log_parameters(run.parameters, {} if kept is None else kept.data.params)
-        last_steps = {series: self._last_step(metric) for series, metric in _METRIC_OF.items()}
+        last_steps: dict[Series, int] = {series: self._last_step(metric) for series, metric in _METRIC_OF.items()}
         where = f"mlflow run {self._id} in experiment {project} at {self._client.tracking_uri}"
         return Started(without_credentials(where), last_steps)
 
@@ -134,9 +134,12 @@ class WandbTracker:
             disable_code=True,
             disable_git=True,
             disable_job_creation=True,
+            host="-",
             silent=True,
+            x_disable_machine_info=True,
             x_disable_meta=True,
             x_disable_stats=True,
+            x_save_requirements=False,
         )
         if os.environ.get("WANDB_MODE", "online") in ("online", "shared") and not wandb.login(prompt=False):
             raise ConfigError("no API key: set WANDB_API_KEY, or WANDB_MODE=offline")
@@ -192,12 +195,12 @@ class TrackioTracker:
                 auto_log_gpu=False,
             )
         where = f"trackio run {name} in project {project}{f' at {remote}' if remote else ''}"
-        last_steps = self._last_steps(project, name)
-        if remote:  # which says the last step of all
-            last_steps = dict.fromkeys(_METRIC_OF, self._run._next_step - 1)
-        return Started(without_credentials(where), last_steps)
+        return Started(without_credentials(where), self._last_steps(project, name, is_remote=remote is not None))
 
-    def _last_steps(self, project: str, name: str) -> dict[Series, int]:
+    def _last_steps(self, project: str, name: str, *, is_remote: bool) -> dict[Series, int]:
+        if is_remote:  # which says the last step of all metrics alone
+            last: int = self._run._next_step - 1
+            return dict.fromkeys(_METRIC_OF, last)
         store: Any = import_module("trackio.sqlite_storage").SQLiteStorage
         rows: list[dict[str, Any]] = store.get_logs(project, name, run_id=self._run.id)
         return {

@@ -15,8 +15,10 @@ import pytest
 
 from pairwright.config import TrainConfig
 from pairwright.errors import ConfigError
+from pairwright.runs.run_dir import RunFolder
 from pairwright.runs.trackers.tracked_values import MAX_CHARACTERS, point_of, recorded_points
 from pairwright.runs.trackers.tracker_backends import TRACKERS, check_trackers
+from pairwright.runs.trackers.tracking import tracked_run_id
 from tracker_stores import STORES, needs, store_variables
 
 NUM_STEPS = 8
@@ -29,6 +31,7 @@ from pathlib import Path
 from pairwright.events import Evaluated, StepTaken
 from pairwright.runs.event_log import EventLog
 from pairwright.runs.run_dir import RunFolder
+from pairwright.runs.trackers.tracked_values import recorded_points
 from pairwright.runs.trackers.tracker_backends import TrackedRun
 from pairwright.runs.trackers.tracking import Tracking, tracked_run_id
 
@@ -38,7 +41,8 @@ folder = RunFolder("run")
 parameters = {"optimizer.learning_rate": 0.1, "workers.num_workers": first}
 run = TrackedRun(run_id=tracked_run_id(folder), name="run", parameters=parameters)
 others = dict.fromkeys(("epoch", "learning_rate", "seconds", "tokens_per_second", "reward_margin", "grad_norm"), 1.0)
-with Tracking([name], run, folder.local_directory, finish_seconds=finish_seconds) as tracking:
+recorded = recorded_points(folder.metrics_files())
+with Tracking([name], run, recorded, finish_seconds=finish_seconds) as tracking:
     log = EventLog(folder.local_directory)
     for step in range(first, last + 1):
         about = {"step": step, "time": time.time()}
@@ -137,7 +141,7 @@ def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on(tmp_path: Path) ->
     (line,) = eval(ended.stdout)
     assert line.startswith("mlflow failed and gets nothing more from this command (")
     assert "every step is in metrics-*.jsonl" in line
-    assert len(recorded_points(tmp_path / "run")) == NUM_STEPS + NUM_STEPS // 2
+    assert len(recorded_points(RunFolder(str(tmp_path / "run")).metrics_files())) == NUM_STEPS + NUM_STEPS // 2
     assert time.monotonic() - began < 60
 
 
@@ -170,6 +174,13 @@ def test_metrics_have_trls_names_where_they_mean_the_same() -> None:
     assert (point.series, point.step, point.time) == ("train", 3, 1.5)
     assert point.values == {"train/loss": 0.6, "train/margin": 1.0, "train/step_tokens": 9.0}
     assert point_of({"kind": "committed", "step": 3, "time": 1.5}) is None
+
+
+def test_a_run_id_is_drawn_once_wherever_the_run_lies(tmp_path: Path, s3_bucket: str) -> None:
+    ids = []
+    for url in (str(tmp_path / "run"), f"{s3_bucket}/{tmp_path.name}/run"):
+        ids += [tracked_run_id(RunFolder(url)) for _ in range(2)]  # each start has no folder of an earlier one at hand
+    assert ids[0] == ids[1] != ids[2] == ids[3]
 
 
 def config(**others: Any) -> TrainConfig:

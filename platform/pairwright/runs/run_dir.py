@@ -193,6 +193,11 @@ class RunFolder:
                 obstore.put(self._store, RUN_NAME, _pretty(claim.identity))
         return claim
 
+    def metrics_files(self) -> list[bytes]:
+        """Return the content of every ``metrics-*.jsonl``, the oldest first."""
+        names = sorted(stored.path for stored in stored_files(self.url) if _METRICS_NAME.fullmatch(stored.path))
+        return [self.read(name) or b"" for name in names]
+
     def has_progress(self) -> bool:
         """Return whether a run has left something here that a new start would lose: a step, a checkpoint, a model."""
         for stored in stored_files(self.url):

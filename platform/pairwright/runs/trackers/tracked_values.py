@@ -4,8 +4,7 @@ A metric has TRL's name only where it means the same there; docs/training.md has
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -64,9 +63,9 @@ def point_of(record: Mapping[str, Any]) -> Point | None:
     return Point(series, record["step"], record["time"], values)
 
 
-def recorded_points(directory: Path) -> list[Point]:
+def recorded_points(metrics_files: Iterable[bytes]) -> list[Point]:
     """Return what earlier commands of a run recorded, without a line that a crash cut short."""
-    return [point for file in sorted(directory.glob("metrics-*.jsonl")) for point in _points(file.read_bytes())]
+    return [point for content in metrics_files for point in _points(content)]
 
 
 def _points(content: bytes) -> Iterator[Point]:

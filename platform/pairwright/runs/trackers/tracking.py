@@ -45,7 +45,7 @@ class Tracking:
     Args:
         names: of trackers.
         run: what they start with.
-        directory: local folder of the run, with its ``metrics-*.jsonl``.
+        recorded: what earlier starts of the run recorded.
         finish_seconds: how long the end waits for all of them.
     """
 
@@ -53,14 +53,13 @@ class Tracking:
         self,
         names: Sequence[str],
         run: TrackedRun,
-        directory: Path,
+        recorded: Sequence[Point],
         *,
         finish_seconds: float = FINISH_SECONDS,
     ) -> None:
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._artifacts: dict[str, bytes] = {}
         self._finish_seconds = finish_seconds
-        recorded = recorded_points(directory) if names else []
         self._deliveries = [_Delivery(name, run, recorded, self._messages) for name in names]
 
     @classmethod
@@ -72,7 +71,7 @@ class Tracking:
             name=folder.url.rpartition("/")[2],
             parameters=parameters_of(config, plan),
         )
-        return cls(names, run, folder.local_directory)
+        return cls(names, run, recorded_points(folder.metrics_files()) if names else [])
 
     def __enter__(self) -> "Tracking":
         for delivery in self._deliveries:

@@ -18,6 +18,7 @@ def store_variables(folder: Path) -> dict[str, str]:
     """Return the environment in which every tracker keeps its data in a folder, and reaches no network."""
     return {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": str(folder / "mlruns"),  # else the current folder, for a store in SQLite
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(folder),
         "TRACKIO_DIR": str(folder / "trackio"),

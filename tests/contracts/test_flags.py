@@ -11,13 +11,13 @@ from pairwright.cli.options import PANELS, RETIRED_FLAGS
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 WRITES = {
     *("ingest", "expand", "report", "export-pairs", "synthesize", "schemas"),
-    *("train", "evaluate", "compare", "score", "export", "new-model", "validate"),
+    *("train", "sweep", "evaluate", "compare", "score", "export", "new-model", "validate"),
 }
 """Verbs whose result goes to a place that the command line names; the others print, or work in the table they name."""
-REPLACES = {"report", "evaluate", "compare", "score", "schemas", "init", "validate", "normalize"}
+REPLACES = {"report", "sweep", "evaluate", "compare", "score", "schemas", "init", "validate", "normalize"}
 """Verbs that can write over what an earlier command of theirs wrote; others add a version, or replace nothing."""
-CONFIGURED = {"ingest", "validate", "expand", "score", "train"}
-CHANGES = {"ingest", "forget", "compact", "restore", "vacuum", "train", "serve"}
+CONFIGURED = {"ingest", "validate", "expand", "score", "train", "sweep"}
+CHANGES = {"ingest", "forget", "compact", "restore", "vacuum", "train", "sweep", "serve"}
 """Verbs that change something that is there, or take long, and can say beforehand what they would do."""
 
 

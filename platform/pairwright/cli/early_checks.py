@@ -13,6 +13,7 @@ from pairwright.data.storage.outputs import check_free
 from pairwright.data.table.table import Table
 from pairwright.errors import DataError, ModelError, StoreError
 from pairwright.runs.run_dir import RunFolder, check_output
+from pairwright.runs.trackers.tracker_backends import check_trackers
 from pairwright.suggestions import did_you_mean, did_you_mean_path
 
 ARCHITECTURES = (
@@ -29,6 +30,7 @@ def check_training(config: TrainConfig) -> None:
         ConfigError, StoreError, ModelError: as `train` would.
     """
     check_output(config)
+    check_trackers(config)
     root = local_root(config.output)
     if root is not None and root.exists() and not root.is_dir():
         raise StoreError(f"{config.output}: a file; name another output, or an empty folder")

@@ -35,6 +35,7 @@ app = typer.Typer()
 _SECTIONS = """\b
 Sections of the configuration:
   output       folder of the run (a key, required)
+  tracking     TensorBoard, MLflow, W&B, Trackio (a key)
   [model]      the starting model: path, required
   [data]       the pairs table: pairs, required; its version
   [tokens]     maximum length, chat template, special tokens, cache

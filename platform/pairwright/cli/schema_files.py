@@ -21,6 +21,7 @@ from pairwright.evaluation.load_exported import InputRules
 from pairwright.evaluation.reports.comparison import Comparison
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.stored_temperature import StoredTemperature
+from pairwright.evaluation.reports.sweep_table import Sweep
 from pairwright.evaluation.score_files import ScoresManifest
 from pairwright.model.model_export import SelfCheck
 from pairwright.records import (
@@ -60,6 +61,7 @@ def all_contracts() -> dict[str, dict[str, Any]]:
         "self_check": json_contract(SelfCheck, "self_check", "self_check.json in a model directory."),
         "model_input": json_contract(InputRules, "model_input", "pairwright.json in a model directory."),
         "report": json_contract(Report, "report", "What `pairwright evaluate` writes."),
+        "sweep": json_contract(Sweep, "sweep", "What `pairwright sweep` writes."),
         "comparison": json_contract(Comparison, "comparison", "What `pairwright compare` writes."),
         "temperature": json_contract(StoredTemperature, "temperature", "temperature.json beside a model's directory."),
         "table_report": json_contract(TableMetrics, "table_report", "What `pairwright report --json` prints."),

@@ -11,6 +11,7 @@ In reading order:
 - ``expand.py``: how rankings become pairs
 - ``train.py``: a training run
 - ``loading.py``: loads TOML and ``--set``, and explains errors
+- ``sweep_plan.py``: the runs of a sweep
 - ``annotated_file.py``: writes annotated configuration files from recipes
 - ``recipes/``: short TOML files to start from
 """

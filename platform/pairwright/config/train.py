@@ -229,6 +229,8 @@ class TrainConfig(Section):
 
     output: str
     """URL of the run's directory: checkpoints, TensorBoard events, summary.json and the model."""
+    tracking: tuple[Literal["tensorboard", "mlflow", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where metrics are shown: any of tensorboard, mlflow, wandb and trackio; [] for none but metrics-*.jsonl."""
     model: ModelConfig
     data: DataConfig
     tokens: TokensConfig = TokensConfig()

@@ -8,6 +8,7 @@ In reading order:
 - ``preview.py``: what a run will do, as its first lines and its dry run say it
 - ``recovery.py``: adds up the events of a command: restarts, resumes, recoveries
 - ``event_log.py``: writes the events to ``metrics-*.jsonl`` and TensorBoard's files
+- ``trackers/``: MLflow, Weights & Biases and Trackio
 - ``ray_snapshot.py``: reads and writes Ray Train's private list of committed checkpoints
 - ``checkpoints.py``: lists the checkpoints: committed, corrupt, uncommitted
 - ``repair.py``: repairs the list of checkpoints after a crash

@@ -25,14 +25,15 @@ class EventLog:
 
     Args:
         directory: of the run, on this machine; made if need be.
+        with_tensorboard: write TensorBoard's event files too.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, with_tensorboard: bool = True) -> None:
         now = time.time()
         started = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dT%H%M%S")
         self._metrics = _AppendedFile(directory / f"metrics-{started}.jsonl")
         name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._events = _AppendedFile(directory / "tensorboard" / name)
+        self._events = _AppendedFile(directory / "tensorboard" / name) if with_tensorboard else None
         self._add_event(ScalarEvent(wall_time=now, file_version="brain.Event:2"))
 
     def add(self, event: Event) -> None:
@@ -47,13 +48,15 @@ class EventLog:
             self._add_event(ScalarEvent(wall_time=time.time(), step=step, summary=scalar(f"{prefix}/{name}", value)))
 
     def _add_event(self, event: ScalarEvent) -> None:
+        if self._events is None:
+            return
         framed = io.BytesIO()
         RecordWriter(framed).write(event.SerializeToString())
         self._events.add(framed.getvalue())
 
     def flush(self) -> str | None:
         """Write what was added; return why that failed, once until a write succeeds again."""
-        failures = [self._metrics.flush(), self._events.flush()]
+        failures = [file.flush() for file in (self._metrics, self._events) if file is not None]
         return next((failure for failure in failures if failure is not None), None)
 
 

@@ -130,10 +130,14 @@ class RunFolder:
         """Return the path or URL of something in the folder."""
         return f"{self.url}/{name}"
 
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a small file, or None where there is none."""
+        with store_errors(self.path(name)):
+            return read_object(self._store, name)
+
     def identity(self) -> RunIdentity | None:
         """Return what this folder is a run of, or None if nothing ran here yet."""
-        with store_errors(self.path(RUN_NAME)):
-            content = read_object(self._store, RUN_NAME)
+        content = self.read(RUN_NAME)
         if content is None:
             return None
         try:
@@ -188,6 +192,11 @@ class RunFolder:
             with store_errors(self.path(RUN_NAME)):
                 obstore.put(self._store, RUN_NAME, _pretty(claim.identity))
         return claim
+
+    def metrics_files(self) -> list[bytes]:
+        """Return the content of every ``metrics-*.jsonl``, the oldest first."""
+        names = sorted(stored.path for stored in stored_files(self.url) if _METRICS_NAME.fullmatch(stored.path))
+        return [self.read(name) or b"" for name in names]
 
     def has_progress(self) -> bool:
         """Return whether a run has left something here that a new start would lose: a step, a checkpoint, a model."""

@@ -34,7 +34,7 @@ class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, *, config: TrainConfig, **parts: Any) -> "RunIdentity":
         """Return the identity of a run that starts now."""
         kept = identity_config(config)
-        content = {key: value for key, value in _flat(kept).items() if key not in _PATH_KEYS}
+        content = {key: value for key, value in flat_keys(kept).items() if key not in _PATH_KEYS}
         digests = {name: parts[name] for name in ("pairs_digest", "tokens_digest", "model_digest")}
         return cls(digest=digest_of({"config": content} | digests), config=kept, **parts)
 
@@ -43,6 +43,7 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
     """Return the part of a configuration that changes the result of a run."""
     free_to_change = {
         "output": True,
+        "tracking": True,
         "model": {"cpu_kernels"},
         "data": True,
         "tokens": {"cache"},
@@ -65,7 +66,7 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
 
 def differences(found: RunIdentity, wanted: RunIdentity) -> list[str]:
     """Return what makes two runs different, each as a key with both values; empty where their content is the same."""
-    before, now = _flat(found.config), _flat(wanted.config)
+    before, now = flat_keys(found.config), flat_keys(wanted.config)
     keys = sorted((before.keys() | now.keys()) - {*_PATH_KEYS})
     changes = [_change(key, before, now) for key in keys if before.get(key) != now.get(key)]
     if found.model_digest != wanted.model_digest:
@@ -114,8 +115,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_keys(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, by dotted keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+        flat |= flat_keys(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
     return flat

@@ -13,4 +13,5 @@ In reading order:
 - ``preemption.py``: signals and drained nodes
 - ``monitor.py``: shows and logs the run's events, and watches for scale-up
 - ``run_metrics.py``: metrics for Prometheus
+- ``sweep.py``: ``pairwright sweep``, runs one after the other
 """

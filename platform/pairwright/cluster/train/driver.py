@@ -9,10 +9,14 @@ import platform
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from typing import NoReturn, TextIO
+
+import msgspec
 
 from pairwright import __version__
 from pairwright.cluster.local_ray import local_resources
@@ -30,6 +34,7 @@ from pairwright.data.storage.ownership import RUN
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import ConfigError, StoppedError
 from pairwright.runs.best_checkpoint import BestCheckpoint, BestMetric
+from pairwright.runs.event_log import EventLog
 from pairwright.runs.preview import RunPreview, preview_of
 from pairwright.runs.run_dir import (
     MODEL_NAME,
@@ -42,6 +47,8 @@ from pairwright.runs.run_dir import (
     check_output,
 )
 from pairwright.runs.run_plan import RunPlan, data_version, plan_run
+from pairwright.runs.trackers.tracker_backends import check_trackers
+from pairwright.runs.trackers.tracking import Tracking
 from pairwright.terminal import escaped, say
 
 WHAT = "`pairwright train`"
@@ -67,6 +74,7 @@ def dry_run(config: TrainConfig) -> RunPreview:
         ConfigError, DataError, StoreError, ModelError, LeaseError: as ``train`` would, for what it finds wrong.
     """
     check_output(config)
+    check_trackers(config)
     _check_resources(config)
     folder = RunFolder(config.output) if _is_there(config.output) else None
     pairs = Table.open(config.data.pairs, "pairs")
@@ -109,6 +117,7 @@ def train(config: TrainConfig, *, log: TextIO | None = None) -> TrainSummary:
 def _train(config: TrainConfig, signals: ShutdownSignals, log: TextIO) -> TrainSummary:
     started = time.time()
     check_output(config)
+    check_trackers(config)
     _check_resources(config)
     folder = RunFolder(config.output)
     folder.check_free()
@@ -123,18 +132,47 @@ def _train(config: TrainConfig, signals: ShutdownSignals, log: TextIO) -> TrainS
             plan = _planned(config, pairs, manifest, folder, log)
         if (summary := folder.summary()) is not None:
             return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=True)
-        with ray_session(), signals, ExitStack() as stack:  # signals after Ray, which takes SIGTERM as it starts
-            _check_resources(config)
-            monitor = stack.enter_context(_run_monitor(config, folder, log))
-            if config.training.best_metric is not None:
-                stack.enter_context(_best_checkpoint(config.training.best_metric, folder, monitor))
-            signals.connect(monitor.coordinator)
-            result = run_trainer(config, plan, folder, monitor, lease)
-            if isinstance(result, RunStopped):
-                _raise_stopped(folder, result.step, signals)
+        with _tracking(config, plan, folder, log) as tracking:
+            summary = _run(config, plan, folder, lease, tracking, signals, log, started)
+    return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
+
+
+def _run(
+    config: TrainConfig,
+    plan: RunPlan,
+    folder: RunFolder,
+    lease: Lease,
+    tracking: Tracking,
+    signals: ShutdownSignals,
+    log: TextIO,
+    started: float,
+) -> TrainingSummary:
+    """Run a planned training on Ray to its end, and write its summary."""
+    with ray_session(), signals, ExitStack() as stack:  # signals after Ray, which takes SIGTERM as it starts
+        _check_resources(config)
+        monitor = stack.enter_context(_run_monitor(config, folder, tracking, log))
+        if config.training.best_metric is not None:
+            stack.enter_context(_best_checkpoint(config.training.best_metric, folder, monitor))
+        signals.connect(monitor.coordinator)
+        result = run_trainer(config, plan, folder, monitor, lease)
+        if isinstance(result, RunStopped):
+            _raise_stopped(folder, result.step, signals)
     summary = _summary(config, plan, result, monitor, time.time() - started)
     retry_with_backoff(lambda: folder.finish(summary), config.training.storage_retry_seconds, _print_retry)
-    return TrainSummary(training=summary, model=folder.path(MODEL_NAME), already_finished=False)
+    tracking.add_artifact(SUMMARY_NAME, msgspec.json.encode(summary))
+    return summary
+
+
+@contextmanager
+def _tracking(config: TrainConfig, plan: RunPlan, folder: RunFolder, log: TextIO) -> Iterator[Tracking]:
+    """Start the run's trackers, and end them with the run; the monitor prints their lines, but for the last."""
+    tracking = Tracking.of(config, plan, folder)
+    try:
+        with tracking:
+            yield tracking
+    finally:
+        for line in tracking.messages():
+            say(escaped(f"{datetime.now(UTC):%H:%M:%S} {line}"), to=log)
 
 
 def _planned(config: TrainConfig, pairs: Table, manifest: Manifest, folder: RunFolder, log: TextIO) -> RunPlan:
@@ -153,9 +191,10 @@ def _is_there(url: str) -> bool:
     return root is None or root.is_dir()
 
 
-def _run_monitor(config: TrainConfig, folder: RunFolder, log: TextIO) -> RunMonitor:
+def _run_monitor(config: TrainConfig, folder: RunFolder, tracking: Tracking, log: TextIO) -> RunMonitor:
     return RunMonitor(
-        folder.local_directory,
+        EventLog(folder.local_directory, with_tensorboard="tensorboard" in config.tracking),
+        tracking,
         run=folder.url,
         log_every_steps=config.training.log_every_steps,
         workers=config.workers,

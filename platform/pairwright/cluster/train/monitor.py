@@ -1,14 +1,13 @@
 """The driver's monitor of a run: drains the events, shows and logs them, detects hangs, and watches for scale-up.
 
-Events go to ``metrics-*.jsonl``, TensorBoard and Prometheus; a person sees a progress bar in a terminal, and lines
-elsewhere, without a worker's prefix before each of them.
+Events go to ``metrics-*.jsonl``, TensorBoard, other trackers and Prometheus; a person sees a progress bar in a
+terminal, and lines elsewhere, without a worker's prefix before each of them.
 """
 
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TextIO
 
 import ray
@@ -38,6 +37,7 @@ from pairwright.events import (
 )
 from pairwright.runs.event_log import EventLog
 from pairwright.runs.recovery import RunHistory
+from pairwright.runs.trackers.tracking import Tracking
 from pairwright.terminal import encodable, escaped, say
 
 DRAIN_SECONDS = 0.5
@@ -68,7 +68,8 @@ class RunMonitor:
     """Shows and logs a run's events while the driver waits for it; a context manager around the training.
 
     Args:
-        directory: local folder for the log files; the run's own where that is local.
+        event_log: the log files, in a local folder; the run's own where that is local.
+        tracking: the run's trackers.
         run: the run's output, which labels its metrics.
         log_every_steps: steps between two printed lines.
         workers: of the run.
@@ -78,7 +79,8 @@ class RunMonitor:
 
     def __init__(
         self,
-        directory: Path,
+        event_log: EventLog,
+        tracking: Tracking,
         *,
         run: str,
         log_every_steps: int,
@@ -101,7 +103,8 @@ class RunMonitor:
         self._publish = publish
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._monitor, name="pairwright-monitor", daemon=True)
-        self._event_log = EventLog(directory)
+        self._event_log = event_log
+        self._tracking = tracking
         self._log = log
         self._console = Console(file=log)
         self._bar = Progress(
@@ -142,6 +145,8 @@ class RunMonitor:
             for event in events:
                 self._handle(event)
             self._print_write_error(self._event_log.flush())
+            for line in self._tracking.messages():
+                self._print(line)
             if events:
                 heard = time.monotonic()
             elif time.monotonic() - heard > SILENCE_SECONDS:
@@ -182,6 +187,7 @@ class RunMonitor:
 
     def _handle(self, event: RunEvent) -> None:
         self._event_log.add(event)
+        self._tracking.add(event)
         self._metrics.add(event)
         line = self.history.add(event)
         if line is not None:

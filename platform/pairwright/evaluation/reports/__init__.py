@@ -6,6 +6,7 @@ In reading order:
 - ``report_file.py``: where the report lies, and what may be replaced there
 - ``report_text.py``: the report as plain text
 - ``comparison.py``: two models or more on the same pairs, and its text
+- ``sweep_table.py``: the settings of a sweep, with the spread of their seeds
 - ``finding_files.py``: what deserves a second look, as annotations in JSON Lines
 - ``stored_temperature.py``: the temperature beside a model
 """

@@ -36,7 +36,7 @@ _SHOWN = 5
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """The accuracies of one model's runs."""
+    """A metric over one model's runs."""
 
     runs: Count
     mean: float
@@ -143,6 +143,17 @@ def compare_models(candidates: Sequence[Candidate], *, pairs: DataIdentity, read
     )
 
 
+def spread_of(values: Sequence[float]) -> Spread:
+    """Return the spread of one metric over runs, one at least."""
+    return Spread(
+        runs=len(values),
+        mean=float(np.mean(values)),
+        standard_deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        lowest=min(values),
+        highest=max(values),
+    )
+
+
 def is_comparison(content: bytes) -> bool:
     """Return whether a file's content is a comparison, which a newer one may replace."""
     try:
@@ -171,13 +182,7 @@ def _model(
         runs=[identity for identity, _ in candidate.runs],
         accuracy=resamples.ratio(weight_P * right_P, weight_P, base.prompt_P, is_share=True),
         accuracy_of_runs=of_runs,
-        spread=Spread(
-            runs=len(of_runs),
-            mean=float(np.mean(of_runs)),
-            standard_deviation=float(np.std(of_runs, ddof=1)) if len(of_runs) > 1 else None,
-            lowest=min(of_runs),
-            highest=max(of_runs),
-        ),
+        spread=spread_of(of_runs),
     )
 
 

@@ -138,7 +138,7 @@ def _suspicious(found: Report) -> Iterator[str]:
         yield (
             f"warning: one text{authors} under {metrics.prompts:,} prompts is above {worth} of other completions: "
             f"{escaped(row.text.strip()[:_EXCERPT])}; without its pairs accuracy is "
-            f"{_percent(metrics.accuracy_without.value)}, longer wins {_percent(metrics.longer_wins_without.value)}"
+            f"{percent(metrics.accuracy_without.value)}, longer wins {percent(metrics.longer_wins_without.value)}"
         )
     for row in found.degenerate_texts:
         if row.worth.interval is not None and row.worth.interval[0] > 0.5:

@@ -8,10 +8,9 @@ In reading order:
 - ``data_verbs.py``: verbs that read, make and show data
 - ``table_verbs.py``: verbs that maintain tables
 - ``run_verbs.py``: verbs that train, evaluate and use reward models
-- ``sweep_verb.py``: the verb that trains with several settings and seeds
 - ``config_verbs.py``: the verb that starts a configuration
 - ``early_checks.py``: what can be wrong with a command, before anything slow is imported
-- ``trust_verbs.py``: verbs that put models beside others: benchmarks, comparison
+- ``trust_verbs.py``: verbs that put models beside others: benchmarks, comparison, sweeps
 - ``serving_verbs.py``: verbs that serve reward models
 - ``render.py``: what verbs did, as text for a person
 - ``schema_files.py``: writes the data contracts under ``schemas/``

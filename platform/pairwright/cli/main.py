@@ -13,7 +13,7 @@ import typer
 
 from pairwright import __version__
 from pairwright.addresses import STORAGE_SCHEMES, credentials_advice, secret_in, without_credentials
-from pairwright.cli import config_verbs, data_verbs, run_verbs, serving_verbs, sweep_verb, table_verbs, trust_verbs
+from pairwright.cli import config_verbs, data_verbs, run_verbs, serving_verbs, table_verbs, trust_verbs
 from pairwright.cli.verb_group import UsageError, VerbGroup, usage_message
 from pairwright.errors import ConfigError, PairwrightError, StoppedError
 from pairwright.terminal import escaped, indented, say
@@ -31,7 +31,6 @@ app.add_typer(data_verbs.app)
 app.add_typer(config_verbs.app)
 app.add_typer(table_verbs.app)
 app.add_typer(run_verbs.app)
-app.add_typer(sweep_verb.app)
 app.add_typer(trust_verbs.app)
 app.add_typer(serving_verbs.app)
 

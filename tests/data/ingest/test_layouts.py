@@ -326,8 +326,6 @@ def test_a_bad_row_is_refused_alone_with_its_number(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'a,b\n1,2\n3,"4\n5,6\n', 'a quote that opens in row 2 does not close; write a quote within a cell as ""'),
-        (b"a;b\n1;2\n", "the first row has semicolons where commas were expected; write it with commas"),
-        (b"a\tb\n1\t2\n", "the first row has tabs where commas were expected; .* or name it .tsv"),
         (b"a,a\n1,2\n", "expected a first row that names each column once, got `a` twice"),
         (b"a,,b\n1,2,3\n", "expected a first row that names each column once, got a column without a name"),
         (b"\x1f\x8b\x08", "starts like a gzip file; name it .gz"),

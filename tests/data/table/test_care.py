@@ -29,7 +29,7 @@ from pairwright.errors import DataError
 
 ANNOTATORS = ["ann", "bob", "cy"]
 PROMPTS = ["first question", "second question"]
-REFUSED = '{"id": "no completions", "annotator": "nobody"}'
+REFUSED = '{"id": "one", "annotator": "nobody", "prompt": "?", "completions": [{"text": "x"}], "ranks": [1]}'
 
 Row = tuple[str, str, str]
 """Id, annotator, prompt."""
@@ -105,7 +105,7 @@ class Model:
     def ingest(self, source: str, text: str, *, replace: bool) -> bool:
         """Return whether there is a new version."""
         records = [json.loads(line) for line in text.splitlines()]
-        good = [(r["id"], r["annotator"], r["prompt"]) for r in records if "completions" in r]
+        good = [(r["id"], r["annotator"], r["prompt"]) for r in records if len(r["completions"]) > 1]
         known = self.taken.get(source)
         if known is not None and (known == text or not replace):
             return False

@@ -34,7 +34,7 @@ def test_two_models_and_two_tables_end_in_one_comparison_and_two_reports(tmp_pat
     assert "the longer text wins" in text
     found = json.loads(output.read_text())
     assert [len(model["runs"]) for model in found["models"]] == [1, 1]
-    with pytest.raises(StoreError, match=r"comparison.json: holds a comparison .* already; --overwrite replaces it"):
+    with pytest.raises(StoreError, match=r"comparison.json: a comparison .* is there; replace it with --overwrite"):
         run(*arguments)
     difference = found["differences"][0]["result"]["difference"]["value"]
     accuracies = [model["accuracy"]["value"] for model in found["models"]]

@@ -152,7 +152,7 @@ def test_findings_replace_older_ones_alone_and_when_asked(tmp_path: Path) -> Non
     assert CliRunner().invoke(app, flags).exit_code == 1
     before = output.read_bytes()
     again = CliRunner().invoke(app, flags)
-    assert "holds older findings; --overwrite replaces them" in str(again.exception)
+    assert "is there; replace it with --overwrite" in str(again.exception)
     write(tmp_path / "a.jsonl", record("a"))
     assert CliRunner().invoke(app, [*flags, "--overwrite"]).exit_code == 0
     assert output.read_bytes() != before

@@ -101,12 +101,25 @@ def test_init_writes_once_and_replaces_only_if_asked(
     path = tmp_path / "my.toml"
     assert _run(monkeypatch, "init", str(path), "--recipe", "one_gpu") == 0
     assert "pairwright train --config" in capsys.readouterr().out
-    path.write_text("mine", encoding="utf-8")
+    edited = path.read_text(encoding="utf-8") + "# edited\n"
+    path.write_text(edited, encoding="utf-8")
     assert _run(monkeypatch, "init", str(path), "--recipe", "one_gpu") == 1
     assert "--overwrite" in capsys.readouterr().err
-    assert path.read_text(encoding="utf-8") == "mine"
-    assert _run(monkeypatch, "init", str(path), "--recipe", "one_gpu", "--overwrite") == 0
-    assert "[optimizer]" in path.read_text(encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == edited
+    assert _run(monkeypatch, "init", str(path), "--recipe", "lora_one_gpu", "--overwrite") == 0
+    assert "\n[lora]\n" in path.read_text(encoding="utf-8")
+
+
+def test_init_makes_the_folder_and_replaces_nothing_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(monkeypatch, "init", str(tmp_path / "a" / "b" / "my.toml"), "--recipe", "expand") == 0
+    assert (tmp_path / "a" / "b" / "my.toml").is_file()
+    theirs = tmp_path / "theirs.toml"
+    theirs.write_text("learning_rate = 1e-5\n", encoding="utf-8")
+    assert _run(monkeypatch, "init", str(theirs), "--recipe", "expand", "--overwrite") == 1
+    assert "is not replaced" in capsys.readouterr().err
+    assert theirs.read_text(encoding="utf-8") == "learning_rate = 1e-5\n"
 
 
 def test_init_lists_recipes_and_names_them_where_one_is_unknown(

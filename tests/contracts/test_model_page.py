@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_report_page import CHROMIUM, FLAGS, PROBE, Parsed
+from test_report_page import CHROMIUM, PROBE, Parsed, seen_in_a_browser
 
 import hostile_text
 from evaluations import DATA, IDENTITY
@@ -169,37 +168,11 @@ def test_an_evaluation_of_one_group_has_a_page(groups: list[Judged]) -> None:
 def test_a_browser_shows_the_page_on_a_phone_and_filters_the_examples(
     scheme: str, number: int, page: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").write_text(page, encoding="utf-8")
     filtered = """const all = held.querySelectorAll(".example").length, select = held.querySelector("#filter select");
       select.value = "errors"; select.dispatchEvent(new Event("input"));
       const shown = [...held.querySelectorAll(".example")].filter(one => !one.hidden).length;
       document.querySelector("#found").textContent = JSON.stringify({all, shown,"""
     probe = PROBE.replace('document.querySelector("#found").textContent = JSON.stringify({', filtered)
-    (tmp_path / "probe.html").write_text(probe.replace("PAGE", "page.html").replace("WIDTH", "390"))
-    shown = subprocess.run(
-        [
-            CHROMIUM,
-            *FLAGS,
-            f"--blink-settings=preferredColorScheme={number}",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            f"file://{tmp_path / 'probe.html'}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    match = re.search(r'<pre id="found">(\{.*?\})</pre>', shown.stdout)
-    assert match, shown.stdout[-2000:] + shown.stderr[-2000:]
-    found = json.loads(match[1])
-    assert found["overflow"] == 0
+    found = seen_in_a_browser(page, tmp_path, scheme, number, probe)
     assert found["sections"] == 11
     assert 0 < found["shown"] < found["all"]
-    assert not re.findall(r".*CONSOLE.*", shown.stderr)
-    brightness = [sum(map(int, re.findall(r"\d+", found[name])[:3])) for name in ("background", "text")]
-    assert (
-        (brightness[0] > 600 > 300 > brightness[1])
-        if scheme == "light"
-        else (brightness[0] < 150 < 500 < brightness[1])
-    )

@@ -1,6 +1,5 @@
 """The verb of the console script that starts a configuration: ``pairwright init``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,8 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Write a configuration to start from. It holds every key, with its default and meaning."""
-    from pairwright.config.annotated_file import RECIPES, annotated, read_recipe
+    from pairwright.config.annotated_file import RECIPES, annotated, is_annotated, read_recipe
+    from pairwright.data.storage.outputs import put_output
 
     if recipe == "list":
         found = [read_recipe(name) for name in RECIPES]
@@ -33,11 +33,7 @@ def init(
     text = annotated(chosen := read_recipe(recipe))
     if file is None:
         raise ConfigError(f"a file to write is missing: `pairwright init my.toml --recipe {recipe}`")
-    try:
-        with Path(file).open("w" if overwrite else "x", encoding="utf-8") as opened:
-            opened.write(text)
-    except FileExistsError:
-        raise ConfigError(f"{file}: is there already; choose another name, or replace it with --overwrite") from None
+    put_output(file, text.encode(), is_annotated, what="a configuration of `pairwright init`", overwrite=overwrite)
     if as_json:
         say_json({"file": file, "recipe": recipe, "verb": chosen.verb})
         return

@@ -22,8 +22,8 @@ def render_erasure_preview(preview: ErasurePreview) -> str:
     """Return what an erasure would remove, and what would stay."""
     lines = [
         f"dry run: {preview.what}: {preview.num_annotations:,} annotations would leave version {preview.version} of "
-        f"{preview.url}, {preview.num_refused_without_text:,} refused records would lose their text; nothing was "
-        "written",
+        f"{preview.url}, {counted(preview.num_refused_without_text, 'refused record')} would lose their text; "
+        "nothing was written",
     ]
     if not preview.num_annotations:
         lines.append(f"no annotation matches: look at the spelling{_meant(preview.close_names)}")
@@ -39,7 +39,7 @@ def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
     yield (
         f"version {summary.version} of {summary.url} is without {summary.what}: "
         f"{counted(summary.num_annotations, 'annotation')} of {counted(len(summary.sources), 'source')} left it, "
-        f"{summary.num_refused_without_text:,} refused records their text"
+        f"{counted(summary.num_refused_without_text, 'refused record')} their text"
     )
     if summary.spellings:
         yield f"  annotators, as spelled there: {counted_names(summary.spellings)}"
@@ -48,8 +48,9 @@ def _in_the_table(summary: ErasureSummary) -> Iterator[str]:
     yield (
         f"verified: version {summary.version} was read again: of {counted(verification.num_rows, 'row')} in "
         f"{counted(verification.num_files, 'file')} none has this annotator or prompt, of "
-        f"{verification.num_refused:,} refused records in {counted(verification.num_refused_files, 'file')} none has "
-        "a text; the texts of other prompts and completions were not searched"
+        f"{counted(verification.num_refused, 'refused record')} in "
+        f"{counted(verification.num_refused_files, 'file')} none has a text; the texts of other prompts and "
+        "completions were not searched"
     )
     if summary.similar_names:
         others = counted_names(summary.similar_names)

@@ -35,6 +35,7 @@ RECIPES: Mapping[str, type[Section]] = {
 }
 """Name -> what it configures: `pairwright train`, `ingest` or `expand`."""
 _VERBS = {TrainConfig: "train", IngestConfig: "ingest", ExpandConfig: "expand"}
+_MARK = "# For `pairwright "
 _WIDTH = 118
 _KEY_LINE = re.compile(r"(?:\[(?P<section>\w+)\]|(?P<key>\w+) = .*)")
 
@@ -72,9 +73,14 @@ def read_recipe(name: str) -> Recipe:
 
 def annotated(recipe: Recipe) -> str:
     """Return a configuration file with every key: those that the recipe sets, and the others commented out."""
-    lines = [*(f"# {line}" for line in recipe.header), f"# For `pairwright {recipe.verb} --config`.", ""]
+    lines = [*(f"# {line}" for line in recipe.header), f"{_MARK}{recipe.verb} --config`.", ""]
     lines += _section(recipe.kind, recipe, recipe.values, "")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def is_annotated(content: bytes) -> bool:
+    """Return whether a file is one that ``annotated`` wrote, edited since or not."""
+    return any(line.startswith(_MARK.encode()) for line in content.splitlines())
 
 
 def _comments(text: str) -> tuple[list[str], dict[str, list[str]]]:

@@ -18,10 +18,10 @@ from pairwright.data.table.arrow_io import list_lengths, one_array
 from pairwright.data.table.manifest import Manifest
 from pairwright.data.table.table import Table
 from pairwright.data.tokens.tokenize_groups import TokenGroup
-from pairwright.errors import ModelError, StoreError
+from pairwright.errors import StoreError
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
 from pairwright.evaluation.text_features import FEATURES, features_of
-from pairwright.model.reward_metrics import NO_SUBSET
+from pairwright.model.reward_metrics import NO_SUBSET, check_rewards
 from pairwright.records import PAIR
 
 REWARD_ROWS = pa.schema(
@@ -59,7 +59,7 @@ def reward_rows(groups: Sequence[TokenGroup], rewards: Sequence[NDArray[np.float
         ModelError: if a reward is not finite, naming the group.
     """
     for group, reward_K in zip(groups, rewards, strict=True):
-        _check(group, np.asarray(reward_K))
+        check_rewards(group, np.asarray(reward_K))
     columns = {
         "group_id": [group.group_id for group in groups],
         "subsets": [[NO_SUBSET if group.subset is None else group.subset, *group.more_subsets] for group in groups],
@@ -171,18 +171,6 @@ def is_among(names: pa.ChunkedArray, wanted: pa.Array) -> Any:
 def positions_in(names: pa.Array, wanted: pa.Array) -> Any:
     """Return the position of each name among those that are wanted, null if it is not there."""
     return pc.call_function("index_in", [names], pc.SetLookupOptions(value_set=wanted))
-
-
-def _check(group: TokenGroup, reward_K: NDArray[np.floating[Any]]) -> None:
-    if reward_K.shape != (len(group.completion_ids),):
-        raise ValueError(
-            f"group {group.group_id}: rewards of shape {reward_K.shape} for {len(group.completion_ids)} completions"
-        )
-    if not np.isfinite(reward_K).all():
-        raise ModelError(
-            f"group {group.group_id}: the model's rewards are {reward_K.tolist()}, expected finite numbers; its "
-            "weights may hold NaN (a run that diverged), or its dtype may overflow"
-        )
 
 
 def _pairs(groups: Sequence[TokenGroup]) -> pa.ListArray:

@@ -7,7 +7,7 @@ sums were merged. A mean of means could not promise that at any precision, and i
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,7 +127,13 @@ def merged(parts: Iterable[EvaluationSums]) -> EvaluationSums:
     return total
 
 
-def _sums_of_group(reward_N: NDArray[np.float64], group: TokenGroup) -> PairSums:
+def check_rewards(group: TokenGroup, reward_N: NDArray[np.floating[Any]]) -> None:
+    """Refuse rewards that are not one finite number a completion.
+
+    Raises:
+        ValueError: if their number differs from that of the completions.
+        ModelError: if one is not finite.
+    """
     if reward_N.shape != (len(group.completion_ids),):
         raise ValueError(
             f"group {group.group_id}: rewards of shape {reward_N.shape} for {len(group.completion_ids)} completions"
@@ -137,6 +143,10 @@ def _sums_of_group(reward_N: NDArray[np.float64], group: TokenGroup) -> PairSums
             f"group {group.group_id}: the model's rewards are {reward_N.tolist()}, expected finite numbers; its "
             "weights may hold NaN (a run that diverged), or its dtype may overflow"
         )
+
+
+def _sums_of_group(reward_N: NDArray[np.float64], group: TokenGroup) -> PairSums:
+    check_rewards(group, reward_N)
     difference_P = reward_N[group.chosen_P] - reward_N[group.rejected_P]
     weight_P = group.weight_P.astype(np.float64)
     # Equal rewards count half: as wrong they would punish a model that abstains, as right they would reward it.

@@ -24,6 +24,7 @@ from pairwright.config import DeepSpeedConfig, OptimizerConfig
 from pairwright.errors import OutOfMemoryError
 from pairwright.model.collate import MicroBatch
 from pairwright.model.reward_model import RewardModel
+from pairwright.terminal import counted
 from pairwright.training import deepspeed_workarounds as workarounds
 from pairwright.training.context import StatusTracker
 
@@ -245,7 +246,8 @@ def _oom_message(activity: str, batch: MicroBatch | None, *, rank: int) -> str:
         f" and {len(batch.group_ids) - 4} more" if len(batch.group_ids) > 4 else ""
     )
     return (
-        f"{where} of a micro-batch of {rows * tokens:,} tokens, padding included ({rows} rows of {tokens:,}; "
-        f"{len(batch.last_N)} completions of groups {groups}); set batches.micro_batch_tokens to {rows * tokens // 2} "
-        f"or less, and where a completion does not fit that, {MEMORY_SAVERS} take less too"
+        f"{where} of a micro-batch of {rows * tokens:,} tokens, padding included "
+        f"({counted(rows, 'row')} of {tokens:,}; {counted(len(batch.last_N), 'completion')} of groups {groups}); "
+        f"set batches.micro_batch_tokens to {rows * tokens // 2} or less, and where a completion does not fit that, "
+        f"{MEMORY_SAVERS} take less too"
     )

@@ -46,7 +46,7 @@ def random_groups(
 def real_groups(path: Path, tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> list[TokenGroup]:
     """Return the groups of a rankings file, ties dropped; completions over ``max_length`` tokens are left out."""
     groups = []
-    for record in _records(path):
+    for record in rankings(path):
         answers, instruction = record["answers"], record["instruction"]
         texts = [f"{instruction}\n\n{answer['text']}{EOS}" for answer in answers]
         rows = [np.array(ids, dtype=np.int32) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -66,7 +66,7 @@ def tokenizer_of(path: Path, *, vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[PAD, EOS], show_progress=False)
-    texts = (text for record in _records(path) for text in _texts(record))
+    texts = (text for record in rankings(path) for text in _texts(record))
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
 
@@ -106,7 +106,8 @@ def _group(
     )
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def rankings(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a rankings file."""
     with path.open("rb") as file:
         for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"):
             yield json.loads(line)

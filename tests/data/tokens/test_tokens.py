@@ -30,6 +30,7 @@ from pairwright.data.tokens.tokenize_groups import (
 from pairwright.errors import ConfigError, DataError, ModelError
 from pairwright.model.tiny_models import new_tiny_model
 from pairwright.records import PAIRS_SCHEMA, TOKENS_SCHEMA
+from special_tokenizers import adding_special_tokens
 from token_groups import group_row, groups_of
 
 CHAT_TEMPLATE = (
@@ -269,6 +270,32 @@ def test_a_template_from_the_configuration_goes_before_the_tokenizers_own(models
     assert resolve_template(tokenizer, TokensConfig(chat_template=str(path))) == JOINED
     bare = load_tokenizer(str(models["bare"]))
     assert resolve_template(bare, TokensConfig()) == plain_template(bare)
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [
+        *((name, None) for name in ("bert", "roberta", "xlm-roberta", "deberta-v2")),
+        *((name, "\n\n") for name in ("llama", "gpt2", "byte_level")),
+    ],
+)
+def test_a_plain_template_sets_prompt_and_completion_apart_as_the_tokenizer_does(
+    tmp_path: Path, name: str, separator: str | None
+) -> None:
+    """Encoders learned from two texts with their separator between; BERT's tokenizer drops a blank line."""
+    adding_special_tokens()[name].save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer.chat_template = None
+    spec = TokenSpec.of(tokenizer, TokensConfig())
+    prompt, completion = "a reward model", "ranks rewards"
+    (found,) = tokenize_completions([[{"role": "user", "content": prompt}]], [[reply_of(completion)]], tokenizer, spec)
+    assert isinstance(found, TokenizedCompletions)
+    (row,) = found.row_ids
+    assert row is not None
+    if separator is None:
+        assert row.tolist() == tokenizer(prompt, completion)["input_ids"]
+    else:
+        assert f"{prompt}{separator}{completion}" in tokenizer.decode(row)
 
 
 def test_a_template_that_prints_the_date_gives_the_same_text_on_every_day(models):

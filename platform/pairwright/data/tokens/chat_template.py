@@ -13,7 +13,7 @@ from pairwright.data.tokens.template_sandbox import Conversation, Refusal, rende
 from pairwright.errors import ConfigError, DataError, ModelError, PairwrightError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 MAX_TEMPLATE_CHARACTERS = 1_000_000
 """Of a template's source; the longest that models come with have 20,000."""
@@ -80,15 +80,17 @@ def _choose_template(
 
 
 def plain_template(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """Return a chat template without roles: leading special tokens, the contents with blank lines between, an end.
+    """Return a chat template without roles: leading special tokens, the contents set apart, an end.
 
     Leading tokens are those that the tokenizer puts before any text by itself (bos, cls); the end is what it puts
-    behind (sep), or else eos where it has one, so that the last token of every completion is the same.
+    behind (sep), or else eos where it has one, so that the last token of every completion is the same. Contents are set
+    apart as the tokenizer does with two texts (BERT: ``[SEP]``; RoBERTa: ``</s></s>``), else by a blank line: BERT's
+    tokenizer drops line breaks, and a prompt would run into its completion (benchmarks/learn_real.py).
     """
-    before, after = _own_special_tokens(tokenizer)
+    before, after, between = _own_special_tokens(tokenizer)
     if not after and tokenizer.eos_token is not None:
         after = str(tokenizer.eos_token)
-    contents = "{{ messages | map(attribute='content') | join('\\n\\n') }}"
+    contents = f"{{{{ messages | map(attribute='content') | join({between or chr(10) * 2!r}) }}}}"
     return f"{{{{ {before!r} }}}}{contents}{{{{ {after!r} }}}}"
 
 
@@ -129,21 +131,34 @@ def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:
         raise ModelError(f"{tokenizer.name_or_path}: {error}; set tokens.chat_template to the one to use") from None
 
 
-def _own_special_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str]:
-    """Return what the tokenizer puts before and behind any text by itself."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    assert isinstance(bare, list)
-    assert isinstance(full, list)
+def _own_special_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str, str]:
+    """Return what the tokenizer puts before and behind any text by itself, and the separators between two."""
+    bare = _ids(tokenizer("a", add_special_tokens=False))
+    full = _ids(tokenizer("a"))
     starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
     start = starts[0] if starts else len(full)
-    around = (full[:start], full[start + len(bare) :])
-    before, after = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in around)
+    around = (full[:start], full[start + len(bare) :], _separators(tokenizer, full[: start + len(bare)], bare))
+    before, after, between = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in around)
     # Written into a template as text, they must come back as the same tokens.
-    read_back = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after)]
+    read_back = [_ids(tokenizer(text, add_special_tokens=False)) for text in (before, after, between)]
     if not starts or read_back != list(around):
         raise ModelError(
             f"{tokenizer.name_or_path}: its special tokens cannot be written around a text ({full} for {bare}); "
             "set tokens.chat_template to say where they belong"
         )
-    return before, after
+    return before, after, between
+
+
+def _separators(tokenizer: "PreTrainedTokenizerFast", first: list[int], second: list[int]) -> list[int]:
+    """Return the separators that stand between two texts; none where anything else does, such as another bos."""
+    both = _ids(tokenizer("a", "a"))
+    if both[: len(first)] != first or second[0] not in both[len(first) :]:
+        return []
+    between = both[len(first) : both.index(second[0], len(first))]
+    return between if set(between) == {tokenizer.sep_token_id} else []
+
+
+def _ids(encoded: "BatchEncoding") -> list[int]:
+    ids = encoded["input_ids"]
+    assert isinstance(ids, list)
+    return ids

@@ -119,6 +119,19 @@ def test_every_client_of_an_export_gives_the_reward_that_score_gives(
         assert rewards == pytest.approx(expected, abs=TOLERANCE), client
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2"])
+def test_an_encoder_takes_prompt_and_completion_as_two_texts(tmp_path: Path, name: str) -> None:
+    """As CrossEncoder and TEI's /predict and /rerank send them."""
+    tokenizer = TOKENIZERS[name]
+    tokenizer.chat_template = None
+    model = export(tmp_path, tokenizer, None)
+    prompt, completions = "a user's turn", ["a reward model", "the end of a drawer"]
+    expected = scored(model, [{"role": "user", "content": prompt}], completions)
+    classify = pipeline("text-classification", model=str(model))
+    pairs = [{"text": prompt, "text_pair": completion} for completion in completions]
+    assert [one["score"] for one in classify(pairs)] == pytest.approx(expected, abs=TOLERANCE)
+
+
 # -------------------------------------------------------------------------------------------- self-check
 
 

@@ -21,7 +21,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from pairwright.config import TokensConfig
 from pairwright.data.storage.model_listing import RULES_FILE, list_files
-from pairwright.data.tokens.chat_template import render_one
+from pairwright.data.tokens.chat_template import render_one, tokens_around_two_texts
 from pairwright.data.tokens.template_sandbox import Refusal
 from pairwright.errors import ModelError
 from pairwright.model.lora import merge_adapters
@@ -159,7 +159,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_
 
     Otherwise every client that tokenises rendered text (transformers' pipelines, vLLM, TEI) would add them a second
     time. Classes such as ``BertTokenizer`` replace the post-processor in tokenizer.json by their own, so the directory
-    names a class that does not.
+    names a class that does not. Two texts, which CrossEncoder and TEI send for an encoder, become what the plain
+    template makes of prompt and completion, where the model was trained with that one.
     """
     exported = copy.deepcopy(tokenizer)
     exported.chat_template = chat_template
@@ -167,7 +168,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_
     exported.model_max_length = max_length
     adds_tokens = exported("a")["input_ids"] != exported("a", add_special_tokens=False)["input_ids"]
     if adds_tokens:
-        exported.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1")
+        exported.backend_tokenizer.post_processor = _adding_nothing(tokenizer, chat_template)
     exported.save_pretrained(directory)
     if adds_tokens:
         file = directory / "tokenizer_config.json"
@@ -176,6 +177,20 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path, *, chat_
             "model_input_names": exported.model_input_names,
         }
         file.write_bytes(msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n")
+
+
+def _adding_nothing(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> processors.TemplateProcessing:
+    """Return a post-processor that leaves one text as it is, and joins two as the plain template does."""
+    around = tokens_around_two_texts(tokenizer, chat_template)
+    if around is None:
+        return processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1")
+    before, between, after = ([f"{token}:0" for token in tokens] for tokens in around)
+    special = {token for tokens in around for token in tokens}
+    return processors.TemplateProcessing(
+        single="$A:0",
+        pair=[*before, "$A:0", *between, "$B:0", *after],
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in sorted(special)],
+    )
 
 
 def _write_self_check(directory: Path, tokenizer: PreTrainedTokenizerFast, chat_template: str, max_length: int) -> None:

@@ -87,11 +87,22 @@ def plain_template(tokenizer: "PreTrainedTokenizerFast") -> str:
     apart as the tokenizer does with two texts (BERT: ``[SEP]``; RoBERTa: ``</s></s>``), else by a blank line: BERT's
     tokenizer drops line breaks, and a prompt would run into its completion (benchmarks/learn_real.py).
     """
-    before, after, between = _own_special_tokens(tokenizer)
+    before, after, between = ("".join(tokens) for tokens in _own_special_tokens(tokenizer))
     if not after and tokenizer.eos_token is not None:
         after = str(tokenizer.eos_token)
     contents = f"{{{{ messages | map(attribute='content') | join({between or chr(10) * 2!r}) }}}}"
     return f"{{{{ {before!r} }}}}{contents}{{{{ {after!r} }}}}"
+
+
+def tokens_around_two_texts(
+    tokenizer: "PreTrainedTokenizerFast", template: str
+) -> tuple[list[str], list[str], list[str]] | None:
+    """Return what a plain template with separators writes before a prompt, between it and a completion, and behind.
+
+    None where the template is another one: then two texts are not what the model reads.
+    """
+    before, after, between = _own_special_tokens(tokenizer)
+    return (before, between, after) if between and template == plain_template(tokenizer) else None
 
 
 def render(
@@ -131,16 +142,16 @@ def _own_template(tokenizer: "PreTrainedTokenizerFast") -> str:
         raise ModelError(f"{tokenizer.name_or_path}: {error}; set tokens.chat_template to the one to use") from None
 
 
-def _own_special_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, str, str]:
+def _own_special_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[str], list[str], list[str]]:
     """Return what the tokenizer puts before and behind any text by itself, and the separators between two."""
     bare = _ids(tokenizer("a", add_special_tokens=False))
     full = _ids(tokenizer("a"))
     starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
     start = starts[0] if starts else len(full)
     around = (full[:start], full[start + len(bare) :], _separators(tokenizer, full[: start + len(bare)], bare))
-    before, after, between = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in around)
+    before, after, between = (tokenizer.convert_ids_to_tokens(ids) for ids in around)
     # Written into a template as text, they must come back as the same tokens.
-    read_back = [_ids(tokenizer(text, add_special_tokens=False)) for text in (before, after, between)]
+    read_back = [_ids(tokenizer("".join(tokens), add_special_tokens=False)) for tokens in (before, after, between)]
     if not starts or read_back != list(around):
         raise ModelError(
             f"{tokenizer.name_or_path}: its special tokens cannot be written around a text ({full} for {bare}); "

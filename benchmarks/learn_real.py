@@ -84,13 +84,17 @@ def wanted_runs(seeds: int) -> list[Settings]:
     """Return every run of the page, the most telling first."""
     every = range(seeds)
     runs = [replace(OURS, seed=seed) for seed in every]
-    runs += [replace(OURS, text="joined", seed=seed) for seed in every]
-    runs += [replace(OURS, pair_weight=weight) for weight in ("comparisons", "uniform")]
-    runs += [replace(OURS, learning_rate=rate) for rate in (3e-5, 3e-4)]
-    runs += [replace(OURS, epochs=3, seed=seed) for seed in every]
-    runs += [replace(TRL, seed=seed) for seed in every]
+    one_each = [
+        replace(OURS, text="joined"),
+        TRL,
+        replace(OURS, learning_rate=3e-4),
+        replace(OURS, epochs=3),
+        replace(OURS, pair_weight="comparisons"),
+        replace(OURS, without_poisoned=True),
+    ]
+    runs += [replace(settings, seed=seed) for seed in every for settings in one_each]
+    runs += [replace(OURS, pair_weight="uniform"), replace(OURS, learning_rate=3e-5)]
     runs += [replace(OURS, loss="plackett_luce"), replace(OURS, dropout=True)]
-    runs += [replace(OURS, without_poisoned=True, seed=seed) for seed in every]
     return runs
 
 

@@ -16,11 +16,11 @@ from pairwright.evaluation.evaluation_report import Measured, build_report
 from pairwright.evaluation.page.model_page import PageContent, render_page
 from pairwright.evaluation.page.pair_examples import pair_examples
 from pairwright.evaluation.page.run_history import history_of, read_history
-from pairwright.evaluation.page.svg_charts import Axis, Curve, curves, thinned
 from pairwright.evaluation.page.verdict import Verdict, verdict
-from pairwright.evaluation.page.word_differences import different_words
 from pairwright.evaluation.reports.report_file import check_report_file, page_url, put_page_file
 from pairwright.evaluation.reports.report_schema import Report
+from pairwright.pages.svg_charts import Axis, Curve, curves, thinned
+from pairwright.pages.word_differences import different_words
 
 
 def report_on(groups: list[Judged]) -> dict[str, Any]:

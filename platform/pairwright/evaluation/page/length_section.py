@@ -2,16 +2,12 @@
 
 import msgspec
 
-from pairwright.evaluation.page.page_tables import (
-    DataTable,
-    Section,
-    ends,
-    parts_table,
-)
-from pairwright.evaluation.page.svg_charts import Axis, interval_row
+from pairwright.evaluation.page.page_tables import ends, parts_table
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, plain
 from pairwright.evaluation.statistics.intervals import Estimate
+from pairwright.pages.page_sections import DataTable, Section
+from pairwright.pages.svg_charts import Axis, interval_row
 
 
 def length(report: Report) -> Section:

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from pairwright.evaluation.evaluation_report import ReadTexts
-from pairwright.evaluation.page.word_differences import Piece, different_words
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
 from pairwright.evaluation.statistics.suspects import least_sure, likely_wrong
-from pairwright.terminal import escaped
+from pairwright.pages.page_sections import Example, Side
+from pairwright.pages.word_differences import Piece, different_words
+from pairwright.terminal import escaped, percent
 
 NUM_ERRORS, NUM_DOUBTFUL = 60, 30
 MAX_PROMPT, MAX_TEXT, MAX_NAME = 800, 1600, 80
 """Characters of a text that are shown."""
 MAX_NAMES = 8
+MAX_SUMMARY = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,38 @@ def pair_examples(arrays: PairArrays, temperature: float | None, read_texts: Rea
     texts = read_texts(sorted({arrays.group_ids[int(arrays.group_P[one.pair])] for one in found})) if found else {}
     rows = ((one, texts.get(arrays.group_ids[int(arrays.group_P[one.pair])])) for one in found)
     return [_example(one, row, arrays) for one, row in rows if row is not None]
+
+
+def shown_example(one: PairExample) -> Example:
+    """Return an example as the page shows it."""
+    if one.kind == "error":
+        summary = f"{percent(1 - one.probability)} sure of the rejected one"
+    else:
+        summary = f"{percent(one.probability)} for the chosen one"
+    sides = [
+        Side(title, f"reward {reward:.4g}", author, pieces, hidden)
+        for title, reward, author, pieces, hidden in zip(
+            ("Annotators prefer", "Annotators reject"),
+            one.rewards,
+            one.authors,
+            (one.chosen, one.rejected),
+            one.num_hidden[1:],
+            strict=True,
+        )
+    ]
+    return Example(
+        summary=f"{summary}: {beginning(one.prompt)}",
+        prompt=one.prompt,
+        is_cut=one.num_hidden[0] > 0,
+        sides=(sides[0], sides[1]),
+        slices=one.slices,
+        source=f"group {one.group_id}",
+    )
+
+
+def beginning(prompt: str) -> str:
+    """Return the beginning of a prompt, for the line that opens an example."""
+    return prompt if len(prompt) <= MAX_SUMMARY else f"{prompt[:MAX_SUMMARY].rsplit(' ', 1)[0]}..."
 
 
 def _errors(arrays: PairArrays, temperature: float) -> list[_Found]:

@@ -1,18 +1,10 @@
 """The sections on how good a model is: accuracy, slices, poison and annotators. Pure."""
 
-from pairwright.evaluation.page.page_tables import (
-    HEAD,
-    LISTED_ROWS,
-    DataTable,
-    Section,
-    axis_of,
-    parts_table,
-    shares,
-    span,
-)
-from pairwright.evaluation.page.svg_charts import SHARES, interval_row
+from pairwright.evaluation.page.page_tables import HEAD, axis_of, parts_table, shares, span
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent
+from pairwright.pages.page_sections import LISTED_ROWS, DataTable, Section
+from pairwright.pages.svg_charts import SHARES, interval_row
 
 
 def accuracy(report: Report) -> Section:

@@ -1,4 +1,4 @@
-"""The page of an evaluation, ``report.html``: how good the model is, how sure that is, and where it fails.
+"""The pages of an evaluation and of a comparison, ``report.html``: how good a model is, how sure, and where it fails.
 
 In reading order:
 
@@ -12,4 +12,6 @@ In reading order:
 - ``run_history.py``: the learning curves of the run that made the model, and what it was trained on
 - ``lineage.py``: the tables behind the pairs, back to the sources
 - ``model_page.py``: the page as a whole, with ``model_page.html.j2``
+- ``comparison_sections.py``: models with their seeds, differences, slices and lineage of a comparison
+- ``comparison_page.py``: its page as a whole, with ``comparison_page.html.j2``
 """

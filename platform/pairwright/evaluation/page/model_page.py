@@ -17,7 +17,7 @@ from pairwright.evaluation.page.pair_examples import PairExample, pair_examples,
 from pairwright.evaluation.page.quality_sections import accuracy, annotators, poison, slices
 from pairwright.evaluation.page.run_history import RunHistory, read_history
 from pairwright.evaluation.page.verdict import verdict
-from pairwright.evaluation.reports.report_file import PAGE_MARK
+from pairwright.evaluation.reports.report_file import REPORT
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, plain
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
@@ -64,7 +64,7 @@ def render_page(report: dict[str, Any], content: PageContent) -> str:
     return render_sections(
         TEMPLATE,
         Path(__file__).parent,
-        mark=PAGE_MARK,
+        mark=REPORT.mark,
         verdict=verdict(found),
         tiles=_tiles(found),
         sections=_sections(found, content),

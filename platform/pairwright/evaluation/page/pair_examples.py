@@ -96,6 +96,11 @@ def shown_example(one: PairExample) -> Example:
     )
 
 
+def conversation(turns: Sequence[Mapping[str, str]]) -> str:
+    """Return the turns of a prompt as one text."""
+    return "\n\n".join(f"{turn['role'][:MAX_NAME]}: {turn['content']}" for turn in turns)
+
+
 def beginning(prompt: str) -> str:
     """Return the beginning of a prompt, for the line that opens an example."""
     return prompt if len(prompt) <= MAX_SUMMARY else f"{prompt[:MAX_SUMMARY].rsplit(' ', 1)[0]}..."
@@ -131,7 +136,7 @@ def _example(one: _Found, row: Mapping[str, Any], arrays: PairArrays) -> PairExa
     sides = [int(arrays.chosen_P[one.pair]), int(arrays.rejected_P[one.pair])]
     completions = [row["completions"][int(arrays.index_N[side])] for side in sides]
     texts = [completion["text"] for completion in completions]
-    prompt = "\n\n".join(f"{turn['role'][:MAX_NAME]}: {turn['content']}" for turn in row["prompt"])
+    prompt = conversation(row["prompt"])
     chosen, rejected = different_words(*(text[:MAX_TEXT] for text in texts))
     authors = [completion["model"] for completion in completions]
     return PairExample(

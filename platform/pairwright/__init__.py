@@ -4,6 +4,7 @@ Rooms, from the data to its use:
 
 - ``config/``: what a person writes, with every default
 - ``data/``: sources into annotations, pairs and token tables
+- ``pages/``: what the HTML pages are made of
 - ``model/``: tokens into rewards, and the loss
 - ``training/``: one rank of a training run
 - ``evaluation/``: metrics of a model, and scoring

@@ -24,6 +24,15 @@ def escaped(text: str) -> str:
     return "".join(c if _is_safe(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def percent(share: float) -> str:
+    """Return a share as a percentage with one decimal, never 0 or 100 for what is not."""
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
+    if 0.9995 <= share < 1:
+        return "over 99.9 %"
+    return f"{100 * share:.1f} %"
+
+
 def counted(number: float, noun: str) -> str:
     """Return a whole number with its noun, whose plural takes an s: ``1 source``, ``2,504 sources``."""
     return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"

@@ -43,6 +43,12 @@ def test_two_settings_with_two_seeds_are_four_runs_that_a_second_command_leaves_
         assert (one["accuracy"]["lowest"], one["accuracy"]["highest"]) == (min(of_one), max(of_one))
         assert f"{100 * sum(of_one) / 2:.1f} %" in shown
 
+    compared = json.loads((tmp_path / "sweep" / "report.json").read_text())
+    for model, one in zip(compared["models"], table["settings"], strict=True):
+        assert model["accuracy"]["value"] == pytest.approx(one["accuracy"]["mean"])
+        assert len(model["accuracy_of_runs"]) == 2
+    assert "What was trained on what" in (tmp_path / "sweep" / "report.html").read_text()
+
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*") if path.is_file()}
     assert sweep(tmp_path) == 0
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("*") if path.is_file()}

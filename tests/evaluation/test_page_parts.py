@@ -12,15 +12,16 @@ import pytest
 from evaluations import DATA, IDENTITY
 from pair_groups import Judged, arrays_of, drawn_groups
 from pairwright.errors import StoreError
-from pairwright.evaluation.evaluation_report import Measured, build_report
+from pairwright.evaluation.evaluation_report import Measured, build_report, report_json
 from pairwright.evaluation.page.model_page import PageContent, render_page
 from pairwright.evaluation.page.pair_examples import pair_examples
 from pairwright.evaluation.page.run_history import history_of, read_history
-from pairwright.evaluation.page.svg_charts import Axis, Curve, curves, thinned
 from pairwright.evaluation.page.verdict import Verdict, verdict
-from pairwright.evaluation.page.word_differences import different_words
-from pairwright.evaluation.reports.report_file import check_report_file, page_url, put_page_file
+from pairwright.evaluation.reports.comparison import COMPARISON
+from pairwright.evaluation.reports.report_file import REPORT, page_url
 from pairwright.evaluation.reports.report_schema import Report
+from pairwright.pages.svg_charts import Axis, Curve, curves, thinned
+from pairwright.pages.word_differences import different_words
 
 
 def report_on(groups: list[Judged]) -> dict[str, Any]:
@@ -165,13 +166,15 @@ def test_the_examples_are_the_pairs_that_the_model_gets_most_wrong() -> None:
 def test_the_page_replaces_an_older_page_alone_and_only_when_asked(tmp_path: Path) -> None:
     url = str(tmp_path / "mine.json")
     assert page_url(url) == str(tmp_path / "mine.html")
-    page = render_page(report_on(good_groups(20)), PageContent())
-    put_page_file(url, page, overwrite=False)
+    report = report_on(good_groups(20))
+    page = render_page(report, PageContent())
+    REPORT.put(url, report_json(report), lambda: page, overwrite=False)
     with pytest.raises(StoreError, match="--overwrite"):
-        check_report_file(url, overwrite=False)
-    put_page_file(url, page.replace("Report", "report"), overwrite=True)
+        REPORT.check(url, overwrite=False)
+    REPORT.put(url, report_json(report), lambda: page.replace("Report", "report"), overwrite=True)
+    with pytest.raises(StoreError, match="is not a comparison of"):
+        COMPARISON.check(url, overwrite=True)
     (tmp_path / "mine.html").write_text("my notes")
     with pytest.raises(StoreError, match="is not a page of"):
-        check_report_file(url, overwrite=True)
+        REPORT.check(url, overwrite=True)
     assert (tmp_path / "mine.html").read_text() == "my notes"
-    assert not (tmp_path / "mine.json").exists()

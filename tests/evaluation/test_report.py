@@ -11,7 +11,7 @@ from evaluations import report_of
 from hostile_text import check_shown
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.evaluation.evaluation_report import report_json
-from pairwright.evaluation.reports.report_file import put_report_file
+from pairwright.evaluation.reports.report_file import REPORT
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import format_report
 from pairwright.terminal import escaped
@@ -63,8 +63,10 @@ def test_report_json_reads_back_as_the_report_and_one_may_replace_another(report
     found = msgspec.json.decode(report_json(report), type=Report, strict=True)
     assert msgspec.json.decode(msgspec.json.encode(found)) == report
     assert found.format_version == 1
-    put_report_file(str(tmp_path / "report.json"), report_json(report), overwrite=False)
-    put_report_file(str(tmp_path / "report.json"), report_json(report | {"created_at": "x"}), overwrite=True)
+    REPORT.put(str(tmp_path / "report.json"), report_json(report), lambda: REPORT.mark, overwrite=False)
+    REPORT.put(
+        str(tmp_path / "report.json"), report_json(report | {"created_at": "x"}), lambda: REPORT.mark, overwrite=True
+    )
 
 
 def test_figures_of_no_pairs_are_null_and_not_nan() -> None:

@@ -54,9 +54,9 @@ def check_evaluation(
         ModelError, StoreError, DataError: as `evaluate` would.
     """
     from pairwright.evaluation.load_exported import open_exported
-    from pairwright.evaluation.reports.report_file import check_report_file, report_url
+    from pairwright.evaluation.reports.report_file import REPORT, report_url
 
-    check_report_file(report_url(model, output), overwrite=overwrite)
+    REPORT.check(report_url(model, output), overwrite=overwrite)
     if local_root(model) is not None:  # a remote one would be downloaded
         open_exported(model)
     totals = Table.open(pairs, "pairs").manifest(version).totals

@@ -4,6 +4,7 @@ As in ``cli/main.py``, each verb parses its arguments, calls one function and pr
 """
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -67,7 +68,10 @@ def compare(
     pairs: Annotated[str, typer.Option(help="URL of a pairs table.")],
     version: Version = None,
     split: Annotated[Split, typer.Option(help="Which split.")] = "validation",
-    output: Annotated[str | None, typer.Option(help="File for the comparison, JSON; none if not given.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Folder for report.json and report.html, or a file .json; none by default."),
+    ] = None,
     num_workers: NumWorkers = 1,
     use_gpu: UseGpu = False,
     micro_batch_tokens: MicroBatchTokens = 16384,
@@ -80,6 +84,7 @@ def compare(
     from pairwright.cluster.models.compare_job import compare as run
     from pairwright.cluster.models.evaluate_job import Compute
     from pairwright.evaluation.reports.comparison import format_comparison
+    from pairwright.evaluation.reports.report_file import page_url, report_in
 
     run(
         models,
@@ -91,12 +96,17 @@ def compare(
         compute=Compute(num_workers, use_gpu, micro_batch_tokens),
         show=lambda found: say_json(msgspec.to_builtins(found)) if as_json else say(format_comparison(found)),
     )
+    if output is not None and not as_json:
+        url = report_in(output).removeprefix(f"{Path.cwd()}/")
+        say(escaped(f"wrote {url} and {page_url(url)}"))
 
 
 @app.command(rich_help_panel=TRAINING)
 def sweep(
     config: Annotated[str, typer.Option(metavar="FILE", help="TOML file with the configuration of all runs.")],
-    output: Annotated[str, typer.Option(metavar="URL", help="Folder for the runs, one folder each, and sweep.json.")],
+    output: Annotated[
+        str, typer.Option(metavar="URL", help="Folder for the runs, one folder each, sweep.json and report.html.")
+    ],
     vary: Annotated[
         list[str],
         typer.Option(metavar="KEY=VALUE,VALUE", help="A key with the values to try; repeatable, all combinations."),

@@ -25,10 +25,10 @@ from pairwright.evaluation.degenerate_texts import NUM_PROMPTS, TriedPrompt, deg
 from pairwright.evaluation.evaluate import EvaluatedPart, EvaluationPlan, evaluate_groups, merged
 from pairwright.evaluation.evaluation_report import Measured, ReadTexts, build_report, report_json
 from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair_arrays, texts_of_groups
-from pairwright.evaluation.load_exported import ExportedModel, load_exported, open_exported
+from pairwright.evaluation.load_exported import ExportedModel, ModelIdentity, load_exported, open_exported
 from pairwright.evaluation.page.model_page import page_content, render_page
 from pairwright.evaluation.reports.finding_files import check_findings, write_findings
-from pairwright.evaluation.reports.report_file import check_report_file, put_page_file, put_report_file, report_url
+from pairwright.evaluation.reports.report_file import REPORT, report_url
 from pairwright.evaluation.reports.report_schema import DataIdentity
 from pairwright.evaluation.reports.stored_temperature import check_temperature, store_temperature
 from pairwright.evaluation.single_annotations import read_judgements
@@ -138,15 +138,37 @@ def evaluate(
         compute=Compute(num_workers, use_gpu, micro_batch_tokens),
         cache=cache or default_cache(model, output),
     )
-    read_texts = partial(texts_of_groups, Table.open(pairs, "pairs"), found.manifest)
-    report, second = build_report(found.measured, exported.identity(), found.data, read_texts)
+    return report_measured(
+        exported.identity(),
+        found,
+        output=output,
+        overwrite=overwrite,
+        findings=findings,
+        with_temperature=with_temperature,
+        show=show,
+    )
+
+
+def report_measured(
+    model: ModelIdentity,
+    found: "MeasuredSplit",
+    *,
+    output: str | None,
+    overwrite: bool,
+    findings: str | None = None,
+    with_temperature: bool = False,
+    show: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Write the report of a model whose rewards are known, and return it; arguments as of ``evaluate``."""
+    read_texts = partial(texts_of_groups, Table.open(found.data.url, "pairs"), found.manifest)
+    report, second = build_report(found.measured, model, found.data, read_texts)
     if show is not None:
         show(report)
-    put_report_file(report_url(model, output), report_json(report), overwrite=overwrite)
-    put_page_file(report_url(model, output), _page(report, found, read_texts), overwrite=overwrite)
+    page = partial(_page, report, found, read_texts)
+    REPORT.put(report_url(model.path, output), report_json(report), page, overwrite=overwrite)
     write_findings(findings, found.measured, second, read_texts, overwrite=overwrite)
     if with_temperature:
-        store_temperature(model, report, second.calibration, overwrite=overwrite)
+        store_temperature(model.path, report, second.calibration, overwrite=overwrite)
     return report
 
 
@@ -158,7 +180,7 @@ def _check_outputs(
     model: str, output: str | None, findings: str | None, *, with_temperature: bool, overwrite: bool
 ) -> None:
     """Refuse to write over what is not ours, before anything is computed."""
-    check_report_file(report_url(model, output), overwrite=overwrite)
+    REPORT.check(report_url(model, output), overwrite=overwrite)
     check_findings(findings, overwrite=overwrite)
     if with_temperature:
         check_temperature(model, overwrite=overwrite)

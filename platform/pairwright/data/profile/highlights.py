@@ -16,7 +16,7 @@ from pairwright.data.profile.profile_schema import (
     SourceMetrics,
     TableMetrics,
 )
-from pairwright.terminal import counted
+from pairwright.terminal import counted, percent
 
 MAX_HIGHLIGHTS = 5
 """Up to this number, what is good is said too."""
@@ -58,15 +58,6 @@ def highlights(metrics: TableMetrics) -> list[Highlight]:
     found = [highlight for rule in _RULES for highlight in rule(metrics)]
     bad = sum(highlight.level != "good" for highlight in found)
     return sorted(found, key=lambda highlight: _ORDER[highlight.level])[: max(bad, MAX_HIGHLIGHTS)]
-
-
-def percent(share: float) -> str:
-    """Return a share as a percentage with one decimal, never 0 or 100 for what is not."""
-    if 0 < share < 0.0005:
-        return "under 0.1 %"
-    if 0.9995 <= share < 1:
-        return "over 99.9 %"
-    return f"{100 * share:.1f} %"
 
 
 def _empty(metrics: TableMetrics) -> Iterator[Highlight]:

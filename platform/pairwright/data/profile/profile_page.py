@@ -1,20 +1,20 @@
 """Renders the metrics of a report as one HTML page without scripts, fonts, images or network access. Pure.
 
-Charts are CSS boxes beside the numbers that they show, in the rows of real tables. So the page is small, prints,
-follows light and dark mode, and says the same to a screen reader. Lists show their first rows, fold the next ones, and
-say how many are left out, so that the size of the page has a bound. All data is escaped, and a content security policy
-forbids whatever would slip through.
+Pictures are SVG beside the numbers that they show, in the rows of real tables. So the page is small, prints, follows
+light and dark mode, and says the same to a screen reader. Lists show their first rows, fold the next ones, and say how
+many are left out, so that the size of the page has a bound. All data is escaped, and a content security policy forbids
+whatever would slip through.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
-from pairwright.data.profile.highlights import percent
-from pairwright.data.profile.profile_schema import RankLengths, Scores, TableMetrics
-from pairwright.terminal import escaped
+from pairwright.data.profile.profile_schema import Growth, RankLengths, Scores, TableMetrics
+from pairwright.pages.html_pages import number_text, page_environment
+from pairwright.pages.svg_charts import SHARES, Axis, Stack, bar_row, columns, dot_row, range_row
 
 TEMPLATE = "page.html.j2"
 SHOWN_ROWS = 12
@@ -27,63 +27,21 @@ MARK = '<meta name="generator" content="pairwright report">'
 def render(metrics: TableMetrics) -> str:
     """Return the page."""
     environment = page_environment(Path(__file__).parent)
+    environment.globals |= {"bar": bar_row, "range": range_row, "strength": _strength}
     return environment.get_template(TEMPLATE).render(
         report=metrics,
         totals=metrics.totals,
         shown_rows=SHOWN_ROWS,
         folded_rows=FOLDED_ROWS,
-        growth_columns=_evenly(len(metrics.growth)),
+        score_columns=_score_columns(metrics.scores),
+        growth_columns=_growth_columns(metrics.growth),
         length_positions=_length_positions(metrics.lengths_by_rank),
-        flagged=_flagged(metrics.scores),
     )
-
-
-def page_environment(folder: Path) -> jinja2.Environment:
-    """Return what renders the templates of a folder: every value is escaped, and ``page_style.css`` can be included."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
-        autoescape=True,
-        finalize=_shown,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": _count, "percent": _percent, "size": _size, "time": _time, "number": _number}
-    return environment
 
 
 def is_page(content: bytes) -> bool:
     """Return whether a file is such a page, which a newer one may replace."""
     return MARK.encode() in content[:4096]
-
-
-def _shown(value: object) -> object:
-    """Return a string with control characters and marks of direction escaped; newlines do no harm here."""
-    if isinstance(value, str) and not isinstance(value, Markup):
-        return "\n".join(map(escaped, value.split("\n")))
-    return value
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else percent(share)
-
-
-def _size(number: int) -> str:
-    if number < 1_000_000:
-        return f"{number / 1000:,.1f} kB"
-    return f"{number / 1e6:,.1f} MB" if number < 1e9 else f"{number / 1e9:,.1f} GB"
-
-
-def _time(stamp: str) -> str:
-    return stamp[:16].replace("T", " ") + " UTC" if stamp else "-"
 
 
 def _evenly(number: int) -> list[int]:
@@ -94,18 +52,63 @@ def _evenly(number: int) -> list[int]:
 
 
 def _length_positions(lengths: list[RankLengths]) -> list[tuple[float, float, float]]:
-    """Return (left end, width, median) of each rank's lengths in percent of a logarithmic axis over all ranks."""
+    """Return (left end, median, right end) of each rank's lengths as shares of a logarithmic axis over all ranks."""
     if not lengths:
         return []
     low, high = min(row.tenth for row in lengths), max(row.ninetieth for row in lengths)
     span = math.log(high / low) or 1.0
 
     def position(characters: float) -> float:
-        return 100 * math.log(characters / low) / span
+        return math.log(characters / low) / span
 
-    return [
-        (position(row.tenth), position(row.ninetieth) - position(row.tenth), position(row.median)) for row in lengths
-    ]
+    return [(position(row.tenth), position(row.median), position(row.ninetieth)) for row in lengths]
+
+
+def _strength(share: float) -> Markup:
+    return dot_row(share, SHARES, [0.5])
+
+
+def _score_columns(scores: Scores) -> Markup | None:
+    if scores.lowest is None or scores.highest is None:
+        return None
+    flagged = _flagged(scores)
+    low, high = number_text(scores.lowest), number_text(scores.highest)
+    each = "one column a value" if scores.num_values == len(scores.histogram) else "steps of equal width"
+    return columns(
+        f"Histogram of {scores.completions:,} scores from {low} to {high}; the table below holds its numbers",
+        [
+            Stack(
+                f"{number_text(column.value)}: {column.completions:,}",
+                *((0.0, column.completions) if number in flagged else (column.completions, 0.0)),
+            )
+            for number, column in enumerate(scores.histogram)
+        ],
+        (low, high),
+        _counts([column.completions for column in scores.histogram], f"score, {each}; upright: completions"),
+    )
+
+
+def _growth_columns(growth: list[Growth]) -> Markup | None:
+    if len(growth) < 2:
+        return None
+    held = [growth[index].held for index in _evenly(len(growth))]
+    return columns(
+        "Annotations and refused records in each version; the table below holds the numbers",
+        [
+            Stack(
+                f"version {one.version}: {one.annotations:,} annotations, {one.refused:,} refused",
+                one.annotations,
+                one.refused,
+            )
+            for one in held
+        ],
+        (f"version {held[0].version}", f"version {held[-1].version}"),
+        _counts([one.annotations + one.refused for one in held], "annotations, refused on top"),
+    )
+
+
+def _counts(values: Sequence[float], title: str) -> Axis:
+    return Axis.around(values, form="{:,.0f}", title=title, rooted=True)
 
 
 def _flagged(scores: Scores) -> set[int]:

@@ -3,19 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from pairwright.evaluation.page.page_tables import (
-    HEAD,
-    Cell,
-    DataTable,
-    Section,
-    ends,
-    shares,
-)
+from pairwright.evaluation.page.page_tables import HEAD, ends, shares
 from pairwright.evaluation.page.run_history import RunHistory
-from pairwright.evaluation.page.svg_charts import Axis, Curve, curves, thinned
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, plain
 from pairwright.evaluation.statistics.calibration import CalibrationMetrics
+from pairwright.pages.page_sections import Cell, DataTable, Section
+from pairwright.pages.svg_charts import Axis, Curve, curves, thinned
 from pairwright.terminal import counted
 
 MAX_CAUSES = 20

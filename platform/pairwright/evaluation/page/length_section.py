@@ -2,16 +2,11 @@
 
 import msgspec
 
-from pairwright.evaluation.page.page_tables import (
-    DataTable,
-    Section,
-    ends,
-    parts_table,
-)
-from pairwright.evaluation.page.svg_charts import Axis, interval_row
+from pairwright.evaluation.page.page_tables import ends, parts_table
 from pairwright.evaluation.reports.report_schema import Report
-from pairwright.evaluation.reports.report_text import percent, plain
-from pairwright.evaluation.statistics.intervals import Estimate
+from pairwright.evaluation.reports.report_text import percent, plain, points
+from pairwright.pages.page_sections import DataTable, Section
+from pairwright.pages.svg_charts import Axis, interval_row
 
 
 def length(report: Report) -> Section:
@@ -60,7 +55,7 @@ def _preferences(report: Report) -> list[DataTable]:
             f"{row.pairs:,}",
             percent(row.model_prefers.value),
             percent(row.annotators_prefer.value),
-            _points(row.excess),
+            points(row.excess),
             interval_row(row.excess, span, [0.0]),
         ]
         for row in report.features
@@ -71,7 +66,7 @@ def _preferences(report: Report) -> list[DataTable]:
             f"{row.pairs:,}",
             percent(row.model_wins.value),
             percent(row.annotator_wins.value),
-            _points(row.excess),
+            points(row.excess),
             interval_row(row.excess, span, [0.0]),
         ]
         for row in report.authors
@@ -81,7 +76,3 @@ def _preferences(report: Report) -> list[DataTable]:
         DataTable("How often an author wins", ("Author", *head[1:]), authors, is_folded=True),
     ]
     return [table for table in tables if table.rows]
-
-
-def _points(estimate: Estimate) -> str:
-    return "-" if estimate.value is None else f"{100 * estimate.value:+.1f}"

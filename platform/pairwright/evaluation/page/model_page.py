@@ -1,39 +1,30 @@
-"""Renders the page of an evaluation: one HTML file that works without network access.
+"""Renders the page of an evaluation, ``report.html``: what its sections are, and in which order."""
 
-What data say is escaped, shortened and isolated against marks of direction, and a content security policy forbids
-whatever would slip through. One script of a few lines filters the examples: the policy allows it by its hash alone, and
-without it all examples are shown.
-"""
-
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from markupsafe import Markup
 
-from pairwright.data.profile.profile_page import page_environment
 from pairwright.data.table.manifest import Manifest
 from pairwright.evaluation.evaluation_report import ReadTexts
 from pairwright.evaluation.page.curve_sections import best_of_n, calibration, training
 from pairwright.evaluation.page.length_section import length
 from pairwright.evaluation.page.lineage import Ancestor, ancestors
 from pairwright.evaluation.page.origin_sections import how, lineage
-from pairwright.evaluation.page.page_tables import LISTED_ROWS, SHOWN_ROWS, WIDE_COLUMNS, Section
-from pairwright.evaluation.page.pair_examples import PairExample, pair_examples
+from pairwright.evaluation.page.pair_examples import PairExample, pair_examples, shown_example
 from pairwright.evaluation.page.quality_sections import accuracy, annotators, poison, slices
 from pairwright.evaluation.page.run_history import RunHistory, read_history
 from pairwright.evaluation.page.verdict import verdict
-from pairwright.evaluation.reports.report_file import PAGE_MARK
+from pairwright.evaluation.reports.report_file import REPORT
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, plain
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
+from pairwright.pages.html_pages import render_sections
+from pairwright.pages.page_sections import Section
 
-TEMPLATE, SCRIPT = "model_page.html.j2", "example_filter.js"
-MAX_OPTIONS = 200
+TEMPLATE = "model_page.html.j2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +61,15 @@ def page_content(report: dict[str, Any], manifest: Manifest, arrays: PairArrays,
 def render_page(report: dict[str, Any], content: PageContent) -> str:
     """Return the page of a report in the shape of ``schemas/report.v1.json``."""
     found = msgspec.convert(report, Report)
-    script = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
-    environment = page_environment(Path(__file__).parent)
-    environment.tests["picture"] = lambda cell: isinstance(cell, Markup)
-    return environment.get_template(
-        TEMPLATE
-    ).render(
-        report=found,
-        mark=Markup(PAGE_MARK),  # noqa: S704 - a constant
+    return render_sections(
+        TEMPLATE,
+        Path(__file__).parent,
+        mark=REPORT.mark,
         verdict=verdict(found),
         tiles=_tiles(found),
         sections=_sections(found, content),
-        examples=content.examples,
-        slices=sorted({name for one in content.examples for name in one.slices})[:MAX_OPTIONS],
-        shown_rows=SHOWN_ROWS,
-        listed_rows=LISTED_ROWS,
-        wide_columns=WIDE_COLUMNS,
-        script=Markup(script),  # noqa: S704 - a file of ours
-        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        examples=[shown_example(one) for one in content.examples],
+        report=found,
     )
 
 
@@ -118,6 +100,7 @@ def _errors(examples: Sequence[PairExample]) -> Section:
         "apart. Either the model or the annotation is wrong: read a few. Words that the other text has not got are "
         "marked; long texts are shortened.",
         notes=[] if examples else ["No texts were read."],
+        has_examples=True,
     )
 
 

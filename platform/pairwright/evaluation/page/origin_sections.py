@@ -3,14 +3,9 @@
 from collections.abc import Sequence
 
 from pairwright.evaluation.page.lineage import Ancestor
-from pairwright.evaluation.page.page_tables import (
-    LISTED_ROWS,
-    Cell,
-    DataTable,
-    Section,
-)
 from pairwright.evaluation.page.run_history import RunHistory
 from pairwright.evaluation.reports.report_schema import Report
+from pairwright.pages.page_sections import LISTED_ROWS, Cell, DataTable, Section
 
 
 def lineage(report: Report, history: RunHistory | None, made_from: Sequence[Ancestor]) -> Section:

@@ -1,50 +1,14 @@
-"""Tables with pictures in their rows, which the sections of the page are made of. Pure."""
+"""Tables of metrics with pictures in their rows, which the sections of the page are made of. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
-from markupsafe import Markup
-
-from pairwright.evaluation.page.svg_charts import Axis, interval_row
 from pairwright.evaluation.reports.report_text import percent, percent_interval
 from pairwright.evaluation.statistics.intervals import Estimate
 from pairwright.evaluation.statistics.pair_metrics import PartMetrics
+from pairwright.pages.page_sections import DataTable
+from pairwright.pages.svg_charts import Axis, interval_row
 
-SHOWN_ROWS, LISTED_ROWS = 12, 100
 HEAD = ("Share", "95 %")
-WIDE_COLUMNS = frozenset(
-    {"Above the best", "Annotations", "By annotators", "Groups", "In the mean", "Longer wins", "Other annotators"}
-    | {"Pairs", "Prompts"}
-)
-"""Columns that a phone does not show, so that it shows the pictures."""
-
-Cell = str | Markup
-
-
-@dataclass(frozen=True, slots=True)
-class DataTable:
-    """A table: the first column names the row. A ``Markup`` cell is a picture."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    is_folded: bool = False
-    is_text: bool = False
-    """Whether its cells are words and not numbers."""
-    id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A section of the page."""
-
-    id: str
-    title: str
-    look: str
-    """What to look for."""
-    pictures: Sequence[Markup] = ()
-    tables: Sequence[DataTable] = ()
-    notes: Sequence[str] = ()
 
 
 def parts_table(title: str, parts: Mapping[str, PartMetrics], overall: PartMetrics) -> list[DataTable]:

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from pairwright.evaluation.evaluation_report import ReadTexts
-from pairwright.evaluation.page.word_differences import Piece, different_words
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
 from pairwright.evaluation.statistics.suspects import least_sure, likely_wrong
-from pairwright.terminal import escaped
+from pairwright.pages.page_sections import Example, Side
+from pairwright.pages.word_differences import Piece, different_words
+from pairwright.terminal import escaped, percent
 
 NUM_ERRORS, NUM_DOUBTFUL = 60, 30
 MAX_PROMPT, MAX_TEXT, MAX_NAME = 800, 1600, 80
 """Characters of a text that are shown."""
 MAX_NAMES = 8
+MAX_SUMMARY = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,43 @@ def pair_examples(arrays: PairArrays, temperature: float | None, read_texts: Rea
     return [_example(one, row, arrays) for one, row in rows if row is not None]
 
 
+def shown_example(one: PairExample) -> Example:
+    """Return an example as the page shows it."""
+    if one.kind == "error":
+        summary = f"{percent(1 - one.probability)} sure of the rejected one"
+    else:
+        summary = f"{percent(one.probability)} for the chosen one"
+    sides = [
+        Side(title, f"reward {reward:.4g}", author, pieces, hidden)
+        for title, reward, author, pieces, hidden in zip(
+            ("Annotators prefer", "Annotators reject"),
+            one.rewards,
+            one.authors,
+            (one.chosen, one.rejected),
+            one.num_hidden[1:],
+            strict=True,
+        )
+    ]
+    return Example(
+        summary=f"{summary}: {beginning(one.prompt)}",
+        prompt=one.prompt,
+        is_cut=one.num_hidden[0] > 0,
+        sides=(sides[0], sides[1]),
+        slices=one.slices,
+        source=f"group {one.group_id}",
+    )
+
+
+def conversation(turns: Sequence[Mapping[str, str]]) -> str:
+    """Return the turns of a prompt as one text."""
+    return "\n\n".join(f"{turn['role'][:MAX_NAME]}: {turn['content']}" for turn in turns)
+
+
+def beginning(prompt: str) -> str:
+    """Return the beginning of a prompt, for the line that opens an example."""
+    return prompt if len(prompt) <= MAX_SUMMARY else f"{prompt[:MAX_SUMMARY].rsplit(' ', 1)[0]}..."
+
+
 def _errors(arrays: PairArrays, temperature: float) -> list[_Found]:
     position = {name: number for number, name in enumerate(arrays.group_ids)}
     found = []
@@ -97,7 +136,7 @@ def _example(one: _Found, row: Mapping[str, Any], arrays: PairArrays) -> PairExa
     sides = [int(arrays.chosen_P[one.pair]), int(arrays.rejected_P[one.pair])]
     completions = [row["completions"][int(arrays.index_N[side])] for side in sides]
     texts = [completion["text"] for completion in completions]
-    prompt = "\n\n".join(f"{turn['role'][:MAX_NAME]}: {turn['content']}" for turn in row["prompt"])
+    prompt = conversation(row["prompt"])
     chosen, rejected = different_words(*(text[:MAX_TEXT] for text in texts))
     authors = [completion["model"] for completion in completions]
     return PairExample(

@@ -1,18 +1,10 @@
 """The sections on how good a model is: accuracy, slices, poison and annotators. Pure."""
 
-from pairwright.evaluation.page.page_tables import (
-    HEAD,
-    LISTED_ROWS,
-    DataTable,
-    Section,
-    axis_of,
-    parts_table,
-    shares,
-    span,
-)
-from pairwright.evaluation.page.svg_charts import SHARES, interval_row
+from pairwright.evaluation.page.page_tables import HEAD, axis_of, parts_table, shares, span
 from pairwright.evaluation.reports.report_schema import Report
-from pairwright.evaluation.reports.report_text import percent
+from pairwright.evaluation.reports.report_text import p_value, percent
+from pairwright.pages.page_sections import LISTED_ROWS, DataTable, Section
+from pairwright.pages.svg_charts import SHARES, interval_row
 
 
 def accuracy(report: Report) -> Section:
@@ -56,7 +48,7 @@ def slices(report: Report) -> Section:
             percent(row.accuracy_of_rest),
             f"{row.prompts:,}",
             f"{row.pairs:,}",
-            "below 0.001" if row.p_value < 0.001 else f"{row.p_value:.3f}",
+            p_value(row.p_value),
         ]
         for row in report.worst_slices
     ]

@@ -5,12 +5,12 @@ said to be so is so with its whole 95 % interval; what is not is called unknown.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
 
 from pairwright.evaluation.degenerate_texts import ANOTHER
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.reports.report_text import percent, share
 from pairwright.evaluation.statistics.intervals import Estimate
+from pairwright.pages.page_sections import Level, Sentence, Verdict
 from pairwright.terminal import counted, escaped
 
 CHANCE = 0.5
@@ -20,26 +20,6 @@ ERROR_NOTE = 0.05
 FEW_PROMPTS = 50
 MAX_SLICES, MAX_TEXTS = 3, 2
 _EXCERPT = 60
-
-Level = Literal["alarm", "note", "good"]
-
-
-class Sentence(NamedTuple):
-    """One sentence of the verdict."""
-
-    level: Level
-    section: str
-    """The section of the page with the figures behind it."""
-    text: str
-
-
-class Verdict(NamedTuple):
-    """What the page says first."""
-
-    headline: str
-    level: Level
-    summary: str
-    sentences: list[Sentence]
 
 
 def verdict(report: Report) -> Verdict:

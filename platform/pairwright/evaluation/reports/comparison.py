@@ -4,7 +4,7 @@ A model may be several runs, such as seeds: its accuracy is their mean, and thei
 is over prompts and says nothing of other seeds; a difference smaller than the spread of seeds is not one of recipes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations, pairwise
@@ -16,7 +16,9 @@ import numpy as np
 from pairwright import __version__
 from pairwright.evaluation.evaluation_report import ReadTexts
 from pairwright.evaluation.load_exported import ModelIdentity
+from pairwright.evaluation.reports.report_file import ReportKind
 from pairwright.evaluation.reports.report_schema import Count, DataIdentity
+from pairwright.evaluation.reports.report_text import percent, percent_interval, points, points_interval
 from pairwright.evaluation.statistics.intervals import Estimate, Resamples, holm
 from pairwright.evaluation.statistics.pair_arrays import Floats, Ints, PairArrays
 from pairwright.evaluation.statistics.paired_comparison import (
@@ -27,7 +29,7 @@ from pairwright.evaluation.statistics.paired_comparison import (
 )
 from pairwright.evaluation.statistics.slices import MIN_PROMPTS, SIGNIFICANCE, Slice, slices_of
 from pairwright.records import UNREADABLE_JSON
-from pairwright.terminal import escaped, one_per_line
+from pairwright.terminal import counted, escaped, one_per_line
 
 NUM_EXAMPLES = 10
 NUM_SLICES = 50
@@ -162,9 +164,24 @@ def is_comparison(content: bytes) -> bool:
         return False
 
 
+COMPARISON = ReportKind("compare", "a comparison of `pairwright compare`", is_comparison)
+
+
 def format_comparison(found: Comparison) -> str:
     """Return the comparison as plain text."""
     return one_per_line(_lines(found))
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return a short name of each model: the last part of its path that tells it from the others."""
+    short = {name: _short(name) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def _short(name: str) -> str:
+    paths = [path.rstrip("/").removesuffix("/model") for path in name.split(",") if path]
+    last = paths[0].rpartition("/")[2] or name
+    return last if len(paths) == 1 else f"{last} and {counted(len(paths) - 1, 'more run')}"
 
 
 def _restricted(arrays: PairArrays, rows: Ints) -> PairArrays:
@@ -293,37 +310,32 @@ def _lines(found: Comparison) -> Iterator[str]:
         )
         yield f"{_percent(model.accuracy)}  {escaped(model.name)}{runs}"
     yield f"{_percent(found.longer_wins)}  the longer text wins"
+    short = {name: escaped(text) for name, text in short_names([model.name for model in found.models]).items()}
     for one in found.differences:
         yield ""
-        yield from _difference_lines(one)
+        yield from _difference_lines(one, short)
 
 
-def _difference_lines(one: ModelDifference) -> Iterator[str]:
-    yield f"{escaped(one.second)} less {escaped(one.first)}"
-    p_value = "-" if one.p_value is None else f"{one.p_value:.4f}"
+def _difference_lines(one: ModelDifference, short: Mapping[str, str]) -> Iterator[str]:
+    yield f"{short[one.second]} less {short[one.first]}"
+    p = "-" if one.p_value is None else f"{one.p_value:.4f}"
     verdict = "they differ" if one.p_value is not None and one.p_value < SIGNIFICANCE else "no difference is shown"
-    disagreement = "-" if one.result.disagreement is None else f"{100 * one.result.disagreement:.1f} %"
-    yield f"  {_points(one.result.difference)} points, p {p_value}: {verdict}; they disagree on {disagreement} of pairs"
+    apart = percent(one.result.disagreement)
+    yield f"  {_difference(one.result.difference)} points, p {p}: {verdict}; they disagree on {apart} of pairs"
     significant = [row for row in one.slices if row.p_value < SIGNIFICANCE]
     if not significant:
         yield f"  no slice of {len(one.slices)} differs surely"
     for row in significant[:_SHOWN]:
         where = f"{row.kind.replace('_', ' ')} {escaped(row.name)}"
-        yield f"  {where}: {_points(row.result.difference)} points in {row.result.prompts:,} prompts"
+        yield f"  {where}: {_difference(row.result.difference)} points in {row.result.prompts:,} prompts"
     for row in [row for side in ("first", "second") for row in one.disagreements if row.right == side][::NUM_EXAMPLES]:
         name = one.first if row.right == "first" else one.second
-        yield f"  right is {escaped(name)} alone: {escaped(row.prompt[:70])}"
+        yield f"  right is {short[name]} alone: {escaped(row.prompt[:70])}"
 
 
 def _percent(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "-"
-    low, high = estimate.interval or (estimate.value, estimate.value)
-    return f"{100 * estimate.value:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{percent(estimate.value):>7} {percent_interval(estimate)}"
 
 
-def _points(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "-"
-    low, high = estimate.interval or (estimate.value, estimate.value)
-    return f"{100 * estimate.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+def _difference(estimate: Estimate) -> str:
+    return f"{points(estimate)} {points_interval(estimate)}"

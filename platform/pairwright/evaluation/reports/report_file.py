@@ -1,5 +1,7 @@
 """The files of an evaluation's report: where they lie, and what may be replaced there. Imports no torch."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -9,10 +11,6 @@ from pairwright.data.storage.outputs import check_output, put_output
 from pairwright.records import UNREADABLE_JSON
 
 REPORT_NAME = "report.json"
-PAGE_MARK = '<meta name="generator" content="pairwright evaluate">'
-"""In the head of every page."""
-_WHAT = "a report of `pairwright evaluate`"
-_WHAT_PAGE = "a page of `pairwright evaluate`"
 
 
 class _AnyReport(msgspec.Struct, frozen=True):
@@ -27,6 +25,11 @@ class _AnyReport(msgspec.Struct, frozen=True):
     by_num_completions: dict[str, Any]
 
 
+def report_in(output: str) -> str:
+    """Return the URL of a report in an output: the output itself if it ends in .json, else ``report.json`` in it."""
+    return absolute_url(output) if output.endswith(".json") else f"{absolute_url(output)}/{REPORT_NAME}"
+
+
 def report_url(model: str, output: str | None) -> str:
     """Return the URL of the report that ``evaluate`` writes.
 
@@ -36,36 +39,12 @@ def report_url(model: str, output: str | None) -> str:
     """
     if output is None:
         return f"{absolute_url(model).rpartition('/')[0]}/{REPORT_NAME}"
-    return absolute_url(output) if output.endswith(".json") else f"{absolute_url(output)}/{REPORT_NAME}"
-
-
-def check_report_file(url: str, *, overwrite: bool) -> None:
-    """Refuse a place where a report, or the page beside it, cannot go.
-
-    Raises:
-        StoreError: if something is there that may not be replaced, or nothing can be written.
-    """
-    check_output(url, _is_report, what=_WHAT, overwrite=overwrite)
-    check_output(page_url(url), _is_page, what=_WHAT_PAGE, overwrite=overwrite)
-
-
-def put_report_file(url: str, content: bytes, *, overwrite: bool) -> None:
-    """Write a report, whole or not at all; raises as ``check_report_file``."""
-    put_output(url, content, _is_report, what=_WHAT, overwrite=overwrite)
+    return report_in(output)
 
 
 def page_url(url: str) -> str:
     """Return the URL of the page beside a report: NAME.html for NAME.json."""
     return f"{url.removesuffix('.json')}.html"
-
-
-def put_page_file(url: str, page: str, *, overwrite: bool) -> None:
-    """Write the page beside a report, whole or not at all; raises as ``check_report_file``."""
-    put_output(page_url(url), page.encode(), _is_page, what=_WHAT_PAGE, overwrite=overwrite)
-
-
-def _is_page(content: bytes) -> bool:
-    return PAGE_MARK.encode() in content[:4096]
 
 
 def _is_report(content: bytes) -> bool:
@@ -74,3 +53,47 @@ def _is_report(content: bytes) -> bool:
     except UNREADABLE_JSON:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class ReportKind:
+    """A kind of report with its page beside it: a newer one may replace its own kind alone.
+
+    Attributes:
+        verb: of the command line, which writes it.
+        what: its JSON.
+        is_ours: tells from a file's content whether it is such a JSON.
+    """
+
+    verb: str
+    what: str
+    is_ours: Callable[[bytes], bool]
+
+    @property
+    def mark(self) -> str:
+        """What stands in the head of every page of this kind."""
+        return f'<meta name="generator" content="pairwright {self.verb}">'
+
+    def check(self, url: str, *, overwrite: bool) -> None:
+        """Refuse a place where a report, or the page beside it, cannot go.
+
+        Raises:
+            StoreError: if something is there that may not be replaced, or nothing can be written.
+        """
+        check_output(url, self.is_ours, what=self.what, overwrite=overwrite)
+        check_output(page_url(url), self._is_page, what=self._what_page, overwrite=overwrite)
+
+    def put(self, url: str, content: bytes, page: Callable[[], str], *, overwrite: bool) -> None:
+        """Write a report, and then render and write the page beside it; raises as ``check``."""
+        put_output(url, content, self.is_ours, what=self.what, overwrite=overwrite)
+        put_output(page_url(url), page().encode(), self._is_page, what=self._what_page, overwrite=overwrite)
+
+    @property
+    def _what_page(self) -> str:
+        return f"a page of `pairwright {self.verb}`"
+
+    def _is_page(self, content: bytes) -> bool:
+        return self.mark.encode() in content[:4096]
+
+
+REPORT = ReportKind("evaluate", "a report of `pairwright evaluate`", _is_report)

@@ -123,7 +123,7 @@ def _worst(found: Report) -> Iterator[str]:
     for row in found.worst_slices[:MAX_WORST]:
         yield (
             f"  {row.kind.replace('_', ' ')} {escaped(row.name)}: {100 * row.accuracy:.1f} %, the rest "
-            f"{100 * row.accuracy_of_rest:.1f} %, in {row.prompts:,} prompts (p {_p_value(row.p_value)})"
+            f"{100 * row.accuracy_of_rest:.1f} %, in {row.prompts:,} prompts (p {p_value(row.p_value)})"
         )
     if (more := len(found.worst_slices) - MAX_WORST) > 0:
         yield f"  and {more:,} more in report.json"
@@ -236,5 +236,16 @@ def percent(share: float | None) -> str:
     return _UNKNOWN if share is None else f"{100 * share:.1f} %"
 
 
-def _p_value(p_value: float) -> str:
-    return "below 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+def points(estimate: Estimate) -> str:
+    """Return a difference of shares in points, a dash if there is none."""
+    return _UNKNOWN if estimate.value is None else f"{100 * estimate.value:+.1f}"
+
+
+def points_interval(estimate: Estimate) -> str:
+    """Return the interval of a difference of shares in brackets, empty if there is none."""
+    return "" if estimate.interval is None else "[{:+.1f}, {:+.1f}]".format(*(100 * end for end in estimate.interval))
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value of three digits, a dash if there is none."""
+    return _UNKNOWN if value is None else "below 0.001" if value < 0.001 else f"{value:.3f}"

@@ -192,7 +192,8 @@ def report(runs: dict[tuple[int, str], list[Run]], notes: list[str], options: ar
         f"`python benchmarks/increments.py --sizes {' '.join(map(str, options.sizes))} --repeats {options.repeats}`, "
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs shared with other work, Python "
         f"{platform.python_version()}, pyarrow {version('pyarrow')}. Whole commands of fresh processes, on a local "
-        "disk; median after one run that warms caches, with least and most; peak memory is the PSS of all processes every 0.2 s.",
+        "disk; median after one run that warms caches, with least and most; peak memory is the PSS of all "
+        "processes every 0.2 s.",
         "",
         "| annotations | code | seconds | peak MB | Ray started |",
         "|---|---|---|---|---|",

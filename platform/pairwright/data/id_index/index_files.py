@@ -17,7 +17,6 @@ import numpy as np
 import obstore
 from numpy.typing import NDArray
 
-from pairwright.data.identity import are_among
 from pairwright.data.storage.object_store import local_root, open_store, store_errors
 from pairwright.data.storage.ownership import INDEX
 from pairwright.data.table.manifest import IndexFile
@@ -106,7 +105,7 @@ class IndexFileReader:
         ends = np.searchsorted(first, hashes | _FILE_MASK, "right")  # behind the last block that can hold it
         longer = [np.arange(starts[i], ends[i]) for i in np.flatnonzero(ends - starts > 1)]
         numbers = np.unique(np.concatenate([starts[ends > starts], *longer]))
-        found = [entries[are_among(truncated(entries), hashes)] for entries in self._blocks(numbers)]
+        found = [_entries_among(entries, hashes) for entries in self._blocks(numbers)]
         return np.concatenate([np.empty(0, "<u8"), *found])
 
     def between(self, low: int, high: int) -> Entries:
@@ -157,6 +156,15 @@ class IndexFileReader:
         if any(len(payload) != end - start for payload, (start, end) in zip(payloads, ranges, strict=True)):
             raise StoreError(f"{self._where}: damaged: it ends too early")
         return payloads
+
+
+def _entries_among(entries: Entries, hashes: NDArray[np.uint64]) -> Entries:
+    """Return those of sorted entries whose hash is one of ``hashes`` (truncated, sorted, each once)."""
+    last = np.searchsorted(hashes, entries[-1], "right")
+    here = hashes[np.searchsorted(hashes, truncated(entries[:1])[0]) : last]
+    starts, ends = np.searchsorted(entries, here), np.searchsorted(entries, here | _FILE_MASK, "right")
+    found = [entries[starts[i] : ends[i]] for i in np.flatnonzero(ends > starts)]
+    return np.concatenate([np.empty(0, "<u8"), *found])
 
 
 def _read_at(file: BinaryIO, start: int, size: int) -> bytes:

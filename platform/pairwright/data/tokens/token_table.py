@@ -30,7 +30,7 @@ VIEWS_KEPT = 4096
 MAPPED_FROM = 500_000
 """Groups from which on the columns are memory-mapped: fewer take 17 MB a rank."""
 BYTES_PER_GROUP = 34
-BATCHES_AT_ONCE = 256
+BATCHES_AT_ONCE = 64
 """Record batches whose columns are written at once."""
 
 logger = logging.getLogger(__name__)

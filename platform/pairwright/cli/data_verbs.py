@@ -196,7 +196,7 @@ def expand(
     from pairwright.data.table.inspect import format_inspection, inspect_version
 
     manifest = run(annotations, output, load_config(ExpandConfig, config, settings), version=version, executor=EXECUTOR)
-    description = inspect_version(output, version=manifest.version, num_sample=0)
+    description = inspect_version(output, version=manifest.version, num_sample=0, executor=EXECUTOR)
     say_json(description) if as_json else say(format_inspection(description))
 
 
@@ -205,13 +205,21 @@ def inspect(
     url: Annotated[str, typer.Argument(metavar="URL", help="URL of a table.")],
     version: Version = None,
     sample: Annotated[int, typer.Option(min=0, help="Groups or annotations to show.")] = 3,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file and compare its hash; exit status 1 if one is damaged.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show a table's versions, totals, lineage and a sample."""
+    from pairwright.cluster.sized_executor import EXECUTOR
     from pairwright.data.table.inspect import format_inspection, inspect_version
 
-    description = inspect_version(url, version=version, num_sample=sample)
+    description = inspect_version(
+        url, version=version, num_sample=0 if verify else sample, verify=verify, executor=EXECUTOR
+    )
     say_json(description) if as_json else say(format_inspection(description))
+    if verify and description["verified"]["damaged"]:
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=TABLES)

@@ -4,6 +4,7 @@ In reading order:
 
 - ``ingest/``: sources of records are parsed, validated, deduplicated and written as annotations
 - ``table/``: the versioned table that holds annotations, pairs and tokens
+- ``id_index/``: the index of a table's ids
 - ``pairs/``: rankings become weighted pairs
 - ``tokens/``: pairs become tokens
 - ``profile/``: the page on a table

@@ -6,7 +6,7 @@ and `expand` and `report` drop it where two ingestions at once brought it into a
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -114,6 +114,12 @@ def _add(digest: Any, text: str) -> None:
     data = text.encode()
     digest.update(len(data).to_bytes(8, "little"))
     digest.update(data)
+
+
+def hash_ids(ids: Iterable[str]) -> NDArray[np.uint64]:
+    """Return the 64-bit hash of each id; equal hashes only hint at equal ids."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    return np.frombuffer(digests, dtype="<u8")
 
 
 def are_among(hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -201,7 +201,7 @@ def _memory(config: TrainConfig, plan: RunPlan) -> MemoryPreview:
 
 
 def _longest(plan: RunPlan) -> int:
-    return int(plan.tokens.longest_row_tokens_G.max())
+    return plan.tokens.longest_row_tokens
 
 
 # --------------------------------------------------------------------------------------------------- words

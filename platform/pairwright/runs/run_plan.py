@@ -107,7 +107,7 @@ def plan_run(config: TrainConfig, pairs: Table, manifest: Manifest, *, executor:
 
 
 def _check_positions(path: str, outline: ModelOutline, tokens: TokenTable) -> None:
-    longest, limit = int(tokens.longest_row_tokens_G.max()), outline.max_positions
+    longest, limit = tokens.longest_row_tokens, outline.max_positions
     if limit is not None and longest > limit:
         raise ModelError(
             f"{path}: knows {limit} positions, but the longest completion takes {longest} tokens with its prompt; set "

@@ -14,7 +14,8 @@ import pytest
 import zstandard
 
 from pairwright.config import FieldPaths, IngestConfig
-from pairwright.data.ingest import dedup, shards
+from pairwright.data.id_index import id_index
+from pairwright.data.ingest import dedup
 from pairwright.data.ingest.ingest import IngestSummary, ingest
 from pairwright.data.table.table import Manifest, Table
 from pairwright.errors import ConfigError, SourceError, StoreError
@@ -211,7 +212,7 @@ def test_ids_whose_hashes_meet_are_both_kept(tmp_path: Path, monkeypatch: pytest
     def few(ids: Sequence[str]) -> np.ndarray:
         return np.array([hashlib.blake2b(name.encode()).digest()[0] % 4 for name in ids], dtype="<u8")
 
-    monkeypatch.setattr(shards, "hash_ids", few)
+    monkeypatch.setattr(id_index, "hash_ids", few)
     monkeypatch.setattr(dedup, "hash_ids", few)
     path = write(tmp_path / "s.jsonl", records(*range(20), 7))
     more = write(tmp_path / "more.jsonl", records(*range(19, 25)))
@@ -279,6 +280,7 @@ def test_a_table_inside_a_source_directory_does_not_feed_on_itself(tmp_path: Pat
     assert (summary.manifest, summary.failed) == (None, [])
     assert summary.skipped == [str(tmp_path / "a.jsonl")]
     inside = {*(tmp_path / "table/quarantine").glob("*"), *(tmp_path / "table/versions").glob("*")}
+    inside |= set((tmp_path / "table/index").glob("*"))
     assert {Path(name) for name in summary.ignored} == inside | set((tmp_path / "table/data").glob("*"))
 
 

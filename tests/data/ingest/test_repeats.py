@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from annotation_tables import annotation_row, annotations_table
+from pairwright.data.id_index.index_files import truncated
+from pairwright.data.identity import hash_ids
 from pairwright.data.ingest.dedup import Duplicates, RecordLocations, find_duplicates, locations_of
-from pairwright.data.ingest.shards import hash_ids
 from pairwright.data.table.table import Table
 
 ROW = annotation_row(
@@ -46,7 +47,7 @@ SAMES: dict[str, dict[str, Any]] = {
 
 def places_in(tmp_path: Path, rows: list[dict[str, Any]]) -> RecordLocations:
     table = Table(str(tmp_path / "t"), "annotations")
-    wanted = np.unique(hash_ids([row["id"] for row in rows]))
+    wanted = np.unique(truncated(hash_ids([row["id"] for row in rows])))
     return locations_of(table, table.write_data(annotations_table(rows)), wanted)
 
 

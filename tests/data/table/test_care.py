@@ -156,9 +156,11 @@ def assert_as_the_model_says(table: Table, model: Model) -> None:
     }
     records = [one for file in newest.quarantined_files for one in table.read_quarantined(file)]
     assert {Path(one.source).name for one in records if one.record} == model.with_text
-    named = {file.path for version in table.versions() for file in table.manifest(version).all_files}
+    named = {path for version in table.versions() for path in table.manifest(version).paths}
     stored = {
-        f"{folder}/{path.name}" for folder in ("data", "quarantine") for path in Path(table.url, folder).glob("*")
+        f"{folder}/{path.name}"
+        for folder in ("data", "index", "quarantine")
+        for path in Path(table.url, folder).glob("*")
     }
     assert stored >= named
 
@@ -225,8 +227,8 @@ def do(folder: Path, url: str, model: Model, step: tuple[Any, ...]) -> bool | No
             return compact(url, file_bytes=1 << 20).is_new
         case ("vacuum", keep):
             summary = vacuum(url, older_than=timedelta(), keep_versions=keep, is_dry_run=False)
-            named = {file.path for v in Table.open(url).versions() for file in Table.open(url).manifest(v).all_files}
-            stored = {f"{f}/{path.name}" for f in ("data", "quarantine") for path in Path(url, f).glob("*")}
+            named = {path for v in Table.open(url).versions() for path in Table.open(url).manifest(v).paths}
+            stored = {f"{f}/{path.name}" for f in ("data", "index", "quarantine") for path in Path(url, f).glob("*")}
             assert stored == named
             assert len(summary.kept_versions) <= (keep or 1 << 30)
             return None

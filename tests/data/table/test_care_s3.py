@@ -66,7 +66,7 @@ def test_a_table_is_cared_for_on_s3_while_others_write_to_it(s3_bucket: str) -> 
     done = vacuum(table.url, older_than=timedelta(), keep_versions=1, is_dry_run=False)
     assert {LANDED, orphan.path} < set(done.removed_files)
     assert table.versions() == [compacted.version]
-    assert stored(table.url) == {file.path for file in table.manifest().all_files}
+    assert stored(table.url) == table.manifest().paths
     assert annotators(table) == ["bob"] * NUM_FILES
     for path in stored(table.url):
         assert b"ann" not in obstore.get(open_store(table.url), path).bytes().to_bytes() or path.startswith("data/")

@@ -54,8 +54,10 @@ def assert_accounted_for(table: str) -> None:
     assert newest.totals["refused"] == len(refused) == sum(source.refused for source in newest.sources)
     assert newest.totals["completions"] == sum(len(row["completions"]) for row in rows.values())
     assert newest.totals["lines"] == len(rows) + len(refused) + newest.totals["blank"] + newest.totals["erased"]
-    named = {file.path for version in opened.versions() for file in opened.manifest(version).all_files}
-    stored = {f"{folder}/{path.name}" for folder in ("data", "quarantine") for path in Path(table, folder).glob("*")}
+    named = {path for version in opened.versions() for path in opened.manifest(version).paths}
+    stored = {
+        f"{folder}/{path.name}" for folder in ("data", "index", "quarantine") for path in Path(table, folder).glob("*")
+    }
     assert stored == named
 
 

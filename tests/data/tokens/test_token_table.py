@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pairwright.data.storage.local_cache import MARKER_SECONDS, cache_folder
+from pairwright.data.storage.local_cache import MARKER_SECONDS, cache_folder, empty_cache
 from pairwright.data.table.arrow_io import ipc_bytes
 from pairwright.data.table.table import Manifest, Table
+from pairwright.data.tokens import column_files
+from pairwright.data.tokens.column_files import MappedColumn
 from pairwright.data.tokens.tokenize_groups import TokenGroup, TokenTable, groups_to_table, local_token_paths
 from pairwright.errors import StoreError
 from pairwright.records import PAIRS_SCHEMA
@@ -128,6 +130,35 @@ def test_columns_for_planning_agree_with_the_groups(tmp_path):
     assert sizes.longest_row_tokens_G.tolist() == [longest[i] for i in rows]
     assert {getattr(sizes, field.name).dtype for field in fields(sizes)} == {np.dtype(np.int64)}
     assert table.completion_tokens(599).tolist() == list(map(len, groups[599].completion_ids))
+
+
+@pytest.mark.parametrize("num_groups", [1, 700, 3000])
+def test_columns_of_a_large_table_are_mapped_from_a_file_and_are_the_same(tmp_path, monkeypatch, num_groups):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(column_files, "ROWS_PER_BUCKET", 100)
+    groups = [replace(one, group_id=os.urandom(16).hex()) for one in random_groups(num_groups, seed=3)]
+    splits = ["validation" if i % 7 == 3 else "train" for i in range(num_groups)]
+    url = Table(str(tmp_path / "t"), "tokens")
+    paths = local_token_paths(url.url, write(url, groups, splits))
+    small = TokenTable(paths)
+    rows = np.random.default_rng(0).integers(0, num_groups, 2000)
+    for large in (TokenTable(paths, mapped_from=1), TokenTable(paths, mapped_from=1)):  # written, and found there
+        assert isinstance(large.rows_of_split("train"), MappedColumn)
+        for split in ("train", "validation", "test"):
+            assert large.rows_of_split(split)[:].tolist() == small.rows_of_split(split).tolist()
+            assert len(large.rows_of_split(split)) == len(small.rows_of_split(split))
+        assert large.longest_row_tokens == small.longest_row_tokens
+        for name in ("num_completions_G", "num_pairs_G", "longest_row_tokens_G", "weight_G"):
+            found, expected = getattr(large, name), getattr(small, name)
+            assert (found.dtype, found[rows].tolist()) == (expected.dtype, expected[rows].tolist())
+            is_odd = rows % 2 == 1
+            assert found[rows[is_odd]].tolist() == expected[rows[is_odd]].tolist()
+            assert type(found[rows]) is np.ndarray
+        for field in fields(small.sizes_of(rows)):
+            expected = getattr(small.sizes_of(rows), field.name)
+            assert getattr(large.sizes_of(rows), field.name).tolist() == expected.tolist()
+    assert len(list((tmp_path / "cache/pairwright/tokens").glob("*.columns"))) == 1
+    assert empty_cache().num_files == 1
 
 
 def test_tokens_are_views_into_the_memory_mapped_file(tmp_path):

@@ -114,7 +114,7 @@ def _set_up(task: WorkerTask) -> _Setup:
         model,
         config.batches.layout,
         pad_token_id=pad_token_id,
-        max_length=int(tokens.longest_row_tokens_G.max()),
+        max_length=tokens.longest_row_tokens,
         device=ray.train.torch.get_device(),
     )
     run = Run(

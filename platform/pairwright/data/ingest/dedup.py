@@ -1,14 +1,15 @@
 """Deduplication of an ingestion: refuses records whose id is already in the table, or earlier in the sources.
 
-64-bit hashes of ids find candidates, 128-bit ones decide, and the later record is refused; its reason says whether it
-was the same annotation once more or another one under a taken id. The ids of the table's files are read once (an
-ingestion that adds little to a large table pays for that), contents only where hashes collide, and only files that
-hold a duplicate are written again. The driver holds 8 bytes a record, and 56 for a duplicate.
+48-bit hashes of ids find candidates in the id indexes, 128-bit ones decide, and the later record is refused; its reason
+says whether it was the same annotation once more or another one under a taken id. Only data files that may hold a
+duplicate are read, and only those of this ingestion that do are written again. The driver holds 56 bytes a duplicate,
+and the hashes of ``HASHES_AT_ONCE`` records, however many there are.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -16,11 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from pairwright.data.executor import Executor
-from pairwright.data.identity import CONTENT, are_among, content_hashes
+from pairwright.data.id_index.id_index import NUM_THREADS, IdSearch, entries_between, index_name, write_indexed
+from pairwright.data.id_index.index_files import hash_ranges, truncated
+from pairwright.data.identity import CONTENT, are_among, content_hashes, hash_ids
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import reason_key, rejection
-from pairwright.data.ingest.shards import NUM_SHOWN, IngestShard, hash_ids, num_completions
+from pairwright.data.ingest.shards import NUM_SHOWN, IngestShard, num_completions
 from pairwright.data.ingest.sources.splits import InputSplit, fetch_lines
+from pairwright.data.table.manifest import IdIndex
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import SourceError
 
@@ -29,6 +33,8 @@ DUPLICATE_ID = "duplicate id"
 DUPLICATE_IDS_SHARE = 0.5
 """Of the records: an export that counts its ids anew, or identifies prompts by them, not a duplicated record."""
 MIN_DUPLICATE_IDS = 20
+HASHES_AT_ONCE = 4_000_000
+"""Hashes of new records that are compared at once: 32 MB, and about four times that while they are sorted."""
 
 _LOCATION = np.dtype(
     [("row", "<u4"), ("hash", "<u8"), ("name", "<u8", 2), ("content", "<u8", 2), ("source", "<u4"), ("line", "<i8")]
@@ -79,40 +85,80 @@ class _Found(msgspec.Struct, frozen=True):
 def refuse_duplicates(
     shards: Sequence[IngestShard],
     splits: Sequence[InputSplit],
-    files: Sequence[DataFile],
-    known: Table,
+    known: IdSearch,
     table: Table,
     executor: Executor,
     *,
     replaced: frozenset[str] = frozenset(),
+    hashes_at_once: int = HASHES_AT_ONCE,
 ) -> list[IngestShard]:
-    """Return the shards without the records whose id is in ``files`` of the table, or in an earlier shard.
+    """Return the shards without the records whose id is in files of a table, or in an earlier shard.
 
     Args:
         shards: in the order in which the earlier record wins.
         splits: the input splits that the shards came from, by ``shard.split_index``.
-        files: files of a table that the shards were not checked against before.
-        known: the table that they are in.
+        known: the files of a table that the shards were not checked against before.
         table: where the shards are, the same one but for `validate`.
         executor: what maps over files.
         replaced: sources of the table whose records are to leave it, so that their ids are free.
+        hashes_at_once: hashes of new records that are compared at once, about.
 
     Raises:
         SourceError: if a source that holds a duplicate is gone or has changed.
         StoreError: if a file cannot be read or written.
     """
-    hashes = [shard.hashes for shard in shards]
-    own = np.unique(np.concatenate([np.empty(0, "<u8"), *hashes]))
-    before = _locations(files, own, known, executor, replaced)
-    taken = np.unique(np.concatenate([np.empty(0, "<u8"), *(locations.rows["hash"] for locations in before)]))
-    wanted = np.union1d(duplicate_hashes(hashes), taken)
-    affected = [shard for shard in shards if shard.data is not None and holds_any(shard, wanted)]
-    locations = _locations([shard.data for shard in affected if shard.data is not None], wanted, table, executor)
+    candidates = find_candidates(shards, known, table, hashes_at_once)
+    files = [file for file in known.files if index_name(file) in candidates.data_files]
+    before = _locations(files, candidates.hashes, known.known, executor, replaced)
+    affected = [shard for number, shard in enumerate(shards) if number in candidates.shards]
+    locations = _locations([s.data for s in affected if s.data is not None], candidates.hashes, table, executor)
     found = zip(affected, find_duplicates(before, locations), strict=True)
     smaller = _rewritten(
         [(shard, duplicates) for shard, duplicates in found if len(duplicates.rows)], splits, table, executor
     )
     return [smaller.get((shard.split_index, shard.index), shard) for shard in shards]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Hashes of ids that occur twice in shards, or in a table too, and the files that hold them.
+
+    Attributes:
+        hashes: truncated, sorted, each once, uint64.
+        data_files: of the table, by the names of its indexes.
+        shards: positions of shards.
+    """
+
+    hashes: np.ndarray
+    data_files: set[str]
+    shards: set[int]
+
+
+def find_candidates(
+    shards: Sequence[IngestShard], known: IdSearch, table: Table, hashes_at_once: int = HASHES_AT_ONCE
+) -> Candidates:
+    """Return what may be a duplicate, by hashes of ids, a part of the range of hashes at a time.
+
+    Raises:
+        StoreError: if the index of a shard, or a file without an index, cannot be read.
+    """
+    indexed = [(number, shard.id_index) for number, shard in enumerate(shards) if shard.id_index is not None]
+    hashes, data_files, positions = [np.empty(0, "<u8")], set[str](), set[int]()
+    num_ranges = max(1, -(-sum(index.rows for _, index in indexed) // hashes_at_once))
+    for low, high in hash_ranges(num_ranges) if indexed else ():
+
+        def hashes_of(one: tuple[int, IdIndex], low: int = low, high: int = high) -> np.ndarray:
+            return truncated(entries_between(table.url, one[1], low, high))
+
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            own = list(pool.map(hashes_of, indexed))
+        values, counts = np.unique(np.concatenate(own), return_counts=True)
+        matches = known.search(values)
+        wanted = np.union1d(values[counts > 1], matches.hashes)
+        hashes.append(wanted)
+        data_files |= matches.data_files
+        positions |= {number for (number, _), each in zip(indexed, own, strict=True) if are_among(each, wanted).any()}
+    return Candidates(np.concatenate(hashes), data_files, positions)
 
 
 def _locations(
@@ -122,7 +168,7 @@ def _locations(
     executor: Executor,
     replaced: frozenset[str] = frozenset(),
 ) -> list[RecordLocations]:
-    """Return, for each file, the locations of the ids with these hashes (sorted, uint64)."""
+    """Return, for each file, the locations of the ids with these hashes (truncated, sorted)."""
     locations = [RecordLocations([], b"") for _ in files]
     if not files or not len(hashes):
         return locations
@@ -152,21 +198,10 @@ def _rewritten(
     return {(shard.split_index, shard.index): shard for shard in shards}
 
 
-def duplicate_hashes(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the hashes that occur more than once in all arrays together, sorted."""
-    values, counts = np.unique(np.concatenate([np.empty(0, "<u8"), *arrays]), return_counts=True)
-    return values[counts > 1]
-
-
-def holds_any(shard: IngestShard, hashes: np.ndarray) -> bool:
-    """Return whether any of the shard's ids has one of ``hashes`` (sorted, uint64)."""
-    return bool(are_among(shard.hashes, hashes).any())
-
-
 def locations_of(table: Table, file: DataFile, hashes: np.ndarray) -> RecordLocations:
-    """Return the locations of a file's records whose id hashes are among ``hashes`` (sorted, uint64), in row order."""
+    """Return the locations, in row order, of a file's records whose id hashes are among some (truncated, sorted)."""
     ids = table.read_file(file, ["id"]).column("id").to_pylist()
-    hash_of = hash_ids(ids)
+    hash_of = truncated(hash_ids(ids))
     found = np.flatnonzero(are_among(hash_of, hashes))
     if not len(found):
         return RecordLocations([], b"")
@@ -238,19 +273,20 @@ def drop_duplicates(shard: IngestShard, split: InputSplit, duplicates: Duplicate
     ]
     kept = np.setdiff1d(np.arange(shard.accepted), duplicates.rows)
     left = before.take(pa.array(kept))
+    data, index = write_indexed(table, left) if len(kept) else (None, None)
     smaller = msgspec.structs.replace(
         shard,
         accepted=len(kept),
         refused=shard.refused + len(refused),
         duplicates=shard.duplicates + int(duplicates.is_same.sum()),
         completions=num_completions(left),
-        data=table.write_data(left) if len(kept) else None,
+        data=data,
+        id_index=index,
         quarantined_files=[*shard.quarantined_files, table.write_quarantined(refused)],
         reasons=dict(Counter(shard.reasons) + Counter(map(reason_key, refused))),
         shown=[*shard.shown, *refused][:NUM_SHOWN],
-        id_hashes=shard.hashes[kept].tobytes(),
     )
-    table.delete([shard.data])
+    table.delete([shard.data, *(shard.id_index.files if shard.id_index else [])])
     return smaller
 
 

@@ -23,7 +23,7 @@ from pairwright.data.ingest.ingest import named_sources, open_ingestion
 from pairwright.data.ingest.ingest_summary import IngestSummary
 from pairwright.data.ingest.quality_warnings import QualityWarnings, count_quality_warnings
 from pairwright.data.ingest.shards import IngestShard
-from pairwright.data.storage.ownership import QUARANTINE, STAGING, TABLE, delete_folder
+from pairwright.data.storage.ownership import INDEX, QUARANTINE, STAGING, TABLE, delete_folder
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError
 from pairwright.records import Rejection
@@ -156,13 +156,14 @@ def validate(
     known = None if against is None else Table.open(against, "annotations")
     named = named_sources(sources, config)
     with (
-        executor.session(named.size_beside(known)),
+        executor.session(named.size_beside(known, replace=replace)),
         _temporary_table(scratch, executor) as table,
         open_ingestion(named, table, config, known=known or table, replace=replace, executor=executor) as ingestion,
     ):
         newest = None if known is None else known.latest()
         replaced = ingestion.replaced_in(newest)
-        ingestion.refuse_duplicates_in(newest.files if newest else [], frozenset(replaced))
+        files, indexes = (newest.files, newest.indexes) if newest else ([], [])
+        ingestion.refuse_duplicates_in(files, indexes, frozenset(replaced))
         refused = list(islice(_rejections(ingestion.shards, table), limit))
         summary = ingestion.summary(None)
         if output is not None:
@@ -203,5 +204,5 @@ def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
     try:
         yield table
     finally:
-        for folder in ("data", QUARANTINE, STAGING, ""):
+        for folder in ("data", INDEX, QUARANTINE, STAGING, ""):
             delete_folder(table.url, folder, TABLE)

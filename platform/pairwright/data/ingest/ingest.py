@@ -1,7 +1,7 @@
 """Ingests sources into a new version of an annotations table; what could not be ingested is named and counted.
 
-Local sources are hashed, which counts their lines; their splits are parsed and written; and, only where hashes of ids
-collide, those ids are read and the files written again without the duplicates. The driver holds 8 bytes a record.
+Local sources are hashed, which counts their lines; their splits are parsed and written, each file with an index of its
+ids; and, only where hashes of ids collide, those ids are read and the files written again without the duplicates.
 Nothing is visible before the one commit at the end, and if another ingestion commits first the ids are checked again,
 against what it added.
 """
@@ -13,8 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from pairwright.config import IngestConfig
 from pairwright.data.executor import LOCAL, Executor, Failures
+from pairwright.data.id_index.id_index import IdSearch, unindexed
+from pairwright.data.id_index.index_merges import IndexMerger
 from pairwright.data.ingest.adapters import configured_format, parser_for
 from pairwright.data.ingest.dedup import refuse_duplicates
 from pairwright.data.ingest.fields.suggested_fields import SuggestedFields
@@ -33,6 +37,7 @@ from pairwright.data.ingest.sources.source import SourceRef, file_state
 from pairwright.data.ingest.sources.splits import InputSplit
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.delete_rows import RewrittenVersion, RowDeleter
+from pairwright.data.table.manifest import IdIndex, IndexFile
 from pairwright.data.table.table import DataFile, Manifest, Source, Table
 from pairwright.errors import SourceError
 from pairwright.records import Rejection
@@ -59,7 +64,7 @@ def ingest(
     named = named_sources(sources, config)
     table = Table.claim(into, "annotations")
     with (
-        executor.session(named.size_beside(table)),
+        executor.session(named.size_beside(table, replace=replace)),
         open_ingestion(named, table, config, known=table, replace=replace, executor=executor) as ingestion,
     ):
         manifest = commit_written(table, ingestion.manifest_on, ingestion.written)
@@ -73,14 +78,22 @@ class NamedSources:
     listing: Listing
     external: list[ExternalSource]
 
-    def size_beside(self, known: Table | None) -> int:
-        """Return about how many bytes of text an ingestion goes through: all sources, and the ids of a table."""
+    def size_beside(self, known: Table | None, *, replace: bool) -> int:
+        """Return about how many bytes an ingestion goes through: all sources, and files of a table that it reads.
+
+        Args:
+            known: the table, if any: of it data files without an index are read.
+            replace: whether sources may replace their old content, which is looked for in all files.
+        """
         if any(source.kind != "sqlite" for source in self.external):
             return sys.maxsize  # Ray Data's readers
         sources = sum(Path(source.address).stat().st_size for source in self.external)
         sources += sum(source.size * (1 if source.compression is None else UNPACKED) for source in self.listing.sources)
         newest = None if known is None else known.latest()
-        return sources + sum(file.bytes for file in newest.files) if newest else sources
+        if newest is None:
+            return sources
+        read = newest.files if replace else unindexed(newest.files, newest.indexes)
+        return sources + sum(file.bytes for file in read)
 
 
 def named_sources(sources: Sequence[str], config: IngestConfig) -> NamedSources:
@@ -158,6 +171,8 @@ class Ingestion:
         self._suggestions: dict[str, SuggestedFields] = {}
         self._notes: dict[str, str] = {}
         self._checked: set[str] = set()
+        self._merger = IndexMerger(table, executor)
+        self._new_indexes: list[IdIndex] = []
 
     def read(self, sources: Sequence[SourceRef], unreadable: Failures) -> None:
         """Parse and write every source that the table does not have yet, except those that failed before."""
@@ -193,24 +208,32 @@ class Ingestion:
         """Return the version after ``newest``, or None where nothing is left to add; called again on a lost race."""
         self._drop(*self._already_ingested(newest, self._source_entries()))
         left = self._left(newest)
-        self.refuse_duplicates_in(left.files if left else [])
+        self.refuse_duplicates_in(left.files if left else [], left.indexes if left else [])
         self._drop(*self._already_ingested(newest, self._source_entries()))
         if not self._sources:
             return None
         left = self._left(newest)
         self._replaced = left.rows if left else {}
-        return next_manifest(newest, left, self._source_entries(), self.shards, self._config)
+        proposed = next_manifest(newest, left, self._source_entries(), self.shards, self._config)
+        added = [shard.id_index for shard in self.shards if shard.id_index is not None]
+        indexes = [*(left.indexes if left else []), *self._new_indexes, *added]
+        num_added = sum(index.rows for index in added)
+        return msgspec.structs.replace(proposed, indexes=self._merger.next_indexes(proposed.files, indexes, num_added))
 
-    def refuse_duplicates_in(self, files: Sequence[DataFile], replaced: frozenset[str] = frozenset()) -> None:
-        """Refuse what has the id of an earlier record, here or in files of the known table, each read once.
+    def refuse_duplicates_in(
+        self, files: Sequence[DataFile], indexes: Sequence[IdIndex], replaced: frozenset[str] = frozenset()
+    ) -> None:
+        """Refuse what has the id of an earlier record, here or in files of the known table, each searched once.
 
         Args:
             files: of the known table.
+            indexes: of these files, and of others.
             replaced: sources whose records there are to be replaced, which do not count.
         """
         unchecked = [file for file in files if file.path not in self._checked]
+        known = IdSearch(self._known, unchecked, indexes, self._table, self._executor, written=self._new_indexes)
         self.shards = refuse_duplicates(
-            self.shards, self._splits, unchecked, self._known, self._table, self._executor, replaced=replaced
+            self.shards, self._splits, known, self._table, self._executor, replaced=replaced
         )
         self._checked |= {file.path for file in unchecked}
 
@@ -218,9 +241,10 @@ class Ingestion:
         """Return the sources that would replace their old content, and how many old annotations would be removed."""
         return {source.uri: source.accepted for source in replaced_by(newest, self._sources) if source.is_taken}
 
-    def written(self) -> list[DataFile]:
+    def written(self) -> list[DataFile | IndexFile]:
         """Return every file that was written and not deleted again."""
-        return [*all_files(self.shards), *self._deleter.written()]
+        indexed = [file for index in self._new_indexes for file in index.files]
+        return [*all_files(self.shards), *self._deleter.written(), *indexed, *self._merger.written()]
 
     def summary(self, manifest: Manifest | None) -> IngestSummary:
         """Return what became of every source."""

@@ -5,16 +5,15 @@ flat on a stream of any length; nothing of it can be read before a commit names 
 turns out to be truncated are simply not committed, and deleted.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from pairwright.config import IngestConfig
+from pairwright.data.id_index.id_index import write_indexed
 from pairwright.data.ingest.adapters import (
     NATIVE,
     NUM_HEAD_RECORDS,
@@ -32,6 +31,7 @@ from pairwright.data.ingest.parse import annotations_to_arrow, parse_lines, reas
 from pairwright.data.ingest.row_groups import check_whole, grouped
 from pairwright.data.ingest.sources.source import TEXT_CELLS
 from pairwright.data.ingest.sources.splits import Chunk, InputSplit, read_chunks, source_note
+from pairwright.data.table.manifest import IdIndex, IndexFile
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError, SourceError
 from pairwright.progress_bar import note_progress
@@ -69,8 +69,8 @@ class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
     quarantined_files: list[DataFile]
     reasons: dict[str, int]
     shown: list[Rejection]
-    id_hashes: bytes
-    """64-bit hash of each accepted record's id, in row order: uint64, little-endian."""
+    id_index: IdIndex | None
+    """Index of the data file's ids."""
     format: str = ""
     """Name of the format that its records are read in; empty where none was recognised, and native was tried."""
     note: str | None = None
@@ -83,20 +83,10 @@ class IngestShard(msgspec.Struct, frozen=True, kw_only=True):
     """Why the source could not be read to its end; earlier shards of it are then discarded too."""
 
     @property
-    def hashes(self) -> np.ndarray:
-        """The ids' hashes, uint64, shape (accepted,)."""
-        return np.frombuffer(self.id_hashes, dtype="<u8")
-
-    @property
-    def files(self) -> list[DataFile]:
+    def files(self) -> list[DataFile | IndexFile]:
         """Every file that was written for it."""
-        return [*([self.data] if self.data else []), *self.quarantined_files]
-
-
-def hash_ids(ids: Iterable[str]) -> np.ndarray:
-    """Return the 64-bit hash of each id, uint64; equal hashes only hint at equal ids."""
-    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
-    return np.frombuffer(digests, dtype="<u8")
+        indexed = self.id_index.files if self.id_index else []
+        return [*([self.data] if self.data else []), *self.quarantined_files, *indexed]
 
 
 def write_shards(split_index: int, split: InputSplit, table: Table, config: IngestConfig) -> Iterator[IngestShard]:
@@ -251,6 +241,7 @@ class ShardWriter:
         """Write the files, unless the source failed: then nothing of it will be kept."""
         rows = pa.concat_tables(self._tables) if self._tables and error is None else None
         refused = self._rejections if error is None else []
+        data, index = (None, None) if rows is None else write_indexed(table, rows)
         return IngestShard(
             split_index=self.split_index,
             index=self.index,
@@ -262,11 +253,11 @@ class ShardWriter:
             accepted=0 if rows is None else rows.num_rows,
             refused=len(refused),
             completions=0 if rows is None else num_completions(rows),
-            data=None if rows is None else table.write_data(rows),
+            data=data,
+            id_index=index,
             quarantined_files=[table.write_quarantined(refused)] if refused else [],
             reasons=most_common(Counter(map(reason_key, refused))),
             shown=refused[:NUM_SHOWN],
-            id_hashes=b"" if rows is None else hash_ids(rows.column("id").to_pylist()).tobytes(),
             error=error,
         )
 
@@ -283,6 +274,6 @@ def num_completions(rows: pa.Table) -> int:
     return sum(len(chunk.flatten()) for chunk in rows.column("completions").chunks)
 
 
-def all_files(shards: Iterable[IngestShard]) -> list[DataFile]:
+def all_files(shards: Iterable[IngestShard]) -> list[DataFile | IndexFile]:
     """Return every file that was written for the shards."""
     return [file for shard in shards for file in shard.files]

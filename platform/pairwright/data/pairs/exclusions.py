@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pairwright.config import ExpandConfig
-from pairwright.data.ingest.shards import hash_ids
+from pairwright.data.identity import hash_ids
 from pairwright.data.ingest.sources.listing import list_sources
 from pairwright.data.ingest.sources.splits import InputSplit, read_chunks
 from pairwright.data.table.arrow_io import list_lengths, one_array

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pairwright.data.ingest.shards import hash_ids
+from pairwright.data.identity import hash_ids
 from pairwright.data.pairs.build_pairs import flat_scores
 from pairwright.data.table.arrow_io import list_lengths, one_array
 

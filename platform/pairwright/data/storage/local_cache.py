@@ -28,6 +28,7 @@ from pairwright.errors import StoreError
 
 MARKER_SECONDS = 30 * 24 * 3600
 _CHUNK_BYTES = 1 << 24
+_TOKEN_ENDINGS = (".arrow", ".unfinished", ".columns")
 
 logger = logging.getLogger(__name__)
 _held: dict[Path, int] = {}
@@ -195,7 +196,7 @@ def empty_cache() -> ClearedCache:
     sizes: list[int] = []
     num_in_use = 0
     try:
-        for path in [path for path in tokens.iterdir() if path.suffix in (".arrow", ".unfinished")]:
+        for path in [path for path in tokens.iterdir() if path.suffix in _TOKEN_ENDINGS]:
             with FileLock(path.with_suffix(".arrow.lock")):
                 sizes += _sizes(path)
                 path.unlink(missing_ok=True)
@@ -231,5 +232,5 @@ def _remove_model(models: Path, name: str) -> None:
 
 def _sizes(path: Path) -> list[int]:
     """Return the bytes of each file at or below a path; locks and listings do not count."""
-    files = path.rglob("*") if path.is_dir() else [path] if path.suffix in (".arrow", ".unfinished") else []
+    files = path.rglob("*") if path.is_dir() else [path] if path.suffix in _TOKEN_ENDINGS else []
     return [file.stat().st_size for file in files if file.is_file()]

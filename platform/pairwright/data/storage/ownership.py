@@ -41,6 +41,8 @@ class Kind:
 
 QUARANTINE = "quarantine"
 """Folder of the records that were refused, in a table and in scores."""
+INDEX = "index"
+"""Folder of a table's index of ids."""
 STAGING = "staging"
 """Folder of a table for files that last one command."""
 OLD_NAMES = {QUARANTINE: "refused", STAGING: "landing"}
@@ -55,6 +57,7 @@ def _any_of(folder: str, rest: str) -> str:
 _TABLE_FILES = "|".join(
     [
         r"data/[0-9a-f]{32}\.arrow",
+        rf"{INDEX}/[0-9a-f]{{32}}\.ids",
         _any_of(QUARANTINE, r"[0-9a-f]{32}\.jsonl"),
         _any_of(STAGING, r"[0-9a-f]{32}/([0-9a-f]{32}\.jsonl|\d+)"),
     ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from pairwright.data.storage.ownership import STAGING, TABLE, delete_empty_folders, delete_folder
+from pairwright.data.table.manifest import IndexFile
 from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 
@@ -16,7 +17,9 @@ from pairwright.errors import StoreError
 
 
 def commit_written(
-    table: Table, build: Callable[[Manifest | None], Manifest | None], written: Callable[[], Iterable[DataFile]]
+    table: Table,
+    build: Callable[[Manifest | None], Manifest | None],
+    written: Callable[[], Iterable[DataFile | IndexFile]],
 ) -> Manifest | None:
     """Commit what ``build`` returns, and delete what was written that the version does not name.
 
@@ -43,7 +46,7 @@ def commit_written(
         if not is_asked:
             table.delete(written())
         raise
-    named = {file.path for file in committed.all_files} if committed else set()
+    named = committed.paths if committed else set()
     table.delete([file for file in written() if file.path not in named])
     return committed
 

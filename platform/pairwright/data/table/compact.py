@@ -14,7 +14,10 @@ import pyarrow as pa
 
 from pairwright.data.executor import LOCAL, Executor
 from pairwright.data.group_by import partition_files
+from pairwright.data.id_index.id_index import index_all, unindexed, write_indexed
+from pairwright.data.id_index.index_merges import IndexMerger
 from pairwright.data.table.commit import commit_written
+from pairwright.data.table.manifest import IdIndex, IndexFile
 from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.errors import StoreError
 from pairwright.terminal import counted, escaped, one_per_line
@@ -123,20 +126,39 @@ class _Compaction:
         self._table = table
         self._file_bytes = file_bytes
         self._executor = executor
-        self._merged: dict[tuple[str, ...], DataFile] = {}
+        self._merged: dict[tuple[str, ...], Merged] = {}
+        self._merger = IndexMerger(table, executor)
+        self._new_indexes: dict[str, IdIndex] = {}
 
     def manifest_on(self, newest: Manifest | None) -> Manifest | None:
-        """Return the version after ``newest``, or None where no two neighbours are small enough."""
+        """Return the version after ``newest``, or None where neither files nor indexes are to be merged."""
         assert newest is not None
         runs = _runs_of(newest, self._file_bytes)
         self._merge([run for run in runs if _paths(run) not in self._merged])
-        if not runs:
-            return None
-        return after_compaction(newest, {_paths(run): self._merged[_paths(run)] for run in runs})
+        merged = [self._merged[_paths(run)] for run in runs]
+        proposed = after_compaction(newest, {each.paths: each.file for each in merged})
+        new = [each.index for each in merged if each.index is not None]
+        indexes = self._indexes(proposed.files, [*newest.indexes, *new])
+        is_same = not runs and indexes == newest.indexes
+        return None if is_same else msgspec.structs.replace(proposed, indexes=indexes)
 
-    def written(self) -> list[DataFile]:
+    def _indexes(self, files: Sequence[DataFile], indexes: Sequence[IdIndex]) -> list[IdIndex]:
+        """Return the indexes of a version with some data files: few, and of all of them."""
+        if self._table.kind != "annotations":
+            return []
+        known = [*indexes, *self._new_indexes.values()]
+        found = self._merger.compacted(files, known)
+        if missing := unindexed(files, found):
+            new = index_all(self._table, missing, self._table, self._executor)
+            self._new_indexes |= {index.data_files[0]: index for index in new}
+            found = self._merger.compacted(files, [*found, *new])
+        return found
+
+    def written(self) -> list[DataFile | IndexFile]:
         """Return every file that was written."""
-        return list(self._merged.values())
+        new = [each.index for each in self._merged.values() if each.index is not None]
+        indexed = [file for index in [*new, *self._new_indexes.values()] for file in index.files]
+        return [*(each.file for each in self._merged.values()), *indexed, *self._merger.written()]
 
     def _merge(self, runs: Sequence[Sequence[DataFile]]) -> None:
         table = self._table
@@ -146,7 +168,7 @@ class _Compaction:
 
         sizes = [sum(file.bytes for file in run) for run in runs]
         for merged in self._executor.map_items(work, runs, sizes, Merged, what="files merged"):
-            self._merged[merged.paths] = merged.file
+            self._merged[merged.paths] = merged
 
 
 def _paths(files: Sequence[DataFile]) -> tuple[str, ...]:
@@ -158,6 +180,7 @@ class Merged(msgspec.Struct, frozen=True):
 
     paths: tuple[str, ...]
     file: DataFile
+    index: IdIndex | None = None
 
 
 def plan_merges(files: Sequence[DataFile], file_bytes: int) -> list[list[DataFile]]:
@@ -171,12 +194,13 @@ def merge(table: Table, files: Sequence[DataFile]) -> Merged:
     Raises:
         StoreError: if one cannot be read, or the new one cannot be written.
     """
+    index = None
     if files[0].path.startswith("data/"):
-        merged = table.write_data(pa.concat_tables([table.read_file(file) for file in files]))
+        merged, index = write_indexed(table, pa.concat_tables([table.read_file(file) for file in files]))
     else:
         merged = table.write_quarantined([refused for file in files for refused in table.read_quarantined(file)])
     assert merged.rows == sum(file.rows for file in files)
-    return Merged(tuple(file.path for file in files), merged)
+    return Merged(_paths(files), merged, index)
 
 
 def after_compaction(newest: Manifest, merged: Mapping[tuple[str, ...], DataFile]) -> Manifest:

@@ -22,8 +22,10 @@ import pyarrow.compute as pc
 
 from pairwright.data.executor import Executor
 from pairwright.data.extras import CONTEXT_FIELDS, EXTRA_FIELDS
+from pairwright.data.id_index.id_index import write_indexed
 from pairwright.data.ingest.parse import reason_key
 from pairwright.data.ingest.shards import num_completions
+from pairwright.data.table.manifest import IdIndex, IndexFile
 from pairwright.data.table.table import DataFile, Manifest, Table
 from pairwright.records import Annotation, Completion, Message, Rejection
 
@@ -114,6 +116,8 @@ class RewrittenFile(msgspec.Struct, frozen=True, kw_only=True):
     """The file that was read."""
     file: DataFile | None
     """What holds the rest: the same file where nothing matched, none where nothing was left."""
+    index: IdIndex | None = None
+    """Index of a new data file."""
     rows: dict[str, int] = {}
     """Source -> how many rows, or refused records, were removed."""
     names: dict[str, int] = {}
@@ -140,9 +144,11 @@ def rewrite_data_file(table: Table, file: DataFile, predicate: DeletePredicate) 
     rows = table.read_file(file)
     gone, kept = rows.filter(pa.array(matched)), rows.filter(pa.array(~matched))
     names = Counter(gone.column("annotator").to_pylist())
+    left, index = write_indexed(table, kept) if kept.num_rows else (None, None)
     return RewrittenFile(
         path=file.path,
-        file=table.write_data(kept) if kept.num_rows else None,
+        file=left,
+        index=index,
         rows=dict(Counter(gone.column("source").to_pylist())),
         names={name: names[name] for name in sorted(predicate.annotators_among(names))},
         completions=num_completions(gone),
@@ -186,6 +192,8 @@ class RewrittenVersion:
 
     files: list[DataFile]
     quarantined_files: list[DataFile]
+    indexes: list[IdIndex]
+    """Those of the version, then those of new files."""
     rows: dict[str, int]
     """Source -> rows that are gone."""
     completions: int
@@ -214,6 +222,7 @@ def rewritten_version(manifest: Manifest, rewritten: Iterable[RewrittenFile]) ->
     return RewrittenVersion(
         files=_left(manifest.files, by_path),
         quarantined_files=_left(manifest.quarantined_files, by_path),
+        indexes=[*manifest.indexes, *(each.index for each in data if each.index is not None)],
         rows=dict(rows),
         completions=sum(each.completions for each in data),
         num_refused=sum(sum(each.rows.values()) for each in refused),
@@ -256,9 +265,11 @@ class RowDeleter:
         kept = self._rewrite(manifest.quarantined_files if refused else [], predicate)
         return rewritten_version(manifest, [*data, *kept])
 
-    def written(self) -> list[DataFile]:
+    def written(self) -> list[DataFile | IndexFile]:
         """Return every file that was written here."""
-        return [each.file for each in self._found.values() if each.is_changed and each.file is not None]
+        changed = [each for each in self._found.values() if each.is_changed]
+        indexed = [file for each in changed if each.index is not None for file in each.index.files]
+        return [*(each.file for each in changed if each.file is not None), *indexed]
 
     def _rewrite(self, files: Sequence[DataFile], predicate: DeletePredicate) -> list[RewrittenFile]:
         table = self._table

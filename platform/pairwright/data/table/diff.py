@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from pairwright.data.executor import LOCAL, Executor
-from pairwright.data.ingest.shards import hash_ids
+from pairwright.data.identity import hash_ids
 from pairwright.data.table.manifest import DataFile, Manifest
 from pairwright.data.table.table import Table
 from pairwright.data.table.version_log import changed_sources

@@ -17,6 +17,7 @@ import msgspec
 import pyarrow as pa
 
 from pairwright.data.executor import LOCAL, Executor
+from pairwright.data.id_index.index_merges import IndexMerger
 from pairwright.data.identity import prompt_id
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.prompts import prompt_of
@@ -234,15 +235,18 @@ def _close_names(table: Table, annotators: Sequence[str]) -> list[str]:
 
 def _commit(table: Table, predicate: DeletePredicate, executor: Executor) -> tuple[Manifest | None, RewrittenVersion]:
     """Return the version without what a predicate matches, None if nothing did, and what left the one before."""
-    deleter = RowDeleter(table, executor)
+    deleter, merger = RowDeleter(table, executor), IndexMerger(table, executor)
     last: list[RewrittenVersion] = []
 
     def build(newest: Manifest | None) -> Manifest | None:
         assert newest is not None
         last[:] = [deleter.rewrite(newest, predicate)]
-        return after_erasure(newest, last[0], predicate)
+        proposed = after_erasure(newest, last[0], predicate)
+        if proposed is None:
+            return None
+        return msgspec.structs.replace(proposed, indexes=merger.without_removed(proposed.files, last[0].indexes))
 
-    committed = commit_written(table, build, deleter.written)
+    committed = commit_written(table, build, lambda: [*deleter.written(), *merger.written()])
     return committed, last[0]
 
 

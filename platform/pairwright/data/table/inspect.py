@@ -1,6 +1,7 @@
 """Describes a table for `inspect`: versions, totals, lineage and a sample of rows.
 
-Totals come from manifests, and only the files of the sample are read, so that it costs the same on any size.
+Totals come from manifests, and only the files of the sample are read, so that it costs the same on any size, unless
+all are to be verified.
 """
 
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from pairwright.data.executor import LOCAL, Executor
+from pairwright.data.id_index.verify_table import VerifiedTable, verify_table
 from pairwright.data.pairs import exclusions
 from pairwright.data.pairs.near_duplicates.evaluation_sets import SOURCE_VERSION
 from pairwright.data.table.table import Input, Manifest, Table
@@ -26,23 +29,29 @@ MAX_TABLES = 256
 """Tables that a lineage is followed through: in one line, and in all. What we make has a line of three."""
 
 
-def inspect_version(url: str, *, version: int | None, num_sample: int) -> dict[str, Any]:
+def inspect_version(
+    url: str, *, version: int | None, num_sample: int, verify: bool = False, executor: Executor = LOCAL
+) -> dict[str, Any]:
     """Return the description of one version of a table, JSON-able.
 
     Args:
         url: a table of any kind.
         version: the version to describe, the newest by default.
         num_sample: how many rows to show, spread evenly over the version: the same ones each time.
+        verify: whether to read every file of the version and compare hashes.
+        executor: what maps over the files.
 
     Raises:
         StoreError: if there is no such table or version, or a file of the sample is damaged.
     """
     table = Table.open(url)
     manifest = table.manifest(version)
+    verified = {"verified": verify_table(table, manifest, executor=executor).as_dict()} if verify else {}
     return {
         "url": table.url,
         "kind": table.kind,
         **_facts(manifest),
+        **verified,
         "code_version": manifest.code_version,
         "config": manifest.config,
         "totals": manifest.totals,
@@ -165,6 +174,7 @@ def format_inspection(description: dict[str, Any]) -> str:
     sections = [
         ("totals", _aligned(description["totals"])),
         ("warnings", description["warnings"]),
+        ("verified", VerifiedTable(**description["verified"]).lines() if "verified" in description else []),
         ("refused", _refused_lines(description["refused"])),
         ("sources", _source_lines(description["sources"])),
         ("made from", _lineage_lines(description["lineage"], indent=0)),

@@ -21,6 +21,34 @@ class DataFile(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class IndexFile(msgspec.Struct, frozen=True):
+    """One immutable file of an id index: sorted hashes of ids in blocks, behind a directory of the blocks' checksums.
+
+    ``directory_sha256`` is that of the directory alone, so that a search verifies what it reads without reading all.
+    """
+
+    path: str
+    rows: int
+    bytes: int
+    directory_sha256: str
+
+
+class IdIndex(msgspec.Struct, frozen=True):
+    """Which of some data files may hold an id: hashes of all their ids, each with the number of its file.
+
+    ``data_files`` are names without folder and ending, and may include files that the version has no more.
+    ``files`` hold equal parts of the range of hashes, in order.
+    """
+
+    data_files: list[str]
+    files: list[IndexFile]
+
+    @property
+    def rows(self) -> int:
+        """How many ids it holds."""
+        return sum(file.rows for file in self.files)
+
+
 class Source(msgspec.Struct, frozen=True):
     """One source of a table, and what became of its lines.
 
@@ -83,12 +111,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     code_version: str = ""
     commit_id: str = ""
     content_digest: str = ""
+    indexes: list[IdIndex] = []
+    """Of an annotations table; a data file that none names is read by every ingestion."""
     format_version: int = FORMAT_VERSION
 
     @property
     def all_files(self) -> list[DataFile]:
-        """Every file that the version names, of rows and of refused records."""
+        """Every file of rows and of refused records that the version names."""
         return [*self.files, *self.quarantined_files]
+
+    @property
+    def index_files(self) -> list[IndexFile]:
+        """Every index file that the version names."""
+        return [file for index in self.indexes for file in index.files]
+
+    @property
+    def paths(self) -> set[str]:
+        """Path of every file that the version names."""
+        return {file.path for file in [*self.all_files, *self.index_files]}
 
     @property
     def digest(self) -> str:

@@ -25,9 +25,9 @@ from obstore.exceptions import AlreadyExistsError
 from pairwright import __version__
 from pairwright.data.storage.durable_writes import create_file, sync_files
 from pairwright.data.storage.object_store import ObjectStore, absolute_url, local_root, open_store, store_errors
-from pairwright.data.storage.ownership import OLD_NAMES, QUARANTINE, TABLE, delete_files, refuse_occupied
+from pairwright.data.storage.ownership import INDEX, OLD_NAMES, QUARANTINE, TABLE, delete_files, refuse_occupied
 from pairwright.data.table.arrow_io import REPAIR, SCHEMAS, check_types, in_schema, ipc_bytes, verify
-from pairwright.data.table.manifest import FORMAT_VERSION, DataFile, Input, Manifest, Source
+from pairwright.data.table.manifest import FORMAT_VERSION, DataFile, IndexFile, Input, Manifest, Source
 from pairwright.data.table.table_errors import no_table_message, no_version_message, wrong_kind_message
 from pairwright.errors import CommitConflict, StoreError
 from pairwright.records import UNREADABLE_JSON, Rejection
@@ -36,11 +36,13 @@ from pairwright.terminal import counted, safe_json
 __all__ = ["SCHEMAS", "DataFile", "Input", "Manifest", "Source", "Table", "ipc_bytes", "open_store", "version_path"]
 
 MAX_COMMIT_ATTEMPTS = 200
+MAX_PATHS_ASKED = 16
+"""New files that are asked for one by one before a commit; for more, all of a remote table's files are listed."""
 
 REMOVED = b'{"removed by": "pairwright vacuum"}\n'
 """Content of the manifest file of a version that was removed; its length tells it from every manifest."""
 _VERSION_PATH = re.compile(r"^versions/(\d{8,})\.json$")
-_FILE_PATH = re.compile(rf"(data|{QUARANTINE}|{OLD_NAMES[QUARANTINE]})/[^/\\]+")
+_FILE_PATH = re.compile(rf"(data|{QUARANTINE}|{OLD_NAMES[QUARANTINE]})/[^/\\]+|{INDEX}/[0-9a-f]{{32}}\.ids")
 
 
 class Table:
@@ -182,7 +184,7 @@ class Table:
         payload = msgspec.json.Encoder().encode_lines(rejections)
         return self._put_new(QUARANTINE, "jsonl", payload, len(rejections))
 
-    def delete(self, files: Iterable[DataFile]) -> None:
+    def delete(self, files: Iterable[DataFile | IndexFile]) -> None:
         """Delete files that no version names; one that is gone already is no error."""
         delete_files(self.url, [file.path for file in files], TABLE)
 
@@ -252,8 +254,7 @@ class Table:
 
     def _check_written(self, manifest: Manifest, newest: Manifest | None) -> None:
         """Refuse to name a file that something (a vacuum that took its writer for dead) removed before the commit."""
-        before = {file.path for file in newest.all_files} if newest else set()
-        added = {file.path for file in manifest.all_files} - before
+        added = manifest.paths - (newest.paths if newest else set())
         there = added and set(self._existing(added))
         if gone := sorted(added - there):
             raise StoreError(
@@ -269,9 +270,20 @@ class Table:
         if root is not None:
             yield from (path for path in paths if (root / path).is_file())
             return
+        if len(paths) <= MAX_PATHS_ASKED:
+            yield from (path for path in paths if self._is_object(path))
+            return
         for folder in sorted({path.partition("/")[0] for path in paths}):
             with store_errors(f"{self.url}/{folder}"):
                 yield from (entry["path"] for chunk in obstore.list(self._store, prefix=folder) for entry in chunk)
+
+    def _is_object(self, path: str) -> bool:
+        try:
+            with store_errors(f"{self.url}/{path}"):
+                obstore.head(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _create_version(self, manifest: Manifest) -> bool:
         path = version_path(manifest.version)
@@ -348,7 +360,7 @@ def _checked(manifest: Manifest, version: int, where: str) -> Manifest:
     Raises:
         StoreError: naming what it cannot say.
     """
-    strange = [file.path for file in manifest.all_files if not _FILE_PATH.fullmatch(file.path)]
+    strange = sorted(path for path in manifest.paths if not _FILE_PATH.fullmatch(path))
     if strange:
         raise StoreError(f"{where}: names the file {strange[0]!r}, which is no file of a table; {REPAIR}")
     if manifest.kind not in SCHEMAS:

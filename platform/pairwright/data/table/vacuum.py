@@ -18,6 +18,7 @@ import obstore
 
 from pairwright.data.storage.object_store import open_store, store_errors
 from pairwright.data.storage.ownership import (
+    INDEX,
     OLD_NAMES,
     STAGING,
     TABLE,
@@ -31,7 +32,7 @@ from pairwright.data.table.manifest import Manifest
 from pairwright.data.table.table import REMOVED, Table, version_path
 from pairwright.terminal import counted, one_per_line
 
-FOLDERS = ("data", *OLD_NAMES, *OLD_NAMES.values())
+FOLDERS = ("data", INDEX, *OLD_NAMES, *OLD_NAMES.values())
 NUM_SHOWN = 20
 
 
@@ -150,7 +151,7 @@ def _created_at(manifest: Manifest) -> datetime:
 
 
 def _named(table: Table, versions: Sequence[int]) -> set[str]:
-    return {file.path for version in versions for file in table.manifest(version).all_files}
+    return {path for version in versions for path in table.manifest(version).paths}
 
 
 def _remove(table: Table, versions: Sequence[int], files: Sequence[Stored], *, newest: int) -> list[Stored]:

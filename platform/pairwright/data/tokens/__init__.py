@@ -13,4 +13,5 @@ In reading order:
 - ``token_table.py``: a tokens table, memory-mapped
 - ``token_files.py``: its files on this machine
 - ``group_sizes.py``: sizes of groups, for planning
+- ``column_files.py``: these of a large table, memory-mapped
 """

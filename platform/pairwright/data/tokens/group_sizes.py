@@ -1,6 +1,7 @@
 """Sizes of tokenised groups as columns: what planning reads of a global batch.
 
-Columns are in memory, so that a step's plan costs the same at 1e6 groups and at 1e8; the price is 26 bytes a group.
+A step's plan reads a few rows of the columns, so that it costs the same at 1e6 groups and at 1e8. The columns of a
+large table are memory-mapped (data/tokens/column_files.py).
 """
 
 # ruff: noqa: N815 - shape suffix: G groups
@@ -33,7 +34,7 @@ class GroupSizes:
 
 
 class GroupColumns(NamedTuple):
-    """One number a group, as narrow as it can be: 26 bytes in all, 2.6 GB at 1e8 groups."""
+    """One number a group, as narrow as it can be: 26 bytes in all."""
 
     num_completions_G: NDArray[np.int16]
     num_pairs_G: Int32s

@@ -8,7 +8,8 @@ into the page cache and nothing is read that no batch asks for; the price is dis
 # ruff: noqa: N815 - shape suffixes: K completions, T tokens, P pairs, G groups
 
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pairwright.data.tokens.column_files import ID_BYTES, ColumnChunk, MappedColumns, mapped_columns
 from pairwright.data.tokens.group_sizes import GroupColumns, GroupSizes
 from pairwright.errors import StoreError
 from pairwright.records import TOKENS_SCHEMA, TOKENS_SCHEMA_V1
 
 # Record batches of 256 groups whose views stay: a view takes 5 kB and 60 us to make.
 VIEWS_KEPT = 4096
+MAPPED_FROM = 500_000
+"""Groups from which on the columns are memory-mapped: fewer take 17 MB a rank."""
+BYTES_PER_GROUP = 34
+BATCHES_AT_ONCE = 64
+"""Record batches whose columns are written at once."""
+
+logger = logging.getLogger(__name__)
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
@@ -159,13 +168,14 @@ class TokenTable:
         StoreError: if a file is missing or is not one that ``tokenize_groups`` made.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, mapped_from: int = MAPPED_FROM) -> None:
         self._paths = tuple(paths)
+        self._mapped_from = mapped_from
         self._readers = [_open(path) for path in self._paths]
-        self._batches = [(reader, number) for reader in self._readers for number in range(reader.num_record_batches)]
-        rows = [reader.get_batch(number).num_rows for reader, number in self._batches]
+        self._batch_rows = [_batch_rows(reader) for reader in self._readers]
+        rows = [_num_rows(*each) for each in zip(self._readers, self._batch_rows, strict=True)]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._views: dict[int, _Views] = {}
+        self._views: dict[tuple[int, int], _Views] = {}
 
     def __reduce__(self) -> tuple[type["TokenTable"], tuple[tuple[Path, ...]]]:
         return TokenTable, (self._paths,)
@@ -191,9 +201,10 @@ class TokenTable:
 
         In order of group ids: what a step trains on follows from what the table holds, not from how its files lie.
         """
+        if self._mapped is not None:
+            return self._mapped.rows_of_split.get(split, np.empty(0, np.int64))
         named = []
-        for (reader, number), start in zip(self._batches, self._starts, strict=False):
-            batch = reader.get_batch(number)
+        for batch, start in self._record_batches():
             rows = np.flatnonzero(batch.column("split").to_numpy(zero_copy_only=False) == split)
             named.append(pa.table({"group": batch.column("group_id").take(pa.array(rows)), "row": rows + start}))
         if not named:
@@ -234,30 +245,75 @@ class TokenTable:
         return self._columns.weight_G
 
     @cached_property
+    def longest_row_tokens(self) -> int:
+        """Most tokens that a prompt and one of its completions have together."""
+        if self._mapped is not None:
+            return self._mapped.longest_row_tokens
+        return int(self.longest_row_tokens_G.max(initial=0))
+
+    @cached_property
+    def _mapped(self) -> MappedColumns | None:
+        """The columns of a large table, memory-mapped; None for a small one, and where the cache cannot be written."""
+        if len(self) < self._mapped_from:
+            return None
+        try:
+            return mapped_columns(self._paths, len(self), self._column_chunks())
+        except (StoreError, OSError, UnicodeError) as error:
+            logger.warning("%s (until then every rank holds %d bytes a group)", error, BYTES_PER_GROUP)
+            return None
+
+    @cached_property
     def _columns(self) -> GroupColumns:
+        if self._mapped is not None:
+            return self._mapped.columns
         columns = GroupColumns.empty(len(self))
-        for number, (start, end) in enumerate(itertools.pairwise(self._starts.tolist())):
-            for column, values in zip(columns, _columns_of(self._read_views(number)), strict=True):
-                column[start:end] = values
+        for batch, start in self._record_batches():
+            for column, values in zip(columns, _columns_of(_Views.of(batch)), strict=True):
+                column[start : start + batch.num_rows] = values
         return columns
+
+    def _record_batches(self) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yield each record batch with the row number of its first group; files are mapped one after the other."""
+        for number, start in enumerate(self._starts[:-1].tolist()):
+            reader = _open(self._paths[number])
+            for batch_number in range(reader.num_record_batches):
+                batch = self._checked(reader.get_batch(batch_number), number, batch_number)
+                yield batch, start + batch_number * self._batch_rows[number]
+
+    def _column_chunks(self) -> Iterator[ColumnChunk]:
+        every = self._record_batches()
+        while batches := list(itertools.islice(every, BATCHES_AT_ONCE)):
+            parts = [_columns_of(_Views.of(batch)) for batch, _ in batches]
+            ids = np.concatenate([batch.column("group_id").to_numpy(zero_copy_only=False) for batch, _ in batches])
+            splits = np.concatenate([batch.column("split").to_numpy(zero_copy_only=False) for batch, _ in batches])
+            columns = GroupColumns(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+            yield ColumnChunk(columns, ids.astype(f"S{ID_BYTES}"), splits)
 
     def _locate(self, i: int) -> tuple[_Views, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"group {i} of a tokens table of {len(self)} groups")
         number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return self._views_of(number), i - int(self._starts[number])
+        batch, row = divmod(i - int(self._starts[number]), self._batch_rows[number])
+        return self._views_of(number, batch), row
 
-    def _views_of(self, number: int) -> _Views:
-        views = self._views.get(number)
+    def _views_of(self, number: int, batch: int) -> _Views:
+        views = self._views.get((number, batch))
         if views is None:
             if len(self._views) == VIEWS_KEPT:
                 del self._views[next(iter(self._views))]
-            views = self._views[number] = self._read_views(number)
+            found = self._checked(self._readers[number].get_batch(batch), number, batch)
+            views = self._views[number, batch] = _Views.of(found)
         return views
 
-    def _read_views(self, number: int) -> _Views:
-        reader, batch = self._batches[number]
-        return _Views.of(reader.get_batch(batch))
+    def _checked(self, batch: pa.RecordBatch, number: int, batch_number: int) -> pa.RecordBatch:
+        """Return a record batch, after a check that it has as many rows as all but the last of its file."""
+        is_last = batch_number == self._readers[number].num_record_batches - 1
+        if batch.num_rows != self._batch_rows[number] and not is_last:
+            raise StoreError(
+                f"{self._paths[number]}: record batch {batch_number} has {batch.num_rows} groups, expected "
+                f"{self._batch_rows[number]} as in the first; delete the whole table to make it anew"
+            )
+        return batch
 
 
 def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
@@ -272,6 +328,16 @@ def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
     if not any(reader.schema.equals(schema) for schema in (TOKENS_SCHEMA, TOKENS_SCHEMA_V1)):
         raise StoreError(f"{path}: not a file of a tokens table: its columns are {', '.join(reader.schema.names)}")
     return reader
+
+
+def _batch_rows(reader: pa.ipc.RecordBatchFileReader) -> int:
+    """Return the groups of each record batch of a file but the last."""
+    return max(1, reader.get_batch(0).num_rows) if reader.num_record_batches else 1
+
+
+def _num_rows(reader: pa.ipc.RecordBatchFileReader, batch_rows: int) -> int:
+    number = reader.num_record_batches
+    return (number - 1) * batch_rows + reader.get_batch(number - 1).num_rows if number else 0
 
 
 def _columns_of(views: _Views) -> GroupColumns:

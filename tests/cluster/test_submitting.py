@@ -19,7 +19,7 @@ from ray_head import RayHead, ray_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-JOB_SECONDS = 180.0
+JOB_SECONDS = 400.0
 
 
 @pytest.fixture(scope="module")

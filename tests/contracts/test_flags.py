@@ -14,10 +14,10 @@ WRITES = {
     *("train", "sweep", "evaluate", "compare", "score", "export", "new-model", "validate"),
 }
 """Verbs whose result goes to a place that the command line names; the others print, or work in the table they name."""
-REPLACES = {"report", "sweep", "evaluate", "compare", "score", "schemas", "init", "validate", "normalize"}
+REPLACES = {"report", "sweep", "evaluate", "compare", "score", "schemas", "init", "validate", "normalize", "run"}
 """Verbs that can write over what an earlier command of theirs wrote; others add a version, or replace nothing."""
 CONFIGURED = {"ingest", "validate", "expand", "score", "train", "sweep"}
-CHANGES = {"ingest", "forget", "compact", "restore", "vacuum", "train", "sweep", "serve"}
+CHANGES = {"ingest", "forget", "compact", "restore", "vacuum", "train", "sweep", "serve", "run"}
 """Verbs that change something that is there, or take long, and can say beforehand what they would do."""
 
 
@@ -38,7 +38,13 @@ def test_what_a_verb_can_write_over_is_refused_without_overwrite() -> None:
 
 
 def test_a_configuration_is_a_file_with_keys_set_on_top() -> None:
-    assert having("--config") == having("--set") == CONFIGURED
+    assert having("--config") == CONFIGURED
+    assert having("--set") == CONFIGURED | {"run"}  # whose one argument is its configuration
+
+
+def test_every_verb_can_be_submitted_to_a_cluster() -> None:
+    for flag in ("--address", "--submission-id", "--no-wait"):
+        assert having(flag) == set(VERBS)
 
 
 def test_what_changes_something_can_be_previewed() -> None:

@@ -8,7 +8,7 @@ In reading order:
 - ``data_verbs.py``: verbs that read, make and show data
 - ``table_verbs.py``: verbs that maintain tables
 - ``run_verbs.py``: verbs that train, evaluate and use reward models
-- ``config_verbs.py``: the verb that starts a configuration
+- ``config_verbs.py``: verbs for files of settings: start a configuration, run a pipeline
 - ``early_checks.py``: what can be wrong with a command, before anything slow is imported
 - ``trust_verbs.py``: verbs that put models beside others: benchmarks, comparison, sweeps
 - ``serving_verbs.py``: verbs that serve reward models

@@ -1,10 +1,11 @@
-"""The verb of the console script that starts a configuration: ``pairwright init``."""
+"""The verbs of the console script for files of settings: ``init`` starts a configuration, ``run`` runs a pipeline."""
 
+import sys
 from typing import Annotated
 
 import typer
 
-from pairwright.cli.options import DATA, AsJson, Overwrite
+from pairwright.cli.options import DATA, TRAINING, AsJson, DryRun, Overwrite, Settings
 from pairwright.errors import ConfigError
 from pairwright.terminal import escaped, one_per_line, say, say_json
 
@@ -39,3 +40,28 @@ def init(
         return
     required = "set model.path, data.pairs and output, then " if chosen.verb == "train" else ""
     say(escaped(f"wrote {file}; {required}use it with `pairwright {chosen.verb} --config {file}`"))
+
+
+@app.command(rich_help_panel=TRAINING)
+def run(
+    pipeline: Annotated[
+        str, typer.Argument(metavar="PIPELINE.toml", help="TOML file with the stages; its keys: docs/pipelines.md.")
+    ],
+    settings: Settings = [],  # noqa: B006 - typer copies it
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pipeline: ingest, expand, train, evaluate, score. What is done already, by digest, is skipped."""
+    import msgspec
+
+    from pairwright.config.pipeline import load_pipeline
+
+    loaded = load_pipeline(pipeline, settings)
+    from pairwright.cluster.pipeline_run import preview_pipeline, run_pipeline
+
+    if dry_run:
+        summary = preview_pipeline(loaded)
+    else:
+        summary = run_pipeline(loaded, log=sys.stderr if as_json else sys.stdout, overwrite=overwrite)
+    say_json(msgspec.to_builtins(summary)) if as_json else say(summary.text())

@@ -14,7 +14,7 @@ import typer
 from pairwright import __version__
 from pairwright.addresses import STORAGE_SCHEMES, credentials_advice, secret_in, without_credentials
 from pairwright.cli import config_verbs, data_verbs, run_verbs, serving_verbs, table_verbs, trust_verbs
-from pairwright.cli.verb_group import UsageError, VerbGroup, usage_message
+from pairwright.cli.verb_group import UsageError, Verb, VerbGroup, usage_message
 from pairwright.errors import ConfigError, PairwrightError, StoppedError
 from pairwright.terminal import escaped, indented, say
 
@@ -33,6 +33,10 @@ app.add_typer(table_verbs.app)
 app.add_typer(run_verbs.app)
 app.add_typer(trust_verbs.app)
 app.add_typer(serving_verbs.app)
+for _verbs in app.registered_groups:
+    assert _verbs.typer_instance is not None
+    for _command in _verbs.typer_instance.registered_commands:
+        _command.cls = Verb
 
 _STORAGE = tuple(f"{scheme}://" for scheme in (*STORAGE_SCHEMES, "http", "https"))
 INTERRUPTED = 130

@@ -1,14 +1,67 @@
-"""The verbs as a group: ``--help`` lists them in sections, and a wrong command line gets one line with the remedy."""
+"""The verbs as a group: ``--help`` lists them in sections, and a wrong command line gets one line with the remedy.
 
-from typing import Any
+Every verb takes ``--address``: its command line is parsed here, and done on a cluster.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from pairwright.cli.options import PANELS, RETIRED_FLAGS
+from pairwright.errors import ConfigError
 from pairwright.terminal import escaped
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # typer hands on no more of click
+
+
+_flags = typer.Typer(add_completion=False)
+
+
+@_flags.command()
+def _flags_of_submitting(
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Do this as a job of the Ray cluster with this dashboard: http://HEAD:8265."),
+    ] = None,
+    submission_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="Of the job: the same one follows it, or goes on after a failure.")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Submit the job, and do not follow it.")] = False,
+) -> None:
+    """Hold the flags, which every verb gets."""
+
+
+class Verb(TyperCommand):
+    """A verb, done by this process, or with ``--address`` by a job of a cluster."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.params += typer.main.get_command(_flags).params
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line, and keep it as it was given."""
+        ctx.meta["arguments"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Do the verb, or submit it."""
+        address, submission_id, no_wait = (ctx.params.pop(name) for name in ("address", "submission_id", "no_wait"))
+        if address is None:
+            if submission_id is not None or no_wait:
+                raise ConfigError("--submission-id and --no-wait are for jobs; give --address http://HEAD:8265 too")
+            return super().invoke(ctx)
+        from pairwright.cluster.job_request import check_address, job_request
+
+        check_address(address, submission_id)
+        request = job_request(str(ctx.info_name), ctx.meta["arguments"], ctx.params, folder=Path.cwd())
+        from pairwright.cluster.job_client import INTERRUPTED_STATUS, submit
+
+        status = submit(request, address=address, submission_id=submission_id, wait=not no_wait)
+        if status == INTERRUPTED_STATUS:
+            raise SystemExit(status)  # what goes on was said
+        raise typer.Exit(status)
 
 
 class VerbGroup(TyperGroup):

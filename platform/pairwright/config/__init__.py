@@ -12,6 +12,7 @@ In reading order:
 - ``train.py``: a training run
 - ``loading.py``: loads TOML and ``--set``, and explains errors
 - ``sweep_plan.py``: the runs of a sweep
+- ``pipeline.py``: the stages of a pipeline
 - ``annotated_file.py``: writes annotated configuration files from recipes
 - ``recipes/``: short TOML files to start from
 """
@@ -20,6 +21,16 @@ from pairwright.config.expand import ExpandConfig
 from pairwright.config.fields import BOTH_BAD, TIE, FieldPaths, LayoutFile
 from pairwright.config.ingest import CellConfig, ConnectorConfig, IngestConfig, SourceLimits
 from pairwright.config.loading import config_digest, digest_of, load_config
+from pairwright.config.pipeline import (
+    EvaluateStage,
+    ExpandStage,
+    IngestStage,
+    Pipeline,
+    PipelineConfig,
+    ScoreStage,
+    TrainStage,
+    load_pipeline,
+)
 from pairwright.config.section import Section
 from pairwright.config.train import (
     BatchesConfig,
@@ -43,21 +54,29 @@ __all__ = [
     "ConnectorConfig",
     "DataConfig",
     "DeepSpeedConfig",
+    "EvaluateStage",
     "ExpandConfig",
+    "ExpandStage",
     "FieldPaths",
     "IngestConfig",
+    "IngestStage",
     "LayoutFile",
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Pipeline",
+    "PipelineConfig",
+    "ScoreStage",
     "Section",
     "SourceLimits",
     "TokensConfig",
     "TrainConfig",
+    "TrainStage",
     "TrainingConfig",
     "WorkersConfig",
     "config_digest",
     "digest_of",
     "load_config",
+    "load_pipeline",
 ]

@@ -101,7 +101,7 @@ def plan_run(config: TrainConfig, pairs: Table, manifest: Manifest, *, executor:
             pairs_version=manifest.version,
             pairs_digest=manifest.digest,
             tokens_digest=tokens_manifest.digest,
-            model_digest=_starting_weights(config.model.path),
+            model_digest=starting_digest(config.model.path),
         ),
     )
 
@@ -125,6 +125,6 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"model": model, "tokens": tokens})
 
 
-def _starting_weights(path: str) -> str:
+def starting_digest(path: str) -> str:
     """Return the digest of a local model directory; of a hub name, the name itself."""
     return model_digest(Path(path)) if Path(path).is_dir() else f"hub:{path}"

@@ -47,11 +47,11 @@ class Command:
                 start_new_session=True,
             )
 
-    def wait(self) -> float:
+    def wait(self, timeout: float = COMMAND_TIMEOUT_SECONDS) -> float:
         """Wait for the end, which must be a good one, and return how many seconds that took."""
         began = time.monotonic()
         try:
-            status = self.process.wait(COMMAND_TIMEOUT_SECONDS)
+            status = self.process.wait(timeout)
         finally:
             self.end()
         assert status == 0, f"{self.arguments} ended with {status}:\n{self.log.read_text()[-5000:]}"

@@ -26,9 +26,11 @@ JOB_TIMEOUT_SECONDS = 400.0
 class RayHead:
     """A running head: its addresses for jobs and for drivers, and what its dashboard says."""
 
-    def __init__(self, gcs_port: int, dashboard_port: int, environment: dict[str, str]) -> None:
+    def __init__(self, gcs_port: int, dashboard_port: int, environment: dict[str, str], process: int) -> None:
+        self._process = process
         self.address = f"http://127.0.0.1:{dashboard_port}"
         self.gcs_address = f"127.0.0.1:{gcs_port}"
+        self.restarted: subprocess.Popen[bytes] | None = None
         self.environment = environment
 
     def living_nodes(self) -> list[dict[str, Any]]:
@@ -40,6 +42,33 @@ class RayHead:
         with urllib.request.urlopen(request, timeout=30) as answer:
             nodes = json.load(answer)["data"]["result"]["result"]
         return [node for node in nodes if node["state"] == "ALIVE"]
+
+    @contextmanager
+    def without_dashboard(self) -> Iterator[None]:
+        """Kill -9 the dashboard, and start it again, as it was started, at the end of the block."""
+        parent = psutil.Process(self._process)
+        parent.suspend()  # `ray start --block` would end the head when one of its processes ends
+        [dashboard] = [
+            child for child in parent.children(recursive=True) if "dashboard.py" in " ".join(child.cmdline())
+        ]
+        command, environment = dashboard.cmdline(), dashboard.environ()
+        dashboard.kill()
+        dashboard.wait(30)
+        yield
+        self.restarted = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def pairwright(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        """Start a verb with ``--address`` in a folder."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "pairwright", *arguments, "--address", self.address],
+            cwd=folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def submit_packaged(self, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a job as the manual says, with the recipes and the package brought along, and wait for its end."""
@@ -90,12 +119,15 @@ def ray_head(folder: Path, *, num_cpus: int, max_nodes: int = 0, cpus_per_node: 
         command.append(f"--autoscaling-config={config}")
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    head = RayHead(gcs_port, dashboard_port, environment)
+    head = RayHead(gcs_port, dashboard_port, environment, process.pid)
     try:
         _wait_for(head, process, folder / "head.log")
         yield head
     finally:
         _end(process)
+        if head.restarted is not None:
+            head.restarted.kill()
+            head.restarted.wait()
         log.close()
 
 

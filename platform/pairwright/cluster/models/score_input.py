@@ -18,7 +18,7 @@ from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import rejection
 from pairwright.data.ingest.shards import LINES_AT_ONCE, SplitCounts
 from pairwright.data.ingest.sources.listing import list_sources
-from pairwright.data.ingest.sources.scan import plan_splits
+from pairwright.data.ingest.sources.scan import hash_sources, plan_splits
 from pairwright.data.ingest.sources.source import SourceRef
 from pairwright.data.ingest.sources.splits import InputSplit, read_chunks
 from pairwright.data.table.table import DataFile, Input, Table
@@ -96,14 +96,16 @@ def plan_input(url: str, version: int | None, config: IngestConfig) -> ScoringIn
 
 
 def _plan_sources(sources: list[SourceRef], config: IngestConfig) -> ScoringInput:
-    ranges, failures = plan_splits(sources, RANGE_BYTES, EXECUTOR)
+    hashed, unreadable = hash_sources(sources, EXECUTOR)
+    ranges, failures = plan_splits(hashed, RANGE_BYTES, EXECUTOR)
+    as_read = {source.uri: source for source in hashed}
     index = {source.uri: number for number, source in enumerate(sources)}
     return ScoringInput(
         units=list(ranges),
         source_indices=[index[unit.source.uri] for unit in ranges],
-        sources=sources,
+        sources=[as_read.get(source.uri, source) for source in sources],
         config=config,
-        unreadable={index[uri]: reason.removeprefix(f"{uri}: ") for uri, reason in failures.items()},
+        unreadable={index[uri]: reason.removeprefix(f"{uri}: ") for uri, reason in (unreadable | failures).items()},
     )
 
 

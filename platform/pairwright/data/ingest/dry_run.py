@@ -22,7 +22,9 @@ from pairwright.data.ingest.findings_file import Finding, check_findings_file, f
 from pairwright.data.ingest.ingest import named_sources, open_ingestion
 from pairwright.data.ingest.ingest_summary import IngestSummary
 from pairwright.data.ingest.quality_warnings import QualityWarnings, count_quality_warnings
+from pairwright.data.ingest.reconcile import already_ingested
 from pairwright.data.ingest.shards import IngestShard
+from pairwright.data.ingest.sources.scan import hash_sources
 from pairwright.data.storage.ownership import INDEX, QUARANTINE, STAGING, TABLE, delete_folder
 from pairwright.data.table.table import DataFile, Table
 from pairwright.errors import ConfigError
@@ -206,3 +208,31 @@ def _temporary_table(url: str | None, executor: Executor) -> Iterator[Table]:
     finally:
         for folder in ("data", INDEX, QUARANTINE, STAGING, ""):
             delete_folder(table.url, folder, TABLE)
+
+
+def new_sources(
+    sources: Sequence[str], into: str, config: IngestConfig, *, replace: bool, executor: Executor = LOCAL
+) -> tuple[list[str], list[str]]:
+    """Return the sources that an ingestion would read, and those that the table has already; each is hashed.
+
+    What is in a database, a table of another kind or a topic is known only once it has been read, so it is among the
+    first. One whose content has changed is too: ``ingest`` replaces its records, or refuses it.
+
+    Args:
+        sources: as a user names them.
+        into: URL of the annotations table, there or not.
+        config: how to read.
+        replace: whether sources may replace their old content.
+        executor: what hashes.
+
+    Raises:
+        ConfigError, SourceError, StoreError: as ``ingest`` would, for what is named wrongly.
+    """
+    named = named_sources(sources, config)
+    newest = Table.claim(into, "annotations").latest()
+    with executor.session(named.size_beside(None)):
+        hashed, failed = hash_sources(named.listing.sources, executor)
+    known = {source.uri: source.identity for source in newest.sources} if newest is not None else {}
+    there, _ = already_ingested(hashed, newest, None, replaceable=known if replace else None)
+    ours = [source.uri for source in hashed if source.uri not in there]
+    return [*failed, *ours, *(source.uri for source in named.external)], there

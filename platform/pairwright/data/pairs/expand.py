@@ -30,7 +30,7 @@ from pairwright.data.pairs.exclusions import (
 from pairwright.data.pairs.exclusions import no_totals as no_exclusions
 from pairwright.data.pairs.near_duplicates.evaluation_sets import SOURCE_VERSION
 from pairwright.data.pairs.near_duplicates.exclude_similar import drop_similar, excludes_similar, no_totals
-from pairwright.data.pairs.near_duplicates.find import find_excluded, open_evaluation_sets
+from pairwright.data.pairs.near_duplicates.find import EvaluationSets, find_excluded, open_evaluation_sets
 from pairwright.data.table.commit import commit_written
 from pairwright.data.table.table import DataFile, Input, Manifest, Table
 from pairwright.errors import DataError
@@ -76,14 +76,33 @@ def expand(
         return _expand(source, read, target, config, executor)
 
 
-def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, executor: Executor) -> Manifest:
+def is_expanded(annotations: str, into: str, config: ExpandConfig, *, executor: Executor = LOCAL) -> bool:
+    """Return whether ``expand`` of the newest annotations would find its result there, and do nothing.
+
+    Raises:
+        StoreError: as ``expand``.
+    """
+    source = Table.open(annotations, "annotations")
+    newest = Table.claim(into, "pairs").latest()
+    if newest is None:
+        return False
+    with executor.session(sys.maxsize if config.decontaminate else 0):
+        _, _, made_from = _read_inputs(source, source.manifest(), config, executor)
+    return _is_made_from(newest, made_from, config)
+
+
+def _read_inputs(
+    source: Table, read: Manifest, config: ExpandConfig, executor: Executor
+) -> tuple[EvaluationSets, list[str], list[Input]]:
+    """Return the evaluation sets, the excluded texts, and all that pairs of this version are made from."""
     sets = open_evaluation_sets(config, executor)
     texts = read_texts(config.leave_out_texts) if config.leave_out_texts else []
-    made_from = [
-        Input(url=source.url, version=read.version, digest=read.digest),
-        *sets.inputs,
-        *_with_texts_listed(texts, config),
-    ]
+    annotations = Input(url=source.url, version=read.version, digest=read.digest)
+    return sets, texts, [annotations, *sets.inputs, *_with_texts_listed(texts, config)]
+
+
+def _expand(source: Table, read: Manifest, target: Table, config: ExpandConfig, executor: Executor) -> Manifest:
+    sets, texts, made_from = _read_inputs(source, read, config, executor)
     newest = target.latest()
     if newest is not None and _is_made_from(newest, made_from, config):
         return newest

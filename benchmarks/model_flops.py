@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from reward_groups import PAD_ID, random_groups, row_lengths
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel
 
 from pairwright.config import LossConfig
 from pairwright.data.tokens.tokenize_groups import TokenGroup
@@ -77,6 +77,14 @@ class Measured:
 
 def build(shape: Shape, device: torch.device) -> RewardModel:
     """Return the model with random weights in bfloat16."""
+    model = plain(shape, device, torch.bfloat16)
+    if shape.recomputes:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return RewardModel(model, model.config, cpu_kernels=True).train()
+
+
+def plain(shape: Shape, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Return transformers' own model with random weights."""
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -89,10 +97,7 @@ def build(shape: Shape, device: torch.device) -> RewardModel:
     )
     config.num_labels = 1
     with torch.device(device):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    if shape.recomputes:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return RewardModel(model, config, cpu_kernels=True).train()
+        return AutoModelForSequenceClassification.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def step_flops(shape: Shape, groups: list[TokenGroup], layout: Layout) -> float:
@@ -123,10 +128,11 @@ def measure(shape: Shape, groups: list[TokenGroup], layout: Layout, options: arg
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = [
-        _seconds(device, lambda: _step(model, batches, optimizer, global_weight)) for _ in range(options.steps + 2)
+        _seconds(device, lambda: _step(model, batches, optimizer, global_weight))
+        for _ in range(options.warm_ups + options.steps)
     ]
     return Measured(
-        seconds=seconds[2:],
+        seconds=seconds[options.warm_ups :],
         num_groups=len(groups),
         num_tokens=sum(batch.num_tokens for batch in batches),
         flops=step_flops(shape, groups, layout),
@@ -179,6 +185,11 @@ def _seconds(device: torch.device, work: Callable[[], None]) -> float:
 # ------------------------------------------------------------------------------------------------ report
 
 
+def peak_tflops(device: str) -> float | None:
+    """Return a device's dense bfloat16 TFLOP/s by its name, if it is known here."""
+    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device.split()), None)
+
+
 def _row(name: str, layout: str, measured: Measured, peak_tflops: float | None) -> str:
     seconds = statistics.median(measured.seconds)
     tflops = measured.flops / seconds / 1e12
@@ -208,16 +219,18 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=8, help="a step")
     parser.add_argument("--micro-batch-tokens", type=int, default=16384)
     parser.add_argument("--steps", type=int, default=5, help="timed ones")
+    parser.add_argument("--warm-ups", type=int, default=2, help="steps before them")
     parser.add_argument("--peak-tflops", type=float, help="of the device in dense bfloat16, where it is not known here")
     parser.add_argument("--write", action="store_true", help="also write below benchmarks/results")
     options = parser.parse_args()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, no GPU"
-    peak = options.peak_tflops or next((peak for name, peak in PEAK_TFLOPS.items() if name in device.split()), None)
+    peak = options.peak_tflops or peak_tflops(device)
     lines = [
         "# Tokens a second and model FLOPs utilisation",
         "",
         f"`python benchmarks/model_flops.py --shapes {' '.join(options.shapes)} --groups {options.groups} "
-        f"--micro-batch-tokens {options.micro_batch_tokens}`, {datetime.now(UTC):%Y-%m-%d}, {device}, "
+        f"--micro-batch-tokens {options.micro_batch_tokens} --steps {options.steps} "
+        f"--warm-ups {options.warm_ups}`, {datetime.now(UTC):%Y-%m-%d}, {device}, "
         f"Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}.",
         "",
         HEADER,

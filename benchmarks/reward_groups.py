@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pairwright.data.tokens.tokenize_groups import TokenGroup, common_prefix_length
+from pairwright.data.tokens.token_group import TokenGroup
 
 PAD, EOS = "<pad>", "</s>"
 PAD_ID, EOS_ID = 0, 1
@@ -45,6 +44,9 @@ def random_groups(
 
 def real_groups(path: Path, tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> list[TokenGroup]:
     """Return the groups of a rankings file, ties dropped; completions over ``max_length`` tokens are left out."""
+    # Needs Arrow, which random groups do without.
+    from pairwright.data.tokens.tokenize_groups import common_prefix_length
+
     groups = []
     for record in rankings(path):
         answers, instruction = record["answers"], record["instruction"]
@@ -108,6 +110,8 @@ def _group(
 
 def rankings(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a rankings file."""
+    import zstandard
+
     with path.open("rb") as file:
         for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"):
             yield json.loads(line)

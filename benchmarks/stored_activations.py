@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from reward_groups import PAD_ID, random_groups
+from stored_bytes import stored_bytes
 from torch import Tensor
 from train_vs_trl import VOCAB_SIZE, Ours, small_llama
 from transformers import PreTrainedModel
@@ -30,27 +31,6 @@ from pairwright.model.loss import preference_loss
 
 # K, prompt and completion tokens, and the part of the expanded pairs' bytes that may be kept at most.
 CASES = ((2, 512, 256, None), (4, 512, 128, 1 / 6), (4, 512, 256, None), (9, 128, 128, None), (9, 512, 128, 1 / 15))
-
-
-def stored_bytes(model: torch.nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Return the bytes of the storages that a forward keeps for its backward, weights and their casts left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    # Kept alive until they are counted, or a freed one's address could stand for the next.
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    shapes = {tuple(parameter.shape) for parameter in model.parameters() if parameter.ndim == 2}
-    return sum(
-        tensor.untyped_storage().nbytes()
-        for address, tensor in kept.items()
-        # Autocast's copies of weights are as many whatever the layout.
-        if address not in weights and tuple(tensor.shape) not in shapes and tuple(tensor.shape[::-1]) not in shapes
-    )
 
 
 def of_layout(make: Callable[[], PreTrainedModel], group: TokenGroup, layout: Layout) -> int:

@@ -106,6 +106,7 @@ class Ours:
         self.model.accept_packed_sequences(enabled=layout != "padded")
         self.layout: Layout = layout
         self.autocast = precision == "bf16"
+        self.device = next(model.parameters()).device
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
     def step(self, groups: Sequence[TokenGroup], size: int) -> None:
@@ -117,11 +118,11 @@ class Ours:
 
     def gradient(self, groups: Sequence[TokenGroup], size: int) -> float:
         """Add the gradient of the groups' loss and return it."""
-        global_weight = torch.tensor(sum(float(group.weight_P.sum()) for group in groups))
+        global_weight = torch.tensor(sum(float(group.weight_P.sum()) for group in groups), device=self.device)
         total = 0.0
         for micro_batch in micro_batches(groups, self.layout, size):
-            batch = collate(micro_batch, PAD_ID, self.layout)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            batch = collate(micro_batch, PAD_ID, self.layout).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 rewards = self.model(
                     batch.input_ids_RT, batch.position_ids_RT, batch.attention_mask_RT, batch.segments, batch.last_N
                 )

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.data.tokens.token_group import TokenGroup
 from pairwright.model.targets import PreferenceTargets
 
 Layout = Literal["shared", "packed", "padded"]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.data.tokens.token_group import TokenGroup
 from pairwright.errors import ConfigError
 from pairwright.model.collate import Layout, collate
 from pairwright.model.reward_model import RewardModel

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.data.tokens.token_group import TokenGroup
 from pairwright.errors import ModelError
 
 UNITS_PER_ONE = 2.0**80

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pairwright.data.tokens.tokenize_groups import TokenGroup
+from pairwright.data.tokens.token_group import TokenGroup
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

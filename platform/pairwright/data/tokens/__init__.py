@@ -8,6 +8,7 @@ In reading order:
 - ``template_coverage.py``: what a template leaves out of a conversation
 - ``special_tokens.py``: special tokens that stand in texts
 - ``conversation_tokens.py``: tokenises prompts with their completions
+- ``token_group.py``: a tokenised group
 - ``tokenize_groups.py``: tokenises groups of pairs
 - ``tokenize.py``: makes or finds the tokens table of a pairs version
 - ``token_table.py``: a tokens table, memory-mapped

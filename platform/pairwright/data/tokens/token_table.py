@@ -5,8 +5,6 @@ tokenisation of prompt and completion k. Files are uncompressed Arrow, so that a
 into the page cache and nothing is read that no batch asks for; the price is disk, about three times zstd.
 """
 
-# ruff: noqa: N815 - shape suffixes: K completions, T tokens, P pairs, G groups
-
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from pairwright.data.tokens.column_files import ID_BYTES, ColumnChunk, MappedColumns, mapped_columns
 from pairwright.data.tokens.group_sizes import GroupColumns, GroupSizes
+from pairwright.data.tokens.token_group import TokenGroup
 from pairwright.errors import StoreError
 from pairwright.records import TOKENS_SCHEMA, TOKENS_SCHEMA_V1
 
@@ -37,37 +36,6 @@ logger = logging.getLogger(__name__)
 
 Int32s = NDArray[np.int32]
 Int64s = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenGroup:
-    """One group, tokenised. Arrays may be read-only views into a memory-mapped file.
-
-    Attributes:
-        group_id: of the pairs table.
-        subset: part of the data that is reported on its own, if any.
-        prompt_ids: tokens that all completions begin with, int32, shape (T,); may be empty.
-        completion_ids: what follows them, one int32 array of at least one token for each of the K kept completions.
-        num_characters: length of each completion's text, int32, shape (K,).
-        completion_index: index of each kept completion in the pairs table's group, int16, shape (K,).
-        chosen_P: index into ``completion_ids`` of each pair's preferred completion, int64, shape (P,).
-        rejected_P: index of the other one, int64, shape (P,).
-        weight_P: how much each pair counts, float32, shape (P,).
-        margin_P: wanted reward difference, float32, shape (P,); NaN where the pair has none.
-        more_subsets: further parts that the group belongs to.
-    """
-
-    group_id: str
-    subset: str | None
-    prompt_ids: Int32s
-    completion_ids: list[Int32s]
-    num_characters: Int32s
-    completion_index: NDArray[np.int16]
-    chosen_P: Int64s
-    rejected_P: Int64s
-    weight_P: NDArray[np.float32]
-    margin_P: NDArray[np.float32]
-    more_subsets: tuple[str, ...] = ()
 
 
 class _Views(NamedTuple):

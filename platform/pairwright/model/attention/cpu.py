@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pairwright.model.attention.cpu_backward import Operands, Tile, tiled_gradients
+from pairwright.model.attention.last_token import attend_at_last_tokens
 from pairwright.model.attention.sdpa import Rule, attend_by_segment, visible
 from pairwright.model.collate import Segments
 
@@ -27,6 +28,8 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
     """Return the attention of a packed sequence; a ``Kernel``."""
+    if segments.reads_last_tokens and not rule.dropout:
+        return attend_at_last_tokens(query, key, value, segments, rule.window, rule.scaling)
     if rule.dropout or query.shape[-1] != value.shape[-1]:
         return attend_by_segment(query, key, value, segments, rule)
     scaling = query.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling

@@ -2,21 +2,24 @@
 
 ``torch.nn.attention.varlen`` takes any numbers of queries and keys for each sequence, and aligns their ends under the
 causal mask. So each segment is a sequence: a prompt attends to itself, a completion to the keys of its prompt and its
-own, which are gathered first. That copies a prompt's keys once for each completion (of H' heads: few under grouped
-queries; kept for the backward pass), and needs no kernel of our own. flex_attention needs no copy, but is compiled
-again for every set of boundaries.
+own, which are gathered first. That copies a prompt's keys once for each completion (kept for the backward pass), and
+needs no kernel of our own. Under grouped queries the copies have the H' heads of the keys where ``varlen_attn`` has the
+keyword ``enable_gqa`` (PyTorch 2.13), and all H heads where it has not (2.11). flex_attention needs no copy, but is
+compiled again for every length of the packed sequence.
 
 A small self-check decides once for each kind of call whether the kernel computes correctly on this device
-(``_is_correct``). If it does not, and for float32, dropout and wide heads, ``attend_by_segment`` computes. Written
-against PyTorch 2.13 on a machine without a GPU: neither its speed nor its results have been measured
-(tests/gpu/test_attention_on_gpu.py does).
+(``_is_correct``). If it does not, and for float32, dropout and wide heads, ``attend_by_segment`` computes. Written on a
+machine without a GPU: neither its speed nor its results have been measured there (docs/gpu.md says how to). Everything
+but the kernel itself is tested on CPUs (tests/model/test_gpu_path.py).
 """
 
 # ruff: noqa: N815 - shape suffixes: S sequences, Tk gathered keys
 
+import inspect
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -59,23 +62,50 @@ def attend_on_gpu(query: Tensor, key: Tensor, value: Tensor, segments: Segments,
     return attend_by_segment(query, key, value, segments, rule)
 
 
-def attend_by_sequence(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: Rule) -> Tensor:
-    """Return the attention of a packed sequence in one call, without the self-check; a ``Kernel``."""
+def attend_by_sequence(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    rule: Rule,
+    *,
+    varlen: Callable[..., Any] = varlen_attn,
+) -> Tensor:
+    """Return the attention of a packed sequence in one call, without the self-check; a ``Kernel``.
+
+    Args:
+        query: shape (1, H, T, D).
+        key: shape (1, H', T, D), H a multiple of H'.
+        value: shape (1, H', T, D).
+        segments: boundaries of the texts.
+        rule: of the layer.
+        varlen: PyTorch's ``varlen_attn`` of any version, or what computes the same.
+    """
     sequences = sequences_of(segments, query.device)
-    out = varlen_attn(
+    num_shared = query.shape[1] // key.shape[1]
+    groups_queries = takes_grouped_queries(varlen)
+    options = {"enable_gqa": num_shared > 1} if groups_queries else {}
+    num_copies = 1 if groups_queries else num_shared
+    out = varlen(
         query[0].transpose(0, 1).contiguous(),
-        gathered(key[0].transpose(0, 1), sequences.key_Tk),
-        gathered(value[0].transpose(0, 1), sequences.key_Tk),
+        gathered(key[0].transpose(0, 1), sequences.key_Tk, num_copies=num_copies),
+        gathered(value[0].transpose(0, 1), sequences.key_Tk, num_copies=num_copies),
         sequences.first_query_S,
         sequences.first_key_S,
         sequences.most_queries,
         sequences.most_keys,
         scale=rule.scaling,
         window_size=_window_size(rule),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
     assert isinstance(out, Tensor)
     return out[None]
+
+
+@cache
+def takes_grouped_queries(varlen: Callable[..., Any]) -> bool:
+    """Return whether ``varlen_attn`` takes fewer key heads than query heads: PyTorch 2.13 does, 2.11 does not."""
+    return "enable_gqa" in inspect.signature(varlen).parameters
 
 
 # All layers of a model need the same sequences in turn.
@@ -102,26 +132,35 @@ def sequences_of(segments: Segments, device: torch.device) -> Sequences:
     )
 
 
-def gathered(tensor: Tensor, index_Tk: Tensor) -> Tensor:
-    """Return rows of a tensor by index; the gradients of a row that occurs several times are summed in float32."""
-    out: Tensor = _Gathered.apply(tensor, index_Tk)
+def gathered(tensor: Tensor, index_Tk: Tensor, *, num_copies: int = 1) -> Tensor:
+    """Return rows of a tensor by index, each of its heads several times; gradients of copies are summed in float32.
+
+    Args:
+        tensor: shape (T, H', D).
+        index_Tk: of the rows, int64; a row may occur several times.
+        num_copies: of each head, one after the other; the result has shape (Tk, H' * num_copies, D).
+    """
+    out: Tensor = _Gathered.apply(tensor, index_Tk, num_copies)
     return out
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, index_Tk: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, index_Tk: Tensor, num_copies: int) -> Tensor:
         ctx.save_for_backward(index_Tk)
-        ctx.num_rows = tensor.shape[0]
+        ctx.shape, ctx.num_copies = tensor.shape, num_copies
+        if num_copies > 1:
+            tensor = tensor.repeat_interleave(num_copies, dim=1)
         return tensor.index_select(0, index_Tk)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (index_Tk,) = ctx.saved_tensors
         (grad,) = grads
         wide = torch.promote_types(grad.dtype, torch.float32)
-        total = torch.zeros(ctx.num_rows, *grad.shape[1:], dtype=wide, device=grad.device)
-        return total.index_add_(0, index_Tk, grad.to(wide)).to(grad.dtype), None
+        of_heads = grad.to(wide) if ctx.num_copies == 1 else grad.unflatten(1, (-1, ctx.num_copies)).sum(2, dtype=wide)
+        total = torch.zeros(ctx.shape, dtype=wide, device=grad.device)
+        return total.index_add_(0, index_Tk, of_heads).to(grad.dtype), None, None
 
 
 def _window_size(rule: Rule) -> tuple[int, int]:

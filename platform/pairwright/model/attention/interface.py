@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from pairwright.errors import PairwrightError
 from pairwright.model.attention.cpu import attend_on_cpu
 from pairwright.model.attention.gpu import attend_on_gpu
-from pairwright.model.attention.last_token import LastLayer, attend_at_last_tokens
+from pairwright.model.attention.last_token import LastLayer
 from pairwright.model.attention.sdpa import Kernel, Rule, attend_by_segment
 from pairwright.model.collate import Segments
 
@@ -117,8 +117,6 @@ def attend(
         )
     query, key, value = _of_one_dtype(query, key, value)
     rule = Rule(is_causal=is_causal, window=sliding_window, scaling=scaling, dropout=dropout)
-    if segments.reads_last_tokens and not dropout and query.device.type == "cpu":
-        return attend_at_last_tokens(query, key, value, segments, sliding_window, scaling), None
     return kernels.get(query.device.type, attend_by_segment)(query, key, value, segments, rule), None
 
 

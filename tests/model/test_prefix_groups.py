@@ -58,7 +58,7 @@ def test_no_other_cut_of_the_sorted_texts_computes_fewer_tokens(seed: int) -> No
 @pytest.mark.parametrize("budget", [1, 40, 100, 10_000])
 def test_micro_batches_hold_every_text_once_and_stay_within_the_budget(budget: int) -> None:
     row_ids = [text for seed in range(20) for text in random_texts(seed)]
-    batches = fill_micro_batches(row_ids, prefix_groups(row_ids), micro_batch_tokens=budget)
+    batches = fill_micro_batches(row_ids, prefix_groups(row_ids), micro_batch_tokens=budget, filled_tokens=budget)
     assert sorted(row for batch in batches for group in batch for row in group.rows) == list(range(len(row_ids)))
     for batch in batches:
         num_tokens = sum(group.num_tokens for group in batch)

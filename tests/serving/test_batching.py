@@ -110,7 +110,7 @@ def test_a_full_queue_refuses_with_429_and_when_to_come_back(tmp_path: Path) -> 
 
 
 def test_what_nobody_waits_for_is_not_computed(tmp_path: Path) -> None:
-    service = service_of(export_small_model(tmp_path), max_wait_seconds=0.2)
+    service = service_of(export_small_model(tmp_path), max_wait_seconds=1)
 
     async def one_goes() -> Answer:
         running_service = asyncio.create_task(service.run())

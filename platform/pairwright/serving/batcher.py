@@ -1,28 +1,32 @@
 """Waits for texts of many requests, and computes those together that fill a forward pass or share a prefix.
 
-A text waits at most ``max_wait_seconds`` while nothing is computed; while something is, all that arrives is taken
-together next. The forward pass runs in one thread, off the event loop, and a request whose client went away is left
-out of it.
+While nothing is computed, texts wait until no other has come for ``QUIET_SHARE`` of ``max_wait_seconds``, and at most
+``max_wait_seconds``; while something is, all that arrive wait for its end. Each forward pass is planned from the texts
+that wait at its start: a text joins others with its prefix until the moment they are computed, is answered without the
+passes behind its own, and is left out once its client went away. The pass runs in one thread, off the event loop.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pairwright.errors import PairwrightError
-from pairwright.model.batching.prefix_groups import PrefixGroup
 from pairwright.serving.scorer import Int32s, PlannedBatch, Rewards, Scorer
 from pairwright.serving.serving_metrics import ServingMetrics
 
 logger = logging.getLogger(__name__)
 
 POOL_FACTOR = 4
-"""How many times the budget of a forward pass, in tokens with prefixes counted for each text, is planned together."""
+"""How many times the budget of a forward pass, in tokens with prefixes counted for each text, is looked at together."""
+QUIET_SHARE = 0.2
+T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
@@ -33,11 +37,18 @@ class _Job:
     future: asyncio.Future[Rewards]
     num_left: int
     rewards: Rewards
-    arrived: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A text that waits."""
+
+    job: _Job
+    index: int
 
     @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.row_ids))
+    def token_ids(self) -> Int32s:
+        return self.job.row_ids[self.index]
 
 
 class Batcher:
@@ -57,8 +68,18 @@ class Batcher:
         self._thread = thread
         self._max_wait_seconds = max_wait_seconds
         self._metrics = metrics
-        self._waiting: list[_Job] = []
+        self._waiting: list[_Row] = []
+        self._num_announced = 0
         self._arrived = asyncio.Event()
+
+    @contextmanager
+    def announced(self) -> Iterator[None]:
+        """Have the texts that wait do so for a request whose texts are being tokenised."""
+        self._num_announced += 1
+        try:
+            yield
+        finally:
+            self._num_announced -= 1
 
     async def rewards(self, row_ids: Sequence[Int32s]) -> Rewards:
         """Return the rewards of one request's texts; cancel it, and they are not computed.
@@ -69,7 +90,8 @@ class Batcher:
         if not row_ids:
             return np.empty(0, np.float32)
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Job(row_ids, future, len(row_ids), np.empty(len(row_ids), np.float32)))
+        job = _Job(row_ids, future, len(row_ids), np.empty(len(row_ids), np.float32))
+        self._waiting += [_Row(job, index) for index in range(len(row_ids))]
         self._arrived.set()
         return await future
 
@@ -78,60 +100,61 @@ class Batcher:
         while True:
             await self._arrived.wait()
             await self._wait_for_more()
-            jobs = self._take()
-            try:
-                await self._compute(jobs)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                if not isinstance(error, PairwrightError):
-                    logger.exception("a forward pass failed")
-                for job in jobs:
-                    if not job.future.done():
-                        job.future.set_exception(error)
+            await self._compute_next()
+            self._waiting = [row for row in self._waiting if not row.job.future.done()]
+            (self._arrived.set if self._waiting else self._arrived.clear)()
 
     async def _wait_for_more(self) -> None:
-        until = self._waiting[0].arrived + self._max_wait_seconds
-        while (left := until - time.monotonic()) > 0 and self._num_waiting_tokens() < self._scorer.micro_batch_tokens:
+        until = time.monotonic() + self._max_wait_seconds
+        while self._num_waiting_tokens() < self._scorer.filled_tokens and (left := until - time.monotonic()) > 0:
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), left)
+                quiet = self._max_wait_seconds * QUIET_SHARE
+                await asyncio.wait_for(self._arrived.wait(), min(left, quiet))
             except TimeoutError:
-                break
+                if not self._num_announced:
+                    break
 
     def _num_waiting_tokens(self) -> int:
-        return sum(job.num_tokens for job in self._waiting)
+        return sum(len(row.token_ids) for row in self._waiting)
 
-    def _take(self) -> list[_Job]:
-        """Take the oldest jobs whose clients are still there, up to the pool's size."""
-        alive = [job for job in self._waiting if not job.future.done()]
-        taken, num_tokens = 0, 0
-        for job in alive:
-            if taken and (self._scorer.is_exact or num_tokens > POOL_FACTOR * self._scorer.micro_batch_tokens):
-                break
-            num_tokens += job.num_tokens
-            taken += 1
-        self._waiting = alive[taken:]
-        (self._arrived.set if self._waiting else self._arrived.clear)()
-        return alive[:taken]
-
-    async def _compute(self, jobs: Sequence[_Job]) -> None:
-        loop = asyncio.get_running_loop()
-        if self._scorer.is_exact:
-            for job in jobs:
-                rewards = await loop.run_in_executor(self._thread, self._timed_as_score, job.row_ids)
-                _finish(job, range(len(rewards)), rewards)
+    async def _compute_next(self) -> None:
+        """Compute the forward pass of the text that has waited longest, with what fits into it."""
+        if not (rows := self._pool()):
             return
-        rows = [(job, index) for job in jobs for index in range(len(job.row_ids))]
-        row_ids = [job.row_ids[index] for job, index in rows]
-        for planned in await loop.run_in_executor(self._thread, self._scorer.plan, row_ids):
-            batch = _without_gone(planned, rows, row_ids)
-            if not batch.groups:
-                continue
-            rewards = await loop.run_in_executor(self._thread, self._timed, row_ids, batch)
-            for row, reward in zip(batch.rows, rewards, strict=True):
-                job, index = rows[row]
-                _finish(job, [index], reward)
+        row_ids = [row.token_ids for row in rows]
+        try:
+            if self._scorer.is_exact:
+                rewards = await self._in_thread(self._as_score, row_ids)
+            else:
+                batch = await self._in_thread(self._plan_next, row_ids)
+                rows = [rows[position] for position in batch.rows]
+                rewards = await self._in_thread(self._timed, row_ids, batch)
+        except Exception as error:
+            if not isinstance(error, PairwrightError):
+                logger.exception("a forward pass failed")
+            for job in {row.job for row in rows}:
+                if not job.future.done():
+                    job.future.set_exception(error)
+            return
+        for row, reward in zip(rows, rewards, strict=True):
+            _finish(row, reward)
+        done = set(map(id, rows))
+        self._waiting = [row for row in self._waiting if id(row) not in done]
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def _pool(self) -> list[_Row]:
+        """Return the texts to plan with: those that have waited longest and whose clients are still there."""
+        alive = [row for row in self._waiting if not row.job.future.done()]
+        if self._scorer.is_exact:
+            return [row for row in alive if row.job is alive[0].job]
+        num_tokens = np.cumsum([len(row.token_ids) for row in alive], dtype=np.int64)
+        return alive[: 1 + int(np.searchsorted(num_tokens, POOL_FACTOR * self._scorer.micro_batch_tokens))]
+
+    def _plan_next(self, row_ids: Sequence[Int32s]) -> PlannedBatch:
+        return next(batch for batch in self._scorer.plan(row_ids) if 0 in batch.rows)
 
     def _timed(self, row_ids: Sequence[Int32s], batch: PlannedBatch) -> Rewards:
         started = time.monotonic()
@@ -140,7 +163,7 @@ class Batcher:
         self._count(len(rewards), num_given, batch.num_tokens, time.monotonic() - started)
         return rewards
 
-    def _timed_as_score(self, row_ids: Sequence[Int32s]) -> Rewards:
+    def _as_score(self, row_ids: Sequence[Int32s]) -> Rewards:
         started = time.monotonic()
         rewards = self._scorer.rewards_as_score(row_ids)
         num_given = sum(map(len, row_ids))
@@ -148,23 +171,12 @@ class Batcher:
         return rewards
 
     def _count(self, num_texts: int, num_given: int, num_computed: int, seconds: float) -> None:
-        self._metrics.count_forward(num_texts, num_given, num_computed, seconds, self._scorer.micro_batch_tokens)
+        self._metrics.count_forward(num_texts, num_given, num_computed, seconds, self._scorer.filled_tokens)
 
 
-def _finish(job: _Job, indices: Sequence[int], rewards: Rewards) -> None:
-    job.rewards[list(indices)] = rewards
-    job.num_left -= len(indices)
+def _finish(row: _Row, reward: float) -> None:
+    job = row.job
+    job.rewards[row.index] = reward
+    job.num_left -= 1
     if not job.num_left and not job.future.done():
         job.future.set_result(job.rewards)
-
-
-def _without_gone(batch: PlannedBatch, rows: Sequence[tuple[_Job, int]], row_ids: Sequence[Int32s]) -> PlannedBatch:
-    """Return a forward pass without the texts whose clients went away since it was planned."""
-    if not any(rows[row][0].future.done() for row in batch.rows):
-        return batch
-    kept: list[PrefixGroup] = []
-    for group in batch.groups:
-        if left := tuple(row for row in group.rows if not rows[row][0].future.done()):
-            num_tokens = group.prefix + sum(len(row_ids[row]) - group.prefix for row in left)
-            kept.append(PrefixGroup(left, group.prefix, num_tokens))
-    return PlannedBatch(tuple(kept))

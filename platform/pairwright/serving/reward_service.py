@@ -191,7 +191,8 @@ class RewardService:
 
     async def _of_model(self, index: int, call: Call) -> tuple[list[TextTokens], Rewards]:
         loop, scorer = asyncio.get_running_loop(), self.models[index].scorer
-        tokens = await loop.run_in_executor(self._tokenizing, _tokenize, scorer.inputs, call)
+        with self._batchers[index].announced():
+            tokens = await loop.run_in_executor(self._tokenizing, _tokenize, scorer.inputs, call)
         self.metrics.count_texts(sum(one.is_cut for one in tokens), sum(one.is_completed for one in tokens))
         row_ids: list[Int32s] = [one.token_ids for one in tokens]
         rewards = await self._batchers[index].rewards(row_ids)

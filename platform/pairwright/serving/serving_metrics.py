@@ -45,7 +45,9 @@ class ServingMetrics:
         self._waiting = Gauge("pairwright_queue_texts", "Texts accepted and not yet answered.", registry=self._registry)
         self._latency = self._histogram("request_seconds", "From a request's headers to its answer.", _SECONDS, "path")
         self._forward = self._histogram("forward_seconds", "One forward pass.", _SECONDS)
-        self._fill = self._histogram("batch_fill", "Tokens of a forward pass as a share of its budget.", _SHARES)
+        self._fill = self._histogram(
+            "batch_fill", "Tokens of a forward pass as a share of what it is filled to.", _SHARES
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"pairwright_{name}", text, labels, registry=self._registry)
@@ -69,14 +71,14 @@ class ServingMetrics:
         self._cut.inc(num_cut)
         self._completed.inc(num_completed)
 
-    def count_forward(self, num_texts: int, num_given: int, num_computed: int, seconds: float, budget: int) -> None:
+    def count_forward(self, num_texts: int, num_given: int, num_computed: int, seconds: float, filled: int) -> None:
         """Count a forward pass: its texts, their tokens, and the tokens that were computed."""
         self._texts.inc(num_texts)
         self._tokens.inc(num_given)
         self._computed.inc(num_computed)
         self._saved.inc(num_given - num_computed)
         self._forward.observe(seconds)
-        self._fill.observe(num_computed / budget)
+        self._fill.observe(min(1.0, num_computed / filled))
         self.rates.texts += num_texts
         self.rates.tokens += num_given
         self.rates.computed += num_computed

@@ -48,17 +48,21 @@ def prefix_groups(row_ids: Sequence[Int32s]) -> list[PrefixGroup]:
 
 
 def fill_micro_batches(
-    row_ids: Sequence[Int32s], groups: Sequence[PrefixGroup], *, micro_batch_tokens: int
+    row_ids: Sequence[Int32s], groups: Sequence[PrefixGroup], *, micro_batch_tokens: int, filled_tokens: int
 ) -> list[list[PrefixGroup]]:
-    """Return the groups in micro-batches of at most so many tokens, in their order; a group over them is split.
+    """Return the groups in micro-batches, in their order.
 
-    A text over the budget is a micro-batch of its own.
+    Args:
+        row_ids: the texts.
+        groups: of them.
+        micro_batch_tokens: a group over so many tokens is split; a text over them is a micro-batch of its own.
+        filled_tokens: several groups are one micro-batch up to so many tokens together.
     """
     micro_batches: list[list[PrefixGroup]] = []
     num_tokens = 0
     for group in groups:
         for part in _parts(row_ids, group, micro_batch_tokens):
-            if not micro_batches or num_tokens + part.num_tokens > micro_batch_tokens:
+            if not micro_batches or num_tokens + part.num_tokens > filled_tokens:
                 micro_batches.append([])
                 num_tokens = 0
             micro_batches[-1].append(part)

@@ -4,7 +4,7 @@ Accuracy is over untied held-out pairs, equal rewards half right; intervals are 
 mean over the seeds (evaluation/statistics). Sides are compared on the same pairs.
 """
 
-# ruff: noqa: N802, N803, N806, N815 - shape suffixes: S seeds, P pairs, F fields
+# ruff: noqa: N802, N815 - shape suffixes: S seeds, P pairs, F fields
 
 import json
 import os

@@ -17,7 +17,7 @@ from typing import get_args
 
 import numpy as np
 
-from pairwright.data.tokens.group_sizes import GroupColumns, GroupSizes
+from pairwright.data.tokens.token_group import GroupColumns, GroupSizes
 from pairwright.model.batching.cost_model import ATTENTION_FLOP_COST, MICRO_BATCH_OVERHEAD_TOKENS, ModelShape, overhead
 from pairwright.model.batching.plan import PASSES_UNSPLIT, PlanQuality, Rules, plan_micro_batches, quality_of
 from pairwright.model.collate import Layout

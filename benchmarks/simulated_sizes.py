@@ -35,7 +35,7 @@ from pairwright.data.table.table import Table, version_path
 from pairwright.data.table.vacuum import vacuum
 from pairwright.data.table.version_log import restore, version_log
 from pairwright.data.tokens.column_files import ColumnChunk, open_columns, write_columns
-from pairwright.data.tokens.group_sizes import GroupColumns
+from pairwright.data.tokens.token_group import GroupColumns
 
 ROWS_PER_FILE = 32_000
 NUM_INCREMENTS = 10

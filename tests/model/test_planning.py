@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairwright.data.tokens.group_sizes import GroupSizes
+from pairwright.data.tokens.token_group import GroupSizes
 from pairwright.errors import ConfigError
 from pairwright.model.batching.cost_model import MICRO_BATCH_OVERHEAD_TOKENS, ModelShape
 from pairwright.model.batching.plan import (

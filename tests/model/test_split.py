@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pairwright.config import LossConfig
-from pairwright.data.tokens.group_sizes import GroupSizes
+from pairwright.data.tokens.token_group import GroupSizes
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.model.batching.cost_model import ModelShape
 from pairwright.model.batching.plan import Rules, plan_micro_batches

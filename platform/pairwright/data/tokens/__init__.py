@@ -8,11 +8,10 @@ In reading order:
 - ``template_coverage.py``: what a template leaves out of a conversation
 - ``special_tokens.py``: special tokens that stand in texts
 - ``conversation_tokens.py``: tokenises prompts with their completions
-- ``token_group.py``: a tokenised group
+- ``token_group.py``: a tokenised group, and the sizes of many for planning
 - ``tokenize_groups.py``: tokenises groups of pairs
 - ``tokenize.py``: makes or finds the tokens table of a pairs version
 - ``token_table.py``: a tokens table, memory-mapped
 - ``token_files.py``: its files on this machine
-- ``group_sizes.py``: sizes of groups, for planning
-- ``column_files.py``: these of a large table, memory-mapped
+- ``column_files.py``: the sizes of the groups of a large table, memory-mapped
 """

@@ -21,7 +21,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from pairwright.data.storage.local_cache import cache_folder
-from pairwright.data.tokens.group_sizes import GroupColumns
+from pairwright.data.tokens.token_group import GroupColumns
 
 Int64s = NDArray[np.int64]
 

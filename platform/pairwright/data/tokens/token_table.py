@@ -8,7 +8,6 @@ into the page cache and nothing is read that no batch asks for; the price is dis
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pairwright.data.tokens.column_files import ID_BYTES, ColumnChunk, MappedColumns, mapped_columns
-from pairwright.data.tokens.group_sizes import GroupColumns, GroupSizes
-from pairwright.data.tokens.token_group import TokenGroup
+from pairwright.data.tokens.token_group import GroupColumns, GroupSizes, TokenGroup
 from pairwright.errors import StoreError
 from pairwright.records import TOKENS_SCHEMA, TOKENS_SCHEMA_V1
 

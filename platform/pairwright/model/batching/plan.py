@@ -15,7 +15,7 @@ from typing import NamedTuple, assert_never
 
 import numpy as np
 
-from pairwright.data.tokens.group_sizes import GroupSizes
+from pairwright.data.tokens.token_group import GroupSizes
 from pairwright.errors import ConfigError
 from pairwright.model.batching.bin_packing import PackedMicroBatch, pack_micro_batches
 from pairwright.model.batching.cost_model import ModelShape, PartSizes, overhead

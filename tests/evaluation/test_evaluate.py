@@ -35,8 +35,10 @@ from pairwright.evaluation.group_rows import reward_rows
 from pairwright.evaluation.load_exported import LoadedModel, load_exported, open_exported
 from pairwright.evaluation.reports.report_schema import DataIdentity
 from pairwright.evaluation.reports.report_text import format_report
-from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
+from pairwright.evaluation.rewards import plan_by_length, rewards_in_layout, rewards_of_groups
 from pairwright.evaluation.statistics.pair_metrics import PairTerms, PartMetrics
+from pairwright.model.collate import Layout
+from pairwright.model.layout_check import choose_layout
 
 Draw = Callable[..., TokenGroup]
 
@@ -67,6 +69,7 @@ def evaluate_alike(loaded: LoadedModel, groups: list[TokenGroup], micro_batch_to
     return evaluate_groups(
         loaded.model,
         groups,
+        layout="padded",
         pad_token_id=loaded.pad_token_id,
         micro_batch_tokens=micro_batch_tokens,
         device=loaded.device,
@@ -279,6 +282,36 @@ def test_a_group_over_the_budget_gets_the_rewards_it_gets_in_one_forward(
     longest = group.prompt_ids.size + max(ids.size for ids in group.completion_ids)
     whole, cut = rewards_under(loaded, [group], 10_000), rewards_under(loaded, [group], 2 * longest)
     np.testing.assert_allclose(cut, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+def test_a_layout_without_padding_gives_the_rewards_of_padded_rows_whatever_the_budget(
+    layout: Layout, loaded: LoadedModel, groups: list[TokenGroup]
+) -> None:
+    def rewards(layout: Layout, budget: int) -> np.ndarray:
+        found = rewards_in_layout(
+            loaded.model,
+            groups,
+            layout=layout,
+            pad_token_id=loaded.pad_token_id,
+            micro_batch_tokens=budget,
+            device="cpu",
+        )
+        assert [len(reward_K) for reward_K in found] == [len(group.completion_ids) for group in groups]
+        return np.concatenate(found)
+
+    padded = rewards("padded", 10_000)
+    longest = max(group.prompt_ids.size + ids.size for group in groups for ids in group.completion_ids)
+    try:
+        chosen = choose_layout(
+            loaded.model, layout, pad_token_id=loaded.pad_token_id, max_length=128, device="cpu"
+        ).layout
+        for budget in (10_000, 300, longest):  # whole groups together, groups alone, groups in parts
+            np.testing.assert_allclose(rewards(chosen, budget), padded, atol=2e-5 * padded.std())
+        with pytest.raises(ConfigError, match=rf"{longest} tokens.*micro_batch_tokens"):
+            rewards(chosen, longest - 1)
+    finally:
+        loaded.model.accept_packed_sequences(enabled=False)
 
 
 def test_figures_under_any_budget_agree_to_a_millionth(loaded: LoadedModel, groups: list[TokenGroup]) -> None:

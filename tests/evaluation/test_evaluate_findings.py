@@ -202,7 +202,7 @@ def test_degenerate_texts_are_scored_under_real_prompts_and_set_beside_real_comp
     spec = TokenSpec.of(loaded.tokenizer, exported.rules.tokens_config())
     rows = list(evaluated.read_texts(evaluated.arrays.group_ids[:6]).values())
     tried = tried_prompts(rows, loaded.tokenizer.all_special_tokens)
-    rewards = degenerate_rewards(loaded, spec, tried, micro_batch_tokens=512)
+    rewards = degenerate_rewards(loaded, spec, tried, layout="padded", micro_batch_tokens=512)
     assert len({one.group_id for one in rewards}) == 6
     kinds = {one.kind for one in rewards}
     assert {"empty", "one character", "template tokens", "one text for every prompt"} <= kinds

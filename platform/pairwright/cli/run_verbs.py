@@ -94,7 +94,7 @@ def train(
 
 @app.command(rich_help_panel=MODELS)
 def evaluate(
-    model: ModelDirectory,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model directories of training runs.")],
     pairs: Annotated[list[str], typer.Option(help="URL of a pairs table; may be given several times.")],
     version: Version = None,
     split: Annotated[Split, typer.Option(help="Which split.")] = "validation",
@@ -117,15 +117,21 @@ def evaluate(
     store_temperature: Annotated[
         bool, typer.Option("--store-temperature", help="Write the fitted temperature beside the model's directory.")
     ] = False,
+    influence: Annotated[
+        bool,
+        typer.Option(
+            "--influence", help="Also refit the reward head without each annotator and author; about doubles the time."
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a reward model on held-out pairs: accuracy with intervals, the length rule, calibration, worst slices."""
     from pairwright.cli.early_checks import check_evaluation
 
-    tables = _outputs_of_tables(pairs, output)
-    for url, target in tables:
-        check_evaluation(model, url, version=version, output=target, split=split, overwrite=overwrite)
+    named = _named_evaluations(models, pairs, output)
+    for name, model, url in named:
+        check_evaluation(model, url, version=version, output=_inside(output, name), split=split, overwrite=overwrite)
     from pairwright.cluster.models.evaluate_job import evaluate as run
     from pairwright.evaluation.reports.report_file import page_url, report_url
     from pairwright.evaluation.reports.report_text import format_report
@@ -136,35 +142,54 @@ def evaluate(
             url,
             version=version,
             split=split,
-            output=target,
+            output=_inside(output, name),
             num_workers=num_workers,
             use_gpu=use_gpu,
             micro_batch_tokens=micro_batch_tokens,
             overwrite=overwrite,
-            findings=findings,
+            findings=_inside(findings, name),
             with_temperature=store_temperature,
+            with_influence=influence,
             show=None if as_json else lambda report: say(format_report(report)),
         )
-        for url, target in tables
+        for name, model, url in named
     ]
     if as_json:
         say_json(reports[0] if len(reports) == 1 else reports)
         return
     here = f"{Path.cwd()}/"
-    written = [report_url(model, target).removeprefix(here) for _, target in tables]
+    written = [report_url(model, _inside(output, name)).removeprefix(here) for name, model, _ in named]
     say(one_per_line(f"wrote {url} and {page_url(url)}" for url in written))
 
 
-def _outputs_of_tables(pairs: list[str], output: str | None) -> list[tuple[str, str | None]]:
-    """Return each table with the output of its report: of several, a folder of the table's name in the output."""
-    if len(pairs) == 1:
-        return [(pairs[0], output)]
-    names = [url.rstrip("/").rpartition("/")[2] for url in pairs]
-    if output is None or output.endswith(".json") or len(set(names)) < len(names):
+def _named_evaluations(models: list[str], pairs: list[str], output: str | None) -> list[tuple[str, str, str]]:
+    """Return name, model and table of each evaluation: the name of its folder in the output, empty for one alone.
+
+    Raises:
+        ConfigError: if several reports would go to one place.
+    """
+    of_models = [model.rstrip("/").removesuffix("/model").rpartition("/")[2] for model in models]
+    of_tables = [url.rstrip("/").rpartition("/")[2] for url in pairs]
+    several = [names for names in (of_models, of_tables) if len(names) > 1]
+    beside_models = output is None and len(pairs) == 1
+    if any(len(set(names)) < len(names) for names in several) or (
+        several and not beside_models and (output is None or output.endswith(".json"))
+    ):
+        what = " and ".join(what for what, names in (("models", of_models), ("tables", of_tables)) if len(names) > 1)
         raise ConfigError(
-            "several tables need --output FOLDER, and names of their own: each report goes to FOLDER/NAME/report.json"
+            f"several {what} need --output FOLDER, and names of their own: each report goes to FOLDER/NAME/report.json"
         )
-    return [(url, f"{output.rstrip('/')}/{name}") for url, name in zip(pairs, names, strict=True)]
+    parts = [(of_models, len(models) > 1), (of_tables, len(pairs) > 1)]
+    return [
+        ("/".join(names[n] for (names, is_used), n in zip(parts, (i, j), strict=True) if is_used), model, url)
+        for i, model in enumerate(models)
+        for j, url in enumerate(pairs)
+    ]
+
+
+def _inside(folder: str | None, name: str) -> str | None:
+    """Return the place of a name in a folder: the folder itself for no name."""
+    return folder if folder is None or not name else f"{folder.rstrip('/')}/{name}"
 
 
 @app.command(rich_help_panel=MODELS)

@@ -13,11 +13,12 @@ from pairwright.data.extras import Turn, reply_of, turns_of
 from pairwright.data.tokens.conversation_tokens import TokenizedCompletions, TokenSpec, tokenize_completions
 from pairwright.data.tokens.template_sandbox import Conversation
 from pairwright.evaluation.load_exported import LoadedModel
-from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
+from pairwright.evaluation.rewards import rewards_in_layout
 from pairwright.evaluation.score import group_of_one
 from pairwright.evaluation.statistics.intervals import Estimate, Resamples
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
 from pairwright.evaluation.statistics.pair_metrics import correct
+from pairwright.model.collate import Layout
 
 NUM_PROMPTS = 32
 """Prompts that the texts are tried under."""
@@ -83,7 +84,7 @@ def tried_prompts(rows: Sequence[Mapping[str, Any]], special_tokens: Sequence[st
 
 
 def degenerate_rewards(
-    loaded: LoadedModel, spec: TokenSpec, tried: Sequence[TriedPrompt], *, micro_batch_tokens: int
+    loaded: LoadedModel, spec: TokenSpec, tried: Sequence[TriedPrompt], *, layout: Layout, micro_batch_tokens: int
 ) -> tuple[DegenerateReward, ...]:
     """Return the reward of each text under its prompt; without those that the template or the limit does not take."""
     names, token_ids = [], []
@@ -94,20 +95,17 @@ def degenerate_rewards(
             if isinstance(tokenized, TokenizedCompletions) and (ids := tokenized.row_ids[0]) is not None and ids.size:
                 names.append((kind, one.group_id))
                 token_ids.append(ids)
-    plan = plan_by_length([1] * len(names), [ids.size for ids in token_ids], micro_batch_tokens=micro_batch_tokens)
-    rewards = np.empty(len(names))
-    for positions in plan:
-        rewards[positions] = np.concatenate(
-            rewards_of_groups(
-                loaded.model,
-                [group_of_one(names[position][1], token_ids[position]) for position in positions],
-                pad_token_id=loaded.pad_token_id,
-                micro_batch_tokens=micro_batch_tokens,
-                device=loaded.device,
-            )
-        )
+    groups = [group_of_one(group, ids) for (_, group), ids in zip(names, token_ids, strict=True)]
+    rewards = rewards_in_layout(
+        loaded.model,
+        groups,
+        layout=layout,
+        pad_token_id=loaded.pad_token_id,
+        micro_batch_tokens=micro_batch_tokens,
+        device=loaded.device,
+    )
     found = zip(names, rewards, strict=True)
-    return tuple(DegenerateReward(kind, group, float(reward)) for (kind, group), reward in found)
+    return tuple(DegenerateReward(kind, group, float(reward_K[0])) for (kind, group), reward_K in found)
 
 
 def degenerate_texts(

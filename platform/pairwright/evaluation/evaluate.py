@@ -13,8 +13,9 @@ import torch
 
 from pairwright.data.tokens.tokenize_groups import TokenGroup, TokenTable
 from pairwright.evaluation.degenerate_texts import DegenerateReward
-from pairwright.evaluation.group_rows import REWARD_ROWS, merged_rows, reward_rows
-from pairwright.evaluation.rewards import plan_by_length, rewards_of_groups
+from pairwright.evaluation.group_rows import merged_rows, reward_rows
+from pairwright.evaluation.rewards import plan_by_length, rewards_in_layout
+from pairwright.model.collate import Layout
 from pairwright.model.reward_model import RewardModel
 
 MAX_PARTS = 256
@@ -55,6 +56,7 @@ def evaluate_groups(
     model: RewardModel,
     groups: Iterable[TokenGroup],
     *,
+    layout: Layout,
     pad_token_id: int,
     micro_batch_tokens: int,
     device: torch.device | str,
@@ -66,19 +68,15 @@ def evaluate_groups(
         ModelError: if a reward is not finite, naming the group.
     """
     every = list(groups)
-    plan = plan_by_length(
-        [len(group.completion_ids) for group in every],
-        [group.prompt_ids.size + max(ids.size for ids in group.completion_ids) for group in every],
+    rewards = rewards_in_layout(
+        model,
+        every,
+        layout=layout,
+        pad_token_id=pad_token_id,
         micro_batch_tokens=micro_batch_tokens,
+        device=device,
     )
-    rows = [REWARD_ROWS.empty_table()]
-    for positions in plan:
-        batch = [every[position] for position in positions]
-        rewards = rewards_of_groups(
-            model, batch, pad_token_id=pad_token_id, micro_batch_tokens=micro_batch_tokens, device=device
-        )
-        rows.append(reward_rows(batch, rewards))
-    return EvaluatedPart(pa.concat_tables(rows))
+    return EvaluatedPart(reward_rows(every, rewards))
 
 
 def merged(parts: Sequence[EvaluatedPart]) -> EvaluatedPart:

@@ -15,7 +15,7 @@ import numpy as np
 from pairwright import __version__
 from pairwright.evaluation.degenerate_texts import DegenerateReward, degenerate_texts
 from pairwright.evaluation.load_exported import ModelIdentity
-from pairwright.evaluation.reports.report_schema import ByLength, DataIdentity, Method, Repeated, Report
+from pairwright.evaluation.reports.report_schema import ByLength, DataIdentity, Influence, Method, Repeated, Report
 from pairwright.evaluation.statistics.best_of_n import best_of_n
 from pairwright.evaluation.statistics.bias import author_ratings, feature_preferences, length_bias
 from pairwright.evaluation.statistics.calibration import Calibration, calibrate
@@ -83,7 +83,11 @@ def find(measured: Measured, terms: PairTerms, overall: PartMetrics) -> Findings
 
 
 def build_report(
-    measured: Measured, model: ModelIdentity, pairs: DataIdentity, read_texts: ReadTexts | None = None
+    measured: Measured,
+    model: ModelIdentity,
+    pairs: DataIdentity,
+    read_texts: ReadTexts | None = None,
+    influence: Influence | None = None,
 ) -> tuple[dict[str, Any], Findings]:
     """Return the report as JSON-able values, in the shape of ``schemas/report.v1.json``, and all findings."""
     arrays = measured.arrays
@@ -121,6 +125,7 @@ def build_report(
         least_sure=found.least_sure[:NUM_LISTED],
         annotators=found.fits,
         unexplained_annotators=found.unexplained,
+        influence=influence,
         pairs_again=int((arrays.repeats_P - 1).sum()),
     )
     return msgspec.json.decode(msgspec.json.encode(report)), found

@@ -6,6 +6,7 @@ In reading order:
 - ``actor_pool.py``: a pool of actors that hold a model
 - ``evaluate_job.py``: evaluates a model on a split
 - ``compare_job.py``: evaluates several models on the same pairs, and compares them
+- ``influence_job.py``: what leaving out each annotator and author changes
 - ``score_input.py``: the chunks of a scoring input
 - ``score_job.py``: scores an input with a model
 - ``serve_replicas.py``: the reward server in several replicas, on Ray Serve

@@ -29,9 +29,10 @@ from pairwright.evaluation.load_exported import ExportedModel, ModelIdentity, lo
 from pairwright.evaluation.page.model_page import page_content, render_page
 from pairwright.evaluation.reports.finding_files import check_findings, write_findings
 from pairwright.evaluation.reports.report_file import REPORT, report_url
-from pairwright.evaluation.reports.report_schema import DataIdentity
+from pairwright.evaluation.reports.report_schema import DataIdentity, Influence
 from pairwright.evaluation.reports.stored_temperature import check_temperature, store_temperature
 from pairwright.evaluation.single_annotations import read_judgements
+from pairwright.model.layout_check import choose_layout
 from pairwright.progress_bar import progress_bar
 from pairwright.terminal import counted
 
@@ -68,20 +69,32 @@ class _Task:
         loaded = load_exported(exported, device)
         tokens, plan = self.plan()
 
+        # The same for equal weights on one kind of device, so for every worker.
+        layout = choose_layout(
+            loaded.model,
+            "auto",
+            pad_token_id=loaded.pad_token_id,
+            max_length=exported.rules.max_length,
+            device=device,
+        ).layout
+        loaded.model.to(device)
+
         def evaluate_part(row: Row) -> EvaluatedPart:
             parts = [
                 evaluate_groups(
                     loaded.model,
-                    [tokens.group(i) for i in rows],
+                    [tokens.group(i) for rows in plan.parts[row["id"]] for i in rows],
+                    layout=layout,
                     pad_token_id=loaded.pad_token_id,
                     micro_batch_tokens=self.micro_batch_tokens,
                     device=loaded.device,
                 )
-                for rows in plan.parts[row["id"]]
             ]
             if row["id"] == 0 and self.tried:
                 spec = TokenSpec.of(loaded.tokenizer, exported.rules.tokens_config())
-                rewards = degenerate_rewards(loaded, spec, self.tried, micro_batch_tokens=self.micro_batch_tokens)
+                rewards = degenerate_rewards(
+                    loaded, spec, self.tried, layout=layout, micro_batch_tokens=self.micro_batch_tokens
+                )
                 parts.append(EvaluatedPart(REWARD_ROWS.empty_table(), rewards))
             return merged(parts)
 
@@ -102,6 +115,7 @@ def evaluate(
     cache: str | None = None,
     findings: str | None = None,
     with_temperature: bool = False,
+    with_influence: bool = False,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write the report of a model on a split, with its page, and return it in the shape of ``schemas/report.v1.json``.
@@ -119,6 +133,7 @@ def evaluate(
         cache: URL of the token cache, for every node; beside the output or the run if None.
         findings: URL of a folder for annotations that deserve a second look; none if None.
         with_temperature: store the fitted temperature beside the model's directory.
+        with_influence: refit the reward head without each annotator and author.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
@@ -130,17 +145,18 @@ def evaluate(
     check_split(split)
     _check_outputs(model, output, findings, with_temperature=with_temperature, overwrite=overwrite)
     exported = open_exported(model)
-    found = measure(
-        exported,
-        pairs,
-        version=version,
-        split=split,
-        compute=Compute(num_workers, use_gpu, micro_batch_tokens),
-        cache=cache or default_cache(model, output),
-    )
+    compute, cache = Compute(num_workers, use_gpu, micro_batch_tokens), cache or default_cache(model, output)
+    found = measure(exported, pairs, version=version, split=split, compute=compute, cache=cache)
+    influence = None
+    if with_influence:
+        # Here, because it imports this file.
+        from pairwright.cluster.models.influence_job import measure_influence
+
+        influence = measure_influence(exported, found, compute=compute, cache=cache)
     return report_measured(
         exported.identity(),
         found,
+        influence=influence,
         output=output,
         overwrite=overwrite,
         findings=findings,
@@ -153,6 +169,7 @@ def report_measured(
     model: ModelIdentity,
     found: "MeasuredSplit",
     *,
+    influence: Influence | None = None,
     output: str | None,
     overwrite: bool,
     findings: str | None = None,
@@ -161,7 +178,7 @@ def report_measured(
 ) -> dict[str, Any]:
     """Write the report of a model whose rewards are known, and return it; arguments as of ``evaluate``."""
     read_texts = partial(texts_of_groups, Table.open(found.data.url, "pairs"), found.manifest)
-    report, second = build_report(found.measured, model, found.data, read_texts)
+    report, second = build_report(found.measured, model, found.data, read_texts, influence)
     if show is not None:
         show(report)
     page = partial(_page, report, found, read_texts)

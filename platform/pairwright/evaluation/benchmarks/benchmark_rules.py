@@ -42,7 +42,7 @@ class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
     value: float | None
     """The figure of the leaderboard."""
     interval: tuple[float, float] | None
-    """Its 95 % interval, by bootstrap over items; None where the formula is no mean of items."""
+    """Its 95 % interval over items; None where the formula is no mean of items."""
     parts: dict[str, float]
     equal_rewards: int
     """Items where a right and a wrong completion have the same reward, and it decides."""
@@ -194,7 +194,7 @@ def _means(names: Sequence[str], values: Floats) -> dict[str, float]:
 
 
 def _combination(values: Floats, names: Sequence[str], coefficients: Mapping[str, float]) -> Estimate:
-    """Return sum(coefficient x mean of the part), with its interval by bootstrap over items."""
+    """Return sum(coefficient x mean of the part), with its interval over items."""
     resamples = Resamples.of(len(values))
     codes, items = np.array(names, dtype=object), np.arange(len(values))
     value, drawn = 0.0, np.zeros(len(resamples.counts_BC))

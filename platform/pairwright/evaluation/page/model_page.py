@@ -14,7 +14,7 @@ from pairwright.evaluation.page.length_section import length
 from pairwright.evaluation.page.lineage import Ancestor, ancestors
 from pairwright.evaluation.page.origin_sections import how, lineage
 from pairwright.evaluation.page.pair_examples import PairExample, pair_examples, shown_example
-from pairwright.evaluation.page.quality_sections import accuracy, annotators, poison, slices
+from pairwright.evaluation.page.quality_sections import accuracy, annotators, influence, poison, slices
 from pairwright.evaluation.page.run_history import RunHistory, read_history
 from pairwright.evaluation.page.verdict import verdict
 from pairwright.evaluation.reports.report_file import REPORT
@@ -83,6 +83,7 @@ def _sections(report: Report, content: PageContent) -> list[Section]:
         best_of_n(report),
         poison(report),
         annotators(report),
+        influence(report),
         _errors(content.examples),
         training(content.history),
         lineage(report, content.history, content.made_from),

@@ -1,10 +1,11 @@
-"""The sections on how good a model is: accuracy, slices, poison and annotators. Pure."""
+"""The sections on how good a model is: accuracy, slices, poison, annotators and influence. Pure."""
 
-from pairwright.evaluation.page.page_tables import HEAD, axis_of, parts_table, shares, span
+from pairwright.evaluation.influence.leave_out import InfluenceOf
+from pairwright.evaluation.page.page_tables import HEAD, axis_of, ends, parts_table, shares, span
 from pairwright.evaluation.reports.report_schema import Report
-from pairwright.evaluation.reports.report_text import p_value, percent
+from pairwright.evaluation.reports.report_text import p_value, percent, plain, points, points_interval, share
 from pairwright.pages.page_sections import LISTED_ROWS, DataTable, Section
-from pairwright.pages.svg_charts import SHARES, interval_row
+from pairwright.pages.svg_charts import SHARES, Axis, interval_row
 
 
 def accuracy(report: Report) -> Section:
@@ -129,3 +130,62 @@ def annotators(report: Report) -> Section | None:
         "predicts may judge carelessly, or see what nobody else sees.",
         tables=[DataTable("How well each is explained", head, rows)],
     )
+
+
+def influence(report: Report) -> Section | None:
+    """Return what leaving out each annotator and author changes; None where it was not asked for."""
+    found = report.influence
+    if found is None:
+        return None
+    tables = []
+    if found.annotators is not None:
+        tables.append(_influence_table("Annotators, the most harmful first", found.annotators, by_others=True))
+    if found.authors is not None:
+        title = "Authors of completions, those first that are known from their own pairs alone"
+        tables.append(_influence_table(title, found.authors, by_others=False))
+    refitted = [
+        f"refitted to the pairs of {name} it has {share(of.accuracy)}"
+        for name, of in (("single annotations", found.annotators), ("groups", found.authors))
+        if of is not None
+    ]
+    return Section(
+        "influence",
+        "Whom did it learn from?",
+        f"The reward head was refitted to {found.train_groups:,} training groups without each source in turn, and "
+        f"measured on {found.held_out_groups:,} held-out groups. A log loss on the pairs of others that falls without "
+        "a source means that the source did harm. Accuracy on a source's own pairs that falls without it means that "
+        "nothing else in the data speaks for them: an author far below the others there is a text that was learned by "
+        "heart. The layers below the head were trained with the source and stay as they are, so both are lower bounds.",
+        tables=[table for table in tables if table.rows],
+        notes=[
+            *([f"A linear head over {found.features:,} features; {'; '.join(refitted)}."] if refitted else []),
+            *([f"Annotators: unknown, {found.annotators_unknown}."] if found.annotators is None else []),
+            *(["Authors: fewer than two are named."] if found.authors is None else []),
+        ],
+    )
+
+
+def _influence_table(title: str, found: InfluenceOf, *, by_others: bool) -> DataTable:
+    shown = [row.others_log_loss if by_others else row.own_accuracy for row in found.rows]
+    known = [end for one in shown for end in (one.value, *(one.interval or ())) if end is not None]
+    axis = Axis.around(known, rooted=True)
+    rows = [
+        [
+            row.source,
+            f"{row.train_pairs:,}",
+            *(
+                (plain(one.value, 4), ends(one), p_value(row.others_p), points(row.others_accuracy))
+                if by_others
+                else (percent(row.own_accuracy_with.value), points(one), points_interval(one), p_value(row.own_p))
+            ),
+            interval_row(one, axis, [0.0]),
+        ]
+        for row, one in zip(found.rows, shown, strict=True)
+    ]
+    low, high = (axis.text(end) for end in (axis.low, axis.high))
+    what = (
+        ("Log loss of others", "95 %", "p", "Accuracy, points")
+        if by_others
+        else ("Own accuracy with", "Change, points", "95 %", "p")
+    )
+    return DataTable(title, ("Left out", "Pairs", *what, f"change, {low} to {high}; dashed at 0"), rows)

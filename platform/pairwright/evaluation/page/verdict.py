@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pairwright.evaluation.degenerate_texts import ANOTHER
 from pairwright.evaluation.reports.report_schema import Report
-from pairwright.evaluation.reports.report_text import percent, share
+from pairwright.evaluation.reports.report_text import percent, points, share
 from pairwright.evaluation.statistics.intervals import Estimate
 from pairwright.pages.page_sections import Level, Sentence, Verdict
 from pairwright.terminal import counted, escaped
@@ -24,7 +24,8 @@ _EXCERPT = 60
 
 def verdict(report: Report) -> Verdict:
     """Return the verdict on a model."""
-    found = [*_skill(report), *_data(report), *_poison(report), *_length(report), *_confidence(report), *_weak(report)]
+    found = [*_skill(report), *_data(report), *_poison(report), *_influence(report)]
+    found += [*_length(report), *_confidence(report), *_weak(report)]
     found.sort(key=lambda one: ("alarm", "note", "good").index(one.level))
     return Verdict(*_headline(report, found), _summary(report), found)
 
@@ -175,6 +176,24 @@ def _weak(report: Report) -> Iterator[Sentence]:
     if report.unexplained_annotators:
         names = ", ".join(map(escaped, report.unexplained_annotators[:MAX_SLICES]))
         yield Sentence("note", "annotators", f"It explains these annotators surely worse than the others: {names}.")
+
+
+def _influence(report: Report) -> Iterator[Sentence]:
+    if report.influence is None:
+        return
+    annotators, authors = report.influence.annotators, report.influence.authors
+    for row in ([] if annotators is None else annotators.harmful())[:MAX_SLICES]:
+        text = (
+            f"Without annotator {escaped(row.source)} a refitted head is surely better on the pairs of others: log "
+            f"loss {row.others_log_loss.value:+.4f}, accuracy {points(row.others_accuracy)} points."
+        )
+        yield Sentence("note", "influence", text)
+    for row in ([] if authors is None else authors.learned_by_heart())[:MAX_SLICES]:
+        text = (
+            f"What it knows of {escaped(row.source)} it knows from its own pairs alone: a refitted head has "
+            f"{percent(row.own_accuracy_with.value)} of them right, without them {points(row.own_accuracy)} points."
+        )
+        yield Sentence("alarm", "influence", text)
 
 
 def _is_apart(low: Estimate, high: Estimate) -> bool:

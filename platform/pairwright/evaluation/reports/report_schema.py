@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from pairwright.evaluation.degenerate_texts import DegenerateText
+from pairwright.evaluation.influence.leave_out import InfluenceOf
 from pairwright.evaluation.load_exported import ModelIdentity
 from pairwright.evaluation.statistics.best_of_n import BestOfN
 from pairwright.evaluation.statistics.bias import AuthorRating, FeaturePreference, LengthBias
@@ -68,6 +69,20 @@ class Repeated(msgspec.Struct, frozen=True, kw_only=True):
     metrics: RepeatedText
 
 
+class Influence(msgspec.Struct, frozen=True, kw_only=True):
+    """What leaving out an annotator or an author changes, by refits of the reward head over the frozen model."""
+
+    train_groups: Annotated[Count, msgspec.Meta(description="that the head is refitted to: all, or a sample")]
+    held_out_groups: Count
+    features: Annotated[Count, msgspec.Meta(description="of the last hidden state, or of its projection")]
+    annotators: Annotated[InfluenceOf | None, msgspec.Meta(description="most harmful first; null where unknown")]
+    annotators_unknown: str = ""
+    authors: Annotated[
+        InfluenceOf | None,
+        msgspec.Meta(description="of completions; those first of whom the head knows least without their own pairs"),
+    ]
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The evaluation of a model on the pairs of a split."""
 
@@ -99,6 +114,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     least_sure: Annotated[list[LeastSure], msgspec.Meta(description="the first 50")]
     annotators: Annotated[list[AnnotatorFit], msgspec.Meta(description="least explained first")]
     unexplained_annotators: list[str]
+    influence: Annotated[Influence | None, msgspec.Meta(description="null unless asked for with --influence")] = None
     pairs_again: Annotated[
         Count,
         msgspec.Meta(description="of the pairs in `overall`: counted again because their group is in another subset"),

@@ -41,7 +41,7 @@ def format_report(report: dict[str, Any]) -> str:
         *(line.rstrip() for line in _table(found).split("\n")),
         *_wrapped(_worst(found), indent=4),
         *_wrapped(_suspicious(found), indent=4),
-        "brackets: 95 % intervals, by bootstrap over prompts; equal rewards count half",
+        "brackets: 95 % intervals over prompts; equal rewards count half",
         "",
     ]
     return one_per_line(lines)
@@ -143,11 +143,30 @@ def _suspicious(found: Report) -> Iterator[str]:
     for row in found.degenerate_texts:
         if row.worth.interval is not None and row.worth.interval[0] > 0.5:
             yield (f"warning: {row.kind} is above {share(row.worth)} of real completions under {row.prompts:,} prompts")
+    yield from _influential(found)
     if found.num_likely_wrong:
         yield f"{found.num_likely_wrong:,} groups have a pair that the model is over 90 % sure is the wrong way round"
     if found.unexplained_annotators:
         names = ", ".join(map(escaped, found.unexplained_annotators[:MAX_TEXTS]))
         yield f"annotators that the model explains surely worse than the others: {names}"
+
+
+def _influential(found: Report) -> Iterator[str]:
+    """Yield whom the reward head should not have learned from, where that was asked for."""
+    if found.influence is None:
+        return
+    annotators, authors = found.influence.annotators, found.influence.authors
+    for row in ([] if annotators is None else annotators.harmful())[:MAX_TEXTS]:
+        yield (
+            f"warning: without annotator {escaped(row.source)} a refitted head is better on the pairs of others: log "
+            f"loss {row.others_log_loss.value:+.4f} (p {p_value(row.others_p)})"
+        )
+    for row in ([] if authors is None else authors.learned_by_heart())[:MAX_TEXTS]:
+        yield (
+            f"warning: {escaped(row.source)} is known from its own pairs alone: a refitted head has "
+            f"{percent(row.own_accuracy_with.value)} of them right, without them {points(row.own_accuracy)} points "
+            f"(p {p_value(row.own_p)})"
+        )
 
 
 def _dropped(totals: dict[str, int | float]) -> str:

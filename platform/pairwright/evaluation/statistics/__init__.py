@@ -3,7 +3,7 @@
 In reading order:
 
 - ``pair_arrays.py``: groups, completions and pairs as flat arrays, and ranks and worth that follow from them
-- ``intervals.py``: 95 % intervals by bootstrap over prompts
+- ``intervals.py``: 95 % intervals over prompts
 - ``pair_metrics.py``: accuracy, log loss and reward margin of any part of the pairs
 - ``ceiling.py``: how well annotators predict each other, and how well the model predicts each of them
 - ``calibration.py``: reliability, calibration error, and the temperature

@@ -8,17 +8,24 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
 
 from exported_models import export_small_model, plain_rewards
+from pairwright.cluster.models.serve_config import ServeArguments, build
 from pairwright.cluster.models.serve_replicas import ReplicaSettings
 from pairwright.errors import ConfigError
 from pairwright.rl import RewardClient
+from pairwright.serving.serving_metrics import ServingMetrics, by_replica
 from reward_servers import asked, free_port
 
 PROMPT, TEXTS = "Why is the sky blue?", ["Because of scattering.", "It is not; it is green."]
+JOBS = Path(__file__).parents[2] / "jobs"
 TOKEN = "a-token-of-more-than-16-characters"
 
 
@@ -83,6 +90,80 @@ def test_a_replica_that_is_killed_under_load_loses_no_request(served: tuple[Path
         thread.join(150)
     assert not any(thread.is_alive() for thread in threads)
     assert all(answer == pytest.approx(expected, abs=2e-6) for answer in answers)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_serve_config_file_serves_every_replica_s_metrics_at_one_address(tmp_path: Path) -> None:
+    """The project's own jobs/serve.yaml, as `serve deploy` reads it, but for the model, the token and the port."""
+    model, port = export_small_model(tmp_path), free_port()
+    config = yaml.safe_load((JOBS / "serve.yaml").read_text())
+    config["http_options"]["port"] = port
+    application = config["applications"][0]
+    application["args"]["models"] = [str(model)]
+    del application["args"]["no_auth"]
+    application["runtime_env"] = {"env_vars": {"PAIRWRIGHT_TOKEN": TOKEN}}
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            client = RewardClient(url, TOKEN, deadline_seconds=240)
+            body = {"prompt": PROMPT, "completions": TEXTS}
+            expected = plain_rewards(model, [{"role": "user", "content": PROMPT}], TEXTS)
+            for _ in range(20):
+                assert client.rewards(PROMPT, TEXTS) == pytest.approx(expected, abs=2e-6)
+            assert asked(f"{url}/v1/rewards", body)[0] == 401
+            bearer = {"Authorization": f"Bearer {TOKEN}"}
+            _, cards = asked(f"{url}/v1/models", **bearer)
+            assert len(cards["replicas"]) == 2
+            _, text = asked(f"{url}/metrics", **bearer)
+            families = {family.name: family.samples for family in text_string_to_metric_families(text)}
+            counted = {sample.labels["replica"]: sample.value for sample in families["pairwright_texts"][:2]}
+            assert sorted(counted) == cards["replicas"]
+            assert sum(counted.values()) == 40
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def test_the_metrics_of_replicas_are_one_text_that_prometheus_reads() -> None:
+    one, other = ServingMetrics(), ServingMetrics()
+    one.count_request("/v1/rewards", 200, 0.5)
+    other.count_request("/v1/rewards", 200, 0.5)
+    other.count_request("/classify", 422, 0.5)
+    text = by_replica({"a": one.text().decode(), "b": other.text().decode()}).decode()
+    families = list(text_string_to_metric_families(text))
+    assert len({family.name for family in families}) == len(families)
+    found = {
+        (sample.labels["replica"], sample.labels["path"], sample.labels["status"]): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "pairwright_requests_total"
+    }
+    assert found == {
+        ("a", "/v1/rewards", "200"): 1,
+        ("b", "/v1/rewards", "200"): 1,
+        ("b", "/classify", "422"): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"models": ["model"], "replicas": "0", "no_auth": True}, "expected N or LEAST:MOST"),
+        ({"models": ["model"]}, "no token"),
+        ({"models": ["model"], "token": "x"}, "Extra inputs"),
+        ({"models": []}, "at least 1 item"),
+    ],
+)
+def test_a_serve_config_file_that_cannot_be_used_is_refused(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.delenv("PAIRWRIGHT_TOKEN", raising=False)
+    with pytest.raises((ConfigError, ValidationError), match=reason):
+        build(ServeArguments(**arguments))
 
 
 @pytest.mark.parametrize("text", ["", "0", "3:2", "two", "1:", "-1"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
@@ -14,7 +15,7 @@ from pairwright.config import LoraConfig, TokensConfig
 from pairwright.data.tokens.tokenize_groups import TokenGroup
 from pairwright.errors import ModelError
 from pairwright.model.collate import collate
-from pairwright.model.lora import add_adapters, merge_adapters
+from pairwright.model.lora import KeptAdapter, add_adapters, merge_adapters, save_adapter
 from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
 
@@ -76,6 +77,22 @@ def test_plain_transformers_gives_an_export_the_adapted_model_s_rewards(
     expected = rewards(model, groups)
     assert (expected - start).abs().min() > 100 * TOLERANCE
     torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "roberta", "gpt_neox"])
+def test_peft_gives_a_kept_adapter_over_the_starting_model_the_same_rewards(
+    load, small_model, random_group, tmp_path: Path, architecture: str
+) -> None:
+    base, groups = small_model(architecture), make_groups(random_group)
+    model = adapted(load, architecture)
+    save_adapter(model.state_dict(), model, KeptAdapter(CONFIG, str(base)), tmp_path)
+    torch.manual_seed(99)  # of the head, which the adapter replaces
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, trust_remote_code=False)
+    found = PeftModel.from_pretrained(plain, tmp_path).eval()
+    texts = [torch.tensor([[*g.prompt_ids.tolist(), *ids.tolist()]]) for g in groups for ids in g.completion_ids]
+    with torch.no_grad():
+        reward_N = torch.cat([found(input_ids=text).logits[:, 0] for text in texts])
+    torch.testing.assert_close(reward_N, rewards(model, groups), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "roberta", "modernbert"])

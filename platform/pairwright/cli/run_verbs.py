@@ -261,6 +261,9 @@ def export(
         typer.Option(metavar="NAME|STEP|best", help="Which one; if not given, the one that the run would resume from."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where the run's starting model is now, if it was moved.")] = None,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Keep a LoRA run's adapter, in peft's format, in the folder adapter.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint's model as a Hugging Face directory. It is what the run would have exported at that step."""
@@ -269,7 +272,7 @@ def export(
     check_export(run, output)
     from pairwright.runs.export_run import export_checkpoint
 
-    exported = export_checkpoint(run, checkpoint=checkpoint, into=output, model=model)
+    exported = export_checkpoint(run, checkpoint=checkpoint, into=output, model=model, keep_adapter=keep_adapter)
     if as_json:
         say_json(asdict(exported))
         return

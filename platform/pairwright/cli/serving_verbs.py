@@ -125,8 +125,9 @@ def _serve_in_replicas(
     from pairwright.data.storage.object_store import absolute_url
 
     least, most = ReplicaSettings.counts(replicas)
-    chosen = ReplicaSettings(least, most, host, port, token, is_logging_requests=log_requests)
-    serve_replicas(replace(settings, models=tuple(map(absolute_url, settings.models))), chosen)
+    chosen = ReplicaSettings(least, most, token, is_logging_requests=log_requests)
+    everywhere = replace(settings, models=tuple(map(absolute_url, settings.models)))
+    serve_replicas(everywhere, chosen, host=host, port=port)
 
 
 @app.command(rich_help_panel=MODELS)

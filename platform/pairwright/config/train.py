@@ -42,6 +42,8 @@ class TokensConfig(Section):
     """A group that the chat template refuses. drop: remove and count it; stop: end the run and name it."""
     chat_template: str | None = None
     """Jinja chat template (text, or path of a .jinja file); the tokenizer's own if not given, else a plain one."""
+    template_end: Literal["end_of_turn", "template"] = "end_of_turn"
+    """end_of_turn: leave off white space that the template writes behind the last end of turn; template: keep it."""
     cache: str | None = None
     """URL of the token cache; by default ``tokens/`` beside the run's output."""
 
@@ -122,6 +124,8 @@ class LoraConfig(Section):
         Literal["all-linear"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     ) = "all-linear"
     """Layers with an adapter: all-linear, every linear layer below the head; or a list of names or ends of names."""
+    keep_adapter: bool = False
+    """Keep the adapter, in peft's format, in the model's folder ``adapter``, beside the merged weights."""
 
 
 class DeepSpeedConfig(Section):

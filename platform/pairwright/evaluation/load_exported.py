@@ -64,6 +64,11 @@ class InputRules(msgspec.Struct, frozen=True, kw_only=True):
     overlong: Literal["drop", "truncate"]
     special_in_text: Literal["split", "refuse", "keep"] = "keep"
     """Models from before this setting were trained with "keep"."""
+    template_end: Annotated[
+        Literal["end_of_turn", "template"],
+        msgspec.Meta(description="whether the tokenizer's template was made to end at the last special token"),
+    ] = "template"
+    """Models from before this setting were trained with the template as it was."""
     normalization: Normalization | None = None
     """Applied where asked for, never by itself."""
     format_version: Literal[1]
@@ -74,7 +79,10 @@ class InputRules(msgspec.Struct, frozen=True, kw_only=True):
     def tokens_config(self) -> TokensConfig:
         """Return the configuration of this model's tokenisation, with the tokenizer's own template."""
         return TokensConfig(
-            max_length=self.max_length, overlong_policy=self.overlong, special_in_text=self.special_in_text
+            max_length=self.max_length,
+            overlong_policy=self.overlong,
+            special_in_text=self.special_in_text,
+            template_end="template",  # the tokenizer's own is the one that the model was trained with
         )
 
 

@@ -10,21 +10,42 @@ Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pairwright.config import LoraConfig
+from pairwright.config import LoraConfig, TrainConfig
 from pairwright.errors import ModelError
 from pairwright.model.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
+ADAPTER_FOLDER = "adapter"
+"""Of an exported model's directory, with ``lora.keep_adapter``."""
 _MARK_A, _MARK_B = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAdapter:
+    """Adapters that an export keeps beside the merged weights."""
+
+    config: LoraConfig
+    base: str
+    """Name or path of the starting model, for who reads the adapter."""
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "KeptAdapter | None":
+        """Return what a run's configuration asks for."""
+        if config.lora is None or not config.lora.keep_adapter:
+            return None
+        return cls(config.lora, config.model.path)
 
 
 def add_adapters(model: RewardModel, config: LoraConfig, *, seed: int) -> None:
@@ -119,6 +140,51 @@ def merge_adapters(state_dict: Mapping[str, Tensor], model: RewardModel) -> dict
         transposed = isinstance(module.get_submodule("base_layer"), Conv1D)
         merged[f"{layer}.weight"] = weight.to(dtype) + _scale(module) * (product.T if transposed else product)
     return merged
+
+
+def save_adapter(state_dict: Mapping[str, Tensor], model: RewardModel, kept: KeptAdapter, directory: Path) -> None:
+    """Write adapters and head in peft's format, for ``PeftModel.from_pretrained`` over the starting model.
+
+    Args:
+        state_dict: all weights, under the names of ``model.state_dict()``.
+        model: source of the layers' names.
+        kept: how the adapters were trained.
+        directory: of the adapter; created if it does not exist.
+    """
+    from peft import LoraConfig as PeftConfig
+
+    plain, config = model.model, kept.config
+    trained = [name for name, _ in plain.named_parameters() if not in_backbone(plain, name)]
+    layers = [name.removesuffix(_MARK_A) for name in _plain_names(state_dict) if name.endswith(_MARK_A)]
+    settings = PeftConfig(
+        task_type="SEQ_CLS",
+        base_model_name_or_path=kept.base,
+        inference_mode=True,
+        r=config.rank,
+        # peft's annotation says int; it only divides.
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_dropout=config.dropout,
+        target_modules=layers,
+        modules_to_save=sorted({_module_above_backbone(plain, name) for name in trained}),
+        fan_in_fan_out=isinstance(plain.get_submodule(layers[0]).get_submodule("base_layer"), Conv1D),
+    )
+    settings.save_pretrained(str(directory))
+    weights = {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor.contiguous()
+        for name, tensor in _plain_names(state_dict).items()
+        if ".lora_" in name or name in trained
+    }
+    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _plain_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+
+
+def _module_above_backbone(model: PreTrainedModel, parameter: str) -> str:
+    """Return the outermost module of a head's or pooler's parameter: ``score``, ``classifier``, ``bert.pooler``."""
+    parts = parameter.split(".")
+    return ".".join(parts[:2]) if parts[0] == model.base_model_prefix else parts[0]
 
 
 def _scale(layer: nn.Module) -> float:

@@ -24,7 +24,7 @@ from pairwright.data.storage.model_listing import RULES_FILE, list_files
 from pairwright.data.tokens.chat_template import render_one, tokens_around_two_texts
 from pairwright.data.tokens.template_sandbox import Refusal
 from pairwright.errors import ModelError
-from pairwright.model.lora import merge_adapters
+from pairwright.model.lora import ADAPTER_FOLDER, KeptAdapter, merge_adapters, save_adapter
 from pairwright.model.reward_model import DECODER_HEAD, RewardModel
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def save_reward_model(
     chat_template: str,
     dtype: torch.dtype,
     tokens: TokensConfig,
+    kept_adapter: KeptAdapter | None = None,
 ) -> None:
     """Write a plain Hugging Face directory that ``AutoModelForSequenceClassification`` loads with equal rewards.
 
@@ -109,6 +110,7 @@ def save_reward_model(
         chat_template: that the model was trained with; saved with the tokenizer.
         dtype: of the saved weights.
         tokens: length rules of the training input, recorded in ``pairwright.json``.
+        kept_adapter: the adapters to write beside the merged weights; None for none.
 
     Raises:
         ModelError: if the pad token is missing, equals eos or differs from the model's, or if a weight is missing.
@@ -130,12 +132,15 @@ def save_reward_model(
     plain.save_pretrained(directory)
     save_tokenizer(tokenizer, Path(directory), chat_template=chat_template, max_length=tokens.max_length)
     del plain, weights
+    if kept_adapter is not None:
+        save_adapter(state_dict, model, kept_adapter, Path(directory) / ADAPTER_FOLDER)
     _write_self_check(Path(directory), tokenizer, chat_template, tokens.max_length)
     rules = {
         "format_version": RULES_FORMAT_VERSION,
         "max_length": tokens.max_length,
         "overlong": tokens.overlong_policy,
         "special_in_text": tokens.special_in_text,
+        "template_end": tokens.template_end,
     }
     _write_rules(Path(directory), rules)
 

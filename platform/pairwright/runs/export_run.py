@@ -26,6 +26,7 @@ from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import CheckpointError, ConfigError, ModelError
 from pairwright.evaluation.load_exported import model_digest
 from pairwright.model.load_model import DTYPES, starting_model
+from pairwright.model.lora import KeptAdapter
 from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
 from pairwright.runs.checkpoints import KeptCheckpoint, KeptCheckpoints, kept_checkpoints
@@ -45,7 +46,9 @@ class ExportedCheckpoint:
     into: str
 
 
-def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str | None) -> ExportedCheckpoint:
+def export_checkpoint(
+    run: str, *, checkpoint: str | None, into: str, model: str | None, keep_adapter: bool = False
+) -> ExportedCheckpoint:
     """Write the model of a checkpoint, of any ZeRO stage and number of ranks, as the run would have exported it.
 
     Takes memory for one copy of the model, two under LoRA (measured in docs/training.md), and reads the checkpoint
@@ -56,6 +59,7 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
         checkpoint: name, step or "best"; None for the one that the next start would resume from.
         into: directory or URL; made, and must not hold anything yet.
         model: where the run's starting model is now; None where it has not moved.
+        keep_adapter: keep a LoRA run's adapter beside the merged weights.
 
     Raises:
         StoreError: if there is no run, or something is in ``into`` already.
@@ -73,10 +77,18 @@ def export_checkpoint(run: str, *, checkpoint: str | None, into: str, model: str
     if manifest.run_digest != identity.digest:
         raise CheckpointError(f"{folder.url}: checkpoint {kept.name} belongs to another run than run.json says")
     config = _config_of(identity, folder, model)
+    if keep_adapter:
+        config = _keeping_adapter(config, folder)
     check_free(into)
     with _local_copy(folder, f"{below}/{kept.name}") as directory:
         _export(config, directory, manifest, into)
     return ExportedCheckpoint(checkpoint=kept.name, step=manifest.step, into=into)
+
+
+def _keeping_adapter(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    if config.lora is None:
+        raise ConfigError(f"{folder.url}: --keep-adapter, but the run trained no adapter; leave it out")
+    return config.model_copy(update={"lora": config.lora.model_copy(update={"keep_adapter": True})})
 
 
 def _chosen(found: KeptCheckpoints, wanted: str | None) -> tuple[KeptCheckpoint, CheckpointManifest, str]:
@@ -108,8 +120,8 @@ def _step(kept: KeptCheckpoint) -> str:
 def _config_of(identity: RunIdentity, folder: RunFolder, model: str | None) -> TrainConfig:
     """Return the run's configuration, as far as it decides the model."""
     values = identity.config | {"output": folder.url, "data": {"pairs": identity.pairs_url}}
-    # Runs of versions without this key were trained so.
-    defaults = {"tokens": {"special_in_text": "keep"}}
+    # Runs of versions without these keys were trained so.
+    defaults = {"tokens": {"special_in_text": "keep", "template_end": "template"}}
     chosen = {} if model is None else {"model": {"path": model}}
     for name in ("tokens", "model"):
         section = values.get(name, {})
@@ -162,7 +174,16 @@ def _export(config: TrainConfig, directory: Path, manifest: CheckpointManifest, 
             parameter.data = torch.empty(0)  # the checkpoint has it; else both would be held at once
     state = _with_frozen(consolidated_state_dict(directory, manifest, dtype=dtype), model, directory)
     with tempfile.TemporaryDirectory(prefix="pairwright-export-") as exported:
-        save_reward_model(state, model, tokenizer, exported, chat_template=template, dtype=dtype, tokens=config.tokens)
+        save_reward_model(
+            state,
+            model,
+            tokenizer,
+            exported,
+            chat_template=template,
+            dtype=dtype,
+            tokens=config.tokens,
+            kept_adapter=KeptAdapter.of(config),
+        )
         put_directory(Path(exported), into, last=RULES_FILE)
 
 

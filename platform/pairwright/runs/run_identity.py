@@ -13,6 +13,8 @@ from pairwright.config import TrainConfig, digest_of
 
 _PATH_KEYS = ("model.path", "tokens.chat_template")
 """Keys that name a place; what is there is in the digests of the model and of the tokens."""
+_OF_EARLIER_RUNS = {"tokens.template_end": "template"}
+"""What runs of versions without these keys did."""
 MAX_DIFFERENCES = 4
 _MAX_CHARACTERS = 80
 
@@ -46,6 +48,7 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
         "tracking": True,
         "model": {"cpu_kernels"},
         "data": True,
+        "lora": {"keep_adapter"},
         "tokens": {"cache"},
         "batches": {"micro_batch_tokens", "layout"},
         "training": {
@@ -66,7 +69,7 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
 
 def differences(found: RunIdentity, wanted: RunIdentity) -> list[str]:
     """Return what makes two runs different, each as a key with both values; empty where their content is the same."""
-    before, now = flat_keys(found.config), flat_keys(wanted.config)
+    before, now = _OF_EARLIER_RUNS | flat_keys(found.config), flat_keys(wanted.config)
     keys = sorted((before.keys() | now.keys()) - {*_PATH_KEYS})
     changes = [_change(key, before, now) for key in keys if before.get(key) != now.get(key)]
     if found.model_digest != wanted.model_digest:

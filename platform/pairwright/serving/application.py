@@ -22,6 +22,7 @@ from pairwright.errors import DataError, PairwrightError
 from pairwright.serving import wire_openai, wire_rewards, wire_tei
 from pairwright.serving.request_limits import RefusedError, RequestLimits
 from pairwright.serving.reward_service import QueueFullError, RewardService, ServedModel
+from pairwright.serving.serving_metrics import by_replica
 from pairwright.serving.wire_format import Answer, Call, NotJsonError
 
 logger = logging.getLogger(__name__)
@@ -68,12 +69,21 @@ class RewardApplication:
         service: answers calls.
         limits: on requests.
         is_logging_requests: whether each request is a line of the log.
+        replicas_metrics: returns the metrics of each replica behind the address, by its name; None for one process.
     """
 
-    def __init__(self, service: RewardService, limits: RequestLimits, *, is_logging_requests: bool = False) -> None:
+    def __init__(
+        self,
+        service: RewardService,
+        limits: RequestLimits,
+        *,
+        is_logging_requests: bool = False,
+        replicas_metrics: Callable[[], Awaitable[Mapping[str, str]]] | None = None,
+    ) -> None:
         self._service = service
         self._limits = limits
         self._is_logging_requests = is_logging_requests
+        self._replicas_metrics = replicas_metrics
         self._started = int(time.time())
         self._computing: asyncio.Task[None] | None = None
         self.is_draining = False
@@ -147,13 +157,13 @@ class RewardApplication:
         finally:
             self._limits.release(len(body))
 
-    def _guarded(self, handler: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
+    def _guarded(self, handler: Callable[[], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
             try:
                 self._limits.check_token(request)
             except RefusedError as error:
                 return _error(error.status, str(error), error.headers)
-            return handler()
+            return await handler()
 
         return handle
 
@@ -165,11 +175,14 @@ class RewardApplication:
             return _json({"status": "failed"}, 503)
         return _json({"status": "ready"})
 
-    def _metrics(self) -> Response:
-        return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def _metrics(self) -> Response:
+        own = self._service.metrics.text()
+        text = own if self._replicas_metrics is None else by_replica(await self._replicas_metrics())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _models(self) -> Response:
-        return _json(self.cards())
+    async def _models(self) -> Response:
+        replicas = {} if self._replicas_metrics is None else {"replicas": sorted(await self._replicas_metrics())}
+        return _json(self.cards() | replicas)
 
     def cards(self) -> dict[str, Any]:
         """Return what ``/v1/models`` says: each model's identity and limits, and how they are served."""

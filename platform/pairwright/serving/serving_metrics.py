@@ -1,6 +1,7 @@
 """Counts what a server does, as Prometheus metrics and as one line a minute."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -95,3 +96,34 @@ class ServingMetrics:
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+@dataclass(slots=True)
+class _Family:
+    """One metric: its comment lines, and its samples of every replica."""
+
+    comments: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+
+
+def by_replica(texts: Mapping[str, str]) -> bytes:
+    """Return the metrics of several replicas as one text, each sample with the label ``replica``.
+
+    Args:
+        texts: each replica's metrics in Prometheus's text format, by the replica's name.
+    """
+    families: dict[str, _Family] = {}
+    for replica, text in sorted(texts.items()):
+        family = _Family()
+        for line in text.splitlines():
+            if line.startswith("#"):
+                family = families.setdefault(line.split()[2], _Family())
+                if line not in family.comments:
+                    family.comments.append(line)
+                continue
+            name, brace, others = line.partition("{")
+            head, _, value = line.partition(" ")
+            own = f'replica="{replica}"'
+            family.samples.append(f"{name}{{{own},{others}" if brace else f"{head}{{{own}}} {value}")
+    lines = [line for family in families.values() for line in (*family.comments, *family.samples)]
+    return "".join(f"{line}\n" for line in lines).encode()

@@ -28,17 +28,16 @@ from pairwright.terminal import escaped, say
 APPLICATION = "pairwright-rewards"
 DRAIN_SECONDS = 30
 _HEALTH_SECONDS = 5
+_METRICS_SECONDS = 5
 _COUNT = re.compile(r"(\d+)(?::(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSettings:
-    """How many replicas, and how they are reached."""
+    """How many replicas, and what each asks of requests."""
 
     least: int
     most: int
-    host: str
-    port: int
     token: str | None
     is_logging_requests: bool
 
@@ -61,18 +60,32 @@ class RewardReplica:
     """One replica: loads the models when Ray Serve makes it, and is ready after their self-checks."""
 
     def __init__(self, settings: ServiceSettings, replicas: ReplicaSettings) -> None:
+        service = load_service(settings)
         application = RewardApplication(
-            load_service(settings),
+            service,
             RequestLimits(replicas.token),
             is_logging_requests=replicas.is_logging_requests,
+            replicas_metrics=self._all_metrics,
         )
+        self._service = service
         self._asgi = application.asgi()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self._asgi
 
+    def own_metrics(self) -> tuple[str, str]:
+        """Return this replica's name and its metrics, in Prometheus's text format."""
+        return serve.get_replica_context().replica_id.unique_id, self._service.metrics.text().decode()
 
-def serve_replicas(settings: ServiceSettings, replicas: ReplicaSettings) -> None:
+    async def _all_metrics(self) -> dict[str, str]:
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        answers = handle.broadcast("own_metrics")
+        found = await answers.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
+        return dict(one for one in found if not isinstance(one, BaseException))
+
+
+def serve_replicas(settings: ServiceSettings, replicas: ReplicaSettings, *, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, then let the replicas answer what they hold.
 
     On a cluster (``RAY_ADDRESS``) a proxy listens on the head node; else on this machine.
@@ -85,11 +98,10 @@ def serve_replicas(settings: ServiceSettings, replicas: ReplicaSettings) -> None
     kind = "GPU" if settings.use_gpu else "CPU"
     with ray_session(), _signals() as stopping:
         _check_resources(kind, replicas.least)
-        serve.start(http_options=HTTPOptions(host=replicas.host, port=replicas.port), proxy_location="HeadOnly")
+        serve.start(http_options=HTTPOptions(host=host, port=port), proxy_location="HeadOnly")
         try:
-            serve.run(_deployment(kind, settings, replicas), name=APPLICATION, route_prefix="/")
-            shown = f"{replicas.host}:{replicas.port}"
-            say(escaped(f"serving {', '.join(settings.models)} in {replicas.least} replicas at http://{shown}"))
+            serve.run(deployment_of(settings, replicas), name=APPLICATION, route_prefix="/")
+            say(escaped(f"serving {', '.join(settings.models)} in {replicas.least} replicas at http://{host}:{port}"))
             stopping.wait()
         finally:
             serve.shutdown()
@@ -107,7 +119,8 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _deployment(kind: str, settings: ServiceSettings, replicas: ReplicaSettings) -> Any:
+def deployment_of(settings: ServiceSettings, replicas: ReplicaSettings) -> Any:
+    """Return the Ray Serve application, bound to its settings."""
     scaling: dict[str, Any] = {"num_replicas": replicas.least}
     if replicas.most > replicas.least:
         bounds = AutoscalingConfig(min_replicas=replicas.least, max_replicas=replicas.most)
@@ -118,7 +131,7 @@ def _deployment(kind: str, settings: ServiceSettings, replicas: ReplicaSettings)
         max_ongoing_requests=settings.max_queue,
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        ray_actor_options={"num_cpus": 1, "num_gpus": int(kind == "GPU")},
+        ray_actor_options={"num_cpus": 1, "num_gpus": int(settings.use_gpu)},
         **scaling,
     )
     return deployment.bind(settings, replicas)

@@ -30,7 +30,6 @@ from pairwright.cluster.train.coordinator import (
 from pairwright.cluster.train.heartbeat import HeartbeatSender
 from pairwright.cluster.train.ray_context import RayRunContext
 from pairwright.data.storage.backoff import retry_with_backoff
-from pairwright.data.tokens.chat_template import chosen_template
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import DamagedCheckpointError, OutOfMemoryError, PairwrightError
@@ -38,6 +37,7 @@ from pairwright.events import HeadInitialized, LayoutChosen, PhaseStarted, Worke
 from pairwright.model.collate import Layout
 from pairwright.model.layout_check import LayoutChoice, choose_layout
 from pairwright.model.load_model import DTYPES, starting_model
+from pairwright.model.lora import KeptAdapter
 from pairwright.model.model_export import choose_pad_token, save_reward_model
 from pairwright.model.reward_model import RewardModel
 from pairwright.runs.run_dir import store_model
@@ -105,7 +105,7 @@ def _set_up(task: WorkerTask) -> _Setup:
     config = task.config
     _report_phase(task, "loading the model")
     tokenizer = load_tokenizer(config.model.path)
-    template = chosen_template(tokenizer, config.tokens)
+    template = str(task.tokens_manifest.config["chat_template"])  # as the driver resolved it
     pad_token_id = choose_pad_token(tokenizer)
     model = starting_model(config, tokenizer, pad_token_id=pad_token_id)
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
@@ -190,6 +190,7 @@ def _write_model(state: dict[str, Tensor], setup: _Setup, task: WorkerTask, cont
             chat_template=setup.template,
             dtype=DTYPES[task.config.deepspeed.precision],
             tokens=task.config.tokens,
+            kept_adapter=KeptAdapter.of(task.config),
         )
         retry_with_backoff(
             lambda: store_model(Path(directory), task.run_url),

@@ -49,12 +49,30 @@ def resolve_template(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig)
         texts.append(text)
     if texts[0] == texts[1]:
         raise kind(f"{origin}: shows nothing of the completion (the last, assistant message); set another one")
-    return template
+    if config.template_end == "template":
+        return template
+    return _ending_at_the_turn(template, _white_space_behind_the_turn(tokenizer, texts))
 
 
-def chosen_template(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> str:
-    """Return what ``resolve_template`` does without trying it: for processes of a run whose driver has."""
-    return _choose_template(tokenizer, config)[0]
+def _white_space_behind_the_turn(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> str:
+    """Return the white space that a template writes behind the special token that ends every text; mostly nothing."""
+    text = texts[0].rstrip()
+    behind = texts[0][len(text) :]
+    special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    ends_alike = all(other.endswith(behind) and other.rstrip().endswith(special) for other in texts)
+    return behind if special and ends_alike else ""
+
+
+def _ending_at_the_turn(template: str, behind: str) -> str:
+    """Return a template that writes nothing behind the last turn's end, but whole prompts for a policy to continue."""
+    if not behind:
+        return template
+    # An expression stands at each edge: transformers' Jinja takes white space next to a block away.
+    kept = f"pairwright_text.endswith({behind!r}) and not add_generation_prompt"
+    return (
+        f"{{% set pairwright_text %}}{{{{ '' }}}}{template}{{{{ '' }}}}{{% endset %}}"
+        f"{{{{ pairwright_text[:-{len(behind)}] if {kept} else pairwright_text }}}}"
+    )
 
 
 def template_origin(tokenizer: "PreTrainedTokenizerFast", config: TokensConfig) -> str:

@@ -76,9 +76,9 @@ class Conductor:
     def _run(self, part: Part, limit: float, log: int) -> None:
         start = time.monotonic()
         command = [sys.executable, str(part.script), "--results", str(self._results), "--seconds", f"{limit:.0f}"]
-        # A session of its own, so that what a part starts ends with it.
+        # A process group of its own, so that what a part starts ends with it; no session, which would outlive a kill.
         self._running = subprocess.Popen(
-            [*command, *self._arguments], stdout=log, stderr=log, env=dict(self._environment), start_new_session=True
+            [*command, *self._arguments], stdout=log, stderr=log, env=dict(self._environment), process_group=0
         )
         seen = -1
         while (status := self._running.poll()) is None and time.monotonic() - start < limit:

@@ -56,7 +56,6 @@ def start(letter: str) -> Kit:
     if not has_gpu:
         like_installed = varlen_attn_of_2_13 if takes_grouped_queries(varlen_attn) else varlen_attn_of_2_11
         KERNELS["cpu"] = partial(attend_by_sequence, varlen=like_installed)
-        torch.set_num_threads(2)
     return Kit(
         record=Recorder(letter, options.results),
         deadline=Deadline(options.seconds),

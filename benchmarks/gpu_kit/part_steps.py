@@ -4,6 +4,7 @@ As model_flops.py beside the kit, which says what is counted; 8B has fewer group
 """
 
 import argparse
+import dataclasses
 import statistics
 
 import numpy as np
@@ -21,12 +22,14 @@ PLAN = (
     ("0.5B", (4, 512, 256), 8, 3, 2, 8),
     ("8B", (4, 512, 256), 4, 2, 1, 25),
 )
+TINY_SHAPES = {"tiny": TINY, "tiny, recomputed": dataclasses.replace(TINY, recomputes=True)}
+TINY_PLAN = tuple((name, TINY_CASE, 4, 2, 1, 0) for name in TINY_SHAPES)
 
 
 def compare(kit: Kit, name: str, case: tuple[int, int, int], num_groups: int, steps: int, warm_ups: int) -> None:
     """Record a step of one model on one kind of groups, in every layout."""
-    shape = TINY if kit.is_tiny else SHAPES[name]
-    num_completions, prompt, completion = TINY_CASE if kit.is_tiny else case
+    shape = (SHAPES | TINY_SHAPES)[name]
+    num_completions, prompt, completion = case
     groups = random_groups(
         num_groups,
         num_completions=num_completions,
@@ -65,8 +68,8 @@ def compare(kit: Kit, name: str, case: tuple[int, int, int], num_groups: int, st
 
 def main() -> None:
     kit = start("d")
-    for name, case, num_groups, steps, warm_ups, seconds in PLAN:
-        if kit.deadline.is_near(needs_seconds=0 if kit.is_tiny else seconds):
+    for name, case, num_groups, steps, warm_ups, seconds in TINY_PLAN if kit.is_tiny else PLAN:
+        if kit.deadline.is_near(needs_seconds=seconds):
             kit.record(name, note="no time left", groups=f"{num_groups} of K={case[0]} {case[1]}/{case[2]}")
             continue
         compare(kit, name, case, num_groups, steps, warm_ups)

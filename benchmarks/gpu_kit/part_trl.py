@@ -5,7 +5,7 @@ As train_vs_trl.py beside the kit: every side with its fastest batch size of a f
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from trl_peer import TrlPeer, pairs_of
 from pairwright.data.tokens.token_group import TokenGroup
 
 CASES = ((9, 512, 128, 2), (4, 512, 256, 8))
-PAIRS_PER_FORWARD = (16, 32, 64)
+PAIRS_PER_FORWARD = (8, 16, 32)
 BUDGETS = (16_384, 32_768)
-STEPS = 3
+STEPS = 2
 
 
 def same_loss(kit: Kit) -> None:
@@ -39,9 +39,8 @@ def same_loss(kit: Kit) -> None:
 def ours(kit: Kit, shape: Shape, groups: Sequence[TokenGroup], record: dict[str, str]) -> None:
     """Record our steps."""
     side = Ours(seeded(shape, kit.device), "shared", "bf16")
-    times = {budget: milliseconds(partial(side.step, groups, budget), kit.device, repeats=STEPS) for budget in BUDGETS}
-    best = min(times, key=lambda budget: statistics.median(times[budget]))
-    record_side(kit, "Pairwright, shared", times[best], len(groups), f"{best} tokens", record)
+    times, size = fastest(kit, {budget: partial(side.step, groups, budget) for budget in BUDGETS}, warm_ups=2)
+    record_side(kit, "Pairwright, shared", times, len(groups), f"{size} tokens", record)
 
 
 def trl(kit: Kit, shape: Shape, groups: Sequence[TokenGroup], record: dict[str, str]) -> None:
@@ -55,17 +54,28 @@ def trl(kit: Kit, shape: Shape, groups: Sequence[TokenGroup], record: dict[str, 
             precision="bf16",
             scratch=Path(scratch),
         )
-        found: list[tuple[float, list[float], int]] = []
-        for size in PAIRS_PER_FORWARD:
-            try:
-                times = milliseconds(
-                    partial(peer.step, pairs, pairs_per_forward=size), kit.device, repeats=STEPS, warm_ups=1
-                )
-            except torch.OutOfMemoryError:
-                break
-            found.append((statistics.median(times), times, size))
-    _, times, size = min(found)
+        steps = {size: partial(peer.step, pairs, pairs_per_forward=size) for size in PAIRS_PER_FORWARD}
+        times, size = fastest(kit, steps, warm_ups=1)
     record_side(kit, "TRL", times, len(groups), f"{size} pairs", record)
+
+
+def fastest(kit: Kit, steps: Mapping[int, Callable[[], object]], *, warm_ups: int) -> tuple[list[float], int]:
+    """Return the times of the fastest of steps of several sizes, smallest first, and its size.
+
+    Raises:
+        torch.OutOfMemoryError: if not even the smallest fits.
+    """
+    found: list[tuple[float, list[float], int]] = []
+    for size, step in steps.items():
+        try:
+            times = milliseconds(step, kit.device, repeats=STEPS, warm_ups=warm_ups)
+        except torch.OutOfMemoryError:
+            if not found:
+                raise
+            break
+        found.append((statistics.median(times), times, size))
+    _, times, size = min(found)
+    return times, size
 
 
 def record_side(kit: Kit, name: str, times: list[float], num_groups: int, size: str, record: dict[str, str]) -> None:

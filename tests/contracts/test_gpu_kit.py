@@ -24,12 +24,6 @@ from pathlib import Path
 from results import Recorder
 record = Recorder({letter!r}, Path(sys.argv[2]))
 """
-WITHOUT_ARROW = """
-import sys
-for name in ("pyarrow", "obstore", "ray"):
-    sys.modules[name] = None
-import pairwright.model.layout_check, pairwright.model.loss, pairwright.model.batching.prefix_groups
-"""
 
 
 def _start(folder: Path, scripts: Mapping[str, tuple[str, float]]) -> subprocess.Popen[str]:
@@ -90,11 +84,6 @@ def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
     process = _start(tmp_path, {"a": ("record('first')\nopen(sys.argv[2], 'a').write('{\"part\": \"a\", \"na')", 5.0)})
     process.communicate(timeout=30)
     assert "| first |" in (tmp_path / "out/summary.md").read_text()
-
-
-def test_the_compute_core_needs_neither_arrow_nor_a_store_nor_ray() -> None:
-    """The machine with the GPU may have none of them, and their wheels are larger than what can be carried."""
-    subprocess.run([sys.executable, "-c", WITHOUT_ARROW], check=True, cwd=REPOSITORY)
 
 
 def test_the_command_fits_the_tool_that_runs_it() -> None:

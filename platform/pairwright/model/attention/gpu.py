@@ -177,7 +177,8 @@ def _is_correct(device: torch.device, dtype: torch.dtype, head_dim: int, num_sha
     """Return whether one call gives the result and gradients of ``attend_by_segment`` on a small random sequence."""
     try:
         differences = _differences(device, dtype, head_dim, num_shared, rule)
-    except RuntimeError as error:
+    except Exception as error:
+        # Versions of PyTorch differ in what they refuse, and how; segment by segment all of them compute.
         logger.warning("attention segment by segment: varlen_attn cannot run here (%s)", str(error).partition("\n")[0])
         return False
     # Written so that NaN fails.

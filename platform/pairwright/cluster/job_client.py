@@ -38,7 +38,7 @@ STOPPED_STATUS = 143
 INTERRUPTED_STATUS = 130
 _GONE = (OSError, RuntimeError, aiohttp.ClientError, requests.RequestException)
 """What a dashboard that is away, or on its way back, makes of a request."""
-_NOT_FOUND = "status code 404"
+_NOT_FOUND = "does not exist"
 _LOG_AGAIN = ", last available logs"
 """Behind which the message of a failed job has the end of its log, which was shown."""
 

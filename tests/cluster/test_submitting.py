@@ -67,7 +67,7 @@ class Log(threading.Thread):
 
 def long_job(folder: Path) -> list[str]:
     """Return a verb that takes some twenty seconds of one core."""
-    return ["synthesize", "--output", f"{folder}/many.jsonl", "--num-groups", "40000"]
+    return ["synthesize", "--output", f"{folder}/many.jsonl", "--num-groups", "60000"]
 
 
 def job_of(log: Log) -> str:
@@ -164,7 +164,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(head: RayHead, folder: Path) 
     output, status = end(head.pairwright(folder, *long_job(folder), "--submission-id", job))
     assert status == 0, output
     assert f"job {job} runs already" in output
-    assert output.count("of 40,000 groups") == 1
+    assert output.count("of 60,000 groups") == 1
 
 
 def test_no_wait_returns_at_once_and_the_job_ends_by_itself(head: RayHead, folder: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_restarted_dashboard_is_asked_again_for_log_and_status(head: RayHead, 
         assert log.is_alive(), f"the end of the stream is not the end of the job:\n{log.text}"
     assert log.end() == 0, log.text
     assert log.text.count("Running entrypoint") == 1, log.text
-    assert log.text.count("of 40,000 groups") == 1, log.text
+    assert log.text.count("of 60,000 groups") == 1, log.text
 
 
 def wait_until_running(head: RayHead, job: str) -> None:

@@ -3,6 +3,7 @@
 Every verb takes ``--address``: its command line is parsed here, and done on a cluster.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,12 +34,17 @@ def _flags_of_submitting(
     """Hold the flags, which every verb gets."""
 
 
+@cache
+def _params_of_submitting() -> list[Any]:
+    return typer.main.get_command(_flags).params
+
+
 class Verb(TyperCommand):
     """A verb, done by this process, or with ``--address`` by a job of a cluster."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.params += typer.main.get_command(_flags).params
+        self.params += _params_of_submitting()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line, and keep it as it was given."""

@@ -38,7 +38,9 @@ STOPPED_STATUS = 143
 INTERRUPTED_STATUS = 130
 _GONE = (OSError, RuntimeError, aiohttp.ClientError, requests.RequestException)
 """What a dashboard that is away, or on its way back, makes of a request."""
-_NOT_FOUND = "status code 404"
+_NOT_FOUND = "does not exist"
+_LOG_AGAIN = ", last available logs"
+"""Behind which the message of a failed job has the end of its log, which was shown."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def submit(
         return INTERRUPTED_STATUS
     status = exit_status(details)
     if status:
-        say(escaped(f"job {job} {details.status.value.lower()}: {details.message or 'no reason given'}"), to=sys.stderr)
+        said = (details.message or "no reason given").partition(_LOG_AGAIN)[0]
+        say(escaped(f"job {job} {details.status.value.lower()}: {said}"), to=sys.stderr)
     return status
 
 
@@ -161,7 +164,9 @@ def _started(cluster: Cluster, request: JobRequest, submission_id: str | None) -
         say(escaped(f"job {submission_id} {state}; its log so far:"), to=sys.stderr)
         return submission_id, 0
     say(escaped(f"job {submission_id} {found.status.value.lower()} before, and is submitted again"), to=sys.stderr)
-    num_printed = len(cluster.client.get_job_logs(submission_id))  # the log of all tries is one file
+    num_printed = 0
+    with suppress(RuntimeError):  # it may have failed before it had a log
+        num_printed = len(cluster.client.get_job_logs(submission_id))  # the log of all tries is one file
     cluster.client.delete_job(submission_id)
     return _submitted(cluster, request, submission_id), num_printed
 

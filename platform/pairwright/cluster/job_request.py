@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from pairwright.errors import ConfigError, PairwrightError
 
 FLAGS_OF_SUBMITTING = {"--address": 1, "--submission-id": 1, "--no-wait": 0}
 """Flag -> how many values it takes; a job's own command line is without them."""
+LOOK_SECONDS = 5.0
+"""How long the newest version of a table may take to be read, for a label."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _TABLE_ARGUMENTS = ("pairs", "annotations", "url")
 
@@ -145,9 +149,15 @@ def _of_pipeline(params: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, s
 
 
 def _of_data(table: str, version: int | None) -> dict[str, str]:
-    """Return a table and its version; without the version where this machine cannot read the table."""
-    try:
-        version = version or Table(table, "pairs").versions()[-1]
-    except (PairwrightError, IndexError, OSError):
-        return {"data": table}
-    return {"data": table, "data_version": str(version)}
+    """Return a table and its version; without the version where this machine cannot read the table, or not at once."""
+    found = [] if version is None else [version]
+
+    def look() -> None:
+        with suppress(PairwrightError, IndexError, OSError):
+            found.append(Table(table, "pairs").versions()[-1])
+
+    if not found:
+        looking = threading.Thread(target=look, daemon=True)  # a store without credentials is asked for minutes
+        looking.start()
+        looking.join(LOOK_SECONDS)
+    return {"data": table} | ({"data_version": str(found[0])} if found else {})

@@ -53,7 +53,8 @@ class RayHead:
         ]
         command, environment = dashboard.cmdline(), dashboard.environ()
         dashboard.kill()
-        dashboard.wait(30)
+        while dashboard.is_running() and dashboard.status() != psutil.STATUS_ZOMBIE:  # nobody collects it
+            time.sleep(0.05)
         yield
         self.restarted = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -126,8 +127,7 @@ def ray_head(folder: Path, *, num_cpus: int, max_nodes: int = 0, cpus_per_node: 
     finally:
         _end(process)
         if head.restarted is not None:
-            head.restarted.kill()
-            head.restarted.wait()
+            _end(head.restarted)
         log.close()
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from pairwright.data.executor import LOCAL
 from pairwright.data.id_index.id_index import IdSearch, search
-from pairwright.data.id_index.index_files import hash_ranges, truncated, write_index_file
+from pairwright.data.id_index.index_files import distinct, hash_ranges, truncated, write_index_file
 from pairwright.data.id_index.index_merges import IDS_PER_FILE, IndexMerger
 from pairwright.data.table.inspect import format_inspection, inspect_version
 from pairwright.data.table.manifest import DataFile, IdIndex, Manifest, Source
@@ -142,7 +142,7 @@ def commit(table: Table, files: list[DataFile], indexes: list[IdIndex]) -> None:
 
 
 def new_hashes(seed: int) -> np.ndarray:
-    return np.unique(truncated(np.random.default_rng(seed + 1).integers(0, 1 << 64, NUM_NEW, dtype=np.uint64)))
+    return distinct(truncated(np.random.default_rng(seed + 1).integers(0, 1 << 64, NUM_NEW, dtype=np.uint64)))
 
 
 def add_increment(table: Table, seed: int) -> None:
@@ -163,7 +163,7 @@ def search_ids(table: Table) -> None:
 def search_batch(table: Table) -> None:
     """Search 1 million new ids in the largest index."""
     newest = table.manifest()
-    hashes = np.unique(truncated(np.random.default_rng(7).integers(0, 1 << 64, 1_000_000, dtype=np.uint64)))
+    hashes = distinct(truncated(np.random.default_rng(7).integers(0, 1 << 64, 1_000_000, dtype=np.uint64)))
     search(table.url, newest.indexes[0], hashes, {Path(file.path).stem for file in newest.files})
 
 

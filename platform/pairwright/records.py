@@ -199,6 +199,26 @@ ANNOTATIONS_SCHEMA_V1, PAIRS_SCHEMA_V1 = _first_version(ANNOTATIONS_SCHEMA), _fi
 TOKENS_SCHEMA_V1 = _first_version(TOKENS_SCHEMA)
 """What files hold where no row says anything that version 2 added, and all files that were written before it."""
 
+INDEX_FILE_SCHEMA = pa.schema(
+    [
+        _field(
+            "directory",
+            pa.list_(
+                pa.struct(
+                    [pa.field("first", pa.uint64(), nullable=False), pa.field("checksum", pa.uint64(), nullable=False)]
+                )
+            ),
+            "for each block of 1,024 entries its first entry, and the BLAKE2b checksum of its bytes, 8 bytes long",
+        ),
+        _field(
+            "entries",
+            pa.list_(pa.uint64()),
+            "sorted: the first 48 bits of the 64-bit BLAKE2b hash of an id, then the number of its data file, 16 bits",
+        ),
+    ]
+)
+"""What stands in an index file, one after the other; the files are no Arrow files."""
+
 SCORES_SCHEMA = pa.schema(
     [
         _field("id", pa.string(), "id of the input record"),

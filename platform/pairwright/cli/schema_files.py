@@ -27,6 +27,7 @@ from pairwright.model.model_export import SelfCheck
 from pairwright.records import (
     ANNOTATIONS_SCHEMA,
     ANNOTATIONS_SCHEMA_V1,
+    INDEX_FILE_SCHEMA,
     PAIRS_SCHEMA,
     PAIRS_SCHEMA_V1,
     SCORES_SCHEMA,
@@ -122,6 +123,7 @@ def table_contracts() -> dict[str, dict[str, Any]]:
         "tokens.v1": arrow_contract("tokens", TOKENS_SCHEMA_V1, _TABLE.format("a tokens")),
         "scores": arrow_contract("scores", SCORES_SCHEMA, "Rows that `pairwright score` writes."),
         "manifest": _manifest_contract(),
+        "id_index": arrow_contract("id_index", INDEX_FILE_SCHEMA, "Content of index/*.ids, little-endian, unframed."),
         "rejection": json_contract(Rejection, "rejection", "One refused record: a line of quarantine/*.jsonl."),
     }
 

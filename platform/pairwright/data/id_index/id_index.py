@@ -19,6 +19,7 @@ from pairwright.data.executor import Executor
 from pairwright.data.id_index.index_files import (
     Entries,
     IndexFileReader,
+    distinct,
     file_numbers,
     hash_ranges,
     truncated,
@@ -113,7 +114,7 @@ def search(url: str, index: IdIndex, hashes: NDArray[np.uint64], data_files: Col
     if len(numbers) and numbers.max() >= len(is_wanted):
         raise StoreError(f"{url}: an index names a data file that it does not list")
     entries, numbers = entries[is_wanted[numbers]], numbers[is_wanted[numbers]]
-    return Matches(np.unique(truncated(entries)), {index.data_files[number] for number in np.unique(numbers)})
+    return Matches(distinct(truncated(entries)), {index.data_files[number] for number in np.unique(numbers)})
 
 
 def entries_between(url: str, index: IdIndex, low: int, high: int) -> Entries:
@@ -165,7 +166,7 @@ class IdSearch:
             found += self._search(again, hashes)
         matches = [each for _, each in found if each is not None]
         return Matches(
-            np.unique(np.concatenate([np.empty(0, "<u8"), *(each.hashes for each in matches)])),
+            distinct(*(each.hashes for each in matches)),
             {name for each in matches for name in each.data_files},
         )
 

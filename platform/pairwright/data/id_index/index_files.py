@@ -41,6 +41,17 @@ def truncated(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return hashes & HASH_MASK
 
 
+def distinct(*arrays: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the hashes in some arrays, sorted, each once.
+
+    ``np.unique`` of numpy 2.4 takes 20 times as long over truncated hashes: its hash table does not mix their bits.
+    """
+    hashes = np.sort(np.concatenate([np.empty(0, "<u8"), *arrays]))
+    is_first = np.ones(len(hashes), bool)
+    np.not_equal(hashes[1:], hashes[:-1], out=is_first[1:])
+    return hashes[is_first]
+
+
 def file_numbers(entries: Entries) -> NDArray[np.int64]:
     """Return the number of the data file of each entry, int64."""
     return (entries & _FILE_MASK).astype(np.int64)

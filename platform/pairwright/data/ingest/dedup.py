@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pairwright.data.executor import Executor
 from pairwright.data.id_index.id_index import NUM_THREADS, IdSearch, entries_between, index_name, write_indexed
-from pairwright.data.id_index.index_files import hash_ranges, truncated
+from pairwright.data.id_index.index_files import distinct, hash_ranges, truncated
 from pairwright.data.identity import CONTENT, are_among, content_hashes, hash_ids
 from pairwright.data.ingest.adapters import RecordError
 from pairwright.data.ingest.parse import reason_key, rejection
@@ -154,7 +154,7 @@ def find_candidates(
             own = list(pool.map(hashes_of, indexed))
         values, counts = np.unique(np.concatenate(own), return_counts=True)
         matches = known.search(values)
-        wanted = np.union1d(values[counts > 1], matches.hashes)
+        wanted = distinct(values[counts > 1], matches.hashes)
         hashes.append(wanted)
         data_files |= matches.data_files
         positions |= {number for (number, _), each in zip(indexed, own, strict=True) if are_among(each, wanted).any()}

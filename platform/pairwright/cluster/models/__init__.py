@@ -9,4 +9,5 @@ In reading order:
 - ``score_input.py``: the chunks of a scoring input
 - ``score_job.py``: scores an input with a model
 - ``serve_replicas.py``: the reward server in several replicas, on Ray Serve
+- ``serve_application.py``: the same for a configuration file of Ray Serve
 """

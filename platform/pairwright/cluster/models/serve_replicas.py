@@ -87,7 +87,7 @@ def serve_replicas(settings: ServiceSettings, replicas: ReplicaSettings) -> None
         _check_resources(kind, replicas.least)
         serve.start(http_options=HTTPOptions(host=replicas.host, port=replicas.port), proxy_location="HeadOnly")
         try:
-            serve.run(_deployment(kind, settings, replicas), name=APPLICATION, route_prefix="/")
+            serve.run(reward_deployment(settings, replicas), name=APPLICATION, route_prefix="/")
             shown = f"{replicas.host}:{replicas.port}"
             say(escaped(f"serving {', '.join(settings.models)} in {replicas.least} replicas at http://{shown}"))
             stopping.wait()
@@ -107,7 +107,8 @@ def _signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _deployment(kind: str, settings: ServiceSettings, replicas: ReplicaSettings) -> Any:
+def reward_deployment(settings: ServiceSettings, replicas: ReplicaSettings) -> Any:
+    """Return the deployment of the replicas, bound to its settings: what Ray Serve runs."""
     scaling: dict[str, Any] = {"num_replicas": replicas.least}
     if replicas.most > replicas.least:
         bounds = AutoscalingConfig(min_replicas=replicas.least, max_replicas=replicas.most)
@@ -118,7 +119,7 @@ def _deployment(kind: str, settings: ServiceSettings, replicas: ReplicaSettings)
         max_ongoing_requests=settings.max_queue,
         health_check_period_s=_HEALTH_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
-        ray_actor_options={"num_cpus": 1, "num_gpus": int(kind == "GPU")},
+        ray_actor_options={"num_cpus": 1, "num_gpus": int(settings.use_gpu)},
         **scaling,
     )
     return deployment.bind(settings, replicas)

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ CLUSTERS = {
 DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
+@cache
 def documents(name: str) -> dict[str, dict[str, Any]]:
     """Return the objects of a manifest by kind."""
     loaded = yaml.safe_load_all((MANIFESTS / f"{name}.yaml").read_text())
@@ -65,6 +67,7 @@ def strict(schema: Any) -> Any:
     return found
 
 
+@cache
 def definition(kind: str) -> dict[str, Any]:
     """Return the strict schema of a kind of object."""
     path = DEFINITIONS / f"ray.io_{kind.lower()}s.yaml.zst"
@@ -141,6 +144,14 @@ def test_a_training_node_and_the_head_have_time_for_a_checkpoint(name: str) -> N
     assert (ROOT / Path(hook[-1]).relative_to("/opt/pairwright")).is_file()
     drain = float(environment(templates["head"])[DRAIN])
     assert head["terminationGracePeriodSeconds"] >= 600 + drain, "as long as a driver waits for its checkpoint"
+
+
+@pytest.mark.parametrize("name", ["cluster", "pipeline"])
+def test_the_cache_stays_below_the_size_of_its_volume(name: str) -> None:
+    for kind, template in pods(name):
+        [volume] = [volume for volume in template["spec"]["volumes"] if volume["name"] == "cache"]
+        size = volume["emptyDir"]["sizeLimit"].removesuffix("Gi")
+        assert int(environment(template)["PAIRWRIGHT_CACHE_GB"]) < int(size), kind
 
 
 @pytest.mark.parametrize("name", ["cluster", "pipeline"])

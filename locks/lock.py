@@ -10,6 +10,7 @@ Linux or macOS machine and Python from 3.11 on, and fails where constraints.txt 
 | plain.txt | what a plain install takes | `-r` |
 | dev.txt | what tests, comparisons and sources take besides | `-r` |
 | cuda.txt | what PyPI's torch takes for CUDA | `-c`: installed only where torch asks for it |
+| gcp.txt | what Ray's autoscaler takes besides on Google Cloud | `-r`, by deploy/gcp.yaml alone |
 """
 
 import re
@@ -20,12 +21,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "locks"
 BUILD = ("pip", "setuptools")
+GCP = "google-api-python-client==2.202.0"
 CPU_TORCH = {"2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]}
 """SHA-256 of torch's CPU builds: of CPython 3.11 on x86_64. Others can be added, a new version's have to be."""
 
 
 def main() -> None:
-    """Write the four files."""
+    """Write the six files."""
     versions = pinned(ROOT / "constraints.txt")
     torch = versions["torch"]
     if torch not in CPU_TORCH:
@@ -40,6 +42,8 @@ def main() -> None:
     _write("torch-cpu.txt", {"torch": _pin(f"torch=={torch}+cpu", CPU_TORCH[torch])} if CPU_TORCH[torch] else {})
     _write("plain.txt", {name: block for name, block in plain.items() if name in versions})
     _write("dev.txt", {name: block for name, block in everything.items() if name in versions and name not in plain})
+    on_gcp = _resolved("-", text=GCP)
+    _write("gcp.txt", {name: block for name, block in on_gcp.items() if name not in versions})
     _write("cuda.txt", {name: everything[name] for name in sorted(unpinned)})
 
 

@@ -1,8 +1,9 @@
-"""cluster.yaml is valid for Ray, and for what Ray's own validator lets pass."""
+"""cluster.yaml and deploy/gcp.yaml are valid for Ray, and for what Ray's own validator lets pass."""
 
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,33 @@ def cluster() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
-def test_ray_accepts_the_cluster_file(cluster: dict[str, Any]) -> None:
+@pytest.fixture(scope="module", params=["cluster.yaml", "deploy/gcp.yaml"])
+def either(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the file for AWS, then that for Google Cloud."""
+    return yaml.safe_load((ROOT / request.param).read_text())
+
+
+def test_ray_accepts_the_cluster_file(either: dict[str, Any]) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(cluster))
+    validate_config(prepare_config(deepcopy(either)))
 
 
-def test_all_node_types_but_the_head_start_at_zero_and_stay_within_the_global_maximum(cluster: dict[str, Any]) -> None:
-    types = cluster["available_node_types"]
+def test_all_node_types_but_the_head_start_at_zero_and_stay_within_the_global_maximum(either: dict[str, Any]) -> None:
+    types = either["available_node_types"]
     for name, node in types.items():
         assert 0 <= node["min_workers"] <= node["max_workers"], name
         assert node["min_workers"] == 0, name
-    assert types[cluster["head_node_type"]]["max_workers"] == 0
-    assert sum(node["max_workers"] for node in types.values()) <= cluster["max_workers"]
+    assert types[either["head_node_type"]]["max_workers"] == 0
+    assert sum(node["max_workers"] for node in types.values()) <= either["max_workers"]
+
+
+def test_data_work_and_training_find_their_nodes_by_label(either: dict[str, Any]) -> None:
+    from pairwright.cluster.node_pools import POOL_LABEL, POOLS_VARIABLE
+
+    labels = {name: node.get("labels", {}).get(POOL_LABEL) for name, node in either["available_node_types"].items()}
+    assert labels == {"head": None, "cpu_data": "data", "gpu_training": "training"}
+    assert f" {POOLS_VARIABLE}=1 " in either["head_start_ray_commands"][-1]
 
 
 def test_every_node_config_names_an_instance_an_image_and_a_disk(cluster: dict[str, Any]) -> None:
@@ -40,27 +55,41 @@ def test_every_node_config_names_an_instance_an_image_and_a_disk(cluster: dict[s
         assert all(disk["Ebs"]["VolumeSize"] >= 100 for disk in config["BlockDeviceMappings"]), name
 
 
+def test_every_node_of_google_cloud_has_sizes_an_account_a_subnet_and_a_disk() -> None:
+    types = yaml.safe_load((ROOT / "deploy" / "gcp.yaml").read_text())["available_node_types"]
+    for name, node in types.items():
+        config = node["node_config"]
+        assert node["resources"]["CPU"] > 0, "Ray cannot look it up there, as it does on AWS"
+        assert config["machineType"], name
+        assert config["serviceAccounts"][0]["email"].startswith("pairwright-"), name
+        assert config["networkInterfaces"][0]["subnetwork"], name
+        assert all(disk["initializeParams"]["diskSizeGb"] >= 100 for disk in config["disks"]), name
+    assert "scheduling" not in types["head"]["node_config"], "the head is not preemptible"
+    assert types["cpu_data"]["node_config"]["scheduling"] == [{"preemptible": True}]
+    assert types["gpu_training"]["resources"]["GPU"] == 8
+
+
 def test_the_head_has_no_gpu_and_is_not_spot(cluster: dict[str, Any]) -> None:
     head = cluster["available_node_types"][cluster["head_node_type"]]["node_config"]
     assert not head["InstanceType"].startswith(("p", "g"))
     assert "InstanceMarketOptions" not in head
 
 
-def test_every_mounted_file_exists_here(cluster: dict[str, Any]) -> None:
-    for local in cluster["file_mounts"].values():
+def test_every_mounted_file_exists_here(either: dict[str, Any]) -> None:
+    for local in either["file_mounts"].values():
         assert local == "~/.ray/auth_token" or (ROOT / local).exists(), local
 
 
-def test_token_authentication_is_on_wherever_ray_starts(cluster: dict[str, Any]) -> None:
-    started = [c for c in cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"] if "ray start" in c]
+def test_token_authentication_is_on_wherever_ray_starts(either: dict[str, Any]) -> None:
+    started = [c for c in either["head_start_ray_commands"] + either["worker_start_ray_commands"] if "ray start" in c]
     assert len(started) == 2
     assert all(command.startswith("RAY_AUTH_MODE=token ") for command in started)
-    assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert either["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
-def test_nodes_install_only_files_whose_hash_is_locked(cluster: dict[str, Any]) -> None:
-    installs = [command for command in cluster["setup_commands"] if "pip install" in command]
-    assert cluster["file_mounts"]["/home/ubuntu/pairwright/locks"] == "./locks"
+def test_nodes_install_only_files_whose_hash_is_locked(either: dict[str, Any]) -> None:
+    installs = [command for command in either["setup_commands"] if "pip install" in command]
+    assert either["file_mounts"]["/home/ubuntu/pairwright/locks"] == "./locks"
     for command in installs:
         assert "--require-hashes" in command or "--no-deps --no-build-isolation /home/ubuntu/pairwright" in command
 

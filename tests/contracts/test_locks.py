@@ -10,7 +10,7 @@ import licenses
 from lock import BUILD, LOCKS, pinned
 
 ROOT = Path(__file__).parents[2]
-FILES = ("build.txt", "torch-cpu.txt", "plain.txt", "dev.txt", "cuda.txt")
+FILES = ("build.txt", "torch-cpu.txt", "plain.txt", "dev.txt", "cuda.txt", "gcp.txt")
 
 
 def test_the_locks_hold_the_versions_of_the_constraints_each_package_once() -> None:
@@ -18,7 +18,8 @@ def test_the_locks_hold_the_versions_of_the_constraints_each_package_once() -> N
     assert not plain.keys() & dev.keys()
     assert plain | dev | pinned(LOCKS / "build.txt") == pinned(ROOT / "constraints.txt")
     assert pinned(LOCKS / "torch-cpu.txt") == {"torch": f"{plain['torch']}+cpu"}
-    assert not pinned(LOCKS / "cuda.txt").keys() & (plain | dev).keys()
+    for besides in ("cuda.txt", "gcp.txt"):
+        assert not pinned(LOCKS / besides).keys() & (plain | dev).keys()
 
 
 def test_a_build_takes_the_pinned_setuptools() -> None:

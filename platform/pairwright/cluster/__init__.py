@@ -2,6 +2,7 @@
 
 In reading order:
 
+- ``node_pools.py``: which nodes data work and training ask for
 - ``session.py``: connects to a cluster, or starts a local one
 - ``local_ray.py``: a local Ray that only this user can reach
 - ``sized_executor.py``: decides whether this process or Ray Data does the work

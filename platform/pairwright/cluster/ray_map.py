@@ -120,6 +120,7 @@ def flat_map_in_order(
     """Yield the rows that ``work`` makes of each row, in order; for reading, beside actors that hold all CPUs."""
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
+    context.execution_options.label_selector = {}  # on any node
     context.target_max_block_size = ORDERED_BLOCK_BYTES
     with ray.data.DataContext.current(context):
         # No CPU is reserved, since reading mostly waits for input. For the same reason this is not `ray.data.range`,

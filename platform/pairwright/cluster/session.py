@@ -24,6 +24,7 @@ from ray.exceptions import RayError
 
 from pairwright.addresses import shown_address, without_credentials
 from pairwright.cluster.local_ray import logs_folder, start_local_ray
+from pairwright.cluster.node_pools import pool_labels, pool_sizes
 from pairwright.errors import ClusterError
 from pairwright.terminal import counted
 
@@ -63,7 +64,9 @@ def ray_session() -> Iterator[None]:
         start_local_ray(**options) if address == "local" else ray.init(address=address, **options)
     except (OSError, ValueError) as error:  # a ConnectionError is one of the first
         raise ClusterError(_why_not_started(address, error)) from None
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.label_selector = pool_labels("data")
     with ExitStack() as end:
         end.callback(ray.shutdown)
         try:
@@ -116,7 +119,7 @@ def ray_resources() -> str:
     """Return what the cluster has free and in all, for a person."""
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
-    return f"{' and '.join(parts)} on {counted(len(ray.nodes()), 'node')}"
+    return f"{' and '.join(parts)} on {counted(len(ray.nodes()), 'node')}{pool_sizes()}"
 
 
 def _why_not_started(address: str, error: Exception) -> str:

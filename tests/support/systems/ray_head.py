@@ -12,8 +12,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ import psutil
 
 START_TIMEOUT_SECONDS = 120.0
 JOB_TIMEOUT_SECONDS = 400.0
+HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+"""By which Ray's provider of such nodes knows the head (``FAKE_HEAD_NODE_ID``)."""
+
+
+@dataclass(frozen=True)
+class NodePool:
+    """A node type of the autoscaler, whose label is its name."""
+
+    num_cpus: int
+    max_nodes: int
 
 
 class RayHead:
@@ -100,8 +111,18 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(folder: Path, *, num_cpus: int, max_nodes: int = 0, cpus_per_node: int = 0) -> Iterator[RayHead]:
-    """Start a head that grows by up to ``max_nodes`` when work waits, and end it with all that it started."""
+def ray_head(
+    folder: Path,
+    *,
+    num_cpus: int,
+    max_nodes: int = 0,
+    cpus_per_node: int = 0,
+    pools: Mapping[str, NodePool] | None = None,
+) -> Iterator[RayHead]:
+    """Start a head that grows by up to ``max_nodes``, or by nodes of ``pools``, and end it with all that it started.
+
+    With pools Ray's second autoscaler decides, as under ``ray up`` and KubeRay: only it knows labels.
+    """
     gcs_port, dashboard_port = _free_port(), _free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -109,14 +130,22 @@ def ray_head(folder: Path, *, num_cpus: int, max_nodes: int = 0, cpus_per_node: 
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_AUTH_MODE": "token",
     }
+    if pools:
+        environment |= {
+            "PAIRWRIGHT_NODE_POOLS": "1",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_NODE_ID,
+        }
     subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     command = ["ray", "start", "--head", "--block", f"--port={gcs_port}", f"--dashboard-port={dashboard_port}"]
     # Two more ports that have one default for every cluster of a machine; without its agent a head starts no job.
     command += [f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}"]
     command += ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus}"]
-    if max_nodes:
+    types = dict(pools or ({"worker": NodePool(cpus_per_node, max_nodes)} if max_nodes else {}))
+    if types:
         config = folder / "autoscaling.json"
-        config.write_text(json.dumps(_autoscaling_config(gcs_port, num_cpus, cpus_per_node, max_nodes)))
+        config.write_text(json.dumps(_autoscaling_config(gcs_port, num_cpus, types)))
         command.append(f"--autoscaling-config={config}")
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -131,10 +160,20 @@ def ray_head(folder: Path, *, num_cpus: int, max_nodes: int = 0, cpus_per_node: 
         log.close()
 
 
-def _autoscaling_config(gcs_port: int, head_cpus: int, worker_cpus: int, max_workers: int) -> dict[str, Any]:
+def _autoscaling_config(gcs_port: int, head_cpus: int, types: Mapping[str, NodePool]) -> dict[str, Any]:
+    workers = {
+        name: {
+            "resources": {"CPU": pool.num_cpus},
+            "labels": {"ray-subcluster": name},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": pool.max_nodes,
+        }
+        for name, pool in types.items()
+    }
     return {
         "cluster_name": "pairwright-test",
-        "max_workers": max_workers,
+        "max_workers": sum(pool.max_nodes for pool in types.values()),
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": 0.2,
         "provider": {
@@ -145,17 +184,13 @@ def _autoscaling_config(gcs_port: int, head_cpus: int, worker_cpus: int, max_wor
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
             "launch_multiple": True,
+            "head_node_id": HEAD_NODE_ID,
         },
         "auth": {},
         "available_node_types": {
             # The provider knows its head by this name.
             "ray.head.default": {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0},
-            "worker": {
-                "resources": {"CPU": worker_cpus},
-                "node_config": {},
-                "min_workers": 0,
-                "max_workers": max_workers,
-            },
+            **workers,
         },
         "head_node_type": "ray.head.default",
         "file_mounts": {},

@@ -16,6 +16,7 @@ import torch
 
 from pairwright import errors
 from pairwright.cluster.models.model_runner import CPUS_PER_WORKER, Row, Worker
+from pairwright.cluster.node_pools import model_pool, pool_labels
 
 ResultT = TypeVar("ResultT")
 
@@ -33,7 +34,11 @@ def run_on_actors(
     Actors end when nothing refers to them, or with the session.
     """
     remote: Any = ray.remote(
-        num_cpus=CPUS_PER_WORKER, num_gpus=1 if use_gpu else 0, max_restarts=-1, max_task_retries=-1
+        num_cpus=CPUS_PER_WORKER,
+        num_gpus=1 if use_gpu else 0,
+        label_selector=pool_labels(model_pool(use_gpu=use_gpu)) or None,
+        max_restarts=-1,
+        max_task_retries=-1,
     )(_ModelActor)
     actors = [remote.remote(use_gpu=use_gpu) for _ in range(num_workers)]
     for row in _in_order(rows, actors, ray.put(load)):

@@ -14,6 +14,7 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from pairwright.cluster.local_ray import LoopbackRanks
+from pairwright.cluster.node_pools import pool_labels
 from pairwright.cluster.train.coordinator import (
     CheckpointRejected,
     RunFailed,
@@ -162,6 +163,7 @@ def _ray_trainer(config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor:
             elastic_resize_monitor_interval_s=workers.resize_interval_seconds,
             use_gpu=workers.use_gpu,
             resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
+            label_selector=pool_labels("training") or None,
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS_NAME,

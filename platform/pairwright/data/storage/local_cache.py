@@ -32,7 +32,7 @@ _TOKEN_ENDINGS = (".arrow", ".unfinished", ".columns")
 
 logger = logging.getLogger(__name__)
 _held: dict[Path, int] = {}
-"""Model copies that this process uses -> the descriptor of their lock, open until the process ends."""
+"""Copies that this process uses -> the descriptor of their lock, open until the process ends."""
 
 
 class ClearedCache(msgspec.Struct, frozen=True):
@@ -178,10 +178,16 @@ def _remove_old_markers(folder: Path) -> None:
 
 
 def hold(copy: Path) -> None:
-    """Keep a model's copy from being removed by ``empty_cache`` until this process ends."""
+    """Say until this process ends that it uses a copy: a model, or the files of a table."""
     if copy not in _held:
         _held[copy] = os.open(f"{copy}.using", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(_held[copy], fcntl.LOCK_SH)
+
+
+def is_held(copy: Path) -> bool:
+    """Return whether a process, this one included, holds a copy."""
+    with _if_unused(copy) as is_unused:
+        return not is_unused
 
 
 def empty_cache() -> ClearedCache:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pairwright.data.storage.cache_limit import reserve
 from pairwright.data.storage.local_cache import cache_folder, download, is_intact, mark_intact
 from pairwright.data.storage.object_store import open_store, store_errors
 from pairwright.data.table.table import DataFile, Manifest, Table
@@ -24,13 +25,17 @@ logger = logging.getLogger(__name__)
 def local_token_paths(url: str, manifest: Manifest) -> list[Path]:
     """Return paths on this machine of a tokens table's files, in order, to open with ``TokenTable``.
 
-    A local table's own files; those of a remote one are downloaded once a machine to ``~/.cache/pairwright/tokens``. A
-    copy there that is damaged is downloaded again. Safe to call from several processes at once.
+    A local table's own files; those of a remote one are downloaded once a machine to ``~/.cache/pairwright/tokens``,
+    from where the tables that were used longest ago go (data/storage/cache_limit.py). A copy there that is damaged is
+    downloaded again. Safe to call from several processes at once.
 
     Raises:
-        StoreError: if a file of the table is missing or is not the one that the manifest names.
+        StoreError: if a file of the table is missing or is not the one that the manifest names, or if there is no room.
     """
     table = Table(url, "tokens")
+    if any(table.local_path(file) is None for file in manifest.files):
+        files = {_cached_name(file): file.bytes for file in manifest.files}
+        reserve(cache_folder("tokens"), files, what=table.url)
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(partial(_local_path, table), manifest.files))
 
@@ -56,9 +61,13 @@ def _checked(path: Path, table: Table, file: DataFile) -> Path:
     raise StoreError(_damaged(str(path), table))
 
 
+def _cached_name(file: DataFile) -> str:
+    # By content: a second table, or a second run, that holds the same file finds it.
+    return f"{file.sha256}.arrow"
+
+
 def _downloaded(table: Table, file: DataFile) -> Path:
-    # Named by content: a second table, or a second run, that holds the same file finds it here.
-    path = cache_folder("tokens") / f"{file.sha256}.arrow"
+    path = cache_folder("tokens") / _cached_name(file)
     where = f"{table.url}/{file.path}"
     with FileLock(f"{path}.lock"):
         if path.exists():

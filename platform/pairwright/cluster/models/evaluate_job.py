@@ -133,7 +133,7 @@ def evaluate(
         cache: URL of the token cache, for every node; beside the output or the run if None.
         findings: URL of a folder for annotations that deserve a second look; none if None.
         with_temperature: store the fitted temperature beside the model's directory.
-        with_influence: refit the reward head without each annotator and author.
+        with_influence: train a small judge without each annotator and author.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
@@ -152,7 +152,7 @@ def evaluate(
         # Here, because it imports this file.
         from pairwright.cluster.models.influence_job import measure_influence
 
-        influence = measure_influence(exported, found, compute=compute, cache=cache)
+        influence = measure_influence(exported, found, cache=cache)
     return report_measured(
         exported.identity(),
         found,

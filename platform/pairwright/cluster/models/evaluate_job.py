@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pairwright.cluster.models.influence_job import measure_influence
 from pairwright.cluster.models.model_runner import ModelRunner, Row, Worker, model_runner
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.storage.object_store import absolute_url
@@ -147,16 +148,10 @@ def evaluate(
     exported = open_exported(model)
     compute, cache = Compute(num_workers, use_gpu, micro_batch_tokens), cache or default_cache(model, output)
     found = measure(exported, pairs, version=version, split=split, compute=compute, cache=cache)
-    influence = None
-    if with_influence:
-        # Here, because it imports this file.
-        from pairwright.cluster.models.influence_job import measure_influence
-
-        influence = measure_influence(exported, found, cache=cache)
     return report_measured(
         exported.identity(),
         found,
-        influence=influence,
+        influence=measure_influence(exported, found.data, found.manifest, cache=cache) if with_influence else None,
         output=output,
         overwrite=overwrite,
         findings=findings,

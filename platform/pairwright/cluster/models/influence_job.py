@@ -9,7 +9,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pairwright.cluster.models.evaluate_job import MeasuredSplit
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.table.table import Manifest, Table
 from pairwright.data.tokens.tokenize import ensure_tokens
@@ -24,7 +23,7 @@ from pairwright.evaluation.influence.leave_out import (
 from pairwright.evaluation.influence.linear_head import FeaturePairs
 from pairwright.evaluation.influence.token_features import token_features
 from pairwright.evaluation.load_exported import ExportedModel
-from pairwright.evaluation.reports.report_schema import Influence
+from pairwright.evaluation.reports.report_schema import DataIdentity, Influence
 from pairwright.evaluation.single_annotations import read_judgements
 from pairwright.evaluation.statistics.ceiling import Judgements
 from pairwright.evaluation.statistics.pair_arrays import PairArrays
@@ -36,26 +35,27 @@ ONE_SOURCE = "fewer than two sources are named in the training groups"
 Features: TypeAlias = NDArray[np.float32]
 
 
-def measure_influence(exported: ExportedModel, found: MeasuredSplit, *, cache: str) -> Influence:
-    """Return what leaving out each annotator and each author of completions changes on the measured split.
+def measure_influence(exported: ExportedModel, data: DataIdentity, manifest: Manifest, *, cache: str) -> Influence:
+    """Return what leaving out each annotator and each author of completions changes on a split.
 
     Args:
         exported: the model, whose tokenizer is used.
-        found: its evaluation on held-out groups of a pairs table, whose training groups are read.
+        data: the held-out groups; the training groups of their pairs table are read.
+        manifest: of the pairs table.
         cache: URL of the token cache.
     """
-    table = Table.open(found.data.url, "pairs")
+    table = Table.open(data.url, "pairs")
     tokens_url, tokens_manifest = ensure_tokens(
-        found.data.url,
-        version=found.manifest.version,
+        data.url,
+        version=manifest.version,
         tokenizer_path=str(exported.directory),
         config=exported.rules.tokens_config(),
         into=cache,
         executor=EXECUTOR,
     )
     tokens = TokenTable(local_token_paths(tokens_url, tokens_manifest))
-    train, held_out = (_sample(tokens, split, table, found.manifest) for split in ("train", found.data.split))
-    return _influence(table, found.manifest, train, held_out)
+    train, held_out = (_sample(tokens, split, table, manifest) for split in ("train", data.split))
+    return _influence(table, manifest, train, held_out)
 
 
 def _sample(tokens: TokenTable, split: str, table: Table, manifest: Manifest) -> tuple[PairArrays, Features]:

@@ -1,12 +1,15 @@
 """Influence on synthetic truth: an annotator of random answers and a poisoned source come out on top."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pair_groups import Judged, arrays_of
-from pairwright.evaluation.influence.frozen_features import MAX_FEATURES, projected
+from pairwright.data.tokens.token_table import TokenGroup
 from pairwright.evaluation.influence.leave_out import annotator_pairs, author_pairs, influence_of
 from pairwright.evaluation.influence.linear_head import RIDGE, fit_head
+from pairwright.evaluation.influence.token_features import NUM_FEATURES, token_features
 from pairwright.evaluation.statistics.ceiling import Judgements
 from pairwright.evaluation.statistics.pair_arrays import Floats, PairArrays
 
@@ -87,7 +90,7 @@ def test_the_change_is_that_of_two_heads_fitted_apart(splits: tuple) -> None:
     own_P = (held_out.sources_PS == source).any(axis=1)
 
     def accuracy(kept_P: np.ndarray, at_P: np.ndarray) -> float:
-        head_D = fit_head(train.difference_PD[kept_P] / scale_D, train.weight_P[kept_P])
+        head_D = fit_head(train.difference_PD[kept_P] / scale_D, train.weight_P[kept_P]).head_D
         right_P = (held_out.difference_PD[at_P] / scale_D) @ head_D > 0
         return float(held_out.weight_P[at_P] @ right_P / held_out.weight_P[at_P].sum())
 
@@ -106,15 +109,17 @@ def test_a_head_is_where_the_gradient_of_the_written_loss_vanishes() -> None:
         share_P = weight_P / weight_P.sum()
         return float(share_P @ np.log1p(np.exp(-(difference_PD @ head_D))) + RIDGE / 2 * (head_D**2).sum())
 
-    head_D = fit_head(difference_PD, weight_P)
+    found = fit_head(difference_PD, weight_P)
+    head_D = found.head_D
     for step_D in np.eye(5) * 1e-3:
         assert loss(head_D) < min(loss(head_D + step_D), loss(head_D - step_D))
-    np.testing.assert_allclose(fit_head(difference_PD, weight_P, 9 * rng.standard_normal(5)), head_D, atol=1e-3)
+    again = fit_head(difference_PD, weight_P, replace(found, head_D=head_D + rng.standard_normal(5)))
+    np.testing.assert_allclose(again.head_D, head_D, atol=1e-3)
 
 
 def test_pairs_that_a_line_tells_apart_wholly_have_a_finite_head() -> None:
     difference_PD = np.array([[1.0, 0.0], [2.0, 0.0], [0.5, 0.0]])
-    head_D = fit_head(difference_PD, np.ones(3))
+    head_D = fit_head(difference_PD, np.ones(3)).head_D
     assert np.isfinite(head_D).all()
     assert head_D[0] > 1
 
@@ -125,10 +130,24 @@ def test_one_source_that_all_pairs_come_from_is_not_left_out() -> None:
     assert influence_of(pairs, pairs, ["a", "b"], num_prompts=20).rows == []
 
 
-def test_wide_states_keep_their_distances_about() -> None:
-    states = np.random.default_rng(5).standard_normal((40, 2000))
-    near = projected(states)
-    assert near.shape == (40, MAX_FEATURES)
-    distance, kept = (np.linalg.norm(values[:20] - values[20:], axis=1) for values in (states, near))
-    assert np.abs(kept / distance - 1).max() < 0.2
-    assert projected(states[:, :7]).shape == (40, 7)
+def test_token_features_tell_texts_apart_whatever_the_order_of_tokens() -> None:
+    def group(*rows: list[int]) -> TokenGroup:
+        none, size = np.zeros(0, np.int64), len(rows)
+        return TokenGroup(
+            group_id="g",
+            subset=None,
+            prompt_ids=np.array([1], np.int32),
+            completion_ids=[np.array(row, np.int32) for row in rows],
+            num_characters=np.zeros(size, np.int32),
+            completion_index=np.arange(size, dtype=np.int16),
+            chosen_P=none,
+            rejected_P=none,
+            weight_P=np.zeros(0, np.float32),
+            margin_P=np.zeros(0, np.float32),
+        )
+
+    found = token_features([group([5, 6, 7], [7, 6, 5]), group([5, 5, 5, 5], [9])])
+    assert found.shape == (4, NUM_FEATURES)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert found[2].max() == pytest.approx(np.log(5))
+    assert np.abs(found[0] - found[3]).max() > 0.5

@@ -87,7 +87,7 @@ def test_the_table_is_plain_text_of_a_hundred_columns_with_every_figure(
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 100
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert lines["all"].split() == ["all", "2", "3", "50.0", "%", "[0.0,", "75.0]", "50.0", "%", "1.3517", "-0.667"]
+    assert lines["all"].split() == ["all", "2", "3", "50.0", "%", "[0.0,", "100.0]", "50.0", "%", "1.3517", "-0.667"]
     assert "facts" in text
     assert "chosen shorter" in text
     assert "3 of 4 pairs" in text

@@ -13,6 +13,9 @@ Settings = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier command of the same kind wrote there.")
 ]
+WithInfluence = Annotated[
+    bool, typer.Option("--influence", help="Train a small judge without each annotator and author of completions.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]

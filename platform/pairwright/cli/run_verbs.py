@@ -25,6 +25,7 @@ from pairwright.cli.options import (
     Split,
     UseGpu,
     Version,
+    WithInfluence,
 )
 from pairwright.errors import ConfigError, DataError
 from pairwright.terminal import escaped, one_per_line, say, say_json
@@ -117,12 +118,7 @@ def evaluate(
     store_temperature: Annotated[
         bool, typer.Option("--store-temperature", help="Write the fitted temperature beside the model's directory.")
     ] = False,
-    influence: Annotated[
-        bool,
-        typer.Option(
-            "--influence", help="Also refit the reward head without each annotator and author; about doubles the time."
-        ),
-    ] = False,
+    influence: WithInfluence = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -130,10 +126,11 @@ def evaluate(
     from pairwright.cli.early_checks import check_evaluation
 
     named = _named_evaluations(models, pairs, output)
-    for name, model, url in named:
-        check_evaluation(model, url, version=version, output=_inside(output, name), split=split, overwrite=overwrite)
+    places = [_inside(output, name) for name, _, _ in named]
+    for (_, model, url), place in zip(named, places, strict=True):
+        check_evaluation(model, url, version=version, output=place, split=split, overwrite=overwrite)
     from pairwright.cluster.models.evaluate_job import evaluate as run
-    from pairwright.evaluation.reports.report_file import page_url, report_url
+    from pairwright.evaluation.reports.report_file import report_url
     from pairwright.evaluation.reports.report_text import format_report
 
     reports = [
@@ -142,7 +139,7 @@ def evaluate(
             url,
             version=version,
             split=split,
-            output=_inside(output, name),
+            output=place,
             num_workers=num_workers,
             use_gpu=use_gpu,
             micro_batch_tokens=micro_batch_tokens,
@@ -152,14 +149,18 @@ def evaluate(
             with_influence=influence,
             show=None if as_json else lambda report: say(format_report(report)),
         )
-        for name, model, url in named
+        for (name, model, url), place in zip(named, places, strict=True)
     ]
     if as_json:
-        say_json(reports[0] if len(reports) == 1 else reports)
-        return
-    here = f"{Path.cwd()}/"
-    written = [report_url(model, _inside(output, name)).removeprefix(here) for name, model, _ in named]
-    say(one_per_line(f"wrote {url} and {page_url(url)}" for url in written))
+        return say_json(reports[0] if len(reports) == 1 else reports)
+    return _say_written([report_url(model, place) for (_, model, _), place in zip(named, places, strict=True)])
+
+
+def _say_written(urls: list[str]) -> None:
+    from pairwright.evaluation.reports.report_file import page_url
+
+    shown = [url.removeprefix(f"{Path.cwd()}/") for url in urls]
+    say(one_per_line(f"wrote {url} and {page_url(url)}" for url in shown))
 
 
 def _named_evaluations(models: list[str], pairs: list[str], output: str | None) -> list[tuple[str, str, str]]:

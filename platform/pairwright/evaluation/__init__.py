@@ -10,7 +10,7 @@ In reading order:
 - ``single_annotations.py``: the single annotations behind a pairs table
 - ``degenerate_texts.py``: rewards of texts that are no answer to anything
 - ``statistics/``: every metric, with its interval, as a pure function of arrays
-- ``influence/``: what each annotator and author has taught the reward head
+- ``influence/``: what each annotator and author teaches
 - ``evaluation_report.py``: builds ``report.json``
 - ``reports/``: its shape, its text, and the files of findings
 - ``page/``: the page beside the report

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pairwright.cluster.models.influence_job import measure_influence
 from pairwright.cluster.models.model_runner import ModelRunner, Row, Worker, model_runner
 from pairwright.cluster.sized_executor import EXECUTOR
 from pairwright.data.storage.object_store import absolute_url
@@ -133,7 +134,7 @@ def evaluate(
         cache: URL of the token cache, for every node; beside the output or the run if None.
         findings: URL of a folder for annotations that deserve a second look; none if None.
         with_temperature: store the fitted temperature beside the model's directory.
-        with_influence: refit the reward head without each annotator and author.
+        with_influence: train a small judge without each annotator and author.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
@@ -147,16 +148,10 @@ def evaluate(
     exported = open_exported(model)
     compute, cache = Compute(num_workers, use_gpu, micro_batch_tokens), cache or default_cache(model, output)
     found = measure(exported, pairs, version=version, split=split, compute=compute, cache=cache)
-    influence = None
-    if with_influence:
-        # Here, because it imports this file.
-        from pairwright.cluster.models.influence_job import measure_influence
-
-        influence = measure_influence(exported, found, compute=compute, cache=cache)
     return report_measured(
         exported.identity(),
         found,
-        influence=influence,
+        influence=measure_influence(exported, found.data, found.manifest, cache=cache) if with_influence else None,
         output=output,
         overwrite=overwrite,
         findings=findings,

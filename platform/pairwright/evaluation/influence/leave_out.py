@@ -1,11 +1,11 @@
-"""What leaving out an annotator or an author changes: the reward head is refitted without its training pairs.
+"""What leaving out an annotator or an author changes: a small judge is trained again without its pairs.
 
 Two changes are told apart. On the held-out pairs of all *others*: a log loss that falls means that the source did harm,
-as an annotator of random answers does (noise makes a head unsure before it makes it wrong, so log loss shows it
-sooner than accuracy). Accuracy on the source's *own* pairs that falls means that what the model knows of them
-it knows from this source alone, as of a text that was only ever ranked first (the memorization of Feldman and Zhang
-2020, arXiv:2008.03703, section 2). Everything below the head stays as it was trained, with these pairs, so both changes
-are lower bounds of what training without them would change.
+as an annotator of random answers does (noise makes a judge unsure before it makes it wrong, so log loss shows it sooner
+than accuracy). Accuracy on the source's *own* pairs that falls means that what is known of them is known from this
+source alone, as of a text that was only ever ranked first (the memorization of Feldman and Zhang 2020,
+arXiv:2008.03703, section 2). The judge is linear over tokens and length: what it shows of the data holds for any model
+that can do as much, and what it cannot express it cannot show.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pairwright.evaluation.influence.linear_head import FeaturePairs, fit_head
+from pairwright.evaluation.influence.linear_head import FeaturePairs, FittedHead, fit_head
 from pairwright.evaluation.statistics.ceiling import Judgements
 from pairwright.evaluation.statistics.intervals import Estimate, Resamples, holm
 from pairwright.evaluation.statistics.pair_arrays import Floats, Ints, PairArrays, sums_by
@@ -31,7 +31,7 @@ LEARNED_BY_HEART = 0.1
 
 @dataclass(frozen=True, slots=True)
 class SourceInfluence:
-    """What the head loses or gains without one source's training pairs: the metric without them less that with them."""
+    """What the judge gains or loses without one source's training pairs: a metric without them less that with them."""
 
     source: str
     train_pairs: int
@@ -45,7 +45,7 @@ class SourceInfluence:
     own_accuracy_with: Estimate
     """Accuracy on the source's own held-out pairs, with its training pairs."""
     own_accuracy: Estimate
-    """Change of it: far below 0 where the head knows these pairs from the source alone."""
+    """Change of it: far below 0 where the judge knows these pairs from the source alone."""
     own_p: float | None
 
 
@@ -56,7 +56,7 @@ class InfluenceOf:
     train_pairs: int
     held_out_pairs: int
     accuracy: Estimate
-    """Of the refitted head on all held-out pairs, to be compared with the model's own."""
+    """Of the judge on all held-out pairs, to be compared with the model's own."""
     rows: list[SourceInfluence]
 
     def most_harmful_first(self) -> "InfluenceOf":
@@ -68,11 +68,11 @@ class InfluenceOf:
         return replace(self, rows=sorted(self.rows, key=lambda row: (row.own_accuracy.value or 0.0, row.source)))
 
     def harmful(self) -> list[SourceInfluence]:
-        """Return the sources without which the head is surely better on the pairs of others."""
+        """Return the sources without which the judge is surely better on the pairs of others."""
         return [row for row in self.rows if _is_sure(row.others_p) and (row.others_log_loss.value or 0.0) < 0]
 
     def learned_by_heart(self) -> list[SourceInfluence]:
-        """Return the sources whose own pairs the head surely knows from them alone."""
+        """Return the sources whose own pairs the judge surely knows from them alone."""
         return [row for row in self.rows if _is_sure(row.own_p) and (row.own_accuracy.value or 0.0) < -LEARNED_BY_HEART]
 
 
@@ -84,7 +84,7 @@ def influence_of(train: FeaturePairs, held_out: FeaturePairs, names: Sequence[st
     """Return the influence of the sources with most training pairs.
 
     Args:
-        train: the pairs that the head is fitted to.
+        train: the pairs that the judge is fitted to.
         held_out: the pairs that it is measured on.
         names: of the sources.
         num_prompts: of the held-out pairs.
@@ -93,11 +93,11 @@ def influence_of(train: FeaturePairs, held_out: FeaturePairs, names: Sequence[st
     scale_D = np.where(scale_D > 0, scale_D, 1.0)
     train, held_out = train.scaled(scale_D), held_out.scaled(scale_D)
     resamples = Resamples.of(num_prompts)
-    whole_D = fit_head(train.difference_PD, train.weight_P)
+    whole = fit_head(train.difference_PD, train.weight_P)
     rows = [
-        _without(source, names[source], train, held_out, whole_D, resamples) for source in _largest(train, len(names))
+        _without(source, names[source], train, held_out, whole, resamples) for source in _largest(train, len(names))
     ]
-    right_P = correct(held_out.difference_PD @ whole_D)
+    right_P = correct(held_out.difference_PD @ whole.head_D)
     return InfluenceOf(
         train_pairs=len(train.weight_P),
         held_out_pairs=len(held_out.weight_P),
@@ -147,11 +147,11 @@ def _largest(train: FeaturePairs, num_sources: int) -> list[int]:
 
 
 def _without(
-    source: int, name: str, train: FeaturePairs, held_out: FeaturePairs, whole_D: Floats, resamples: Resamples
+    source: int, name: str, train: FeaturePairs, held_out: FeaturePairs, whole: FittedHead, resamples: Resamples
 ) -> SourceInfluence:
     left_out_P = train.comes_from(source)
-    head_D = fit_head(train.difference_PD[~left_out_P], train.weight_P[~left_out_P], whole_D)
-    before_P, after_P = held_out.difference_PD @ whole_D, held_out.difference_PD @ head_D
+    head = fit_head(train.difference_PD[~left_out_P], train.weight_P[~left_out_P], whole)
+    before_P, after_P = held_out.difference_PD @ whole.head_D, held_out.difference_PD @ head.head_D
     log_loss_P = np.logaddexp(0.0, -after_P) - np.logaddexp(0.0, -before_P)
     right_P = correct(before_P)
     changed_P = correct(after_P) - right_P

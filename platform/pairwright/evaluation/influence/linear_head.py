@@ -1,7 +1,7 @@
 """A linear reward head: the Bradley-Terry model over differences of features, fitted by Newton's method. Pure.
 
 The loss is convex, so the head does not depend on where the fit starts: a fit without some pairs begins at the head of
-all pairs, and is done in a few steps.
+all pairs with its curvature, and takes a few steps that cost no more than two products each.
 """
 
 # ruff: noqa: N815 - shape suffixes: P pairs, D features
@@ -12,10 +12,10 @@ import numpy as np
 
 from pairwright.evaluation.statistics.pair_arrays import Bools, Floats, Ints
 
-RIDGE = 1e-3
+RIDGE = 1e-2
 """Weight of the squared norm in the loss, a mean over pairs; features have unit variance."""
-MAX_STEPS = 50
-TOLERANCE = 1e-6
+MAX_STEPS = 100
+TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -48,31 +48,45 @@ class FeaturePairs:
         return replace(self, difference_PD=self.difference_PD / scale_D)
 
 
-def fit_head(difference_PD: Floats, weight_P: Floats, start_D: Floats | None = None) -> Floats:
-    """Return the head of least weighted mean log loss and ridge, shape (D,).
+@dataclass(frozen=True)
+class FittedHead:
+    """A head, and the inverse curvature of its loss, by which a fit to nearly the same pairs takes cheap steps."""
+
+    head_D: Floats
+    inverse_DD: Floats
+
+
+def fit_head(difference_PD: Floats, weight_P: Floats, near: FittedHead | None = None) -> FittedHead:
+    """Return the head of least weighted mean log loss and ridge.
 
     Args:
         difference_PD: features of the chosen completion less those of the rejected one.
         weight_P: of each pair, some above 0.
-        start_D: where the fit begins; at 0 if None.
+        near: a head of nearly the same pairs, where the fit begins; at 0 if None.
     """
     share_P = weight_P / weight_P.sum()
-    head_D = np.zeros(difference_PD.shape[1]) if start_D is None else start_D
+    head_D = np.zeros(difference_PD.shape[1]) if near is None else near.head_D
+    inverse_DD = None if near is None else near.inverse_DD
     loss = _loss(head_D, difference_PD, share_P)
     for _ in range(MAX_STEPS):
         wrong_P = _sigmoid(-(difference_PD @ head_D))
         gradient_D = RIDGE * head_D - difference_PD.T @ (share_P * wrong_P)
-        curvature_P = share_P * wrong_P * (1 - wrong_P)
-        hessian_DD = (difference_PD.T * curvature_P) @ difference_PD + RIDGE * np.eye(len(head_D))
-        step_D = np.linalg.solve(hessian_DD, gradient_D)
+        if near is None or inverse_DD is None:
+            curvature_P = share_P * wrong_P * (1 - wrong_P)
+            hessian_DD = (difference_PD.T * curvature_P) @ difference_PD + RIDGE * np.eye(len(head_D))
+            inverse_DD = np.linalg.inv(hessian_DD)
+        step_D = inverse_DD @ gradient_D
         # Half steps until the loss falls: far from the minimum a whole one may overshoot.
         size = 1.0
         while (lower := _loss(head_D - size * step_D, difference_PD, share_P)) > loss and size > 1e-4:
             size /= 2
+        if lower > loss:
+            break
         head_D, gained, loss = head_D - size * step_D, loss - lower, lower
         if gained <= TOLERANCE * max(loss, 1e-12):
             break
-    return head_D
+    assert inverse_DD is not None
+    return FittedHead(head_D, inverse_DD)
 
 
 def _loss(head_D: Floats, difference_PD: Floats, share_P: Floats) -> float:

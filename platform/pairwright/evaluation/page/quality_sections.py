@@ -143,22 +143,26 @@ def influence(report: Report) -> Section | None:
     if found.authors is not None:
         title = "Authors of completions, those first that are known from their own pairs alone"
         tables.append(_influence_table(title, found.authors, by_others=False))
-    refitted = [
-        f"refitted to the pairs of {name} it has {share(of.accuracy)}"
+    trained = [
+        f"; trained on {name} it has {share(of.accuracy)}"
         for name, of in (("single annotations", found.annotators), ("groups", found.authors))
         if of is not None
     ]
     return Section(
         "influence",
-        "Whom did it learn from?",
-        f"The reward head was refitted to {found.train_groups:,} training groups without each source in turn, and "
-        f"measured on {found.held_out_groups:,} held-out groups. A log loss on the pairs of others that falls without "
-        "a source means that the source did harm. Accuracy on a source's own pairs that falls without it means that "
-        "nothing else in the data speaks for them: an author far below the others there is a text that was learned by "
-        "heart. The layers below the head were trained with the source and stay as they are, so both are lower bounds.",
+        "Who taught it?",
+        f"A small judge, linear over tokens and length, was trained on {found.train_groups:,} training groups, again "
+        f"without each source in turn, and measured on {found.held_out_groups:,} held-out groups. A log loss on the "
+        "pairs of others that falls without a source means that the source did harm. Accuracy on a source's own pairs "
+        "that falls without it means that nothing else in the data speaks for them: an author far below the others "
+        "there is a text that was learned by heart.",
         tables=[table for table in tables if table.rows],
         notes=[
-            *([f"A linear head over {found.features:,} features; {'; '.join(refitted)}."] if refitted else []),
+            *(
+                [f"The judge has {found.features:,} features; {'; '.join(trained)} of held-out pairs right."]
+                if trained
+                else []
+            ),
             *([f"Annotators: unknown, {found.annotators_unknown}."] if found.annotators is None else []),
             *(["Authors: fewer than two are named."] if found.authors is None else []),
         ],

@@ -184,13 +184,13 @@ def _influence(report: Report) -> Iterator[Sentence]:
     annotators, authors = report.influence.annotators, report.influence.authors
     for row in ([] if annotators is None else annotators.harmful())[:MAX_SLICES]:
         text = (
-            f"Without annotator {escaped(row.source)} a refitted head is surely better on the pairs of others: log "
+            f"Without annotator {escaped(row.source)} a small judge is surely better on the pairs of others: log "
             f"loss {row.others_log_loss.value:+.4f}, accuracy {points(row.others_accuracy)} points."
         )
         yield Sentence("note", "influence", text)
     for row in ([] if authors is None else authors.learned_by_heart())[:MAX_SLICES]:
         text = (
-            f"What it knows of {escaped(row.source)} it knows from its own pairs alone: a refitted head has "
+            f"What can be known of {escaped(row.source)} is known from its own pairs alone: a small judge has "
             f"{percent(row.own_accuracy_with.value)} of them right, without them {points(row.own_accuracy)} points."
         )
         yield Sentence("alarm", "influence", text)

@@ -70,16 +70,16 @@ class Repeated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Influence(msgspec.Struct, frozen=True, kw_only=True):
-    """What leaving out an annotator or an author changes, by refits of the reward head over the frozen model."""
+    """What leaving out an annotator or an author changes, by a small judge trained again without it."""
 
-    train_groups: Annotated[Count, msgspec.Meta(description="that the head is refitted to: all, or a sample")]
+    train_groups: Annotated[Count, msgspec.Meta(description="that the judge is trained on: all, or a sample")]
     held_out_groups: Count
-    features: Annotated[Count, msgspec.Meta(description="of the last hidden state, or of its projection")]
+    features: Annotated[Count, msgspec.Meta(description="of a completion: counts of its tokens, and its length")]
     annotators: Annotated[InfluenceOf | None, msgspec.Meta(description="most harmful first; null where unknown")]
     annotators_unknown: str = ""
     authors: Annotated[
         InfluenceOf | None,
-        msgspec.Meta(description="of completions; those first of whom the head knows least without their own pairs"),
+        msgspec.Meta(description="of completions; those first of whom the judge knows least without their own pairs"),
     ]
 
 

@@ -152,18 +152,18 @@ def _suspicious(found: Report) -> Iterator[str]:
 
 
 def _influential(found: Report) -> Iterator[str]:
-    """Yield whom the reward head should not have learned from, where that was asked for."""
+    """Yield whom a model should not learn from, where that was asked for."""
     if found.influence is None:
         return
     annotators, authors = found.influence.annotators, found.influence.authors
     for row in ([] if annotators is None else annotators.harmful())[:MAX_TEXTS]:
         yield (
-            f"warning: without annotator {escaped(row.source)} a refitted head is better on the pairs of others: log "
+            f"warning: without annotator {escaped(row.source)} a small judge is better on the pairs of others: log "
             f"loss {row.others_log_loss.value:+.4f} (p {p_value(row.others_p)})"
         )
     for row in ([] if authors is None else authors.learned_by_heart())[:MAX_TEXTS]:
         yield (
-            f"warning: {escaped(row.source)} is known from its own pairs alone: a refitted head has "
+            f"warning: {escaped(row.source)} is known from its own pairs alone: a small judge has "
             f"{percent(row.own_accuracy_with.value)} of them right, without them {points(row.own_accuracy)} points "
             f"(p {p_value(row.own_p)})"
         )

@@ -142,7 +142,8 @@ def test_the_exported_directory_says_what_it_is(exported: Exported):
     assert config.pad_token_id == tokenizer.pad_token_id
     rules = json.loads((directory / RULES_FILE).read_text())
     files = {file["path"]: (file["bytes"], file["sha256"]) for file in rules.pop("files")}
-    assert rules == {"format_version": 1, "max_length": 64, "overlong": "truncate", "special_in_text": "refuse"}
+    input_rules = {"max_length": 64, "overlong": "truncate", "special_in_text": "refuse", "template_end": "end_of_turn"}
+    assert rules == {"format_version": 1} | input_rules
     assert files == {
         path.name: (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in directory.iterdir()

@@ -136,6 +136,15 @@ def test_differences_are_told_as_keys_with_both_values_and_never_as_hashes(name:
     assert not any("digest" in line or "0000" in line or "4444" in line for line in told)
 
 
+def test_a_run_from_before_the_rule_of_the_templates_end_goes_on_where_it_changes_no_token(folder: Path) -> None:
+    now = planned(config_of(folder)).identity
+    tokens = {key: value for key, value in now.config["tokens"].items() if key != "template_end"}
+    before = msgspec.structs.replace(now, config=now.config | {"tokens": tokens})
+    assert differences(before, now) == []
+    (told,) = differences(msgspec.structs.replace(before, tokens_digest="1" * 64), now)
+    assert told == "tokens.template_end is 'template' there and 'end_of_turn' here"
+
+
 def test_what_a_template_file_holds_is_told_where_nothing_else_differs() -> None:
     same = with_config(tokens={"chat_template": "t.jinja"})
     [told] = differences(identity(**same), identity(**same, tokens_digest="5" * 64))

@@ -69,8 +69,10 @@ def identity_config(config: TrainConfig) -> dict[str, Any]:
 
 def differences(found: RunIdentity, wanted: RunIdentity) -> list[str]:
     """Return what makes two runs different, each as a key with both values; empty where their content is the same."""
-    before, now = _OF_EARLIER_RUNS | flat_keys(found.config), flat_keys(wanted.config)
-    keys = sorted((before.keys() | now.keys()) - {*_PATH_KEYS})
+    before, now = (_OF_EARLIER_RUNS | flat_keys(one.config) for one in (found, wanted))
+    # Most templates end at a turn's end, whatever the rule.
+    same_tokens = {*_OF_EARLIER_RUNS} if found.tokens_digest == wanted.tokens_digest else set()
+    keys = sorted((before.keys() | now.keys()) - {*_PATH_KEYS} - same_tokens)
     changes = [_change(key, before, now) for key in keys if before.get(key) != now.get(key)]
     if found.model_digest != wanted.model_digest:
         is_moved = before.get("model.path") != now.get("model.path")

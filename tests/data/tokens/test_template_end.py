@@ -76,6 +76,7 @@ def test_text_and_rewards_end_at_the_end_of_turn_wherever_the_model_is_used(
     )
     # What clients send: as the original template renders it, as generation ends it, and cut short.
     original = render_one(load_tokenizer(str(base)), template, CHAT)
+    assert isinstance(original, str)
     mark = end[end.index("<|") :]
     for given in (original, text, text.removesuffix(mark)):
         found = scorer.inputs.of_text(given, "$")

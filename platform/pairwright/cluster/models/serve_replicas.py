@@ -81,7 +81,10 @@ class RewardReplica:
         context = serve.get_replica_context()
         handle = serve.get_deployment_handle(context.deployment, context.app_name)
         answers = handle.broadcast("own_metrics")
-        found = await answers.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
+        try:
+            found = await answers.results_async(timeout_s=_METRICS_SECONDS, return_exceptions=True)
+        except TimeoutError:  # one of them is being lost
+            found = [self.own_metrics()]
         return dict(one for one in found if not isinstance(one, BaseException))
 
 

@@ -58,6 +58,7 @@ def submit(
     submission_id: str | None,
     wait: bool,
     give_up_seconds: float = GIVE_UP_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
 ) -> int:
     """Submit a job, or find the one with that id, and return the exit status that its command ended with.
 
@@ -70,6 +71,7 @@ def submit(
         submission_id: of the job; Ray makes one if None.
         wait: whether to follow the job to its end; without it 0 is returned once it is submitted.
         give_up_seconds: how long the dashboard may be away.
+        poll_seconds: between two questions for the status.
 
     Raises:
         ClusterError: if the cluster cannot be reached, or no longer knows the job.
@@ -81,7 +83,7 @@ def submit(
     if not wait:
         say(escaped(f"job {job} is submitted; {_advice(address, job)}"), to=sys.stderr)
         return 0
-    following = _Following(cluster, job, num_printed, give_up_seconds)
+    following = _Following(cluster, job, num_printed, give_up_seconds, poll_seconds)
     try:
         details = asyncio.run(following.to_the_end())
     except KeyboardInterrupt:
@@ -215,10 +217,12 @@ def _advice(address: str, job: str) -> str:
 class _Following:
     """Follows a job: prints its log as it grows, and asks for its status."""
 
-    def __init__(self, cluster: Cluster, job: str, num_printed: int, give_up_seconds: float) -> None:
+    def __init__(
+        self, cluster: Cluster, job: str, num_printed: int, give_up_seconds: float, poll_seconds: float
+    ) -> None:
         self._cluster, self._job = cluster, job
         self._num_printed = num_printed
-        self._give_up_seconds = give_up_seconds
+        self._give_up_seconds, self._poll_seconds = give_up_seconds, poll_seconds
         self._answered = self._spoke = time.monotonic()
 
     async def to_the_end(self) -> Any:
@@ -226,14 +230,14 @@ class _Following:
         tail = asyncio.create_task(self._print_log())
         try:
             while True:
-                await asyncio.wait({tail}, timeout=POLL_SECONDS)
+                await asyncio.wait({tail}, timeout=self._poll_seconds)
                 details = await self._details()
                 if details is not None and details.status.is_terminal():
                     await asyncio.wait({tail}, timeout=DRAIN_SECONDS)
                     break
                 self._say_what_is_waited_for(details)
                 if tail.done():
-                    await asyncio.sleep(POLL_SECONDS)
+                    await asyncio.sleep(self._poll_seconds)
                     tail = asyncio.create_task(self._print_log())
         finally:
             tail.cancel()

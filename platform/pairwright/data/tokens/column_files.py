@@ -40,7 +40,7 @@ class MappedColumn(np.memmap[Any, Any]):
     """A memory-mapped array of which any part is read as a copy, and whose pages are then given back."""
 
     def __getitem__(self, key: Any) -> Any:
-        mapped: Any = self._mmap
+        mapped: Any = self.__dict__["_mmap"]  # numpy's own name for it; its stubs have none
         if not isinstance(key, np.ndarray):
             found = np.array(super().__getitem__(key))
             mapped.madvise(mmap.MADV_DONTNEED)

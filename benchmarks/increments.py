@@ -27,6 +27,8 @@ import msgspec
 import numpy as np
 import psutil
 import pyarrow as pa
+import simulated_sizes
+from simulated_sizes import commit, data_files, large_index
 
 from pairwright.data.executor import LOCAL
 from pairwright.data.id_index.id_index import write_indexed
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--into", type=Path, required=True, help="folder for tables; they are deleted")
+    parser.add_argument("--without-texts", action="store_true", help="empty data files, with real indexes")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which an increment is ended")
     parser.add_argument("--before", type=Path, help="another checkout, whose code is measured too")
     options = parser.parse_args()
@@ -68,7 +71,7 @@ def main() -> None:
     for size in options.sizes:
         folder = options.into / str(size)
         try:
-            notes.append(write_table(folder / "table", size))
+            notes.append((write_index if options.without_texts else write_table)(folder / "table", size))
             for name, checkout in checkouts.items():  # the code before drops the indexes, so it comes last
                 for repeat in range(-1, options.repeats):  # the first warms caches
                     source = write_increment(folder / f"{name}{repeat}.jsonl")
@@ -82,7 +85,8 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
     text = report(runs, notes, options)
     print(text)
-    name = f"increments_{os.cpu_count()}cpu_{datetime.now(UTC):%Y-%m-%d}.md"
+    kind = "_without_texts" if options.without_texts else ""
+    name = f"increments{kind}_{os.cpu_count()}cpu_{datetime.now(UTC):%Y-%m-%d}.md"
     (Path(__file__).parent / "results" / name).write_text(text)
 
 
@@ -108,6 +112,15 @@ def write_table(folder: Path, size: int) -> str:
         f"{len(committed.index_files)} files, manifest {len(msgspec.json.encode(committed)) / 1e3:,.0f} kB; "
         f"written in {time.monotonic() - began:.0f} s"
     )
+
+
+def write_index(folder: Path, size: int) -> str:
+    """Write a table of so many annotations whose data files are empty, with a real index; return a line on it."""
+    table = Table(str(folder), "annotations")
+    files = data_files(table, -(-size // simulated_sizes.ROWS_PER_FILE))
+    index = large_index(table, files)
+    commit(table, files, [index])
+    return f"{size:,} annotations: {len(files)} empty files, index {sum(f.bytes for f in index.files) / 1e6:,.1f} MB"
 
 
 def annotations(start: int, end: int) -> pa.Table:
@@ -223,7 +236,8 @@ def report(runs: dict[tuple[int, str], list[Run]], notes: list[str], options: ar
     lines = [
         f"# {NUM_NEW:,} new records into tables of {', '.join(f'{size:,}' for size in options.sizes)} annotations",
         "",
-        f"`python benchmarks/increments.py --sizes {' '.join(map(str, options.sizes))} --repeats {options.repeats}`, "
+        f"`python benchmarks/increments.py --sizes {' '.join(map(str, options.sizes))} --repeats {options.repeats}"
+        f"{' --without-texts' if options.without_texts else ''}`, "
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs shared with other work, Python "
         f"{platform.python_version()}, pyarrow {version('pyarrow')}. Whole commands of fresh processes, on a local "
         "disk; median after one run that warms caches, with least and most; peak memory is the PSS of all "

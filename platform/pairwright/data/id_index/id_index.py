@@ -8,7 +8,6 @@ index costs time where it is lost, and never a duplicate.
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import msgspec
 import numpy as np
@@ -62,7 +61,7 @@ def _index_of(table: Table, file: DataFile, ids: Sequence[str]) -> IdIndex:
 
 def index_name(file: DataFile) -> str:
     """Return the name by which an index calls a data file."""
-    return PurePosixPath(file.path).stem
+    return file.path.rpartition("/")[2].removesuffix(".arrow")
 
 
 def unindexed(files: Iterable[DataFile], indexes: Iterable[IdIndex]) -> list[DataFile]:

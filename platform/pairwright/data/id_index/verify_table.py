@@ -106,12 +106,12 @@ def _check_index(
         for file in index.files:
             for entries in IndexFileReader(table.url, file).all_blocks():
                 numbers = file_numbers(entries)
+                if numbers.max(initial=0) >= len(rows):
+                    return f"{table.url}/{file.path}: names a data file that the index does not list"
                 rows += np.bincount(numbers, minlength=len(rows))
                 np.add.at(sums, numbers, truncated(entries))
     except StoreError as error:
         return str(error)
-    except ValueError:
-        return f"{table.url}/{file.path}: names a data file that the index does not list"
     for number, name in enumerate(index.data_files):
         if (data := by_name.get(name)) is None or checks[data.path].problem:
             continue

@@ -8,7 +8,6 @@ given back at once, so that an epoch of random groups leaves no more resident me
 import hashlib
 import mmap
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class MappedColumn(np.memmap[Any, Any]):
     """A memory-mapped array of which any part is read as a copy, and whose pages are then given back."""
 
     def __getitem__(self, key: Any) -> Any:
-        mapped: Any = self._mmap
+        mapped: Any = self.__dict__["_mmap"]  # numpy's own name for it; its stubs have none
         if not isinstance(key, np.ndarray):
             found = np.array(super().__getitem__(key))
             mapped.madvise(mmap.MADV_DONTNEED)
@@ -132,11 +131,10 @@ def write_columns(path: Path, num_groups: int, chunks: Iterable[ColumnChunk]) ->
         num_groups: groups in the table.
         chunks: its columns, in order of rows.
     """
-    folder = Path(tempfile.mkdtemp(prefix=".columns-", dir=path.parent))
-    unfinished = folder / "unfinished"
-    try:
+    with tempfile.TemporaryDirectory(prefix=".columns-", dir=path.parent) as folder:
+        unfinished = Path(folder, "unfinished")
         with unfinished.open("wb") as file:
-            sorting = _SplitRows(folder, num_groups)
+            sorting = _SplitRows(Path(folder), num_groups)
             longest = _write_sizes(file.fileno(), num_groups, chunks, sorting)
             file.seek(HEADER_BYTES + sum(_padded(num_groups * dtype.itemsize) for dtype in _TYPES.values()))
             for rows in sorting.sorted():
@@ -146,8 +144,6 @@ def write_columns(path: Path, num_groups: int, chunks: Iterable[ColumnChunk]) ->
             assert len(header) <= HEADER_BYTES
             file.write(header.ljust(HEADER_BYTES))
         unfinished.replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_sizes(handle: int, num_groups: int, chunks: Iterable[ColumnChunk], sorting: "_SplitRows") -> int:

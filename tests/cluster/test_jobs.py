@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ray_head import RayHead, ray_head
-from training_runs import ROOT, make_model, make_pairs
+from training_runs import ROOT, make_model, make_pairs, wait_until
 
 REAL_RANKINGS = ROOT.parent / "shared/data/rankings_dev.jsonl.zst"
 RECIPE = "platform/pairwright/config/recipes/demo.toml"
@@ -70,6 +71,27 @@ def test_a_job_that_cannot_work_fails_with_the_message_and_no_traceback(head: Ra
     assert "error: " in job.stdout
     assert "nowhere" in job.stdout
     assert "Traceback" not in job.stdout
+
+
+@pytest.mark.slow
+def test_the_hook_of_a_pod_stops_the_jobs_and_waits_until_they_have_ended(head: RayHead, tmp_path: Path) -> None:
+    """What deploy/kuberay/ runs before a head goes: a job has its time, as a training that writes a checkpoint."""
+    program = tmp_path / "job.py"
+    program.write_text(
+        "import pathlib, signal, sys, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "def end(*_):\n    time.sleep(5)\n    (folder / 'saved').touch()\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "(folder / 'started').touch()\ntime.sleep(600)\n"
+    )
+    environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+    submit = ["ray", "job", "submit", "--address", head.address, "--no-wait"]
+    submit += ["--runtime-env-json", json.dumps(environment), "--", "python", str(program)]
+    subprocess.run(submit, env=head.environment, check=True, capture_output=True, timeout=120)
+    wait_until((tmp_path / "started").exists, timeout_seconds=120, what="the job")
+    hook = [sys.executable, str(ROOT / "deploy" / "stop_jobs.py"), head.address]
+    subprocess.run(hook, env=head.environment, check=True, timeout=120)
+    assert (tmp_path / "saved").exists()
 
 
 class NodeWatch(threading.Thread):

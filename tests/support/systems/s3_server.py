@@ -1,4 +1,4 @@
-"""A real S3 server on a loopback port, in a process of its own: prints its port, serves until it is killed.
+"""A real S3 server in a process of its own, on loopback or the address given: prints its port, serves until killed.
 
 One writer at a time: moto checks If-None-Match and stores the object in two steps, so that with a thread a request two
 creators of one key can both be told that they were first. A real store does both as one. Reads have a thread each: a
@@ -7,6 +7,7 @@ client may stop reading one answer to write something, as a range of a source is
 Of every key under ``lost-answers/`` the first PUT is carried out and answered with an error, as when a gateway fails.
 """
 
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -56,7 +57,8 @@ class Silent(WSGIRequestHandler):
 
 def main() -> None:
     application = OneWriterAtATime(LosesAnswers(DomainDispatcherApplication(create_backend_app)))
-    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Silent)
+    [address] = sys.argv[1:] or ["127.0.0.1"]
+    server = make_server(address, 0, application, threaded=True, request_handler=Silent)
     print(server.port, flush=True)
     server.serve_forever()
 

@@ -36,7 +36,7 @@ def run_on_actors(
     remote: Any = ray.remote(
         num_cpus=CPUS_PER_WORKER,
         num_gpus=1 if use_gpu else 0,
-        label_selector=pool_labels(model_pool(use_gpu=use_gpu)) or None,
+        label_selector=pool_labels(model_pool(use_gpu=use_gpu)),
         max_restarts=-1,
         max_task_retries=-1,
     )(_ModelActor)

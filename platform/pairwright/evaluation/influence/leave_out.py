@@ -25,7 +25,7 @@ MAX_SOURCES = 60
 """Of a kind: those with most training pairs are tried."""
 MIN_PROMPTS = 10
 """Prompts with held-out pairs of a kind below which its change is not tested."""
-LEARNED_BY_HEART = 0.1
+MEMORIZED = 0.1
 """Accuracy lost on a source's own pairs."""
 
 
@@ -71,9 +71,9 @@ class InfluenceOf:
         """Return the sources without which the judge is surely better on the pairs of others."""
         return [row for row in self.rows if _is_sure(row.others_p) and (row.others_log_loss.value or 0.0) < 0]
 
-    def learned_by_heart(self) -> list[SourceInfluence]:
+    def memorized(self) -> list[SourceInfluence]:
         """Return the sources whose own pairs the judge surely knows from them alone."""
-        return [row for row in self.rows if _is_sure(row.own_p) and (row.own_accuracy.value or 0.0) < -LEARNED_BY_HEART]
+        return [row for row in self.rows if _is_sure(row.own_p) and (row.own_accuracy.value or 0.0) < -MEMORIZED]
 
 
 def _is_sure(p_value: float | None) -> bool:

@@ -10,8 +10,10 @@ that can do as much, and what it cannot express it cannot show.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pairwright.evaluation.influence.linear_head import FeaturePairs, FittedHead, fit_head
 from pairwright.evaluation.statistics.ceiling import Judgements
@@ -106,7 +108,7 @@ def influence_of(train: FeaturePairs, held_out: FeaturePairs, names: Sequence[st
     )
 
 
-def author_pairs(arrays: PairArrays, features_ND: Floats) -> FeaturePairs:
+def author_pairs(arrays: PairArrays, features_ND: NDArray[np.floating[Any]]) -> FeaturePairs:
     """Return the pairs of a table, each from the authors of both of its completions."""
     authors_PS = np.stack([arrays.author_N[arrays.chosen_P], arrays.author_N[arrays.rejected_P]], axis=1)
     return FeaturePairs(
@@ -117,7 +119,7 @@ def author_pairs(arrays: PairArrays, features_ND: Floats) -> FeaturePairs:
     )
 
 
-def annotator_pairs(arrays: PairArrays, judgements: Judgements, features_ND: Floats) -> FeaturePairs:
+def annotator_pairs(arrays: PairArrays, judgements: Judgements, features_ND: NDArray[np.floating[Any]]) -> FeaturePairs:
     """Return every decisive pair of every annotation; the pairs of an annotation weigh 1 together."""
     found = list(_decisive(arrays, judgements))
     columns = zip(*found, strict=True)

@@ -10,8 +10,10 @@ that can do as much, and what it cannot express it cannot show.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pairwright.evaluation.influence.linear_head import FeaturePairs, FittedHead, fit_head
 from pairwright.evaluation.statistics.ceiling import Judgements
@@ -25,7 +27,7 @@ MAX_SOURCES = 60
 """Of a kind: those with most training pairs are tried."""
 MIN_PROMPTS = 10
 """Prompts with held-out pairs of a kind below which its change is not tested."""
-LEARNED_BY_HEART = 0.1
+MEMORIZED = 0.1
 """Accuracy lost on a source's own pairs."""
 
 
@@ -71,9 +73,9 @@ class InfluenceOf:
         """Return the sources without which the judge is surely better on the pairs of others."""
         return [row for row in self.rows if _is_sure(row.others_p) and (row.others_log_loss.value or 0.0) < 0]
 
-    def learned_by_heart(self) -> list[SourceInfluence]:
+    def memorized(self) -> list[SourceInfluence]:
         """Return the sources whose own pairs the judge surely knows from them alone."""
-        return [row for row in self.rows if _is_sure(row.own_p) and (row.own_accuracy.value or 0.0) < -LEARNED_BY_HEART]
+        return [row for row in self.rows if _is_sure(row.own_p) and (row.own_accuracy.value or 0.0) < -MEMORIZED]
 
 
 def _is_sure(p_value: float | None) -> bool:
@@ -106,7 +108,7 @@ def influence_of(train: FeaturePairs, held_out: FeaturePairs, names: Sequence[st
     )
 
 
-def author_pairs(arrays: PairArrays, features_ND: Floats) -> FeaturePairs:
+def author_pairs(arrays: PairArrays, features_ND: NDArray[np.floating[Any]]) -> FeaturePairs:
     """Return the pairs of a table, each from the authors of both of its completions."""
     authors_PS = np.stack([arrays.author_N[arrays.chosen_P], arrays.author_N[arrays.rejected_P]], axis=1)
     return FeaturePairs(
@@ -117,7 +119,7 @@ def author_pairs(arrays: PairArrays, features_ND: Floats) -> FeaturePairs:
     )
 
 
-def annotator_pairs(arrays: PairArrays, judgements: Judgements, features_ND: Floats) -> FeaturePairs:
+def annotator_pairs(arrays: PairArrays, judgements: Judgements, features_ND: NDArray[np.floating[Any]]) -> FeaturePairs:
     """Return every decisive pair of every annotation; the pairs of an annotation weigh 1 together."""
     found = list(_decisive(arrays, judgements))
     columns = zip(*found, strict=True)

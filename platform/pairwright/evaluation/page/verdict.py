@@ -188,7 +188,7 @@ def _influence(report: Report) -> Iterator[Sentence]:
             f"loss {row.others_log_loss.value:+.4f}, accuracy {points(row.others_accuracy)} points."
         )
         yield Sentence("note", "influence", text)
-    for row in ([] if authors is None else authors.learned_by_heart())[:MAX_SLICES]:
+    for row in ([] if authors is None else authors.memorized())[:MAX_SLICES]:
         text = (
             f"What can be known of {escaped(row.source)} is known from its own pairs alone: a small judge has "
             f"{percent(row.own_accuracy_with.value)} of them right, without them {points(row.own_accuracy)} points."

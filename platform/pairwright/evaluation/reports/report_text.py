@@ -161,7 +161,7 @@ def _influential(found: Report) -> Iterator[str]:
             f"warning: without annotator {escaped(row.source)} a small judge is better on the pairs of others: log "
             f"loss {row.others_log_loss.value:+.4f} (p {p_value(row.others_p)})"
         )
-    for row in ([] if authors is None else authors.learned_by_heart())[:MAX_TEXTS]:
+    for row in ([] if authors is None else authors.memorized())[:MAX_TEXTS]:
         yield (
             f"warning: {escaped(row.source)} is known from its own pairs alone: a small judge has "
             f"{percent(row.own_accuracy_with.value)} of them right, without them {points(row.own_accuracy)} points "

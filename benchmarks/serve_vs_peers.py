@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -207,10 +209,13 @@ def _running(peer: str, model: Path, arguments: argparse.Namespace) -> Iterator[
 
 
 def _wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait for an answer of any status: our socket listens while the model is still being loaded."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60).close()
+        except urllib.error.HTTPError:
+            return
         except OSError:
             time.sleep(0.1)
         else:

@@ -26,7 +26,7 @@ NUM_FILES = 6
 BUCKET = "s3://bucket"
 TRAINING = f"""
 output = "{BUCKET}/runs/NAME"
-model.path = "{BUCKET}/base"
+model.path = "MODEL"
 data.pairs = "{BUCKET}/pairs"
 tokens.max_length = 128
 batches = {{groups_per_step = 16, micro_batch_tokens = 1024}}
@@ -119,8 +119,6 @@ def road(cluster: Cluster) -> Cluster:
     write_rankings(folder / "rankings.jsonl", 600, seed=0)
     make_model(folder / "base")
     upload(cluster, folder / "rankings.jsonl", "exports/rankings.jsonl")
-    for file in (folder / "base").iterdir():
-        upload(cluster, file, f"base/{file.name}")
     cluster.verb("ingest", f"{BUCKET}/exports/", "--output", f"{BUCKET}/annotations/road").end()
     cluster.verb("expand", f"{BUCKET}/annotations/road", "--output", f"{BUCKET}/pairs").end()
     train(cluster, "undisturbed").end()
@@ -141,7 +139,7 @@ def upload(cluster: Cluster, file: Path, key: str) -> None:
 
 def train(cluster: Cluster, name: str) -> Command:
     config = cluster.folder / f"{name}.toml"
-    config.write_text(TRAINING.replace("NAME", name))
+    config.write_text(TRAINING.replace("NAME", name).replace("MODEL", str(cluster.folder / "base")))
     return cluster.verb("train", "--config", str(config))
 
 

@@ -177,7 +177,9 @@ def _autoscaling_config(gcs_port: int, head_cpus: int, types: Mapping[str, NodeP
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": 0.2,
         "provider": {
-            "type": "fake_multinode",
+            # Not "fake_multinode": the second autoscaler reads that provider's example.yaml, which no wheel of Ray has.
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "gcs_address": f"127.0.0.1:{gcs_port}",
             # All nodes have this machine's address, so the autoscaler must tell them apart by id.
             "use_node_id_as_ip": True,

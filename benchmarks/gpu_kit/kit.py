@@ -66,10 +66,30 @@ def start(letter: str) -> Kit:
 
 def architectures(*, is_tiny: bool) -> dict[str, dict[str, Any]]:
     """Return configurations with the heads, widths and windows of four families, of few layers."""
-    llama = {"hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192}
-    qwen = {"hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2, "intermediate_size": 4864}
-    mistral = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14_336}
-    gemma = {"hidden_size": 1152, "num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 6912}
+    llama: dict[str, Any] = {
+        "hidden_size": 2048,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 8192,
+    }
+    qwen: dict[str, Any] = {
+        "hidden_size": 896,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+    }
+    mistral: dict[str, Any] = {
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14_336,
+    }
+    gemma: dict[str, Any] = {
+        "hidden_size": 1152,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "intermediate_size": 6912,
+    }
     gemma |= {"head_dim": 256, "query_pre_attn_scalar": 256}
     windows = {"mistral": 256, "gemma3_text": 128}
     families = {"llama": llama, "qwen2": qwen, "mistral": mistral, "gemma3_text": gemma}

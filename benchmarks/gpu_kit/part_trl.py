@@ -14,6 +14,7 @@ import torch
 from kit import TINY, TINY_CASE, Kit, Shape, free, in_words, milliseconds, peak_gib, start
 from model_flops import SHAPES, plain
 from reward_groups import nameless_tokenizer, random_groups
+from torch import nn
 from train_vs_trl import LEARNING_RATE, Ours, compare, small_llama
 from transformers import PreTrainedModel
 from trl_peer import TrlPeer, pairs_of
@@ -29,9 +30,15 @@ STEPS = 2
 def same_loss(kit: Kit) -> None:
     """Record how far losses and gradients lie apart in float32, on a small model."""
     make = small_llama(32_000)
+
+    def on_device() -> PreTrainedModel:
+        model = make()
+        nn.Module.to(model, kit.device)
+        return model
+
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            kit.record("same pairs, float32", result=compare(lambda: make().to(kit.device), Path(scratch)))
+            kit.record("same pairs, float32", result=compare(on_device, Path(scratch)))
         except (SystemExit, RuntimeError) as error:
             kit.record("same pairs, float32", error=in_words(error))
 

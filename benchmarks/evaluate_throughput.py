@@ -125,13 +125,13 @@ def saved_model(folder: Path, *, hidden_size: int, num_layers: int) -> Path:
     )
     config.num_labels = 1
     torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).save_pretrained(folder)
     return folder
 
 
 def measured(case: Case, folder: Path, arguments: argparse.Namespace) -> tuple[str, float]:
     """Return a row of the table, and the median ratio of one case."""
-    peer = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    peer = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     model = load_reward_model(
         str(folder),
         dtype=torch.float32,

@@ -40,7 +40,7 @@ def base_with(folder: Path, template: str) -> Path:
         seed=1,
         chat_template=template,
     )
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
     tokenizer.save_pretrained(base)
     return base
@@ -63,12 +63,12 @@ def test_text_and_rewards_end_at_the_end_of_turn_wherever_the_model_is_used(
     exported = open_exported(str(model))
     assert exported.rules.template_end == "end_of_turn"
     scorer = Scorer(exported, device=torch.device("cpu"), micro_batch_tokens=None, is_exact=False)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     text: Any = tokenizer.apply_chat_template(CHAT, tokenize=False)
     prompt: Any = tokenizer.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True)
     assert text.endswith(end)
     assert prompt.endswith(prompting)
-    plain = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(model, trust_remote_code=False).eval()
     with torch.no_grad():
         expected = plain(**tokenizer(text, return_tensors="pt")).logits[0, 0].item()
     assert scorer.rewards_of_groups([(CHAT[0]["content"], [CHAT[1]["content"]])])[0] == pytest.approx(

@@ -131,7 +131,9 @@ def saved_model(folder: Path, *, hidden_size: int, num_layers: int) -> Path:
 
 def measured(case: Case, folder: Path, arguments: argparse.Namespace) -> tuple[str, float]:
     """Return a row of the table, and the median ratio of one case."""
-    peer = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+    peer = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     model = load_reward_model(
         str(folder),
         dtype=torch.float32,

@@ -336,7 +336,7 @@ def run(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         steps = list(_steps(train, settings))
         size = (options.encoder, settings, len(steps), options.max_length)
-        side = Trl(*size, Path(scratch)) if settings.side == "trl" else Ours(*size)
+        side: Ours | Trl = Trl(*size, Path(scratch)) if settings.side == "trl" else Ours(*size)
         points: list[dict[str, Any]] = []
         seconds = 0.0
         stops = _stops(len(steps), settings)

@@ -48,8 +48,8 @@ def main() -> None:
         folder = Path(name)
         make_model(folder / "model")
         make_pairs(folder / "pairs", num_groups=200)
-        nodes = {"max_nodes": 1, "cpus_per_node": 2} if arguments.grow else {}
-        with ray_head(folder, num_cpus=1 if arguments.grow else 2, **nodes) as head:
+        grow = arguments.grow
+        with ray_head(folder, num_cpus=1 if grow else 2, max_nodes=int(grow), cpus_per_node=2 * grow) as head:
             head.submit_installed(folder, "-c", "pass")  # the agent that starts jobs comes after the head
             starts = [measured(head, folder, number, grow=arguments.grow) for number in range(arguments.starts)]
     print(report(starts, grow=arguments.grow))

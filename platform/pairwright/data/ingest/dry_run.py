@@ -230,7 +230,7 @@ def new_sources(
     """
     named = named_sources(sources, config)
     newest = Table.claim(into, "annotations").latest()
-    with executor.session(named.size_beside(None)):
+    with executor.session(named.size_beside(None, replace=replace)):
         hashed, failed = hash_sources(named.listing.sources, executor)
     known = {source.uri: source.identity for source in newest.sources} if newest is not None else {}
     there, _ = already_ingested(hashed, newest, None, replaceable=known if replace else None)

@@ -167,7 +167,7 @@ def _own_special_tokens(tokenizer: "PreTrainedTokenizerFast") -> tuple[list[str]
     starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
     start = starts[0] if starts else len(full)
     around = (full[:start], full[start + len(bare) :], _separators(tokenizer, full[: start + len(bare)], bare))
-    before, after, between = (tokenizer.convert_ids_to_tokens(ids) for ids in around)
+    before, after, between = (_names(tokenizer, ids) for ids in around)
     # Written into a template as text, they must come back as the same tokens.
     read_back = [_ids(tokenizer("".join(tokens), add_special_tokens=False)) for tokens in (before, after, between)]
     if not starts or read_back != list(around):
@@ -184,7 +184,13 @@ def _separators(tokenizer: "PreTrainedTokenizerFast", first: list[int], second: 
     if both[: len(first)] != first or second[0] not in both[len(first) :]:
         return []
     between = both[len(first) : both.index(second[0], len(first))]
-    return between if set(between) == {tokenizer.sep_token_id} else []
+    return between if between and all(each == tokenizer.sep_token_id for each in between) else []
+
+
+def _names(tokenizer: "PreTrainedTokenizerFast", ids: list[int]) -> list[str]:
+    names = tokenizer.convert_ids_to_tokens(ids)
+    assert isinstance(names, list)
+    return names
 
 
 def _ids(encoded: "BatchEncoding") -> list[int]:

@@ -46,7 +46,6 @@ from pairwright.model.reward_model import RewardModel
 from pairwright.training.schedule import learning_rate_at
 
 POISONED = "NullModel"
-GROUPS_PER_STEP = 4
 MICRO_BATCH_TOKENS = 8192
 # TRL's own defaults: pairs a step, and AdamW's rate, which falls linearly to 0.
 TRL_PAIRS_PER_STEP = 8
@@ -61,9 +60,12 @@ class Settings:
 
     side: str = "pairwright"
     seed: int = 0
-    epochs: int = 1
+    max_length: int = 256
+    epochs: int = 2
     learning_rate: float = 1e-4
+    groups_per_step: int = 4
     pair_weight: str = "group"
+    ties: str = "drop"
     loss: str = "bradley_terry"
     text: str = "separated"
     """separated: prompt and completion as the tokenizer sets two texts apart; joined: as one text."""
@@ -77,24 +79,22 @@ class Settings:
 
 
 OURS = Settings()
-TRL = Settings(side="trl", learning_rate=TRL_LEARNING_RATE)
+TRL = Settings(side="trl", epochs=1, learning_rate=TRL_LEARNING_RATE)
 
 
 def wanted_runs(seeds: int) -> list[Settings]:
     """Return every run of the page, the most telling first."""
-    every = range(seeds)
-    runs = [replace(OURS, seed=seed) for seed in every]
-    one_each = [
+    each_seed = [
+        OURS,
         replace(OURS, text="joined"),
         TRL,
-        replace(OURS, learning_rate=3e-4),
-        replace(OURS, epochs=3),
+        replace(OURS, ties="half"),
         replace(OURS, pair_weight="comparisons"),
         replace(OURS, without_poisoned=True),
     ]
-    runs += [replace(settings, seed=seed) for seed in every for settings in one_each]
-    runs += [replace(OURS, pair_weight="uniform"), replace(OURS, learning_rate=3e-5)]
-    runs += [replace(OURS, loss="plackett_luce"), replace(OURS, dropout=True)]
+    runs = [replace(settings, seed=seed) for seed in range(seeds) for settings in each_seed]
+    runs += [replace(OURS, learning_rate=rate) for rate in (3e-5, 3e-4)]
+    runs += [replace(OURS, pair_weight="uniform"), replace(OURS, loss="plackett_luce"), replace(OURS, dropout=True)]
     return runs
 
 
@@ -111,11 +111,9 @@ class Ranking:
     characters: list[int]
 
 
-def read_rankings(
-    path: Path, encoder: Path, settings: Settings, *, max_length: int, held_out: bool, most: int
-) -> list[Ranking]:
+def read_rankings(path: Path, encoder: Path, settings: Settings, *, held_out: bool, most: int) -> list[Ranking]:
     """Return the rankings of one side of the split that hold an untied pair, in an order by hash."""
-    tokenizer, spec = _tokenizer_and_spec(encoder, settings.text, max_length)
+    tokenizer, spec = _tokenizer_and_spec(encoder, settings.text, settings.max_length)
     groups = [
         (record, _answers(record, settings, held_out=held_out))
         for record in rankings(path)
@@ -127,7 +125,8 @@ def read_rankings(
     prompts = [[{"role": "user", "content": record["instruction"]}] for record, _ in untied]
     replies = [[reply_of(answer["text"]) for answer in answers] for _, answers in untied]
     tokenized = tokenize_completions(prompts, replies, tokenizer, spec)
-    return [_ranking(*group, found, settings.pair_weight) for group, found in zip(untied, tokenized, strict=True)]
+    rules = replace(settings, ties="drop") if held_out else settings
+    return [_ranking(*group, found, rules) for group, found in zip(untied, tokenized, strict=True)]
 
 
 def _answers(record: dict[str, Any], settings: Settings, *, held_out: bool) -> list[dict[str, Any]]:
@@ -139,16 +138,18 @@ def _ranking(
     record: dict[str, Any],
     answers: list[dict[str, Any]],
     tokenized: TokenizedCompletions | Refusal,
-    pair_weight: str,
+    settings: Settings,
 ) -> Ranking:
     assert isinstance(tokenized, TokenizedCompletions), "the plain template refuses nothing"
     rows = [row for row in tokenized.row_ids if row is not None]
     assert len(rows) == len(answers), "texts over the limit are cut, so none is dropped"
     ranks = [answer["rank"] for answer in answers]
     num = len(rows)
-    pairs = [(a, b) for a in range(num) for b in range(num) if ranks[a] < ranks[b]]
-    chosen, rejected = np.array(pairs).T
-    weight = {"group": 1 / len(pairs), "comparisons": 2 / (num * (num - 1)), "uniform": 1.0}[pair_weight]
+    votes = [(a, b, 1.0) for a in range(num) for b in range(num) if ranks[a] < ranks[b]]
+    if settings.ties == "half":
+        votes += [(a, b, 0.5) for a in range(num) for b in range(num) if a != b and ranks[a] == ranks[b]]
+    chosen, rejected, vote = np.array(votes).T
+    each = {"group": 1 / vote.sum(), "comparisons": 2 / (num * (num - 1)), "uniform": 1.0}[settings.pair_weight]
     prefix = common_prefix_length(rows)
     group = TokenGroup(
         group_id=record["id"],
@@ -157,10 +158,10 @@ def _ranking(
         completion_ids=[row[prefix:] for row in rows],
         num_characters=np.array([len(answer["text"]) for answer in answers], np.int32),
         completion_index=np.arange(num, dtype=np.int16),
-        chosen_P=chosen,
-        rejected_P=rejected,
-        weight_P=np.full(len(pairs), weight, np.float32),
-        margin_P=np.full(len(pairs), np.nan, np.float32),
+        chosen_P=chosen.astype(np.int64),
+        rejected_P=rejected.astype(np.int64),
+        weight_P=(vote * each).astype(np.float32),
+        margin_P=np.full(len(votes), np.nan, np.float32),
     )
     models, characters = [answer["model"] for answer in answers], [len(answer["text"]) for answer in answers]
     return Ranking(record["instruction"], group, models, characters)
@@ -188,11 +189,10 @@ class Ours:
         encoder: directory of the starting model.
         settings: of the run.
         num_steps: of the whole run.
-        max_length: longest text, tokens.
     """
 
-    def __init__(self, encoder: Path, settings: Settings, num_steps: int, max_length: int) -> None:
-        self.model, self.pad_token_id, self.layout = start_model(encoder, settings, max_length)
+    def __init__(self, encoder: Path, settings: Settings, num_steps: int) -> None:
+        self.model, self.pad_token_id, self.layout = start_model(encoder, settings)
         kind = settings.loss
         self.loss = LossConfig.model_validate({"kind": kind, "use_margin": kind != "plackett_luce"})
         self.schedule = OptimizerConfig(learning_rate=settings.learning_rate)
@@ -225,13 +225,12 @@ class Trl:
         encoder: directory of the starting model.
         settings: of the run.
         num_steps: of the whole run.
-        max_length: longest text, tokens.
         scratch: folder that the trainer may create files in.
     """
 
-    def __init__(self, encoder: Path, settings: Settings, num_steps: int, max_length: int, scratch: Path) -> None:
-        self.model, self.pad_token_id, self.layout = start_model(encoder, settings, max_length)
-        tokenizer, _ = _tokenizer_and_spec(encoder, settings.text, max_length)
+    def __init__(self, encoder: Path, settings: Settings, num_steps: int, scratch: Path) -> None:
+        self.model, self.pad_token_id, self.layout = start_model(encoder, settings)
+        tokenizer, _ = _tokenizer_and_spec(encoder, settings.text, settings.max_length)
         plain = self.model.model
         plain.set_attn_implementation("sdpa")
         self.peer = TrlPeer(plain, tokenizer, learning_rate=settings.learning_rate, precision="bf16", scratch=scratch)
@@ -247,7 +246,7 @@ class Trl:
         self.num_taken += 1
 
 
-def start_model(encoder: Path, settings: Settings, max_length: int) -> tuple[RewardModel, int, Layout]:
+def start_model(encoder: Path, settings: Settings) -> tuple[RewardModel, int, Layout]:
     """Return the starting model with its new head, its pad token, and the layout of its forwards."""
     tokenizer = load_tokenizer(str(encoder))
     pad_token_id = choose_pad_token(tokenizer)
@@ -261,7 +260,7 @@ def start_model(encoder: Path, settings: Settings, max_length: int) -> tuple[Rew
         vocab_size=len(tokenizer),
         cpu_kernels=True,
     )
-    choice = choose_layout(model, "auto", pad_token_id=pad_token_id, max_length=max_length, device="cpu")
+    choice = choose_layout(model, "auto", pad_token_id=pad_token_id, max_length=settings.max_length, device="cpu")
     return model, pad_token_id, choice.layout
 
 
@@ -329,13 +328,13 @@ def poisoned_on_top(rankings: Sequence[Ranking], rewards: Sequence[Sequence[floa
 
 def run(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Return one run: its settings and its points, an evaluation each."""
-    read = functools.partial(read_rankings, options.rankings, options.encoder, max_length=options.max_length)
+    read = functools.partial(read_rankings, options.rankings, options.encoder)
     train = read(settings, held_out=False, most=options.groups)
     held_out = read(settings, held_out=True, most=options.held_out)
     torch.manual_seed(settings.seed)
     with tempfile.TemporaryDirectory() as scratch:
         steps = list(_steps(train, settings))
-        size = (options.encoder, settings, len(steps), options.max_length)
+        size = (options.encoder, settings, len(steps))
         side: Ours | Trl = Trl(*size, Path(scratch)) if settings.side == "trl" else Ours(*size)
         points: list[dict[str, Any]] = []
         seconds = 0.0
@@ -352,14 +351,14 @@ def run(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
                 print(
                     f"  step {number}/{len(steps)}, {seconds:.0f} s: {_accuracy(points[-1]['pairs']):.4f}", flush=True
                 )
-    sizes = {"groups": len(train), "held_out": len(held_out), "max_length": options.max_length, "layout": side.layout}
+    sizes = {"groups": len(train), "held_out": len(held_out), "layout": side.layout}
     return {"settings": asdict(settings), "sizes": sizes, "steps": len(steps), "points": points}
 
 
 def _steps(train: Sequence[Ranking], settings: Settings) -> Iterator[list[Any]]:
     """Yield what each step trains on: groups, or pairs for TRL; every epoch in an order of its own."""
     items: list[Any] = [ranking.group for ranking in train]
-    size = GROUPS_PER_STEP
+    size = settings.groups_per_step
     if settings.side == "trl":
         items, size = pairs_of(items), TRL_PAIRS_PER_STEP
     rng = np.random.default_rng(settings.seed)
@@ -369,9 +368,9 @@ def _steps(train: Sequence[Ranking], settings: Settings) -> Iterator[list[Any]]:
 
 
 def _stops(num_steps: int, settings: Settings) -> set[int]:
-    """Return the steps that are evaluated: half of the first epoch (TRL, which is slower: quarters), each end."""
+    """Return the steps that are evaluated: the end of each epoch, and of TRL, which is slower, its quarters."""
     per_epoch = num_steps // settings.epochs
-    early = (0.25, 0.5, 0.75) if settings.side == "trl" else (0.5,)
+    early = (0.25, 0.5, 0.75) if settings.side == "trl" else ()
     return {round(per_epoch * share) for share in (*early, *range(1, settings.epochs))} | {num_steps}
 
 
@@ -388,7 +387,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--groups", type=int, default=320, help="to train on, with an untied pair")
     parser.add_argument("--held-out", type=int, default=240, help="groups to evaluate on")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens of prompt and completion")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th run, from I")
     options = parser.parse_args()
     if options.what == "report":

@@ -76,7 +76,8 @@ def name_of(settings: dict[str, Any]) -> str:
     if settings["side"] == "trl":
         return "TRL"
     parts = [f"{settings['pair_weight']} weights", f"rate {settings['learning_rate']:g}"]
-    parts += [f"{settings['epochs']} epoch{'s' * (settings['epochs'] > 1)}"]
+    if settings["ties"] == "half":
+        parts.append("ties as half a vote each way")
     if settings["loss"] != "bradley_terry":
         parts.append(settings["loss"])
     if settings["text"] == "joined":
@@ -113,9 +114,9 @@ def write_report(results: Path, machine: str) -> None:
         f"`python benchmarks/learn_real.py run rankings_dev.jsonl.zst --encoder MiniLM --results FILE`, {machine}.",
         "",
         f"{sizes['groups']} groups with an untied pair to train on, {sizes['held_out']} of held-out prompts "
-        f"({len(resamples.cluster_Q)} prompts) to evaluate, {sizes['max_length']} tokens a text, one thread, bfloat16 "
-        f"autocast, layout `{sizes['layout']}`; 4 groups a step (TRL: its default of 8 pairs, rate 1e-4 falling "
-        "linearly). CPU seconds of training alone, one thread; other processes shared the machine.",
+        f"({len(resamples.cluster_Q)} prompts) to evaluate, 256 tokens a text, one thread, bfloat16 "
+        f"autocast, layout `{sizes['layout']}`; 4 groups a step, two epochs (TRL: its default of 8 pairs, rate 1e-4 "
+        "falling linearly, one epoch). CPU seconds of training alone, one thread; other processes shared the machine.",
         "",
         "## At the end of each run",
         "",

@@ -46,9 +46,7 @@ def rewards(kit: Kit, model: RewardModel, row_ids: list[NDArray[np.int32]], layo
         groups = prefix_groups(row_ids)
     else:
         groups = [PrefixGroup((row,), 0, len(ids)) for row, ids in enumerate(row_ids)]
-    parts = fill_micro_batches(
-        row_ids, groups, micro_batch_tokens=MICRO_BATCH_TOKENS, filled_tokens=MICRO_BATCH_TOKENS
-    )
+    parts = fill_micro_batches(row_ids, groups, micro_batch_tokens=MICRO_BATCH_TOKENS, filled_tokens=MICRO_BATCH_TOKENS)
     found = []
     for part in parts:
         batch = collate([token_group(row_ids, group) for group in part], PAD_ID, layout).to(kit.device)

@@ -90,7 +90,8 @@ def test_ingestion_brings_data_nodes_and_training_brings_training_nodes(
         seen = watched_job(head, "ingest", str(folder / "rankings.jsonl"), "--output", str(folder / "annotations"))
         assert seen.most("data") >= 1
         assert seen.most("training") == 0, "no data work on nodes for training"
-        watched_job(head, "expand", str(folder / "annotations"), "--output", str(folder / "pairs"))
+        seen = watched_job(head, "expand", str(folder / "annotations"), "--output", str(folder / "pairs"))
+        assert seen.most("training") == 0
         # The first run makes the tokens, on data nodes; the second finds them.
         for name in ("first", "second"):
             seen = watched_job(head, "train", "--config", str(ROOT / RECIPE), *settings(folder, name))

@@ -192,6 +192,7 @@ class Ours:
     """
 
     def __init__(self, encoder: Path, settings: Settings, num_steps: int) -> None:
+        self.layout: Layout
         self.model, self.pad_token_id, self.layout = start_model(encoder, settings)
         kind = settings.loss
         self.loss = LossConfig.model_validate({"kind": kind, "use_margin": kind != "plackett_luce"})
@@ -229,6 +230,7 @@ class Trl:
     """
 
     def __init__(self, encoder: Path, settings: Settings, num_steps: int, scratch: Path) -> None:
+        self.layout: Layout
         self.model, self.pad_token_id, self.layout = start_model(encoder, settings)
         tokenizer, _ = _tokenizer_and_spec(encoder, settings.text, settings.max_length)
         plain = self.model.model

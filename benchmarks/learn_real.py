@@ -93,6 +93,7 @@ def wanted_runs(seeds: int) -> list[Settings]:
         replace(OURS, without_poisoned=True),
     ]
     runs = [replace(settings, seed=seed) for seed in range(seeds) for settings in each_seed]
+    runs.insert(4, replace(OURS, learning_rate=3e-5, groups_per_step=16))  # the recipe small_encoder of before
     runs += [replace(OURS, learning_rate=rate) for rate in (3e-5, 3e-4)]
     runs += [replace(OURS, pair_weight="uniform"), replace(OURS, loss="plackett_luce"), replace(OURS, dropout=True)]
     return runs

@@ -76,7 +76,9 @@ def name_of(settings: dict[str, Any]) -> str:
     if settings["side"] == "trl":
         return "TRL"
     parts = [f"{settings['pair_weight']} weights", f"rate {settings['learning_rate']:g}"]
-    if settings["ties"] == "half":
+    if settings["groups_per_step"] != 4:
+        parts.append(f"{settings['groups_per_step']} groups a step")
+    if settings.get("ties") == "half":
         parts.append("ties as half a vote each way")
     if settings["loss"] != "bradley_terry":
         parts.append(settings["loss"])

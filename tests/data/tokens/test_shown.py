@@ -97,7 +97,10 @@ def pairs_of(*annotations: Annotation) -> tuple[pa.Table, dict[str, int | float]
 
 def tokenize(table: pa.Table, template: str | None = QWEN, **config: Any) -> tuple[pa.Table, dict[str, int]]:
     spec = TokenSpec.of(
-        TOKENIZER, TokensConfig.model_validate({"chat_template": template, "max_length": 9999} | config)
+        TOKENIZER,
+        TokensConfig.model_validate(
+            {"chat_template": template, "max_length": 9999, "template_end": "template"} | config
+        ),
     )
     return tokenize_groups(table, TOKENIZER, spec)
 

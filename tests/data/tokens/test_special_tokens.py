@@ -42,7 +42,9 @@ TEXTS = st.lists(PIECES, min_size=1, max_size=8).map("".join)
 def read(
     tokenizer: PreTrainedTokenizerFast, *texts: str, prompt: str | Conversation = "a prompt", **config: object
 ) -> TokenizedCompletions:
-    spec = TokenSpec.of(tokenizer, TokensConfig.model_validate({"max_length": 10_000} | config))
+    spec = TokenSpec.of(
+        tokenizer, TokensConfig.model_validate({"max_length": 10_000, "template_end": "template"} | config)
+    )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     (tokenized,) = tokenize_completions([messages], [[reply_of(text) for text in texts]], tokenizer, spec)
     assert isinstance(tokenized, TokenizedCompletions)
@@ -238,6 +240,9 @@ def test_split_and_keep_leave_nothing_out_and_refuse_leaves_out_such_texts() -> 
 def test_the_rule_is_part_of_the_digest() -> None:
     tokenizer = TOKENIZERS["byte_level"]
     configs = [{}, {"special_in_text": "keep"}, {"special_in_text": "refuse"}, {"refused": "stop"}]
-    specs = [TokenSpec.of(tokenizer, TokensConfig.model_validate(config)) for config in configs]
+    specs = [
+        TokenSpec.of(tokenizer, TokensConfig.model_validate({"template_end": "template"} | config))
+        for config in configs
+    ]
     assert len({spec.digest for spec in specs}) == 4
     assert {spec.chat_template for spec in specs} == {CHATML}

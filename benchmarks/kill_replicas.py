@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from serve_vs_peers import WORDS, _make_model
+from serve_vs_peers import WORDS, make_model
 
 from pairwright.errors import RewardError
 from pairwright.rl import RewardClient
@@ -57,7 +57,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        model = _make_model(Path(folder), [" ".join(WORDS)] * 50)
+        model = make_model(Path(folder), [" ".join(WORDS)] * 50)
         command = [sys.executable, "-m", "pairwright", "serve", str(model), "--replicas", "2", "--port", str(port)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout is not None

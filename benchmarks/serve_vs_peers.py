@@ -11,9 +11,7 @@ rankings if a file is named. Each row is written to the output as it is measured
 
 import argparse
 import asyncio
-import io
 import itertools
-import json
 import os
 import platform
 import socket
@@ -34,7 +32,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
-import zstandard
+from reward_groups import rankings
 from transformers import AutoTokenizer
 
 from pairwright.config import TokensConfig
@@ -72,7 +70,7 @@ def main() -> None:
     peers = (OURS, PLAIN, OPENRLHF) if arguments.wheel else (OURS, PLAIN)
     with tempfile.TemporaryDirectory() as folder:
         source = _source(arguments.rankings)
-        model = _make_model(Path(folder), source)
+        model = make_model(Path(folder), source)
         texts = Texts(model, source, arguments)
         report = Report(arguments, texts.description)
         report.add(f"- Largest difference of a reward from ours: {_differences(peers, model, texts, arguments)}.\n")
@@ -107,18 +105,16 @@ def _arguments() -> argparse.Namespace:
 # ------------------------------------------------------------------------------------------------ model and texts
 
 
-def _source(rankings: str | None) -> list[str]:
+def _source(path: str | None) -> list[str]:
     """Return texts to take prompts and completions from."""
-    if rankings is None:
+    if path is None:
         rng = np.random.default_rng(0)
         return [" ".join(rng.choice(WORDS, 300)) for _ in range(NUM_RECORDS)]
-    with open(rankings, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as content:  # noqa: PTH123
-        lines = list(itertools.islice(io.TextIOWrapper(content, encoding="utf-8"), NUM_RECORDS))
-    records = map(json.loads, lines)
+    records = itertools.islice(rankings(Path(path)), NUM_RECORDS)
     return [text for r in records for text in (r["instruction"], *(answer["text"] for answer in r["answers"])) if text]
 
 
-def _make_model(folder: Path, source: Sequence[str]) -> Path:
+def make_model(folder: Path, source: Sequence[str]) -> Path:
     """Return an export of a random model of 4 layers x 256."""
     base = new_tiny_model(
         folder / "base",

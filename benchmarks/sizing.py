@@ -18,6 +18,7 @@ from pairwright.config import DataConfig, DeepSpeedConfig, ModelConfig, TrainCon
 from pairwright.data.id_index.index_merges import IDS_PER_FILE
 from pairwright.model.batching.cost_model import ModelShape, PartSizes
 from pairwright.model.batching.memory_model import ModelOutline, checkpoint_bytes, rank_memory
+from pairwright.terminal import counted
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/sizing.md"
@@ -163,7 +164,7 @@ def data_table(given: Assumptions) -> list[str]:
         lines.append(
             f"| {num:.0e} | {gigabytes:,.0f} GB | {nodes} | {duration(seconds[0])} | {duration(seconds[1])} | "
             f"{money(dollars)} | {stored:,.0f} GB | {money(stored * given.storage_dollars)} | "
-            f"{8 * num / GIGABYTE:,.2f} GB in {-(-num // IDS_PER_FILE):,.0f} files |"
+            f"{8 * num / GIGABYTE:,.2f} GB in {counted(int(-(-num // IDS_PER_FILE)), 'file')} |"
         )
     return lines
 

@@ -25,8 +25,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support" / name) for name in ("systems", "builders")]
 
-from ray_head import RayHead, ray_head  # noqa: E402
-from training_runs import make_model, make_pairs, run_config, write_config  # noqa: E402
+from ray_head import RayHead, ray_head  # noqa: E402 - behind the path to the tests' real heads
+from training_runs import make_model, make_pairs, run_config, write_config  # noqa: E402 - the same
 
 PARTS = {
     "submit": "the command starts, packages and uploads, and the cluster takes the job",

@@ -60,6 +60,8 @@ class Settings:
 
     side: str = "pairwright"
     seed: int = 0
+    groups: int = 320
+    """To train on, with an untied pair."""
     max_length: int = 256
     epochs: int = 2
     learning_rate: float = 1e-4
@@ -68,7 +70,8 @@ class Settings:
     ties: str = "drop"
     loss: str = "bradley_terry"
     text: str = "separated"
-    """separated: prompt and completion as the tokenizer sets two texts apart; joined: as one text."""
+    """separated: prompt and completion as the tokenizer sets two texts apart; segments: with segment ids too; joined:
+    as one text."""
     dropout: bool = False
     without_poisoned: bool = False
 
@@ -84,18 +87,15 @@ TRL = Settings(side="trl", epochs=1, learning_rate=TRL_LEARNING_RATE)
 
 def wanted_runs(seeds: int) -> list[Settings]:
     """Return every run of the page, the most telling first."""
-    each_seed = [
-        OURS,
-        replace(OURS, text="joined"),
-        TRL,
-        replace(OURS, ties="half"),
-        replace(OURS, pair_weight="comparisons"),
-        replace(OURS, without_poisoned=True),
-    ]
-    runs = [replace(settings, seed=seed) for seed in range(seeds) for settings in each_seed]
-    runs.insert(4, replace(OURS, learning_rate=3e-5, groups_per_step=16))  # the recipe small_encoder of before
-    runs += [replace(OURS, learning_rate=rate) for rate in (3e-5, 3e-4)]
-    runs += [replace(OURS, pair_weight="uniform"), replace(OURS, loss="plackett_luce"), replace(OURS, dropout=True)]
+    two_epochs, one_epoch = OURS, replace(OURS, epochs=1)  # whose rate falls to its end in one epoch
+    runs = [replace(one, seed=seed) for one in (two_epochs, one_epoch, TRL) for seed in range(seeds)]
+    runs += [replace(one_epoch, learning_rate=rate) for rate in (3e-5, 3e-4)]
+    runs += [replace(one_epoch, pair_weight=weight) for weight in ("uniform", "comparisons")]
+    runs += [replace(one_epoch, loss="plackett_luce"), replace(one_epoch, ties="half")]
+    runs += [replace(one_epoch, without_poisoned=True), replace(one_epoch, dropout=True)]
+    runs += [replace(one_epoch, learning_rate=3e-5, groups_per_step=16)]  # the recipe small_encoder of before
+    runs += [replace(one_epoch, text=text) for text in ("segments", "joined")]
+    runs += [replace(one_epoch, groups=1404)]  # all that are not held out
     return runs
 
 
@@ -195,6 +195,8 @@ class Ours:
     def __init__(self, encoder: Path, settings: Settings, num_steps: int) -> None:
         self.layout: Layout
         self.model, self.pad_token_id, self.layout = start_model(encoder, settings)
+        if settings.text == "segments":
+            give_segment_ids(self.model, load_tokenizer(str(encoder)).sep_token_id)
         kind = settings.loss
         self.loss = LossConfig.model_validate({"kind": kind, "use_margin": kind != "plackett_luce"})
         self.schedule = OptimizerConfig(learning_rate=settings.learning_rate)
@@ -267,6 +269,19 @@ def start_model(encoder: Path, settings: Settings) -> tuple[RewardModel, int, La
     return model, pad_token_id, choice.layout
 
 
+def give_segment_ids(model: RewardModel, sep_token_id: int) -> None:
+    """Give a BERT segment 1 for the completion: what follows a sequence's first separator."""
+
+    def with_segments(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        is_sep = (kwargs["input_ids"] == sep_token_id).long()
+        seen = is_sep.cumsum(-1) - is_sep
+        at_start = torch.where(kwargs["position_ids"] == 0, seen, 0).cummax(-1).values
+        return args, kwargs | {"token_type_ids": (seen > at_start).long()}
+
+    embeddings = model.model.get_submodule("bert.embeddings")
+    embeddings.register_forward_pre_hook(with_segments, with_kwargs=True)
+
+
 def micro_batches(groups: Sequence[TokenGroup]) -> list[list[TokenGroup]]:
     """Return groups under a budget of tokens, those of like length together."""
     batches: list[list[TokenGroup]] = []
@@ -332,7 +347,7 @@ def poisoned_on_top(rankings: Sequence[Ranking], rewards: Sequence[Sequence[floa
 def run(settings: Settings, options: argparse.Namespace) -> dict[str, Any]:
     """Return one run: its settings and its points, an evaluation each."""
     read = functools.partial(read_rankings, options.rankings, options.encoder)
-    train = read(settings, held_out=False, most=options.groups)
+    train = read(settings, held_out=False, most=settings.groups)
     held_out = read(settings, held_out=True, most=options.held_out)
     torch.manual_seed(settings.seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -371,9 +386,9 @@ def _steps(train: Sequence[Ranking], settings: Settings) -> Iterator[list[Any]]:
 
 
 def _stops(num_steps: int, settings: Settings) -> set[int]:
-    """Return the steps that are evaluated: the end of each epoch, and of TRL, which is slower, its quarters."""
+    """Return the steps that are evaluated: the end of each epoch, and of what takes long its quarters."""
     per_epoch = num_steps // settings.epochs
-    early = (0.25, 0.5, 0.75) if settings.side == "trl" else ()
+    early = (0.25, 0.5, 0.75) if settings.side == "trl" or settings.groups > 1000 else ()
     return {round(per_epoch * share) for share in (*early, *range(1, settings.epochs))} | {num_steps}
 
 
@@ -388,7 +403,6 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, help="directory of the starting model")
     parser.add_argument("--results", type=Path, required=True, help="JSON Lines, a line a run")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--groups", type=int, default=320, help="to train on, with an untied pair")
     parser.add_argument("--held-out", type=int, default=240, help="groups to evaluate on")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="every N-th run, from I")
     options = parser.parse_args()

@@ -75,7 +75,10 @@ def name_of(settings: dict[str, Any]) -> str:
     """Return a setting in words: what differs from the first row's."""
     if settings["side"] == "trl":
         return "TRL"
-    parts = [f"{settings['pair_weight']} weights", f"rate {settings['learning_rate']:g}"]
+    parts = ["one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"]
+    parts += [f"{settings['pair_weight']} weights", f"rate {settings['learning_rate']:g}"]
+    if settings.get("groups", 320) != 320:
+        parts.append(f"{settings['groups']} groups")
     if settings["groups_per_step"] != 4:
         parts.append(f"{settings['groups_per_step']} groups a step")
     if settings.get("ties") == "half":
@@ -84,6 +87,8 @@ def name_of(settings: dict[str, Any]) -> str:
         parts.append(settings["loss"])
     if settings["text"] == "joined":
         parts.append("prompt and completion joined")
+    if settings["text"] == "segments":
+        parts.append("with segment ids")
     if settings["dropout"]:
         parts.append("dropout")
     if settings["without_poisoned"]:
@@ -108,7 +113,7 @@ def _points(name: str, runs: Sequence[dict[str, Any]]) -> list[Point]:
 def write_report(results: Path, machine: str) -> None:
     """Write the page."""
     points = read_points(results)
-    sizes = json.loads(results.read_text(encoding="utf-8").splitlines()[0])["sizes"]
+    sizes = json.loads(results.read_text(encoding="utf-8").splitlines()[0])["sizes"]  # of the setting of the first run
     resamples = Resamples.of(int(next(iter(points.values()))[0].prompt_P().max()) + 1)
     text = [
         "# What a small encoder learns from real rankings",

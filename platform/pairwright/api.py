@@ -133,6 +133,7 @@ def evaluate(
     micro_batch_tokens: int = 16384,
     overwrite: bool = False,
     findings: str | None = None,
+    track: bool = False,
 ) -> dict[str, Any]:
     """Measure a reward model on held-out pairs, as ``pairwright evaluate`` does.
 
@@ -147,6 +148,7 @@ def evaluate(
         micro_batch_tokens: token budget of one forward pass, padding included.
         overwrite: replace an older report at the output.
         findings: folder for annotations that deserve a second look, JSON Lines; none if None.
+        track: keep the page, which holds texts of the table, with the model's run in the trackers of that run.
 
     Returns:
         The report, in the shape of ``schemas/report.v1.json``.
@@ -154,6 +156,7 @@ def evaluate(
     Raises:
         ModelError: if the model cannot be used.
         DataError: if no pair of the split is left.
+        ConfigError: if ``track`` is asked for, and the model lies in no folder of a finished run with trackers.
     """
     from pairwright.cluster.models.evaluate_job import evaluate as run
 
@@ -168,6 +171,7 @@ def evaluate(
         micro_batch_tokens=micro_batch_tokens,
         overwrite=overwrite,
         findings=findings,
+        track=track,
     )
 
 

@@ -1,5 +1,6 @@
 """The way the manual says: `ray job submit` of every stage, on real rankings; and a head that grows by itself."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from ray_head import RayHead, ray_head
 from training_runs import ROOT, make_model, make_pairs, wait_until
 
 REAL_RANKINGS = ROOT.parent / "shared/data/rankings_dev.jsonl.zst"
+NUM_RANKINGS = 400
 RECIPE = "platform/pairwright/config/recipes/demo.toml"
 
 pytestmark = pytest.mark.ray
@@ -43,18 +46,29 @@ def settings(folder: Path, **others: int) -> list[str]:
     return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
 
 
+def some_rankings(path: Path) -> tuple[Path, int, int]:
+    """Write some real rankings to a file; return it, its comparisons, and those that are no ties."""
+    with REAL_RANKINGS.open("rb") as file:
+        lines = zstandard.ZstdDecompressor().stream_reader(file).read().splitlines()[:NUM_RANKINGS]
+    path.write_bytes(b"\n".join(lines))
+    ranks = [[answer["rank"] for answer in json.loads(line)["answers"]] for line in lines]
+    compared = [pair for group in ranks for pair in itertools.combinations(group, 2)]
+    return path, len(compared), sum(a != b for a, b in compared)
+
+
 def test_submitted_jobs_walk_the_road_from_real_rankings_to_a_report(head: RayHead, tmp_path: Path) -> None:
     if not REAL_RANKINGS.exists():
         pytest.skip(f"needs the real rankings at {REAL_RANKINGS}")
     make_model(tmp_path / "model")
     annotations, pairs = str(tmp_path / "annotations"), str(tmp_path / "pairs")
-    ingest = ["jobs/run.py", "ingest", str(REAL_RANKINGS), "--output", annotations]
+    source, comparisons, decisive = some_rankings(tmp_path / "rankings.jsonl")
+    ingest = ["jobs/run.py", "ingest", str(source), "--output", annotations]
     fields = "platform/pairwright/config/recipes/instruction_answers.toml"
     log = check(head.submit_packaged(ROOT, *ingest, "--config", fields))
-    assert "accepted 2,436 and refused 0 records" in log
+    assert f"accepted {NUM_RANKINGS} and refused 0 records" in log
     log = check(head.submit_packaged(ROOT, "jobs/run.py", "expand", annotations, "--output", pairs))
-    assert "47,090" in log
-    assert "18,099" in log
+    assert f"{comparisons:,}" in log
+    assert f"{decisive:,}" in log
     log = check(head.submit_packaged(ROOT, "jobs/run.py", "train", "--config", RECIPE, *settings(tmp_path)))
     assert "step 4/4" in log
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4

@@ -223,7 +223,7 @@ def test_a_killed_driver_started_again_ends_in_the_same_weights(undisturbed: Tra
     for agent in psutil.wait_procs(cluster, timeout=10)[1]:
         agent.kill()
     assert not (output / "summary.json").exists(), "the run was over before it could be killed"
-    again = start_command(config, folder / "killed-driver.toml")
+    again = start_command(run_config(folder, "killed-driver"), folder / "killed-driver.toml")
     log, _ = again.communicate(timeout=400)
     assert again.returncode == 0, log
     assert "resumed from the checkpoint of step" in log

@@ -16,10 +16,11 @@ import pytest
 from pairwright.config import TrainConfig
 from pairwright.errors import ConfigError
 from pairwright.runs.run_dir import RunFolder
+from pairwright.runs.trackers.tracked_page import check_page_trackers
 from pairwright.runs.trackers.tracked_values import MAX_CHARACTERS, point_of, recorded_points
 from pairwright.runs.trackers.tracker_backends import TRACKERS, check_trackers
 from pairwright.runs.trackers.tracking import tracked_run_id
-from tracker_stores import STORES, needs, store_variables
+from tracker_stores import STORES, artifact, needs, store_variables
 
 NUM_STEPS = 8
 KILLED_AFTER = 6
@@ -161,7 +162,43 @@ def test_a_tracker_that_does_not_answer_is_left_alone_at_the_end(tmp_path: Path)
         )
     assert ended.returncode == 0, ended.stderr
     (line,) = eval(ended.stdout)
-    assert line == "mlflow has not taken everything within 2 s; what it lacks is in metrics-*.jsonl"
+    assert line.startswith("mlflow has not taken everything within 2 s; every step is in metrics-*.jsonl")
+
+
+PAGE = """
+from pairwright.runs.trackers.tracked_page import track_page
+print(track_page("run/model", "report.html", b"<!doctype html>a page"))
+"""
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_the_page_of_an_evaluation_is_kept_with_the_run_of_its_model(name: str, tmp_path: Path) -> None:
+    needs(name)
+    drive(tmp_path, name, 1, 2)
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"config": {"tracking": ["tensorboard", name]}}))
+    ended = subprocess.run(
+        [sys.executable, "-c", PAGE],
+        cwd=tmp_path,
+        env=os.environ | store_variables(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (line,) = eval(ended.stdout)
+    assert line.startswith("tracked as ")
+    runs, curves = STORES[name](tmp_path)
+    assert (runs, [step for step, _ in curves["train/loss"]]) == (1, [1, 2])
+    assert artifact(name, tmp_path) == b"<!doctype html>a page"
+
+
+@pytest.mark.parametrize("summary", [None, b"{", b'{"config": {"tracking": ["tensorboard"]}}'])
+def test_a_page_of_a_run_without_trackers_is_refused_and_says_what_to_do(summary: bytes | None, tmp_path: Path) -> None:
+    tracked_run_id(RunFolder(str(tmp_path)))
+    if summary is not None:
+        (tmp_path / "summary.json").write_bytes(summary)
+    with pytest.raises(ConfigError, match=r"no finished run that went to a tracker, which --track needs; give"):
+        check_page_trackers(str(tmp_path / "model"))
 
 
 # ------------------------------------------------------------------------------------------- without a package

@@ -46,17 +46,21 @@ def check_training(config: TrainConfig) -> None:
 
 
 def check_evaluation(
-    model: str, pairs: str, *, version: int | None, output: str | None, split: str, overwrite: bool
+    model: str, pairs: str, *, version: int | None, output: str | None, split: str, overwrite: bool, track: bool = False
 ) -> None:
-    """Refuse an evaluation whose model, pairs table or report file cannot be used.
+    """Refuse an evaluation whose model, pairs table, report file or trackers cannot be used.
 
     Raises:
-        ModelError, StoreError, DataError: as `evaluate` would.
+        ModelError, StoreError, DataError, ConfigError: as `evaluate` would.
     """
     from pairwright.evaluation.load_exported import open_exported
     from pairwright.evaluation.reports.report_file import REPORT, report_url
 
     REPORT.check(report_url(model, output), overwrite=overwrite)
+    if track:
+        from pairwright.runs.trackers.tracked_page import check_page_trackers
+
+        check_page_trackers(model)
     if local_root(model) is not None:  # a remote one would be downloaded
         open_exported(model)
     totals = Table.open(pairs, "pairs").manifest(version).totals

@@ -16,6 +16,10 @@ Overwrite = Annotated[
 WithInfluence = Annotated[
     bool, typer.Option("--influence", help="Train a small judge without each annotator and author of completions.")
 ]
+Track = Annotated[
+    bool,
+    typer.Option("--track", help="Keep the page, which holds texts of the table, with the run in its trackers."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Version = Annotated[int | None, typer.Option(help="Version of the table; the newest if not given.")]

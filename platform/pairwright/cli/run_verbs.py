@@ -23,6 +23,7 @@ from pairwright.cli.options import (
     RunFolderUrl,
     Settings,
     Split,
+    Track,
     UseGpu,
     Version,
     WithInfluence,
@@ -119,6 +120,7 @@ def evaluate(
         bool, typer.Option("--store-temperature", help="Write the fitted temperature beside the model's directory.")
     ] = False,
     influence: WithInfluence = False,
+    track: Track = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -128,7 +130,7 @@ def evaluate(
     named = _named_evaluations(models, pairs, output)
     places = [_inside(output, name) for name, _, _ in named]
     for (_, model, url), place in zip(named, places, strict=True):
-        check_evaluation(model, url, version=version, output=place, split=split, overwrite=overwrite)
+        check_evaluation(model, url, version=version, output=place, split=split, overwrite=overwrite, track=track)
     from pairwright.cluster.models.evaluate_job import evaluate as run
     from pairwright.evaluation.reports.report_file import report_url
     from pairwright.evaluation.reports.report_text import format_report
@@ -147,6 +149,7 @@ def evaluate(
             findings=_inside(findings, name),
             with_temperature=store_temperature,
             with_influence=influence,
+            track=track,
             show=None if as_json else lambda report: say(format_report(report)),
         )
         for (name, model, url), place in zip(named, places, strict=True)

@@ -21,6 +21,7 @@ def store_variables(folder: Path) -> dict[str, str]:
         "_MLFLOW_SERVER_ARTIFACT_ROOT": str(folder / "mlruns"),  # else the current folder, for a store in SQLite
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(folder),
+        "WANDB_DATA_DIR": str(folder / "wandb-data"),
         "TRACKIO_DIR": str(folder / "trackio"),
         "HF_HUB_OFFLINE": "1",
     }
@@ -79,6 +80,16 @@ def wandb_history(content: bytes) -> Iterator[dict[str, float]]:
             pieces = b""
             if record.WhichOneof("record_type") == "history":
                 yield {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+
+
+def artifact(name: str, folder: Path) -> bytes:
+    """Return the newest file that a tracker's local store keeps with a run; W&B's is waiting to be sent."""
+    files = {
+        "mlflow": folder.rglob("artifacts/*.html"),
+        "wandb": folder.glob("wandb-data/**/artifacts/staging/*"),
+        "trackio": folder.rglob("blobs/sha256/*/*"),
+    }[name]
+    return max(files, key=lambda file: file.stat().st_mtime).read_bytes()
 
 
 STORES: Mapping[str, Callable[[Path], tuple[int, Mapping[str, Curve]]]] = {

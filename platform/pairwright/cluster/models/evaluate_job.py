@@ -5,8 +5,10 @@ or 50 workers write the same report to the last digit. Tokenisation uses the mod
 and is cached.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache as cache_result
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,13 +31,14 @@ from pairwright.evaluation.group_rows import REWARD_ROWS, described_groups, pair
 from pairwright.evaluation.load_exported import ExportedModel, ModelIdentity, load_exported, open_exported
 from pairwright.evaluation.page.model_page import page_content, render_page
 from pairwright.evaluation.reports.finding_files import check_findings, write_findings
-from pairwright.evaluation.reports.report_file import REPORT, report_url
+from pairwright.evaluation.reports.report_file import REPORT, page_url, report_url
 from pairwright.evaluation.reports.report_schema import DataIdentity, Influence
 from pairwright.evaluation.reports.stored_temperature import check_temperature, store_temperature
 from pairwright.evaluation.single_annotations import read_judgements
 from pairwright.model.layout_check import choose_layout
 from pairwright.progress_bar import progress_bar
-from pairwright.terminal import counted
+from pairwright.runs.trackers.tracked_page import check_page_trackers, track_page
+from pairwright.terminal import counted, say
 
 SPLITS = ("train", "validation")
 
@@ -117,6 +120,7 @@ def evaluate(
     findings: str | None = None,
     with_temperature: bool = False,
     with_influence: bool = False,
+    track: bool = False,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write the report of a model on a split, with its page, and return it in the shape of ``schemas/report.v1.json``.
@@ -135,6 +139,7 @@ def evaluate(
         findings: URL of a folder for annotations that deserve a second look; none if None.
         with_temperature: store the fitted temperature beside the model's directory.
         with_influence: train a small judge without each annotator and author.
+        track: keep the page with the model's run in the trackers of that run.
         show: called with the report before it is written, because writing may fail.
 
     Raises:
@@ -145,6 +150,8 @@ def evaluate(
     """
     check_split(split)
     _check_outputs(model, output, findings, with_temperature=with_temperature, overwrite=overwrite)
+    if track:
+        check_page_trackers(model)
     exported = open_exported(model)
     compute, cache = Compute(num_workers, use_gpu, micro_batch_tokens), cache or default_cache(model, output)
     found = measure(exported, pairs, version=version, split=split, compute=compute, cache=cache)
@@ -156,6 +163,7 @@ def evaluate(
         overwrite=overwrite,
         findings=findings,
         with_temperature=with_temperature,
+        track=track,
         show=show,
     )
 
@@ -169,6 +177,7 @@ def report_measured(
     overwrite: bool,
     findings: str | None = None,
     with_temperature: bool = False,
+    track: bool = False,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write the report of a model whose rewards are known, and return it; arguments as of ``evaluate``."""
@@ -176,11 +185,15 @@ def report_measured(
     report, second = build_report(found.measured, model, found.data, read_texts, influence)
     if show is not None:
         show(report)
-    page = partial(_page, report, found, read_texts)
-    REPORT.put(report_url(model.path, output), report_json(report), page, overwrite=overwrite)
+    page = cache_result(partial(_page, report, found, read_texts))
+    url = report_url(model.path, output)
+    REPORT.put(url, report_json(report), page, overwrite=overwrite)
     write_findings(findings, found.measured, second, read_texts, overwrite=overwrite)
     if with_temperature:
         store_temperature(model.path, report, second.calibration, overwrite=overwrite)
+    if track:
+        for line in track_page(model.path, page_url(url).rpartition("/")[2], page().encode()):
+            say(line, to=sys.stderr)
     return report
 
 

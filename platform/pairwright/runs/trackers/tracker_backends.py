@@ -233,10 +233,15 @@ def check_trackers(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the extra that installs it.
     """
-    for name in config.tracking:
-        spec = find_spec(name) if name in TRACKERS else None
+    check_installed([name for name in config.tracking if name in TRACKERS])
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Refuse trackers whose package is not installed; raises as ``check_trackers``."""
+    for name in names:
+        spec = find_spec(name)
         # A folder such as W&B's own ./wandb passes for a package without an origin.
-        if name in TRACKERS and (spec is None or spec.origin is None):
+        if spec is None or spec.origin is None:
             raise ConfigError(
                 f'tracking names "{name}", whose package is not installed here; install it with '
                 f"`pip install pairwright[{name}]`, or take {name} out of tracking"

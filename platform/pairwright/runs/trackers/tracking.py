@@ -37,6 +37,7 @@ FINISH_SECONDS = 60.0
 """How long the end of a run waits for all its trackers together."""
 MAX_POINTS = 500
 """In one delivery."""
+_STEPS_ARE_KEPT = "every step is in metrics-*.jsonl, and a resume delivers what it lacks"
 
 
 class Tracking:
@@ -47,6 +48,7 @@ class Tracking:
         run: what they start with.
         recorded: what earlier starts of the run recorded.
         finish_seconds: how long the end waits for all of them.
+        after_failure: what the log says of what a tracker has not taken.
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class Tracking:
         recorded: Sequence[Point],
         *,
         finish_seconds: float = FINISH_SECONDS,
+        after_failure: str = _STEPS_ARE_KEPT,
     ) -> None:
         self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._artifacts: dict[str, bytes] = {}
         self._finish_seconds = finish_seconds
-        self._deliveries = [_Delivery(name, run, recorded, self._messages) for name in names]
+        self._deliveries = [_Delivery(name, run, recorded, self._messages, after_failure) for name in names]
 
     @classmethod
     def of(cls, config: TrainConfig, plan: RunPlan, folder: RunFolder) -> "Tracking":
@@ -130,9 +133,10 @@ class _Delivery:
         run: TrackedRun,
         recorded: Sequence[Point],
         messages: "queue.SimpleQueue[str]",
+        after_failure: str,
     ) -> None:
         self._name, self._run, self._recorded = name, run, recorded
-        self._messages = messages
+        self._messages, self._after_failure = messages, after_failure
         self._tracker = TRACKERS[name]()
         self._waiting: queue.SimpleQueue[Point | _End] = queue.SimpleQueue()
         self._state: Literal["working", "failed", "ended"] = "working"
@@ -153,8 +157,7 @@ class _Delivery:
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
             self._messages.put(
-                f"{self._name} has not taken everything within {timeout_seconds:.0f} s; what it lacks is in "
-                "metrics-*.jsonl"
+                f"{self._name} has not taken everything within {timeout_seconds:.0f} s; {self._after_failure}"
             )
 
     def _deliver_all(self) -> None:
@@ -173,8 +176,7 @@ class _Delivery:
             self._state = "failed"
             cause = without_credentials(f"{type(error).__name__}: {cause_of(error)}")[:300]
             self._messages.put(
-                f"{self._name} failed and gets nothing more from this command ({cause}); every step is in "
-                "metrics-*.jsonl, and a resume delivers what it lacks"
+                f"{self._name} failed and gets nothing more from this command ({cause}); {self._after_failure}"
             )
 
     def _next_delivery(self) -> _End | None:

@@ -16,6 +16,12 @@ Overwrite = Annotated[
 WithInfluence = Annotated[
     bool, typer.Option("--influence", help="Train a small judge without each annotator and author of completions.")
 ]
+Findings = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Folder for likely wrong pairs and groups to annotate next, JSON Lines that ingest reads."
+    ),
+]
 Track = Annotated[
     bool,
     typer.Option("--track", help="Keep the page, which holds texts of the table, with the run in its trackers."),

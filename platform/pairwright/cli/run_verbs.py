@@ -16,6 +16,7 @@ from pairwright.cli.options import (
     TRAINING,
     AsJson,
     DryRun,
+    Findings,
     MicroBatchTokens,
     ModelDirectory,
     NumWorkers,
@@ -109,13 +110,7 @@ def evaluate(
     num_workers: NumWorkers = 1,
     use_gpu: UseGpu = False,
     micro_batch_tokens: MicroBatchTokens = 16384,
-    findings: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Folder for likely wrong pairs and groups to annotate next, JSON Lines that ingest reads.",
-        ),
-    ] = None,
+    findings: Findings = None,
     store_temperature: Annotated[
         bool, typer.Option("--store-temperature", help="Write the fitted temperature beside the model's directory.")
     ] = False,

@@ -149,9 +149,7 @@ def evaluate(
         ConfigError: if there is no such split, or too few CPUs, GPUs or tokens.
     """
     check_split(split)
-    _check_outputs(model, output, findings, with_temperature=with_temperature, overwrite=overwrite)
-    if track:
-        check_page_trackers(model)
+    _check_outputs(model, output, findings, with_temperature=with_temperature, track=track, overwrite=overwrite)
     exported = open_exported(model)
     compute, cache = Compute(num_workers, use_gpu, micro_batch_tokens), cache or default_cache(model, output)
     found = measure(exported, pairs, version=version, split=split, compute=compute, cache=cache)
@@ -202,13 +200,15 @@ def _page(report: dict[str, Any], found: "MeasuredSplit", read_texts: ReadTexts)
 
 
 def _check_outputs(
-    model: str, output: str | None, findings: str | None, *, with_temperature: bool, overwrite: bool
+    model: str, output: str | None, findings: str | None, *, with_temperature: bool, track: bool, overwrite: bool
 ) -> None:
-    """Refuse to write over what is not ours, before anything is computed."""
+    """Refuse outputs that are not ours to write, before anything is computed."""
     REPORT.check(report_url(model, output), overwrite=overwrite)
     check_findings(findings, overwrite=overwrite)
     if with_temperature:
         check_temperature(model, overwrite=overwrite)
+    if track:
+        check_page_trackers(model)
 
 
 @dataclass(frozen=True)

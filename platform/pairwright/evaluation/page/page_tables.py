@@ -40,7 +40,7 @@ def shares(estimate: Estimate) -> tuple[str, str]:
 
 def ends(estimate: Estimate) -> str:
     """Return an interval that is no share."""
-    return "" if estimate.interval is None else "[{:.3f}, {:.3f}]".format(*estimate.interval)
+    return "" if estimate.interval is None else "[{:z.3f}, {:z.3f}]".format(*estimate.interval)
 
 
 def axis_of(estimates: Iterable[Estimate]) -> Axis:

@@ -144,7 +144,7 @@ def influence(report: Report) -> Section | None:
         title = "Authors of completions, those first that are known from their own pairs alone"
         tables.append(_influence_table(title, found.authors, by_others=False))
     trained = [
-        f"; trained on {name} it has {share(of.accuracy)}"
+        f"trained on {name} it has {share(of.accuracy)}"
         for name, of in (("single annotations", found.annotators), ("groups", found.authors))
         if of is not None
     ]
@@ -188,7 +188,7 @@ def _influence_table(title: str, found: InfluenceOf, *, by_others: bool) -> Data
     ]
     low, high = (axis.text(end) for end in (axis.low, axis.high))
     what = (
-        ("Log loss of others", "95 %", "p", "Accuracy, points")
+        ("Change of the log loss on others", "95 %", "p", "Their accuracy, points")
         if by_others
         else ("Own accuracy with", "Change, points", "95 %", "p")
     )

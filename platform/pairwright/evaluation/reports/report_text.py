@@ -14,7 +14,7 @@ from pairwright.data.tokens.tokenize_groups import EQUAL_IN_TEMPLATE, special_li
 from pairwright.evaluation.reports.report_schema import Report
 from pairwright.evaluation.statistics.intervals import Estimate
 from pairwright.evaluation.statistics.pair_metrics import PartMetrics
-from pairwright.terminal import escaped, one_per_line
+from pairwright.terminal import counted, escaped, one_per_line
 
 TABLE_COLUMNS = 100
 MAX_SUBSETS = 8
@@ -156,12 +156,18 @@ def _influential(found: Report) -> Iterator[str]:
     if found.influence is None:
         return
     annotators, authors = found.influence.annotators, found.influence.authors
-    for row in ([] if annotators is None else annotators.harmful())[:MAX_TEXTS]:
+    harmful = [] if annotators is None else annotators.harmful()
+    memorized = [] if authors is None else authors.memorized()
+    if annotators is not None and not harmful:
+        yield f"influence: of {counted(len(annotators.rows), 'annotator')} none surely harms the pairs of others"
+    if authors is not None and not memorized:
+        yield f"influence: of {counted(len(authors.rows), 'author')} none is known from its own pairs alone"
+    for row in harmful[:MAX_TEXTS]:
         yield (
             f"warning: without annotator {escaped(row.source)} a small judge is better on the pairs of others: log "
             f"loss {row.others_log_loss.value:+.4f} (p {p_value(row.others_p)})"
         )
-    for row in ([] if authors is None else authors.memorized())[:MAX_TEXTS]:
+    for row in memorized[:MAX_TEXTS]:
         yield (
             f"warning: {escaped(row.source)} is known from its own pairs alone: a small judge has "
             f"{percent(row.own_accuracy_with.value)} of them right, without them {points(row.own_accuracy)} points "
@@ -247,7 +253,7 @@ def _number(estimate: Estimate, digits: int = 4) -> str:
 
 def plain(value: float | None, digits: int) -> str:
     """Return a number, a dash if there is none."""
-    return _UNKNOWN if value is None else f"{value:.{digits}f}"
+    return _UNKNOWN if value is None else f"{value:z.{digits}f}"
 
 
 def percent(share: float | None) -> str:
@@ -257,12 +263,12 @@ def percent(share: float | None) -> str:
 
 def points(estimate: Estimate) -> str:
     """Return a difference of shares in points, a dash if there is none."""
-    return _UNKNOWN if estimate.value is None else f"{100 * estimate.value:+.1f}"
+    return _UNKNOWN if estimate.value is None else f"{100 * estimate.value:+z.1f}"
 
 
 def points_interval(estimate: Estimate) -> str:
     """Return the interval of a difference of shares in brackets, empty if there is none."""
-    return "" if estimate.interval is None else "[{:+.1f}, {:+.1f}]".format(*(100 * end for end in estimate.interval))
+    return "" if estimate.interval is None else "[{:+z.1f}, {:+z.1f}]".format(*(100 * end for end in estimate.interval))
 
 
 def p_value(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`pairwright compare` and `evaluate` over several tables, as commands on a real Ray."""
+"""`pairwright compare` and `evaluate` over several tables, as commands of one machine."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,6 @@ from pairwright.cli.main import app
 from pairwright.config import ExpandConfig
 from pairwright.errors import ConfigError, StoreError
 from training_runs import make_pairs
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def run(*arguments: str) -> str:

@@ -20,7 +20,7 @@ from pairwright.config import IngestConfig, SourceLimits
 from pairwright.data.table.table import Table
 from pairwright.errors import ConfigError, SourceError, StoreError
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.ray
 
 NUM_RECORDS = 400
 
@@ -52,35 +52,6 @@ def run(model: Path, place: Path | str, output: Path, **changes: Any) -> ScoreSu
 
 def rows_in(output: Path) -> pa.Table:
     return pq.read_table(output / "scores")
-
-
-def test_every_good_line_gets_its_rewards_in_order_on_one_worker_and_on_two(model: Path, tmp_path: Path) -> None:
-    rows: list[Any] = list(records())
-    write_lines(tmp_path / "in.jsonl.zst", [*rows[:150], "nonsense", *rows[150:300], {"id": "x"}, *rows[300:]])
-    summary = run(model, tmp_path / "in.jsonl.zst", tmp_path / "one")
-    run(model, tmp_path / "in.jsonl.zst", tmp_path / "two", num_workers=2)
-    one = rows_in(tmp_path / "one")
-    assert one.equals(rows_in(tmp_path / "two"))
-
-    wanted = [(row["id"], str(k)) for row in rows for k in range(len(row["completions"]))]
-    assert list(zip(one.column("id").to_pylist(), one.column("completion_id").to_pylist(), strict=True)) == wanted
-    found = dict(zip(wanted, one.column("reward").to_pylist(), strict=True))
-    for row in rows[:: NUM_RECORDS // 8]:
-        texts = [completion["text"] for completion in row["completions"]]
-        expected = plain_rewards(model, [{"role": "user", "content": row["prompt"]}], texts)
-        np.testing.assert_allclose([found[row["id"], str(k)] for k in range(len(texts))], expected, atol=1e-5)
-
-    totals = summary.manifest.totals
-    assert (totals["records"], totals["records_refused"]) == (NUM_RECORDS + 2, 2)
-    assert totals["completions"] == len(wanted)
-    (refused,) = (tmp_path / "one/quarantine").iterdir()
-    assert [json.loads(line)["line"] for line in refused.read_text().splitlines()] == [151, 302]
-    assert "in.jsonl.zst:151" in summary.text()
-
-    before = sorted(tmp_path.joinpath("one").rglob("*"))
-    with pytest.raises(StoreError, match="--overwrite"):
-        run(model, tmp_path / "in.jsonl.zst", tmp_path / "one")
-    assert sorted(tmp_path.joinpath("one").rglob("*")) == before
 
 
 def test_a_truncated_source_is_excluded_whole_and_the_others_are_scored(model: Path, tmp_path: Path) -> None:
@@ -122,26 +93,6 @@ def test_input_that_is_not_there_is_named(model: Path, tmp_path: Path) -> None:
         run(model, tmp_path / "nothing.jsonl", tmp_path / "out")
 
 
-def test_a_table_gets_a_reward_for_each_completion_by_annotation_id(model: Path, tmp_path: Path) -> None:
-    rows = [row for row in records() if len(row["completions"]) > 1]
-    texts = [[completion["text"] for completion in row["completions"]] for row in rows]
-    annotations = [
-        annotation_row(row["id"], group, [1] * len(group), prompt=row["prompt"])
-        for row, group in zip(rows, texts, strict=True)
-    ]
-    table = Table(str(tmp_path / "annotations"), "annotations")
-    half = len(annotations) // 2
-    files = [table.write_data(annotations_table(part)) for part in (annotations[:half], annotations[half:])]
-    table.commit(lambda _: manifest(kind="annotations", files=files))
-    table.commit(lambda _: manifest(kind="annotations", files=files[:1]))
-    summary = run(model, tmp_path / "annotations", tmp_path / "out", num_workers=2, version=1)
-    assert [(i.url, i.version) for i in summary.manifest.inputs] == [(table.url, 1)]
-    found = rows_in(tmp_path / "out")
-    assert found.column("id").to_pylist() == [row["id"] for row in rows for _ in row["completions"]]
-    last = plain_rewards(model, [{"role": "user", "content": rows[-1]["prompt"]}], texts[-1])
-    np.testing.assert_allclose(found.column("reward").to_pylist()[-len(last) :], last, atol=1e-5)
-
-
 def test_a_length_limit_that_no_row_can_keep_is_refused(model: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", [{"prompt": "p", "completion": "x"}])
     with pytest.raises(ConfigError, match="max_length is 3"):
@@ -165,3 +116,57 @@ def test_records_of_trl_are_scored_and_an_input_without_a_good_record_is_no_succ
     np.testing.assert_allclose(rows_in(tmp_path / "good").column("reward").to_numpy(), rewards, atol=1e-5)
     write_lines(tmp_path / "bad.jsonl", [{"messages": [{"role": "user", "content": "Name a lake."}]}])
     assert run(model, tmp_path / "bad.jsonl", tmp_path / "bad").is_all_refused
+
+
+# Ray is up from here to the end of the module, and takes what would fit this process too.
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_good_line_gets_its_rewards_in_order_on_one_worker_and_on_two(model: Path, tmp_path: Path) -> None:
+    rows: list[Any] = list(records())
+    write_lines(tmp_path / "in.jsonl.zst", [*rows[:150], "nonsense", *rows[150:300], {"id": "x"}, *rows[300:]])
+    summary = run(model, tmp_path / "in.jsonl.zst", tmp_path / "one")
+    run(model, tmp_path / "in.jsonl.zst", tmp_path / "two", num_workers=2)
+    one = rows_in(tmp_path / "one")
+    assert one.equals(rows_in(tmp_path / "two"))
+
+    wanted = [(row["id"], str(k)) for row in rows for k in range(len(row["completions"]))]
+    assert list(zip(one.column("id").to_pylist(), one.column("completion_id").to_pylist(), strict=True)) == wanted
+    found = dict(zip(wanted, one.column("reward").to_pylist(), strict=True))
+    for row in rows[:: NUM_RECORDS // 8]:
+        texts = [completion["text"] for completion in row["completions"]]
+        expected = plain_rewards(model, [{"role": "user", "content": row["prompt"]}], texts)
+        np.testing.assert_allclose([found[row["id"], str(k)] for k in range(len(texts))], expected, atol=1e-5)
+
+    totals = summary.manifest.totals
+    assert (totals["records"], totals["records_refused"]) == (NUM_RECORDS + 2, 2)
+    assert totals["completions"] == len(wanted)
+    (refused,) = (tmp_path / "one/quarantine").iterdir()
+    assert [json.loads(line)["line"] for line in refused.read_text().splitlines()] == [151, 302]
+    assert "in.jsonl.zst:151" in summary.text()
+
+    before = sorted(tmp_path.joinpath("one").rglob("*"))
+    with pytest.raises(StoreError, match="--overwrite"):
+        run(model, tmp_path / "in.jsonl.zst", tmp_path / "one")
+    assert sorted(tmp_path.joinpath("one").rglob("*")) == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_table_gets_a_reward_for_each_completion_by_annotation_id(model: Path, tmp_path: Path) -> None:
+    rows = [row for row in records() if len(row["completions"]) > 1]
+    texts = [[completion["text"] for completion in row["completions"]] for row in rows]
+    annotations = [
+        annotation_row(row["id"], group, [1] * len(group), prompt=row["prompt"])
+        for row, group in zip(rows, texts, strict=True)
+    ]
+    table = Table(str(tmp_path / "annotations"), "annotations")
+    half = len(annotations) // 2
+    files = [table.write_data(annotations_table(part)) for part in (annotations[:half], annotations[half:])]
+    table.commit(lambda _: manifest(kind="annotations", files=files))
+    table.commit(lambda _: manifest(kind="annotations", files=files[:1]))
+    summary = run(model, tmp_path / "annotations", tmp_path / "out", num_workers=2, version=1)
+    assert [(i.url, i.version) for i in summary.manifest.inputs] == [(table.url, 1)]
+    found = rows_in(tmp_path / "out")
+    assert found.column("id").to_pylist() == [row["id"] for row in rows for _ in row["completions"]]
+    last = plain_rewards(model, [{"role": "user", "content": rows[-1]["prompt"]}], texts[-1])
+    np.testing.assert_allclose(found.column("reward").to_pylist()[-len(last) :], last, atol=1e-5)

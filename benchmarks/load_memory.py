@@ -1,0 +1,267 @@
+"""Memory and time that loading a model takes on the ranks of one node, under real DeepSpeed without Ray.
+
+    python benchmarks/load_memory.py                  # two ranks on gloo, a Llama of about 1 GB
+
+Each case is two processes that load a checkpoint as a run does and make the engine: ZeRO-2, ZeRO-3 with the whole model
+on every rank (as up to version 0.1), and ZeRO-3 with weights that stay in their files until they are partitioned.
+Anonymous memory is sampled every 5 ms and summed over the ranks at each moment. File pages are reported apart: ranks
+share them, and the system takes them back when it needs to.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+POLL_SECONDS = 0.005
+BAR = 1.3
+"""Most that the ranks of a node may take together while they load, in models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way to load a model."""
+
+    name: str
+    zero_stage: int
+    reading: str
+    stored: str
+    """Precision of the checkpoint."""
+    precision: str
+    """Precision of the run."""
+
+
+CASES = (
+    Case("ZeRO-2", 2, "all", "bf16", "bf16"),
+    Case("ZeRO-3, whole model on every rank", 3, "all", "bf16", "bf16"),
+    Case("ZeRO-3", 3, "deferred", "bf16", "bf16"),
+    Case("ZeRO-2", 2, "all", "fp32", "bf16"),
+    Case("ZeRO-3, whole model on every rank", 3, "all", "fp32", "bf16"),
+    Case("ZeRO-3", 3, "deferred", "fp32", "bf16"),
+)
+
+
+def make_model(folder: Path, stored: str, *, num_layers: int) -> int:
+    """Write a Llama in several safetensors files; return its number of weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=16_000,
+        hidden_size=1536,
+        intermediate_size=4096,
+        num_hidden_layers=num_layers,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).to(torch.bfloat16 if stored == "bf16" else torch.float32)
+    model.save_pretrained(folder, max_shard_size="300MB")
+    return model.num_parameters()
+
+
+# ------------------------------------------------------------------------------------------------------- one rank
+
+
+class Sampler(threading.Thread):
+    """Samples this process's anonymous and file-backed memory, in bytes, with the time."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, int, int]] = []
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(POLL_SECONDS):
+            self.samples.append(sample())
+
+
+def sample() -> tuple[float, int, int]:
+    """Return the time, and RssAnon and RssFile in bytes."""
+    found = dict.fromkeys(("RssAnon", "RssFile"), 0)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in found:
+            found[name] = int(value.split()[0]) * 1024
+    return time.monotonic(), found["RssAnon"], found["RssFile"]
+
+
+def rank_main(arguments: dict[str, Any]) -> None:
+    """Load the model and make the engine; write the samples and when the weights were in place."""
+    import deepspeed
+    import torch
+    import torch.distributed as dist
+
+    from pairwright.config import DeepSpeedConfig, OptimizerConfig
+    from pairwright.model.load_model import DTYPES, load_reward_model
+    from pairwright.training.context import StatusTracker
+    from pairwright.training.engine import Engine, join_process_group
+
+    torch.set_num_threads(1)
+    os.environ |= {key: str(value) for key, value in arguments["environment"].items()}
+    dist.init_process_group("gloo")
+    join_process_group()
+    case = Case(**arguments["case"])
+    marks: dict[str, float] = {}
+    initialize = deepspeed.initialize
+
+    def marked(*args: Any, **keywords: Any) -> Any:
+        marks["loading"] = time.monotonic()
+        return initialize(*args, **keywords)
+
+    deepspeed.initialize = marked
+    dist.barrier()
+    before, sampler = sample(), Sampler()
+    sampler.start()
+    model = load_reward_model(
+        arguments["model"],
+        dtype=DTYPES[case.precision],
+        seed=0,
+        dropout=False,
+        gradient_checkpointing=False,
+        pad_token_id=None,
+        vocab_size=None,
+        cpu_kernels=True,
+        reading=case.reading,
+    )
+    config = DeepSpeedConfig.model_validate({"zero_stage": case.zero_stage, "precision": case.precision})
+    engine = Engine(model, config=config, optimizer=OptimizerConfig(), status=StatusTracker())
+    marks["engine"] = time.monotonic()
+    sampler.stopped.set()
+    sampler.join()
+    digest = {name: float(weight.double().abs().sum()) for name, weight in (engine.full_state_dict() or {}).items()}
+    result = {"before": before, "marks": marks, "samples": sampler.samples, "digest": digest}
+    Path(arguments["output"]).write_text(json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+# --------------------------------------------------------------------------------------------------------- a case
+
+
+def measure(case: Case, model: Path, scratch: Path, *, num_ranks: int) -> dict[str, Any]:
+    """Return the peaks of a case, in bytes beyond what the processes had before, and its seconds."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes, outputs = [], [scratch / f"rank{rank}.json" for rank in range(num_ranks)]
+    for rank, output in enumerate(outputs):
+        environment = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": num_ranks,
+        }
+        fields = {name: getattr(case, name) for name in Case.__slots__}
+        arguments = {"case": fields, "model": str(model), "output": str(output), "environment": environment}
+        command = [sys.executable, "-W", "ignore", __file__, "--rank", json.dumps(arguments)]
+        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+    if any(process.wait() for process in processes):
+        raise SystemExit(f"{case.name}: a rank failed")
+    return peaks([json.loads(output.read_text()) for output in outputs])
+
+
+def peaks(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the peaks of anonymous memory until weights are partitioned and until the engine is made."""
+    begin = max(rank["before"][0] for rank in ranks)
+    found: dict[str, Any] = {"digest": ranks[0]["digest"]}
+    for name in ("loading", "engine"):
+        end = max(rank["marks"][name] for rank in ranks)
+        moments = np.arange(begin, end, POLL_SECONDS)
+        anonymous = [added(rank, 1, moments) for rank in ranks]
+        files = [added(rank, 2, moments) for rank in ranks]
+        found[name] = {
+            "each": [float(values.max()) for values in anonymous],
+            "sum": float(np.sum(anonymous, axis=0).max()),
+            "file_pages": [float(values.max()) for values in files],
+            "seconds": end - begin,
+        }
+    return found
+
+
+def added(rank: dict[str, Any], column: int, moments: np.ndarray) -> np.ndarray:
+    """Return what a rank's memory has grown by at each moment: the most since the moment before."""
+    times = np.array([sample[0] for sample in rank["samples"]])
+    values = np.array([sample[column] for sample in rank["samples"]], dtype=float) - rank["before"][column]
+    return values[np.clip(np.searchsorted(times, moments), 0, len(times) - 1)]
+
+
+def report(rows: Sequence[tuple[Case, int, dict[str, Any]]], options: argparse.Namespace) -> list[str]:
+    """Return the page."""
+    page = [
+        "# Memory of loading a model",
+        "",
+        f"`python benchmarks/load_memory.py --ranks {options.ranks} --layers {options.layers}`, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
+        f"torch {version('torch')}, deepspeed {version('deepspeed')}, transformers {version('transformers')}, "
+        f"safetensors {version('safetensors')}.",
+        "",
+        f"{options.ranks} ranks on one node, gloo, one thread each; a Llama of {rows[0][1] / 1e6:,.0f}M weights in "
+        "files of 300 MB. Each figure is anonymous memory beyond what the rank had after its imports, in models: "
+        "the bytes of all weights in the run's precision.",
+        f"*Loading* lasts until every weight is in its place; the bar is {BAR} for all ranks of a node together. "
+        "*Engine* adds gradients and float32 weights, which a run keeps. File pages are the most that one rank "
+        "mapped: ranks share them, and they are no memory that a limit counts.",
+        "",
+        "| case | checkpoint | run | loading: each | together | engine: together | file pages | loading s | engine s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case, num_weights, found in rows:
+        size = num_weights * (2 if case.precision == "bf16" else 4)
+        loading, engine = found["loading"], found["engine"]
+        each = ", ".join(f"{value / size:.2f}" for value in loading["each"])
+        page.append(
+            f"| {case.name} | {case.stored} | {case.precision} | {each} | {loading['sum'] / size:.2f} | "
+            f"{engine['sum'] / size:.2f} | {max(loading['file_pages']) / size:.2f} | {loading['seconds']:.1f} | "
+            f"{engine['seconds']:.1f} |"
+        )
+    return [*page, ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What does loading a model take?")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=18)
+    parser.add_argument("--write", action="store_true", help="also write below benchmarks/results")
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank is not None:
+        rank_main(json.loads(options.rank))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for stored in ("bf16", "fp32"):
+            model = Path(folder) / stored
+            num_weights = make_model(model, stored, num_layers=options.layers)
+            for case in CASES:
+                if case.stored == stored:
+                    rows.append((case, num_weights, measure(case, model, Path(folder), num_ranks=options.ranks)))
+                    print(case, rows[-1][2]["loading"], rows[-1][2]["engine"], flush=True)
+    # Both checkpoints are one model, so that in bf16 all cases start alike.
+    assert all(found["digest"] == rows[0][2]["digest"] for _, _, found in rows)
+    page = report(rows, options)
+    print("\n".join(page))
+    if options.write:
+        name = f"load_memory_{os.cpu_count()}cpu_{datetime.now(UTC):%Y-%m-%d}.md"
+        (Path(__file__).parent / "results" / name).write_text("\n".join(page))
+
+
+if __name__ == "__main__":
+    main()

@@ -113,5 +113,5 @@ def test_every_part_runs_to_its_end_on_a_cpu_with_the_machines_versions(tmp_path
     assert all(record["exit_status"] == 0 for record in records if record["part"] == "a")
     kernels = {record["name"]: record for record in records if record["part"] == "c"}
     assert max(kernels["varlen"]["off"], kernels["varlen"]["gradient_off"], kernels["flex"]["off"]) < 1e-5
-    losses = [record["losses"] for record in records if record["part"] == "g" and record["name"] != "ZeRO-0"]
+    losses = [record["losses"] for record in records if record["part"] == "g"]
     assert len(set(losses)) == 1

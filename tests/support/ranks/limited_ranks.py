@@ -1,10 +1,14 @@
-"""One rank of a ZeRO-3 run under a limit of the system on its memory, without Ray: started by zero_runs.run_ranks.
+"""One rank of a ZeRO-3 run whose memory is limited, without Ray: started by zero_runs.run_ranks.
 
-A case is a dictionary as of ``zero_runs.case`` with {reading: as of ``load_reward_model``, data_bytes: how much private
-memory the rank may take beyond what it has before it loads the model}.
+A case is a dictionary as of ``zero_runs.case`` with {reading: as of ``load_reward_model``, limit_bytes: how much
+anonymous memory the rank may take beyond what it has before it loads the model; None for no limit}. A rank that takes
+more is killed, as in a container. A limit of the process (``ulimit``) would count what DeepSpeed reserves, 2 GB that it
+never touches.
 """
 
-import resource
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +23,31 @@ from pairwright.training.global_batch import Run, shape_of
 from pairwright.training.step import train_step
 from zero_ranks import config_of
 
+KILLED = 137
+POLL_SECONDS = 0.001
+
 
 def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     tokens = TokenTable([Path(arguments["tokens"])])
-    # Read before: Arrow takes memory when it likes.
-    for row in range(len(tokens)):
-        tokens.group(row)
-    resource.setrlimit(resource.RLIMIT_DATA, (private_bytes() + case["data_bytes"], resource.RLIM_INFINITY))
-    try:
-        return {"losses": losses(case, arguments, tokens), "message": ""}
-    except Exception as error:
-        return {"losses": [], "message": f"{type(error).__name__}: {error}"}
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    before, most = anonymous_bytes(), [0]
+    limit = 2**40 if case["limit_bytes"] is None else case["limit_bytes"]
+    threading.Thread(target=watch, args=(before, limit, most), daemon=True).start()
+    return {"losses": losses(case, arguments, tokens), "most_bytes": most[0]}
 
 
-def private_bytes() -> int:
-    """Return what counts against RLIMIT_DATA: memory that is private and can be written, mapped files included."""
+def watch(before: int, limit: int, most: list[int]) -> None:
+    """Record the most that this process takes, and end it if that is too much."""
+    while True:
+        most[0] = max(most[0], anonymous_bytes() - before)
+        if most[0] > limit:
+            print(f"killed: took {most[0]:,} bytes, {limit:,} allowed", flush=True)
+            os._exit(KILLED)
+        time.sleep(POLL_SECONDS)
+
+
+def anonymous_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def losses(case: dict[str, Any], arguments: dict[str, Any], tokens: TokenTable) -> list[float]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Case:
 
     name: str
     zero_stage: int
-    reading: str
+    reading: Literal["all", "deferred"]
     stored: str
     """Precision of the checkpoint."""
     precision: str
@@ -72,7 +72,8 @@ def make_model(folder: Path, stored: str, *, num_layers: int) -> int:
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(torch.bfloat16 if stored == "bf16" else torch.float32)
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, torch.bfloat16 if stored == "bf16" else torch.float32)
     model.save_pretrained(folder, max_shard_size="300MB")
     return model.num_parameters()
 
@@ -119,7 +120,7 @@ def rank_main(arguments: dict[str, Any]) -> None:
     dist.init_process_group("gloo")
     join_process_group()
     case = Case(**arguments["case"])
-    deepspeed.initialize = stop
+    stop_when_loaded(deepspeed, case)
     dist.barrier()
     before, sampler = sample(), Sampler()
     sampler.start()
@@ -149,9 +150,22 @@ class LoadedError(Exception):
     """Every weight is in its place."""
 
 
-def stop(*_: Any, **__: Any) -> None:
-    """Take the place of ``deepspeed.initialize``."""
-    raise LoadedError
+def stop_when_loaded(deepspeed: Any, case: Case) -> None:
+    """Let DeepSpeed stop where weights are in place: at its start under ZeRO-3, else after rank 0's are broadcast."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise LoadedError
+
+    if case.zero_stage == 3:
+        deepspeed.initialize = stop
+        return
+    broadcast = deepspeed.DeepSpeedEngine._broadcast_model
+
+    def stop_after(engine: Any) -> None:
+        broadcast(engine)
+        raise LoadedError
+
+    deepspeed.DeepSpeedEngine._broadcast_model = stop_after
 
 
 # --------------------------------------------------------------------------------------------------------- a case

@@ -38,7 +38,8 @@ def test_a_model_over_each_ranks_limit_trains_under_zero_3(world: World, tmp_pat
     settings = {"model": str(folder), "lora": LORA, "num_steps": 1, "micro_batch_tokens": 300, "precision": "bf16"}
 
     def run(name: str, reading: str, limit_bytes: int | None) -> dict[str, object]:
-        one = case(world, name, 3, **settings) | {"reading": reading, "limit_bytes": limit_bytes}
+        limited = {"small_model": str(world["llama"]), "reading": reading, "limit_bytes": limit_bytes}
+        one = case(world, name, 3, **settings) | limited
         return run_ranks(world, 2, [one], ranks="limited_ranks")[name]
 
     with pytest.raises(AssertionError, match=r"killed: took [\d,]+ bytes"):

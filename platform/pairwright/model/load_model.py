@@ -21,8 +21,9 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from pairwright.config import TrainConfig
 from pairwright.data.storage.model_files import heads_among, model_errors, other_head
@@ -44,7 +45,7 @@ which has the first layers only, for a test of the architecture."""
 def starting_model(
     config: TrainConfig, tokenizer: PreTrainedTokenizerFast, *, pad_token_id: int, reading: Reading = "all"
 ) -> RewardModel:
-    """Return the model before the first step, with its adapters if the run trains adapters.
+    """Return the model before the first step, with its adapters if the run trains adapters and it has all layers.
 
     Args:
         config: of the run.
@@ -66,7 +67,8 @@ def starting_model(
         cpu_kernels=config.model.cpu_kernels,
         reading=reading,
     )
-    if config.lora is not None:
+    # ``lora.target_modules`` may name layers that a shorter model lacks.
+    if config.lora is not None and reading != "first layers":
         add_adapters(model, config.lora, seed=config.training.seed)
     return model
 
@@ -258,7 +260,7 @@ def _leave_in_files(
     stand_ins = torch.full((len(readers),), torch.nan, dtype=dtype)
     state = {name: number.expand(shape) for (name, shape), number in zip(shapes.items(), stand_ins, strict=True)}
     # Its automatic class takes no weights without a path.
-    model_class = type(meta_model(path))
+    model_class: Any = type(meta_model(path))
     model, report = model_class.from_pretrained(None, config=config, dtype=dtype, state_dict=state, **_REPORTED)
     by_address = {number.data_ptr(): reader for number, reader in zip(stand_ins, readers, strict=True)}
     for name, buffer in model.named_buffers():
@@ -292,6 +294,7 @@ def _file_of(path: str, name: str) -> str | None:
 def _read_embedding(loaded: _Loaded) -> None:
     """Read the token embedding now if it is still in the checkpoint."""
     weight = embedding_of(loaded.model).weight
+    assert isinstance(weight, nn.Parameter)
     if (read := loaded.stored.pop(weight, None)) is not None:
         weight.data = read().to(weight.dtype)
 

@@ -134,7 +134,9 @@ def partition_weights(
         dtype: of the partitioned weights.
         config: DeepSpeed's.
     """
-    device = torch.device(get_accelerator().current_device_name())
+    accelerator = get_accelerator()
+    assert accelerator is not None
+    device = torch.device(accelerator.current_device_name())
     is_reader = dist.get_rank() == 0
     first: Any = None
     for parameter in model.parameters():

@@ -1,11 +1,12 @@
 """One rank of a ZeRO-3 run whose memory is limited, without Ray: started by zero_runs.run_ranks.
 
-A case is a dictionary as of ``zero_runs.case`` with {reading: as of ``load_reward_model``, limit_bytes: how much
-anonymous memory the rank may take beyond what it has before it loads the model; None for no limit}. A rank that takes
-more is killed, as in a container. A limit of the process (``ulimit``) would count what DeepSpeed reserves, 2 GB that it
-never touches.
+A case is a dictionary as of ``zero_runs.case`` with {small_model: of the same architecture, reading: as of
+``load_reward_model``, limit_bytes: how much anonymous memory the rank may take beyond what it has before it loads the
+model; None for no limit}. A rank that takes more is killed, as in a container. A limit of the process (``ulimit``)
+would count what DeepSpeed reserves, 2 GB that it never touches.
 """
 
+import gc
 import os
 import threading
 import time
@@ -29,6 +30,9 @@ POLL_SECONDS = 0.001
 
 def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     tokens = TokenTable([Path(arguments["tokens"])])
+    # Once on a small model: what libraries take at their first use is not the model's.
+    losses(case | {"model": case["small_model"], "reading": "all"}, arguments, tokens)
+    gc.collect()
     before, most = anonymous_bytes(), [0]
     limit = 2**40 if case["limit_bytes"] is None else case["limit_bytes"]
     threading.Thread(target=watch, args=(before, limit, most), daemon=True).start()

@@ -76,6 +76,16 @@ class HeadInitialized(Event, frozen=True, kw_only=True, tag="new_head"):
         return f"a new head is drawn, although the weights hold one under another name ({names}), which is left out"
 
 
+class WholeModelRead(Event, frozen=True, kw_only=True, tag="whole_model"):
+    """Every worker has read the whole starting model, which ZeRO-3 otherwise reads part by part."""
+
+    reason: str
+
+    @property
+    def log_line(self) -> str:
+        return f"every worker holds the whole model while it loads: {self.reason}"
+
+
 class LayoutChosen(Event, frozen=True, kw_only=True, tag="layout"):
     """The layout of micro-batches, and the check that it passed."""
 
@@ -278,6 +288,7 @@ RunEvent: TypeAlias = (
     PhaseStarted
     | WorkersStarted
     | HeadInitialized
+    | WholeModelRead
     | LayoutChosen
     | Resumed
     | HangDetected

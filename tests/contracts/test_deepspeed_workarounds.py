@@ -35,6 +35,14 @@ dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 folder = Path(sys.argv[1])
 
+config_of_zero_3 = {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 1,
+    "zero_optimization": {"stage": 3},
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+
 def engine_of():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 1))
@@ -43,15 +51,8 @@ def engine_of():
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 3},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
     engine, optimizer, _, _ = deepspeed.initialize(
-        model=model, optimizer=torch.optim.AdamW(groups, lr=0.1), config=config, dist_init_required=False
+        model=model, optimizer=torch.optim.AdamW(groups, lr=0.1), config=config_of_zero_3, dist_init_required=False
     )
     return engine, optimizer
 
@@ -73,6 +74,24 @@ try:
 except OSError:
     found["failed_write"] = "raised"
 dist.barrier = barrier
+
+def without_zero():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 4).bfloat16()
+    config = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "bf16": {"enabled": True}}
+    config |= {"zero_optimization": {"stage": 0}, "zero_allow_untested_optimizer": True}
+    adamw = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.1)
+    return deepspeed.initialize(model=layer, optimizer=adamw, config=config, dist_init_required=False)[:2]
+
+plain, unfused = without_zero()
+found["steps_before_the_first"] = [int(state["step"]) for state in unfused.state.values()]
+masters = [parameter for group in unfused.param_groups for parameter in group["params"]]
+found["decayed"] = not torch.equal(masters[0].bfloat16(), plain.module.weight)
+
+try:
+    deepspeed.zero.Init(torch.nn.Linear(4, 4, device="meta"), config_dict_or_path=config_of_zero_3)
+except NotImplementedError:
+    found["without_values"] = "raised"
 
 from deepspeed.checkpoint import ds_to_universal
 (folder / "universal" / "state").mkdir(parents=True)
@@ -149,6 +168,15 @@ def test_safe_loading(stock: dict[str, Any]) -> None:
 def test_restore_param_groups(stock: dict[str, Any]) -> None:
     assert stock["decay_after"] != stock["decay_before"]
     assert stock["distinct_steps"] < stock["steps"]
+
+
+def test_undo_empty_step(stock: dict[str, Any]) -> None:
+    assert stock["steps_before_the_first"] == [1, 1]
+    assert stock["decayed"]
+
+
+def test_partition_weights(stock: dict[str, Any]) -> None:
+    assert stock["without_values"] == "raised", "weights that were not read yet may be partitioned now"
 
 
 def test_consolidated_16bit_state_dict(stock: dict[str, Any]) -> None:

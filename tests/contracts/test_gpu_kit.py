@@ -94,12 +94,12 @@ def test_the_command_fits_the_tool_that_runs_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_every_part_runs_to_its_end_on_a_cpu_with_the_machines_versions(tmp_path: Path) -> None:
     python, wheels = os.environ.get("PAIRWRIGHT_GPU_KIT_PYTHON"), REPOSITORY / ".whl"
     if python is None or not any(wheels.glob("*.whl")):
         pytest.skip("PAIRWRIGHT_GPU_KIT_PYTHON names no Python with the machine's packages, or .whl/ is empty")
-    command = [python, str(KIT / "run.py"), "--tiny", "--minutes", "50", "--wheels", str(wheels)]
+    command = [python, str(KIT / "run.py"), "--tiny", "--minutes", "110", "--wheels", str(wheels)]
     # A blocked index, and the packages' own switches: nothing outside this machine is asked.
     environment = {**os.environ, "PIP_NO_INDEX": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
     status = subprocess.run([*command, "--output", str(tmp_path)], env=environment, check=False, cwd=REPOSITORY)
@@ -113,5 +113,5 @@ def test_every_part_runs_to_its_end_on_a_cpu_with_the_machines_versions(tmp_path
     assert all(record["exit_status"] == 0 for record in records if record["part"] == "a")
     kernels = {record["name"]: record for record in records if record["part"] == "c"}
     assert max(kernels["varlen"]["off"], kernels["varlen"]["gradient_off"], kernels["flex"]["off"]) < 1e-5
-    losses = [record["losses"] for record in records if record["part"] == "g" and record["name"] != "ZeRO-0"]
+    losses = [record["losses"] for record in records if record["part"] == "g"]
     assert len(set(losses)) == 1

@@ -13,12 +13,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from pairwright.config import LoraConfig as LoraSection
 from pairwright.data.storage.model_files import heads_among, weight_names
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import ModelError
 from pairwright.evaluation.load_exported import open_exported
 from pairwright.events import HeadInitialized
 from pairwright.model.load_model import load_reward_model
+from pairwright.model.lora import add_adapters
 from pairwright.model.reward_model import RewardModel, find_head
 
 Load = Callable[..., RewardModel]
@@ -259,6 +261,81 @@ def test_an_architecture_that_cannot_classify_sequences_is_refused(tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ModelError, match="cannot be loaded as a sequence-classification model"):
         _load(tmp_path)
+
+
+# ------------------------------------------------------------------------------- weights that stay in their files
+
+
+def _read(model: RewardModel) -> dict[str, torch.Tensor]:
+    """Return all weights and buffers of a model, with those that stayed in their files read as the engine does."""
+    for parameter, read in model.stored_weights.items():
+        assert parameter.isnan().all()
+        parameter.data = read().to(parameter.dtype)
+    return {**model.state_dict(), **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_that_are_read_late_are_the_same_to_the_bit(load: Load, architecture: str):
+    """A new head, a pooler, adapters and a grown vocabulary included; the float32 checkpoint is read in bfloat16."""
+    keywords = {"dtype": torch.bfloat16, "vocab_size": 333}
+    now, late = (load(architecture, reading=reading, **keywords) for reading in ("all", "deferred"))
+    if architecture != "deberta-v2":
+        for model in (now, late):
+            add_adapters(model, LoraSection(rank=2), seed=3)
+    assert late.stored_weights
+    assert late.read_because is None
+    expected, found = _read(now), _read(late)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(found[name].dtype == expected[name].dtype for name in expected)
+
+
+def test_several_files_and_a_head_of_the_checkpoint_can_be_read_late(load: Load, tmp_path: Path):
+    load("bert").model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    expected, late = _load(tmp_path), _load(tmp_path, reading="deferred")
+    assert len(late.stored_weights) == len(list(expected.parameters()))
+    found = _read(late)
+    assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["pickle", "experts"])
+def test_weights_that_cannot_wait_are_read_at_once_with_the_reason(load: Load, tmp_path: Path, kind: str):
+    if kind == "pickle":
+        model = load("llama").model
+        model.config.save_pretrained(tmp_path)
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    else:
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_local_experts": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+        config = AutoConfig.for_model("mixtral", vocab_size=30, **sizes, **heads)
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(tmp_path)
+    late = _load(tmp_path, reading="deferred")
+    assert late.read_because is not None
+    assert ("not in model.safetensors" if kind == "pickle" else "transformers converts model.") in late.read_because
+    assert not late.stored_weights
+    assert all(torch.equal(late.state_dict()[name], value) for name, value in _load(tmp_path).state_dict().items())
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_before_any_is_read(small_model: SmallModel, tmp_path: Path):
+    broken = _edit_weights(
+        small_model("llama"), tmp_path / "a", lambda w: {k: v for k, v in w.items() if "layers.1.mlp" not in k}
+    )
+    with pytest.raises(ModelError, match="3 weights of the backbone are missing"):
+        _load(broken, reading="deferred")
+
+
+def test_the_first_layers_have_one_of_each_kind(tmp_path: Path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 12, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = AutoConfig.for_model("gemma3_text", vocab_size=30, **sizes, **heads)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(tmp_path)
+    whole, first = _load(tmp_path), _load(tmp_path, reading="first layers")
+    assert first.model.config.layer_types == ["sliding_attention"] * 5 + ["full_attention"]
+    expected = whole.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in first.state_dict().items())
+    assert "model.model.layers.6.mlp.up_proj.weight" in expected
+    assert "model.model.layers.6.mlp.up_proj.weight" not in first.state_dict()
 
 
 # -------------------------------------------------------------------------------------------------- pad token

@@ -3,7 +3,8 @@
 A model may accept a packed sequence and silently compute something else: positions that continue from text to text, a
 sliding window that is ignored, an attention of its own. So a few random groups run through it, padded and packed, and
 rewards and gradient must agree as closely as two paddings do, for this model in this precision. It costs a few forward
-passes of some hundred tokens, whatever the model's size: gradients are compared on its smaller tensors.
+passes of some hundred tokens, whatever the model's size: gradients are compared on its smaller tensors. Under ZeRO-3 it
+runs on the model's first layers: what is tested is the architecture's code, and the whole model may fit nowhere.
 """
 
 # ruff: noqa: N815 - shape suffix: N completions

@@ -1,39 +1,57 @@
 """Loads a Hugging Face checkpoint as a reward model, as it is before the first step of a run.
 
 Weights that the checkpoint lacks are named or drawn from the seed alone, so the result is the same on every rank and in
-every process.
+every process. For ZeRO-3 the checkpoint's weights can stay in its files until the engine partitions them, one at a time
+(training/engine.py): a rank then never holds the whole model.
 """
 
 import copy
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from pairwright.config import TrainConfig
 from pairwright.data.storage.model_files import heads_among, model_errors, other_head
 from pairwright.errors import ModelError
 from pairwright.model.lora import add_adapters
-from pairwright.model.model_config import read_config
-from pairwright.model.reward_model import RewardModel, dropout_rates, embedding_of, find_head
+from pairwright.model.model_config import meta_model, of_first_layers, read_config
+from pairwright.model.reward_model import RewardModel, StoredWeight, dropout_rates, embedding_of, find_head
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Of weights and activations, by ``deepspeed.precision``."""
 
+Reading = Literal["all", "deferred", "first layers"]
+"""Which weights are read: all of them; none before the engine partitions them, where that can be; or a shorter model's,
+which has the first layers only, for a test of the architecture."""
 
-def starting_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, *, pad_token_id: int) -> RewardModel:
-    """Return the model before the first step, with its adapters if the run trains adapters.
+
+def starting_model(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerFast, *, pad_token_id: int, reading: Reading = "all"
+) -> RewardModel:
+    """Return the model before the first step, with its adapters if the run trains adapters and it has all layers.
 
     Args:
         config: of the run.
         tokenizer: of ``config.model.path``, with its pad token chosen.
         pad_token_id: id of that pad token.
+        reading: which weights are read now.
 
     Raises:
         ModelError: if the model cannot be used.
@@ -47,8 +65,10 @@ def starting_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast, *, p
         pad_token_id=pad_token_id,
         vocab_size=len(tokenizer),
         cpu_kernels=config.model.cpu_kernels,
+        reading=reading,
     )
-    if config.lora is not None:
+    # ``lora.target_modules`` may name layers that a shorter model lacks.
+    if config.lora is not None and reading != "first layers":
         add_adapters(model, config.lora, seed=config.training.seed)
     return model
 
@@ -63,6 +83,7 @@ def load_reward_model(
     pad_token_id: int | None,
     vocab_size: int | None,
     cpu_kernels: bool,
+    reading: Reading = "all",
 ) -> RewardModel:
     """Return a reward model from a causal, masked or sequence-classification checkpoint.
 
@@ -79,6 +100,7 @@ def load_reward_model(
         pad_token_id: of the tokenizer; the checkpoint's own if None.
         vocab_size: of the tokenizer; the embedding grows to it if it is smaller.
         cpu_kernels: whether packed sequences use our kernels for CPUs (model/attention/interface.py).
+        reading: which weights are read now; ``RewardModel.stored_weights`` has the others.
 
     Raises:
         ModelError: if there is no model, if it cannot give one reward a row, if weights are missing, or if the pad
@@ -91,13 +113,21 @@ def load_reward_model(
             _disable_dropout(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model, weights = read_weights(path, config, dtype)
-            is_new = _initialise_head(path, model, weights, seed)
+            loaded = _load_weights(path, config, dtype, reading)
+            model = loaded.model
+            is_new = _initialise_head(path, model, loaded.differences, seed)
             if vocab_size is not None and vocab_size > embedding_of(model).num_embeddings:
+                _read_embedding(loaded)
                 model.resize_token_embeddings(vocab_size, mean_resizing=False)
                 export_config.get_text_config().vocab_size = vocab_size
-        ignored_heads = weights.other_heads if is_new else ()
-        reward_model = RewardModel(model, export_config, cpu_kernels=cpu_kernels, ignored_heads=ignored_heads)
+        reward_model = RewardModel(
+            model,
+            export_config,
+            cpu_kernels=cpu_kernels,
+            ignored_heads=loaded.differences.other_heads if is_new else (),
+            stored_weights=loaded.stored,
+            read_because=loaded.read_because,
+        )
         if pad_token_id is not None:
             _set_pad_token(path, reward_model, pad_token_id)
         if gradient_checkpointing:
@@ -118,26 +148,65 @@ class WeightDifferences:
     other_heads: Sequence[str]
 
 
-def read_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, WeightDifferences]:
-    """Return the model with the checkpoint's weights, and how they differ from the model's.
+# Shapes are compared by ``_differences`` and not by transformers, so that the labels of a head can be counted.
+_REPORTED: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
-    Args:
-        path: directory or hub name.
-        config: of the model, with one label.
-        dtype: of the weights.
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model as transformers made it from a checkpoint.
+
+    Attributes:
+        model: with the checkpoint's weights, or NaN in place of those that are ``stored``.
+        differences: between its weights and the checkpoint's.
+        stored: how to read each weight that stayed in the checkpoint.
+        read_because: why no weight could stay there; None if all did, or none was to.
+    """
+
+    model: PreTrainedModel
+    differences: WeightDifferences
+    stored: dict[nn.Parameter, StoredWeight]
+    read_because: str | None
+
+
+def _load_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype, reading: Reading) -> _Loaded:
+    """Return the model with the checkpoint's weights; arguments and errors as of ``load_reward_model``."""
+    found: tuple[PreTrainedModel, Mapping[str, Any], dict[nn.Parameter, StoredWeight]] | str | None = None
+    if reading == "deferred":
+        with _without_table():
+            found = _leave_in_files(path, config, dtype)
+    if found is None or isinstance(found, str):
+        is_whole = reading != "first layers"
+        with nullcontext() if is_whole else _without_table():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                config=config if is_whole else of_first_layers(config),
+                dtype=dtype,
+                **_REPORTED,
+                trust_remote_code=False,
+            )
+        return _Loaded(model, _differences(path, model, report), {}, found)
+    model, report, stored = found
+    return _Loaded(model, _differences(path, model, report), stored, None)
+
+
+@contextmanager
+def _without_table() -> Iterator[None]:
+    """Keep transformers from logging its table of differences, which has every weight of the layers left out."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _differences(path: str, model: PreTrainedModel, report: Mapping[str, Any]) -> WeightDifferences:
+    """Return how the checkpoint's weights differ from the model's.
 
     Raises:
-        ModelError: if a weight of the backbone is missing, or any has another shape than ``config`` says.
+        ModelError: if a weight of the backbone is missing, or any has another shape than ``config.json`` says.
     """
-    # Shapes are compared here and not by transformers, so that the labels of a head can be counted.
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        trust_remote_code=False,
-    )
     backbone = f"{model.base_model_prefix}."
     if report["mismatched_keys"]:
         name, found, expected = min(report["mismatched_keys"])
@@ -156,7 +225,78 @@ def read_weights(path: str, config: PreTrainedConfig, dtype: torch.dtype) -> tup
             f"{path}: {len(lost)} weights of the backbone are missing, the first being {lost[0]}; the checkpoint is "
             "damaged, or was made by another architecture than its config.json says"
         )
-    return model, WeightDifferences(missing, heads_among(report["unexpected_keys"]))
+    return WeightDifferences(missing, heads_among(report["unexpected_keys"]))
+
+
+# ------------------------------------------------------------------------------- weights that stay in their files
+
+
+def _leave_in_files(
+    path: str, config: PreTrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Mapping[str, Any], dict[nn.Parameter, StoredWeight]] | str:
+    """Return the model with NaN for each weight of the checkpoint, transformers' report, and how to read each weight.
+
+    transformers renames weights on its way from a file to a model, so it is handed a stand-in for each: one number of
+    its own, expanded to the weight's shape, that takes no memory and is recognised by its address.
+
+    Returns:
+        Instead, why that cannot be, if the checkpoint is quantized, is not in safetensors files, or holds weights that
+        transformers converts.
+    """
+    settings = config.to_dict()
+    files = None if "transformers_weights" in settings else _safetensors_files(path)
+    if files is None:
+        return "its weights are not in model.safetensors"
+    if settings.get("quantization_config"):
+        return "its weights are quantized"
+    readers: list[StoredWeight] = []
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        # pread: a mapped file would count against some limits of memory.
+        opened = safe_open(file, "pt", backend="pread")
+        for name in opened.keys():  # noqa: SIM118 - no mapping
+            shapes[name] = opened.get_slice(name).get_shape()
+            readers.append(partial(opened.get_tensor, name))
+    stand_ins = torch.full((len(readers),), torch.nan, dtype=dtype)
+    state = {name: number.expand(shape) for (name, shape), number in zip(shapes.items(), stand_ins, strict=True)}
+    # Its automatic class takes no weights without a path.
+    model_class: Any = type(meta_model(path))
+    model, report = model_class.from_pretrained(None, config=config, dtype=dtype, state_dict=state, **_REPORTED)
+    by_address = {number.data_ptr(): reader for number, reader in zip(stand_ins, readers, strict=True)}
+    for name, buffer in model.named_buffers():
+        if buffer.data_ptr() in by_address:
+            module, _, last = name.rpartition(".")
+            model.get_submodule(module).register_buffer(last, by_address[buffer.data_ptr()]().to(buffer.dtype))
+    stored: dict[nn.Parameter, StoredWeight] = {}
+    drawn = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    for name, parameter in model.named_parameters():
+        if parameter.data_ptr() in by_address:
+            stored[parameter] = by_address[parameter.data_ptr()]
+        elif name not in drawn:
+            return f"transformers converts {name} while it reads it"
+    return model, report, stored
+
+
+def _safetensors_files(path: str) -> list[str] | None:
+    """Return the files of a checkpoint's weights, as transformers chooses them; None if they have another format."""
+    if (single := _file_of(path, SAFE_WEIGHTS_NAME)) is not None:
+        return [single]
+    if (index := _file_of(path, SAFE_WEIGHTS_INDEX_NAME)) is None:
+        return None
+    files = [_file_of(path, name) for name in sorted(set(json.loads(Path(index).read_bytes())["weight_map"].values()))]
+    return [file for file in files if file is not None]
+
+
+def _file_of(path: str, name: str) -> str | None:
+    return cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+
+
+def _read_embedding(loaded: _Loaded) -> None:
+    """Read the token embedding now if it is still in the checkpoint."""
+    weight = embedding_of(loaded.model).weight
+    assert isinstance(weight, nn.Parameter)
+    if (read := loaded.stored.pop(weight, None)) is not None:
+        weight.data = read().to(weight.dtype)
 
 
 def _disable_dropout(config: PreTrainedConfig) -> None:

@@ -4,6 +4,7 @@ transformers can run code that ``config.json`` names, and fetch compiled kernels
 that needs either is refused.
 """
 
+import copy
 from pathlib import Path
 
 import torch
@@ -51,6 +52,22 @@ def meta_model(path: str) -> PreTrainedModel:
     """
     with model_errors(f"{path}: cannot be built as a sequence-classification model"), torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(read_config(path), trust_remote_code=False)
+
+
+def of_first_layers(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a configuration of the fewest layers, two at least, that have one layer of each kind."""
+    shorter = copy.deepcopy(config)
+    text = shorter.get_text_config()
+    num_layers = text.num_hidden_layers
+    # Of each layer, such as ``layer_types``.
+    lists = {name: value for name, value in text.to_dict().items() if isinstance(value, list)}
+    kinds = {name: value for name, value in lists.items() if len(value) == num_layers}
+    kept = max([2, *(value.index(kind) + 1 for value in kinds.values() for kind in value)])
+    if kept < num_layers:
+        text.num_hidden_layers = kept
+        for name, value in kinds.items():
+            setattr(text, name, value[:kept])
+    return shorter
 
 
 def _check_kernels(path: str, config: PreTrainedConfig) -> None:

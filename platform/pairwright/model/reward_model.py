@@ -6,7 +6,7 @@ position: plain transformers pools at the last token that is not the pad token a
 pad == eos it scores the token before the end of the text (transformers issue 35352, TRL issue 937).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from pairwright.model.encoders import encoder_positions, position_padding_idx, r
 
 # Transformers' name for the head of models that it pools at the last token; the heads of encoders have other names.
 DECODER_HEAD = "score"
+
+StoredWeight = Callable[[], Tensor]
+"""Reads a weight that is still in its file, in the file's dtype."""
 
 
 class RewardHead(nn.Module):
@@ -53,6 +56,8 @@ class RewardModel(nn.Module):
         export_config: source of the exported model's ``config.json``.
         cpu_kernels: whether packed sequences use our kernels for CPUs (model/attention/interface.py).
         ignored_heads: the checkpoint's weights of a head of another name, which a new head replaces.
+        stored_weights: how to read each weight that is still in the checkpoint; it is NaN until the engine reads it.
+        read_because: why all weights were read although they were to stay in the checkpoint; None if they were not.
 
     Raises:
         ModelError: if the model does not have exactly one linear layer with one output above its backbone.
@@ -65,9 +70,13 @@ class RewardModel(nn.Module):
         *,
         cpu_kernels: bool,
         ignored_heads: Sequence[str] = (),
+        stored_weights: dict[nn.Parameter, StoredWeight] | None = None,
+        read_because: str | None = None,
     ) -> None:
         super().__init__()
         self.ignored_heads = tuple(ignored_heads)
+        self.stored_weights = stored_weights or {}
+        self.read_because = read_because
         name, linear = find_head(model)
         model.set_submodule(name, RewardHead(linear))
         self.model = model

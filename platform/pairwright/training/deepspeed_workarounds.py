@@ -12,24 +12,30 @@ so that its workaround can go too. Private names of DeepSpeed's are used here an
 | ``safe_loading`` | ``torch.load`` with ``weights_only=False`` runs code that a checkpoint names | PR 6751, PR 6094 |
 | ``restore_param_groups`` | a universal load takes one group's settings and step for all | none known |
 | ``load_universal`` | universal loading can be chosen at the start only | none known |
+| ``partition_weights`` | ZeRO-3 takes a whole model on every rank | none known |
+| ``undo_empty_step`` | without ZeRO in bf16, AdamW takes a step of zero gradients at the start | none known |
 | ``consolidated_16bit_state_dict`` | the public method writes a file | none known |
 """
 
 import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import logger as deepspeed_logger
 from deepspeed.utils.tensor_fragment import fragment_address
-from torch import Tensor
+from torch import Tensor, nn
 
 from pairwright.training.checkpoint_shards import trusted_types_only
 
@@ -108,6 +114,60 @@ def load_universal(engine: Any, *, enabled: bool) -> Iterator[None]:
     finally:
         engine._config.load_universal_checkpoint = False
         deepspeed_logger.setLevel(logging.WARNING)
+
+
+def partition_weights(
+    model: nn.Module,
+    stored: MutableMapping[nn.Parameter, Callable[[], Tensor]],
+    *,
+    dtype: torch.dtype,
+    config: Mapping[str, Any],
+) -> None:
+    """Partition a model's weights over the ranks for ZeRO-3, one at a time; a collective.
+
+    DeepSpeed's own way takes a whole model on every rank. Here rank 0 reads a weight from the checkpoint and broadcasts
+    it, each rank keeps its part, and the weight is freed before the next one is read.
+
+    Args:
+        model: on the CPU.
+        stored: how rank 0 reads each weight that is still in the checkpoint; emptied.
+        dtype: of the partitioned weights.
+        config: DeepSpeed's.
+    """
+    accelerator = get_accelerator()
+    assert accelerator is not None
+    device = torch.device(accelerator.current_device_name())
+    # One buffer for all: weights that come and go between parts that stay leave holes, up to a fifth of the model.
+    buffer = torch.empty(max((parameter.numel() for parameter in stored), default=0), dtype=dtype, device=device)
+    first: Any = None
+    for parameter in model.parameters():
+        read = stored.pop(parameter, None)
+        if read is None:
+            parameter.data = parameter.data.to(dtype)
+        else:
+            weight = buffer[: parameter.numel()].view(parameter.shape)
+            if dist.get_rank() == 0:
+                weight.copy_(read())
+            parameter.data = weight
+        if first is None:
+            first = parameter
+            deepspeed.zero.Init(nn.ParameterList([parameter]), config_dict_or_path=dict(config), dtype=dtype)
+        else:
+            first.convert_to_zero_parameters(param_list=[parameter])
+    # DeepSpeed moves them only together with whole weights.
+    for value in model.buffers():
+        value.data = value.data.to(device)
+
+
+def undo_empty_step(optimizer: Any) -> None:
+    """Undo the step that DeepSpeed's optimizer for bf16 without ZeRO takes on zero gradients to allocate its state.
+
+    It decays the weights once more, and AdamW counts one step too many: the first real step is about half as long
+    (tests/training/test_zero_ranks.py). AdamW allocates its state again in that step.
+    """
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        optimizer.refresh_fp32_params()
+        optimizer.state.clear()
 
 
 def restore_param_groups(optimizer: Any, settings: Sequence[Mapping[str, Any]]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pairwright.config import DeepSpeedConfig, OptimizerConfig
 from pairwright.errors import OutOfMemoryError
 from pairwright.model.collate import MicroBatch
+from pairwright.model.load_model import DTYPES
 from pairwright.model.reward_model import RewardModel
 from pairwright.terminal import counted
 from pairwright.training import deepspeed_workarounds as workarounds
@@ -90,11 +91,16 @@ class Engine:
         )
         self._model = model
         self._has_frozen = not all(parameter.requires_grad for parameter in model.parameters())
+        settings = deepspeed_config(config, optimizer)
+        if config.zero_stage == 3:
+            dtype = DTYPES[config.precision]
+            workarounds.partition_weights(model, model.stored_weights, dtype=dtype, config=settings)
         self._deepspeed: Any
         self._optimizer: Any
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=client, config=deepspeed_config(config, optimizer), dist_init_required=False
+            model=model, optimizer=client, config=settings, dist_init_required=False
         )
+        workarounds.undo_empty_step(self._optimizer)
         self._writer = workarounds.CheckpointWriter(self._deepspeed)
         workarounds.without_recovery_script(self._deepspeed)
 

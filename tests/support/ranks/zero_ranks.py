@@ -77,6 +77,8 @@ def make_model(config: TrainConfig, case: dict[str, Any]) -> RewardModel:
         pad_token_id=None,
         vocab_size=None,
         cpu_kernels=True,
+        # As cluster/train/worker.py does.
+        reading="deferred" if config.deepspeed.zero_stage == 3 else "all",
     )
     model.accept_packed_sequences(enabled=case["layout"] != "padded")
     if config.lora is not None:
@@ -100,6 +102,7 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
         return RecordingEngine(model, config=config.deepspeed, optimizer=config.optimizer, status=StatusTracker())
 
     engine, figures, refused = new_engine(), [], []
+    start = engine.full_state_dict()
     if case["memory_bytes"] is not None:
         return {"message": message_without_memory(case, engine, run)}
     for step, some in case["steps"] or [(step, rows) for step in range(case["num_steps"])]:
@@ -119,6 +122,7 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
         "gradients": engine.gradients,
         "saved": engine.saved,
         "imports_compiler": "torch._inductor.compile_fx" in sys.modules,
+        "start": {} if start is None else {name: tensor.float().numpy() for name, tensor in start.items()},
         "state": {} if state is None else {name: tensor.float().numpy() for name, tensor in state.items()},
     }
 

@@ -165,7 +165,7 @@ def _dropout_cases(world: World) -> Iterator[dict[str, Any]]:
             )
 
 
-RANKS = ("zero_ranks", "loop_ranks", "hostile_ranks")
+RANKS = ("zero_ranks", "loop_ranks", "hostile_ranks", "limited_ranks")
 """The modules whose ``run_case`` a rank can run."""
 TIMEOUT_SECONDS = 500.0
 _FORKS = get_context("forkserver")

@@ -8,6 +8,7 @@ import dataclasses
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -33,7 +34,7 @@ from pairwright.data.storage.backoff import retry_with_backoff
 from pairwright.data.tokens.tokenize_groups import TokenTable, local_token_paths
 from pairwright.data.tokens.tokenizer import load_tokenizer
 from pairwright.errors import DamagedCheckpointError, OutOfMemoryError, PairwrightError
-from pairwright.events import HeadInitialized, LayoutChosen, PhaseStarted, WorkersStarted
+from pairwright.events import HeadInitialized, LayoutChosen, PhaseStarted, WholeModelRead, WorkersStarted
 from pairwright.model.collate import Layout
 from pairwright.model.layout_check import LayoutChoice, choose_layout
 from pairwright.model.load_model import DTYPES, starting_model
@@ -107,7 +108,10 @@ def _set_up(task: WorkerTask) -> _Setup:
     tokenizer = load_tokenizer(config.model.path)
     template = str(task.tokens_manifest.config["chat_template"])  # as the driver resolved it
     pad_token_id = choose_pad_token(tokenizer)
-    model = starting_model(config, tokenizer, pad_token_id=pad_token_id)
+    load = partial(starting_model, config, tokenizer, pad_token_id=pad_token_id)
+    # Under ZeRO-3 the model may fit neither this rank's memory nor its GPU; the check needs its architecture only.
+    is_partitioned = config.deepspeed.zero_stage == 3
+    model = load(reading="first layers" if is_partitioned else "all")
     tokens = TokenTable(local_token_paths(task.tokens_url, task.tokens_manifest))
     _report_phase(task, "choosing the layout of micro-batches")
     choice = choose_layout(
@@ -117,6 +121,9 @@ def _set_up(task: WorkerTask) -> _Setup:
         max_length=tokens.longest_row_tokens,
         device=ray.train.torch.get_device(),
     )
+    if is_partitioned:
+        del model  # before the next one is made
+        model = load(reading="deferred")
     run = Run(
         config=config,
         run_digest=task.run_digest,
@@ -164,6 +171,8 @@ def _log_setup(setup: _Setup, context: RayRunContext) -> None:
     context.log_event(WorkersStarted(world_size=context.world_size))
     if ignored_heads := setup.model.ignored_heads:
         context.log_event(HeadInitialized(ignored_heads=tuple(ignored_heads)))
+    if setup.model.read_because is not None:
+        context.log_event(WholeModelRead(reason=setup.model.read_because))
     choice = setup.layout_choice
     context.log_event(LayoutChosen(layout=choice.layout, reason=choice.reason))
 

@@ -196,7 +196,7 @@ class Ours:
         self.layout: Layout
         self.model, self.pad_token_id, self.layout = start_model(encoder, settings)
         if settings.text == "segments":
-            give_segment_ids(self.model, load_tokenizer(str(encoder)).sep_token_id)
+            give_segment_ids(self.model, load_tokenizer(str(encoder)))
         kind = settings.loss
         self.loss = LossConfig.model_validate({"kind": kind, "use_margin": kind != "plackett_luce"})
         self.schedule = OptimizerConfig(learning_rate=settings.learning_rate)
@@ -269,11 +269,11 @@ def start_model(encoder: Path, settings: Settings) -> tuple[RewardModel, int, La
     return model, pad_token_id, choice.layout
 
 
-def give_segment_ids(model: RewardModel, sep_token_id: int) -> None:
+def give_segment_ids(model: RewardModel, tokenizer: Any) -> None:
     """Give a BERT segment 1 for the completion: what follows a sequence's first separator."""
 
     def with_segments(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        is_sep = (kwargs["input_ids"] == sep_token_id).long()
+        is_sep = (kwargs["input_ids"] == tokenizer.sep_token_id).long()
         seen = is_sep.cumsum(-1) - is_sep
         at_start = torch.where(kwargs["position_ids"] == 0, seen, 0).cummax(-1).values
         return args, kwargs | {"token_type_ids": (seen > at_start).long()}

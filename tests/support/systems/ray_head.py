@@ -59,9 +59,12 @@ class RayHead:
         """Kill -9 the dashboard, and start it again, as it was started, at the end of the block."""
         parent = psutil.Process(self._process)
         parent.suspend()  # `ray start --block` would end the head when one of its processes ends
-        [dashboard] = [
-            child for child in parent.children(recursive=True) if "dashboard.py" in " ".join(child.cmdline())
-        ]
+        if self.restarted is not None:
+            dashboard = psutil.Process(self.restarted.pid)
+        else:
+            [dashboard] = [
+                child for child in parent.children(recursive=True) if "dashboard.py" in " ".join(child.cmdline())
+            ]
         command, environment = dashboard.cmdline(), dashboard.environ()
         dashboard.kill()
         while dashboard.is_running() and dashboard.status() != psutil.STATUS_ZOMBIE:  # nobody collects it
@@ -70,6 +73,25 @@ class RayHead:
         self.restarted = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+
+    def start_node(self, num_cpus: int, log: Path) -> subprocess.Popen[bytes]:
+        """Start a node beside the head, in a session of its own, by which all of its processes are known."""
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            *("start", "--block", f"--address={self.gcs_address}", "--node-ip-address=127.0.0.1"),
+            *(f"--num-cpus={num_cpus}", "--object-store-memory=200000000"),
+        ]
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait_for_nodes(self, num_nodes: int) -> None:
+        """Wait until so many nodes are alive, the head among them."""
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while len(self.living_nodes()) < num_nodes:
+            assert time.monotonic() < deadline, f"{len(self.living_nodes())} of {num_nodes} nodes"
+            time.sleep(0.2)
 
     def pairwright(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
         """Start a verb with ``--address`` in a folder."""

@@ -166,7 +166,7 @@ class TrainingConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the data order, the head's initial weights and dropout."""
     log_every_steps: PositiveInt = 10
-    """Steps between two log lines."""
+    """Steps between two log lines; there is one a minute in any case."""
     evaluate_every_steps: PositiveInt | None = None
     """Steps between two evaluations on the validation split; only at the end if not given."""
     checkpoint_every_steps: PositiveInt = 100

@@ -128,9 +128,7 @@ def test_tokens_and_models_share_the_bound_and_what_was_used_longest_ago_goes(fo
     assert not names(folder)
     assert not newest.exists(), "1 kB of the 3 is the model that is in use"
     assert wanted.exists()
-    with pytest.raises(
-        StoreError, match=r"too little for s3://b/m \(1e-06 GB, and commands at work"
-    ):
+    with pytest.raises(StoreError, match=r"too little for s3://b/m \(1e-06 GB, and commands at work"):
         reserve_model("d" * 32, KB, what="s3://b/m")
 
 

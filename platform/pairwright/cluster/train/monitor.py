@@ -43,6 +43,8 @@ from pairwright.terminal import encodable, escaped, say
 DRAIN_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 SILENCE_SECONDS = 30.0
+STEP_SECONDS = 60.0
+"""After which a step has its line, however many steps ``training.log_every_steps`` leaves out."""
 STARTING = "starting workers"
 LONG_START_SECONDS = 120.0
 """After which a start of workers may wait for what the cluster has not got."""
@@ -117,6 +119,7 @@ class RunMonitor:
         )
         self._task = self._bar.add_task("training", total=None, note=STARTING)
         self._activity = Activity(time.monotonic())
+        self._printed_at = time.monotonic()
 
     def __enter__(self) -> "RunMonitor":
         if self._console.is_terminal:
@@ -219,7 +222,7 @@ class RunMonitor:
         if self._console.is_terminal:
             note = f"loss {event.loss:.4f}"
             self._bar.update(self._task, completed=event.step, total=event.num_steps, note=note, refresh=True)
-        if event.step == 1 or event.step % self._log_every_steps == 0 or event.step == event.num_steps:
+        if is_line_due(event.step, event.num_steps, self._log_every_steps, time.monotonic() - self._printed_at):
             self._print(event.log_line)
 
     def _publish_files(self) -> None:
@@ -237,11 +240,17 @@ class RunMonitor:
         self._print(f"{line}; {ray_resources()}" if self._activity.is_long_start(time.monotonic()) else line)
 
     def _print(self, line: str) -> None:
+        self._printed_at = time.monotonic()
         text = escaped(f"{datetime.now(UTC):%H:%M:%S} {line}")
         if self._console.is_terminal:
             self._console.print(encodable(text, self._log), markup=False, emoji=False, highlight=False)
         else:
             say(text, to=self._log)
+
+
+def is_line_due(step: int, num_steps: int, log_every_steps: int, seconds: float) -> bool:
+    """Return whether a step has a line in the log, ``seconds`` after the line before."""
+    return step in (1, num_steps) or step % log_every_steps == 0 or seconds >= STEP_SECONDS
 
 
 class Activity:

@@ -218,6 +218,11 @@ class WorkersConfig(Section):
         return self
 
     @property
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs of each rank, by the names that Ray has for them."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": 1} if self.use_gpu else {})
+
+    @property
     def least(self) -> int:
         """Minimum number of ranks."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pairwright.cluster.node_pools import training_room
 from pairwright.cluster.session import ray_resources
 from pairwright.cluster.train.coordinator import RunCoordinator
 from pairwright.cluster.train.heartbeat import Watchdog, heartbeat_interval
@@ -38,7 +39,7 @@ from pairwright.events import (
 from pairwright.runs.event_log import EventLog
 from pairwright.runs.recovery import RunHistory
 from pairwright.runs.trackers.tracking import Tracking
-from pairwright.terminal import encodable, escaped, say
+from pairwright.terminal import counted, encodable, escaped, say
 
 DRAIN_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
@@ -98,6 +99,7 @@ class RunMonitor:
         """Called, soon, once a checkpoint is committed."""
         self._metrics = RunMetrics(run)
         self._watchdog = Watchdog(workers.hang_timeout_seconds)
+        self._workers = workers
         self._scale_up = ScaleUpWatcher(workers)
         # Several times between two of Ray's checks for room: whoever sees it first decides what is saved.
         self._check_seconds = min(heartbeat_interval(workers.hang_timeout_seconds), workers.resize_interval_seconds / 4)
@@ -236,8 +238,15 @@ class RunMonitor:
             self._print(f"metrics cannot be written and are buffered in memory: {reason}")
 
     def _print_silence(self) -> None:
-        line = self._activity.line(time.monotonic(), self._watchdog.micro_batches())
-        self._print(f"{line}; {ray_resources()}" if self._activity.is_long_start(time.monotonic()) else line)
+        now = time.monotonic()
+        line = self._activity.line(now, self._watchdog.micro_batches())
+        if self._activity.is_start:
+            room, least = training_room(self._workers.resources), self._workers.least
+            if room < least:
+                line = self._activity.waiting(now, f"there is room for {room} of {counted(least, 'rank')}")
+            if room < least or self._activity.is_long_start(now):
+                line = f"{line}; {ray_resources()}"
+        self._print(line)
 
     def _print(self, line: str) -> None:
         self._printed_at = time.monotonic()
@@ -278,9 +287,18 @@ class Activity:
         rate = f", {micro_batches:,} micro-batches begun, {seconds / micro_batches:.1f} s each" if is_counted else ""
         return f"still {self._doing}, for {seconds:.0f} s{rate}"
 
+    def waiting(self, now: float, why: str) -> str:
+        """Return what a start waits for, and for how long, where the cluster has too few nodes for it."""
+        return f"waiting for nodes, for {now - self._since:.0f} s: {why}"
+
+    @property
+    def is_start(self) -> bool:
+        """Whether workers are starting."""
+        return self._doing == STARTING
+
     def is_long_start(self, now: float) -> bool:
         """Return whether workers have been starting for so long that the cluster may lack what they need."""
-        return self._doing == STARTING and now - self._since >= LONG_START_SECONDS
+        return self.is_start and now - self._since >= LONG_START_SECONDS
 
 
 class ScaleUpWatcher:

@@ -162,7 +162,7 @@ def _ray_trainer(config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor:
             num_workers=workers.num_workers,
             elastic_resize_monitor_interval_s=workers.resize_interval_seconds,
             use_gpu=workers.use_gpu,
-            resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
+            resources_per_worker=workers.resources,
             label_selector=pool_labels("training") or None,
         ),
         run_config=ray.train.RunConfig(

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 NUM_STEPS = 30
 NUM_FILES = 6
 MOST_SECONDS_WITHOUT_A_HOST = 180.0
-"""Keepalive gives a host up after a minute (cluster/keepalive.py); then its work is done on the other."""
+"""Keepalive gives a host up after a minute; then its work is done on the other."""
 BUCKET = "s3://bucket"
 TRAINING = f"""
 output = "{BUCKET}/runs/NAME"

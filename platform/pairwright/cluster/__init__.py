@@ -5,7 +5,6 @@ In reading order:
 - ``node_pools.py``: which nodes data work and training ask for
 - ``session.py``: connects to a cluster, or starts a local one
 - ``local_ray.py``: a local Ray that only this user can reach
-- ``keepalive.py``: lets a driver notice a host that vanished without a word
 - ``sized_executor.py``: decides whether this process or Ray Data does the work
 - ``ray_map.py``: maps a function over items with Ray Data
 - ``external_sources.py``: databases, lakehouse tables and topics as Ray Data datasets

@@ -23,7 +23,6 @@ from ray._private import auto_init_hook
 from ray.exceptions import RayError
 
 from pairwright.addresses import shown_address, without_credentials
-from pairwright.cluster.keepalive import set_keepalive
 from pairwright.cluster.local_ray import logs_folder, start_local_ray
 from pairwright.cluster.node_pools import pool_labels, pool_sizes
 from pairwright.errors import ClusterError
@@ -61,7 +60,6 @@ def ray_session() -> Iterator[None]:
     # dashboard stays on: without it Ray 2.60 floods the log with failed exports.
     address = os.environ.get("RAY_ADDRESS", "local")
     options = {"logging_level": logging.WARNING, "log_to_driver": False}
-    set_keepalive()
     try:
         start_local_ray(**options) if address == "local" else ray.init(address=address, **options)
     except (OSError, ValueError) as error:  # a ConnectionError is one of the first

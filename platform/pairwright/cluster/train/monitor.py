@@ -8,12 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TextIO
 
 import ray
-from ray.actor import ActorProxy
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,7 +32,6 @@ from pairwright.events import (
     StepTaken,
     WorkersLost,
     WorkersStarted,
-    cause_of,
 )
 from pairwright.runs.event_log import EventLog
 from pairwright.runs.recovery import RunHistory
@@ -50,21 +47,6 @@ STARTING = "starting workers"
 LONG_START_SECONDS = 120.0
 """After which a start of workers may wait for what the cluster has not got."""
 LOGGED_METRICS = ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkpoint_stall_seconds")
-
-
-class RunEventCallback(UserCallback):
-    """Sends lost workers and committed checkpoints to the coordinator; Ray Train calls it on its controller."""
-
-    def __init__(self, coordinator: ActorProxy[RunCoordinator]) -> None:
-        self._coordinator = coordinator
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if checkpoint is not None:
-            self._coordinator.push.remote(CheckpointCommitted(step=metrics[0]["step"]))
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = tuple(f"rank {rank}: {cause_of(error)}" for rank, error in sorted(worker_exceptions.items()))
-        self._coordinator.push.remote(WorkersLost(causes=causes))
 
 
 class RunMonitor:

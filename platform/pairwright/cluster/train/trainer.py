@@ -17,6 +17,7 @@ from pairwright.cluster.local_ray import LoopbackRanks
 from pairwright.cluster.node_pools import pool_labels
 from pairwright.cluster.train.coordinator import (
     CheckpointRejected,
+    RunEventCallback,
     RunFailed,
     RunFinished,
     RunStopped,
@@ -24,7 +25,7 @@ from pairwright.cluster.train.coordinator import (
     WorkerTask,
     start_worker,
 )
-from pairwright.cluster.train.monitor import RunEventCallback, RunMonitor
+from pairwright.cluster.train.monitor import RunMonitor
 from pairwright.cluster.train.preemption import SigtermHandler
 from pairwright.cluster.train.ray_workarounds import RayTrainer, storage_uri
 from pairwright.config import TrainConfig

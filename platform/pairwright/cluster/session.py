@@ -138,7 +138,10 @@ def _why_not_started(address: str, error: Exception) -> str:
         )
     if address == "local":
         return f"Ray cannot start on this machine: {said}"
-    return f"no Ray cluster answers at RAY_ADDRESS={shown} ({said}); correct it, or unset it to work on this machine"
+    return (
+        f"no Ray cluster answers at RAY_ADDRESS={shown} ({said}); correct it, or unset it to work on this machine; a "
+        "cluster with a token needs RAY_AUTH_MODE=token and its token in ~/.ray/auth_token (docs/cluster.md)"
+    )
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class KilledCluster:
     """The running cluster."""
 
     def __init__(self, head: RayHead, folder: Path, rng: random.Random) -> None:
-        self.environment = {"RAY_ADDRESS": head.gcs_address}
+        self.environment = {"RAY_ADDRESS": head.gcs_address, "RAY_AUTH_MODE": "token"}
         self._head, self._log, self._rng = head, folder / "node.log", rng
         self._node = self._started_node()
 

@@ -4,8 +4,8 @@
 
 A head without CPUs, and nodes that are processes of this machine, each with an object store of its own. Together they
 have four of Ray's CPUs, however many they are, so the same number of tasks and of ranks is at work: four, with one
-thread each, on whatever cores there are. What differs is what lies between them. Each call does one round over the
-counts of nodes, in random order, adds its rates to the file, and prints the table of all rounds in it.
+thread each, on whatever cores there are. What differs is what lies between them. Each call measures each count of
+nodes once, in random order, adds the rates to the file, and prints the table of all that it holds.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=800)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--into", type=Path, required=True, help="file of rates, one round a line; made or added to")
+    parser.add_argument("--into", type=Path, required=True, help="file of rates, a line each; made or added to")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pairwright-nodes-") as name:
         folder = Path(name)
@@ -55,10 +55,10 @@ def main() -> None:
             write_annotations(folder / "sources" / f"{number}.jsonl", num_bytes, seed=number)
         make_model(folder / "model", hidden_size=256)
         make_pairs(folder / "pairs", num_groups=400)
-        counts = random.sample(options.nodes, len(options.nodes))
-        found = {str(count): measured(folder / f"n{count}", folder, count, options.steps) for count in counts}
-    with options.into.open("a") as file:
-        file.write(json.dumps(found) + "\n")
+        for count in random.sample(options.nodes, len(options.nodes)):
+            rates = measured(folder / f"n{count}", folder, count, options.steps)
+            with options.into.open("a") as file:
+                file.write(json.dumps({str(count): rates}) + "\n")
     print(report([json.loads(line) for line in options.into.read_text().splitlines()]))
 
 
@@ -120,8 +120,8 @@ def report(rounds: list[dict[str, dict[str, float]]]) -> str:
     counts = sorted({int(count) for one in rounds for count in one})
     versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "deepspeed", "pyarrow"))
     lines = [
-        f"{len(rounds)} rounds, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} CPUs, {versions};"
-        " median, with least and most",
+        f"{len(rounds)} measurements, {time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} CPUs, "
+        f"{versions}; median, with least and most",
         "",
         f"| what | {' | '.join(counted(count, 'node') for count in counts)} |",
         f"|---|{'---|' * len(counts)}",

@@ -212,9 +212,12 @@ def test_a_node_that_is_told_to_go_has_its_training_write_a_checkpoint(road: Clu
     leaving = road.others[1]
     running = train(road, "drained")
     running.wait_for("step 7/")
+    leaving.slow_down(20)  # else the run ends before the node does, within its 20 s
+    running.wait_for("step 9/")
     leaving.terminate_ray()
     running.wait_for("will be preempted")
     running.wait_for("waiting")
+    leaving.full_speed()
     road.replace_node(leaving)
     log = running.end()
     print(log)

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-START_TIMEOUT_SECONDS = 120.0
+START_TIMEOUT_SECONDS = 300.0
 JOB_TIMEOUT_SECONDS = 400.0
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """By which Ray's provider of such nodes knows the head (``FAKE_HEAD_NODE_ID``)."""
@@ -151,6 +151,7 @@ def ray_head(
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_AUTH_MODE": "token",
+        "RAY_raylet_start_wait_time_s": "240",  # by default a loaded machine's head gives up after 60
     }
     if pools:
         environment |= {

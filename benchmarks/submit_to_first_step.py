@@ -30,7 +30,7 @@ from training_runs import make_model, make_pairs, run_config, write_config  # no
 
 PARTS = {
     "submit": "the command starts, packages and uploads, and the cluster takes the job",
-    "environment": "Ray unpacks what the job brought; the driver starts, imports and reads the table",
+    "environment": "Ray unpacks what the job brought; the driver starts and imports",
     "tokens": "made in the first start, found in the others; the plan of the run",
     "node": "the autoscaler starts a node; nothing where there was room",
     "workers": "Ray Train starts the ranks, and they import",
@@ -63,18 +63,18 @@ def measured(head: RayHead, folder: Path, number: int, *, grow: bool) -> dict[st
     workers = {"num_workers": 1, "cpus_per_worker": 2 if grow else 1}
     training = {"max_steps": 2, "checkpoint_every_steps": 2, "log_every_steps": 1}
     write_config(run_config(folder, name, training=training, workers=workers), folder / f"{name}.toml")
-    watch = NodeWatch(head)
+    run = folder / name
+    watch = Watch(head, run, grow=grow)
     watch.start()
     began = time.time()
     submit(head, folder, name, grow=grow)
     watch.stop.set()
     accepted = newest_job(head)["start_time"] / 1000
-    run = folder / name
     events = [
         json.loads(line) for file in sorted(run.glob("metrics-*.jsonl")) for line in file.read_text().splitlines()
     ]
     planned = (run / "run.json").stat().st_mtime
-    tokens = tokens_begun(began, planned, folder)
+    tokens = watch.began or planned
     ranks = next(event["time"] for event in events if event["kind"] == "phase")
     layout = next(event["time"] for event in events if event["kind"] == "layout")
     step = next(event["time"] for event in events if event["kind"] == "step")
@@ -95,25 +95,22 @@ def submit(head: RayHead, folder: Path, name: str, *, grow: bool) -> None:
     assert process.returncode == 0, output[-3000:]
 
 
-class NodeWatch(threading.Thread):
-    """Notes when a node came."""
+class Watch(threading.Thread):
+    """Notes when a run's folder was made, after the driver's imports, and when a node came."""
 
-    def __init__(self, head: RayHead) -> None:
+    def __init__(self, head: RayHead, run: Path, *, grow: bool) -> None:
         super().__init__(daemon=True)
         self.stop = threading.Event()
+        self.began: float | None = None
         self.came: float | None = None
-        self._head = head
+        self._head, self._run, self._grow = head, run, grow
 
     def run(self) -> None:
-        while not self.stop.wait(0.5):
-            if self.came is None and len(self._head.living_nodes()) > 1:
+        while not self.stop.wait(0.2):
+            if self.began is None and self._run.is_dir():
+                self.began = time.time()
+            if self._grow and self.came is None and len(self._head.living_nodes()) > 1:
                 self.came = time.time()
-
-
-def tokens_begun(began: float, planned: float, folder: Path) -> float:
-    """Return when a start wrote its first file of tokens; when it had planned the run, if it found them."""
-    written = [path.stat().st_mtime for path in folder.glob("tokens/**/*") if path.is_file()]
-    return min((moment for moment in written if began < moment < planned), default=planned)
 
 
 def newest_job(head: RayHead) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from pairwright.cluster.train.coordinator import Heartbeat
 from pairwright.cluster.train.heartbeat import Hang, Watchdog
-from pairwright.cluster.train.monitor import Activity
+from pairwright.cluster.train.monitor import Activity, is_line_due
 from pairwright.events import PhaseStarted, StepSkipped, WorkersLost, WorkersStarted
 from pairwright.training.context import RankStatus
 
@@ -130,3 +130,9 @@ def test_what_the_cluster_has_is_told_only_of_a_start_that_takes_very_long() -> 
 def test_the_slowest_rank_says_how_many_micro_batches_have_begun(ranks: Ranks) -> None:
     assert Watchdog(HANG_SECONDS).micro_batches() == 0
     assert ranks.watchdog.micro_batches() == 2
+
+
+def test_steps_have_a_line_a_minute_however_many_are_left_out() -> None:
+    shown = [step for step in range(1, 41) if is_line_due(step, 40, 25, seconds=10)]
+    assert shown == [1, 25, 40]
+    assert is_line_due(7, 40, 25, seconds=60)

@@ -93,15 +93,14 @@ def test_a_replica_that_is_killed_under_load_loses_no_request(served: tuple[Path
     assert all(answer == pytest.approx(expected, abs=2e-6) for answer in answers)
 
 
-def wait_until_ready(url: str) -> None:
-    """Wait for the application behind Ray Serve's proxy, which answers 404 before it is there."""
+def wait_until_there(url: str) -> int:
+    """Wait for Ray Serve's proxy, and return its first status: 404 where the application is not there yet."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            if asked(f"{url}/health")[0] == 200:
-                return
-        time.sleep(0.5)
-    raise AssertionError("the application did not start")
+            return asked(f"{url}/health")[0]
+        time.sleep(0.1)
+    raise AssertionError("the proxy did not start")
 
 
 @pytest.mark.slow
@@ -121,8 +120,8 @@ def test_a_serve_config_file_serves_every_replica_s_metrics_at_one_address(tmp_p
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             url = f"http://127.0.0.1:{port}"
-            wait_until_ready(url)
-            client = RewardClient(url, TOKEN, deadline_seconds=120)
+            assert wait_until_there(url) == 404, "the proxy is there before the application"
+            client = RewardClient(url, TOKEN, deadline_seconds=240)
             body = {"prompt": PROMPT, "completions": TEXTS}
             expected = plain_rewards(model, [{"role": "user", "content": PROMPT}], TEXTS)
             for _ in range(20):

@@ -17,7 +17,7 @@ REASONS = {
     "training/universal_checkpoint.py": "this user's own temporary folders, locked",
     "evaluation/load_exported.py": "downloads in this user's own cache",
     "data/storage/local_cache.py": "this user's own cache, private, locked",
-    "data/storage/cache_limit.py": "tokens in this user's own cache, private, locked, in use by no process",
+    "data/storage/cache_limit.py": "tokens and models in this user's own cache, private, locked, in use by no process",
 }
 
 

@@ -62,8 +62,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_small_model(tmp_path_factory.mktemp("rl"))
 
 
+SERVE_STARTS = b"Path '/v1/rewards' not found. Ping http://.../-/routes for available routes."
+"""What Ray Serve 2.60 answers with status 404 while an application starts."""
+
+
 @pytest.mark.parametrize(
-    "failure", [None, (500, b"x", {}), (503, {}, {}), (429, {}, {"Retry-After": "0.4"}), (408, {}, {})]
+    "failure",
+    [None, (500, b"x", {}), (503, {}, {}), (429, {}, {"Retry-After": "0.4"}), (408, {}, {}), (404, SERVE_STARTS, {})],
 )
 def test_what_passes_is_retried(failure: Any) -> None:
     with scripted([failure, failure, GOOD]) as (url, times):

@@ -5,6 +5,7 @@ Ray's autoscaler starts data nodes for data work and training nodes for training
 """
 
 import os
+from collections.abc import Mapping
 from typing import Literal
 
 import ray
@@ -32,6 +33,13 @@ def pool_sizes() -> str:
         return ""
     pools = [node["Labels"].get(POOL_LABEL) for node in ray.nodes() if node["Alive"]]
     return f" ({pools.count('data')} data, {pools.count('training')} training)"
+
+
+def training_room(resources: Mapping[str, float]) -> int:
+    """Return how many ranks, with so many CPUs and GPUs each, the living nodes for training can hold."""
+    labels = pool_labels("training").items()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and labels <= node["Labels"].items()]
+    return sum(int(min(node.get(name, 0.0) // need for name, need in resources.items())) for node in nodes)
 
 
 def _has_pools() -> bool:

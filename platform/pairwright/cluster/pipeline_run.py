@@ -114,11 +114,16 @@ def run_pipeline(pipeline: Pipeline, *, log: TextIO, overwrite: bool = False) ->
         began = time.monotonic()
         with _in_stage(pipeline, stage):
             decision = stage.decide()
-            say(escaped(f"{datetime.now(UTC):%H:%M:%S} {stage.name}: {decision.action}: {decision.reason}"), to=log)
+            _say(f"{stage.name}: {decision.action}: {decision.reason}", log)
             if decision.action != "skip":
                 stage.run(_allowed(decision, overwrite=overwrite), log)
+                _say(f"{stage.name}: done in {time.monotonic() - began:.0f} s", log)
             records.append(_record(stage, decision, time.monotonic() - began))
     return PipelineSummary(pipeline=pipeline.path, dry_run=False, stages=records, lineage=_lineage(stages, records))
+
+
+def _say(line: str, log: TextIO) -> None:
+    say(escaped(f"{datetime.now(UTC):%H:%M:%S} {line}"), to=log)
 
 
 def _check(pipeline: Pipeline) -> None:

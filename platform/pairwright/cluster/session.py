@@ -119,7 +119,8 @@ def ray_resources() -> str:
     """Return what the cluster has free and in all, for a person."""
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(name, 0):.0f} of {total.get(name, 0):.0f} {name}s free" for name in ("CPU", "GPU")]
-    return f"{' and '.join(parts)} on {counted(len(ray.nodes()), 'node')}{pool_sizes()}"
+    num_nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return f"{' and '.join(parts)} on {counted(num_nodes, 'node')}{pool_sizes()}"
 
 
 def _why_not_started(address: str, error: Exception) -> str:
@@ -137,7 +138,10 @@ def _why_not_started(address: str, error: Exception) -> str:
         )
     if address == "local":
         return f"Ray cannot start on this machine: {said}"
-    return f"no Ray cluster answers at RAY_ADDRESS={shown} ({said}); correct it, or unset it to work on this machine"
+    return (
+        f"no Ray cluster answers at RAY_ADDRESS={shown} ({said}); correct it, or unset it to work on this machine; a "
+        "cluster with a token needs RAY_AUTH_MODE=token and its token in ~/.ray/auth_token (docs/cluster.md)"
+    )
 
 
 @contextmanager

@@ -166,7 +166,7 @@ class TrainingConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the data order, the head's initial weights and dropout."""
     log_every_steps: PositiveInt = 10
-    """Steps between two log lines."""
+    """Steps between two log lines; there is one a minute in any case."""
     evaluate_every_steps: PositiveInt | None = None
     """Steps between two evaluations on the validation split; only at the end if not given."""
     checkpoint_every_steps: PositiveInt = 100
@@ -216,6 +216,11 @@ class WorkersConfig(Section):
         if self.least > self.most:
             raise ValueError(f"num_workers is [{self.least}, {self.most}], expected [least, most]: swap the two")
         return self
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs of each rank, by the names that Ray has for them."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": 1} if self.use_gpu else {})
 
     @property
     def least(self) -> int:

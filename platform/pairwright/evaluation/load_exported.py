@@ -19,7 +19,8 @@ import obstore
 from filelock import FileLock
 
 from pairwright.config import TokensConfig
-from pairwright.data.storage.local_cache import cache_folder, download, hold, is_intact, mark_intact
+from pairwright.data.storage.cache_limit import reserve_model
+from pairwright.data.storage.local_cache import download, is_intact, mark_intact
 from pairwright.data.storage.model_files import check_model_files, heads_among, other_head, weight_names
 from pairwright.data.storage.model_listing import RULES_FILE, ModelFile, damage
 from pairwright.data.storage.object_store import local_root, open_store, store_errors
@@ -271,8 +272,7 @@ def _download(url: str) -> Path:
         raise ModelError(f"{url}: nothing there; pass the `model` directory of a training run")
     listing = sorted(f"{file['path']}\0{file['size']}\0{file['e_tag']}" for file in files)
     key = hashlib.sha256("\n".join([url, *listing]).encode()).hexdigest()[:32]
-    directory = cache_folder("models") / key
-    hold(directory)
+    directory = reserve_model(key, sum(file["size"] for file in files), what=url)
     with FileLock(f"{directory}.lock"):
         if not _is_intact_copy(directory):
             if directory.exists():

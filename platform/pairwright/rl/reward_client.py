@@ -1,7 +1,7 @@
 """A client of ``pairwright serve`` for RL loops: every reward that was asked for, or an error; never a None or a 0.0.
 
-A server that is restarted, full or lost is asked again until a deadline. A request that is wrong fails at once. It
-imports the standard library and the package's exceptions, so that a rollout worker can use it as it is.
+A server that is starting, restarted, full or lost is asked again until a deadline. A request that is wrong fails at
+once. It imports the standard library and the package's exceptions, so that a rollout worker can use it as it is.
 """
 
 import http.client
@@ -24,6 +24,8 @@ Completion: TypeAlias = str | dict[str, Any]
 TOKEN_VARIABLE = "PAIRWRIGHT_TOKEN"  # noqa: S105 - its name
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
 _MAX_REASON = 300
+_NO_ROUTE_YET = "Ping http://.../-/routes for available routes."
+"""In the answer of Ray Serve's proxy while a deployment starts, or is deployed again."""
 
 
 class RewardClient:
@@ -111,7 +113,7 @@ class RewardClient:
                 except ValueError:
                     raise RewardError(f"{shown_address(url)}: the reply is no JSON: {text[:_MAX_REASON]!r}") from None
             reason = _reason(status, text)
-            if status is not None and status < 500 and status not in (408, 429):
+            if status is not None and status < 500 and status not in (408, 429) and not _is_starting(status, text):
                 raise RewardError(f"{shown_address(url)}: {reason}; the same request would be refused again")
             pause = max(retry_after, _pause(tries))
             if time.monotonic() + pause >= deadline:
@@ -157,6 +159,11 @@ def _reason(status: int | None, text: str) -> str:
     except (ValueError, KeyError, TypeError):
         message = text
     return f"status {status}: {str(message)[:_MAX_REASON]}"
+
+
+def _is_starting(status: int, text: str) -> bool:
+    """Return whether Ray Serve has no application at the path yet; a 404 of the server's own is final."""
+    return status == 404 and _NO_ROUTE_YET in text
 
 
 def _pause(tries: int) -> float:

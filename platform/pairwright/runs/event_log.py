@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event as ScalarEvent  # pyright: ignore[reportAttributeAccessIssue] - generated
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - generated
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard.summary import scalar
 
 from pairwright.events import Event
 
@@ -45,7 +45,9 @@ class EventLog:
     def add_scalars(self, prefix: str, values: Mapping[str, float], step: int) -> None:
         """Add numbers for TensorBoard, as ``prefix/name``; written by the next ``flush``."""
         for name, value in values.items():
-            self._add_event(ScalarEvent(wall_time=time.time(), step=step, summary=scalar(f"{prefix}/{name}", value)))
+            # As torch.utils.tensorboard writes it, which takes the seconds of torch to import.
+            summary = Summary(value=[Summary.Value(tag=f"{prefix}/{name}", simple_value=value)])
+            self._add_event(ScalarEvent(wall_time=time.time(), step=step, summary=summary))
 
     def _add_event(self, event: ScalarEvent) -> None:
         if self._events is None:

@@ -18,9 +18,11 @@ from pathlib import Path
 import psutil
 
 GCS_PORT = 6379
-START_TIMEOUT_SECONDS = 180.0
+START_TIMEOUT_SECONDS = 300.0
 NODE_DEATH_SECONDS = 10
 """After which Ray gives up a silent node, by the settings below; a minute by default."""
+_KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "20000", "RAY_grpc_client_keepalive_timeout_ms": "40000"}
+"""As in ``cluster.yaml``, on every node: a task on a silent node is given up after a minute, and not after seven."""
 _HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "5000",
     "RAY_health_check_period_ms": "2000",
@@ -178,12 +180,14 @@ def _environment(head: str) -> dict[str, str]:
     return (
         kept
         | _HEALTH_CHECKS
+        | _KEEPALIVE
         | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": f"{head}:{GCS_PORT}",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+            "RAY_raylet_start_wait_time_s": "240",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "20",
             # All hosts have this machine's name, by which gloo would look for its address.
             "GLOO_SOCKET_IFNAME": "eth0",

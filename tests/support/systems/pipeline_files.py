@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import obstore
+
+from pairwright.data.storage.object_store import open_store
 from pairwright.data.synthetic import write_rankings
 from pairwright.data.table.table import Table
 from pairwright.evaluation.load_exported import model_digest
@@ -19,34 +22,44 @@ def make_sources(folder: Path, *, num_groups: int = 60) -> None:
     make_model(folder / "model")
 
 
-def write_pipeline(folder: Path, outputs: Path) -> Path:
-    """Write a pipeline whose outputs go to a folder of their own, and return its file."""
+def write_pipeline(folder: Path, outputs: Path, *, url: str | None = None) -> Path:
+    """Write a pipeline whose outputs go to a folder of their own, or to ``url``, and return its file, in the folder."""
     outputs.mkdir(parents=True)
+    to = str(outputs) if url is None else url
     training = {"max_steps": NUM_STEPS, "epochs": 8, "checkpoint_every_steps": 4, "log_every_steps": 4}
     config = run_config(folder, "unused", training=training, data={"pairs": "unused"}, workers={"num_workers": 1})
     write_config(config, outputs / "train.toml")
     text = f"""
 [ingest]
 sources = ["{folder}/sources/"]
-output = "{outputs}/annotations"
+output = "{to}/annotations"
 replace = true
 
 [expand]
-output = "{outputs}/pairs"
+output = "{to}/pairs"
 set = ["validation_fraction=0.2"]
 
 [train]
 config = "{outputs}/train.toml"
-output = "{outputs}/runs/{{inputs}}"
+output = "{to}/runs/{{inputs}}"
 
 [evaluate]
 
 [score]
 input = "{folder}/sources/first.jsonl"
-output = "{outputs}/rewards/{{inputs}}"
+output = "{to}/rewards/{{inputs}}"
 """
     (outputs / "pipeline.toml").write_text(text)
     return outputs / "pipeline.toml"
+
+
+def copy_of(url: str, into: Path) -> Path:
+    """Copy all that lies below a URL into a folder, and return that."""
+    store = open_store(url)
+    for file in [item["path"] for page in obstore.list(store) for item in page]:
+        (into / file).parent.mkdir(parents=True, exist_ok=True)
+        (into / file).write_bytes(obstore.get(store, file).bytes())
+    return into
 
 
 def digests(outputs: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-START_TIMEOUT_SECONDS = 120.0
+START_TIMEOUT_SECONDS = 300.0
 JOB_TIMEOUT_SECONDS = 400.0
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """By which Ray's provider of such nodes knows the head (``FAKE_HEAD_NODE_ID``)."""
@@ -59,9 +59,12 @@ class RayHead:
         """Kill -9 the dashboard, and start it again, as it was started, at the end of the block."""
         parent = psutil.Process(self._process)
         parent.suspend()  # `ray start --block` would end the head when one of its processes ends
-        [dashboard] = [
-            child for child in parent.children(recursive=True) if "dashboard.py" in " ".join(child.cmdline())
-        ]
+        if self.restarted is not None:
+            dashboard = psutil.Process(self.restarted.pid)
+        else:
+            [dashboard] = [
+                child for child in parent.children(recursive=True) if "dashboard.py" in " ".join(child.cmdline())
+            ]
         command, environment = dashboard.cmdline(), dashboard.environ()
         dashboard.kill()
         while dashboard.is_running() and dashboard.status() != psutil.STATUS_ZOMBIE:  # nobody collects it
@@ -70,6 +73,25 @@ class RayHead:
         self.restarted = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+
+    def start_node(self, num_cpus: int, log: Path) -> subprocess.Popen[bytes]:
+        """Start a node beside the head, in a session of its own, by which all of its processes are known."""
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            *("start", "--block", f"--address={self.gcs_address}", "--node-ip-address=127.0.0.1"),
+            *(f"--num-cpus={num_cpus}", "--object-store-memory=200000000"),
+        ]
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait_for_nodes(self, num_nodes: int) -> None:
+        """Wait until so many nodes are alive, the head among them."""
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while len(self.living_nodes()) < num_nodes:
+            assert time.monotonic() < deadline, f"{len(self.living_nodes())} of {num_nodes} nodes"
+            time.sleep(0.2)
 
     def pairwright(self, folder: Path, *arguments: str) -> subprocess.Popen[str]:
         """Start a verb with ``--address`` in a folder."""
@@ -129,6 +151,7 @@ def ray_head(
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_AUTH_MODE": "token",
+        "RAY_raylet_start_wait_time_s": "240",  # by default a loaded machine's head gives up after 60
     }
     if pools:
         environment |= {

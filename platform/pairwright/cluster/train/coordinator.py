@@ -1,8 +1,8 @@
 """The actor between ranks and driver, and what they exchange: tasks, events, heartbeats, requests, results.
 
-Ranks push events to the coordinator, and each answer holds what the driver requests; the driver drains them. Apart from
-monitor.py, so that no rank imports what draws bars and writes event files, and from worker.py, so that the driver does
-not import DeepSpeed (5 s).
+Ranks and Ray Train's controller push events to the coordinator, and each answer holds what the driver requests; the
+driver drains them. Apart from monitor.py, so that neither imports what draws bars, writes event files and plans a run
+(6 s), and from worker.py, so that the driver does not import DeepSpeed (5 s).
 """
 
 import time
@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 import msgspec
 import ray
 from ray.actor import ActorProxy
+from ray.train import UserCallback
 
 from pairwright.config import TrainConfig
 from pairwright.data.table.table import Manifest
-from pairwright.events import RunEvent
+from pairwright.events import CheckpointCommitted, RunEvent, WorkersLost, cause_of
 from pairwright.training.context import RankStatus
 
 # ------------------------------------------------------------------------------------ a rank's task and result
@@ -69,6 +70,27 @@ def start_worker(loop_config: dict[str, Any]) -> WorkerResult:
     from pairwright.cluster.train.worker import train_worker
 
     return train_worker(loop_config["task"])
+
+
+# ---------------------------------------------------------------------------------------------- the controller
+
+
+class RunEventCallback(UserCallback):
+    """Sends lost workers and committed checkpoints to the coordinator; Ray Train calls it on its controller.
+
+    The ranks start once the controller has imported this module.
+    """
+
+    def __init__(self, coordinator: "ActorProxy[RunCoordinator]") -> None:
+        self._coordinator = coordinator
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if checkpoint is not None:
+            self._coordinator.push.remote(CheckpointCommitted(step=metrics[0]["step"]))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        causes = tuple(f"rank {rank}: {cause_of(error)}" for rank, error in sorted(worker_exceptions.items()))
+        self._coordinator.push.remote(WorkersLost(causes=causes))
 
 
 # -------------------------------------------------------------------------------------------------- the actor

@@ -8,16 +8,15 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TextIO
 
 import ray
-from ray.actor import ActorProxy
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pairwright.cluster.node_pools import training_room
 from pairwright.cluster.session import ray_resources
 from pairwright.cluster.train.coordinator import RunCoordinator
 from pairwright.cluster.train.heartbeat import Watchdog, heartbeat_interval
@@ -33,35 +32,21 @@ from pairwright.events import (
     StepTaken,
     WorkersLost,
     WorkersStarted,
-    cause_of,
 )
 from pairwright.runs.event_log import EventLog
 from pairwright.runs.recovery import RunHistory
 from pairwright.runs.trackers.tracking import Tracking
-from pairwright.terminal import encodable, escaped, say
+from pairwright.terminal import counted, encodable, escaped, say
 
 DRAIN_SECONDS = 0.5
 PUBLISH_SECONDS = 60.0
 SILENCE_SECONDS = 30.0
+STEP_SECONDS = 60.0
+"""After which a step has its line, however many steps ``training.log_every_steps`` leaves out."""
 STARTING = "starting workers"
 LONG_START_SECONDS = 120.0
 """After which a start of workers may wait for what the cluster has not got."""
 LOGGED_METRICS = ("restarts", "skipped_steps", "checkpoint_age_seconds", "checkpoint_stall_seconds")
-
-
-class RunEventCallback(UserCallback):
-    """Sends lost workers and committed checkpoints to the coordinator; Ray Train calls it on its controller."""
-
-    def __init__(self, coordinator: ActorProxy[RunCoordinator]) -> None:
-        self._coordinator = coordinator
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if checkpoint is not None:
-            self._coordinator.push.remote(CheckpointCommitted(step=metrics[0]["step"]))
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes = tuple(f"rank {rank}: {cause_of(error)}" for rank, error in sorted(worker_exceptions.items()))
-        self._coordinator.push.remote(WorkersLost(causes=causes))
 
 
 class RunMonitor:
@@ -96,6 +81,7 @@ class RunMonitor:
         """Called, soon, once a checkpoint is committed."""
         self._metrics = RunMetrics(run)
         self._watchdog = Watchdog(workers.hang_timeout_seconds)
+        self._workers = workers
         self._scale_up = ScaleUpWatcher(workers)
         # Several times between two of Ray's checks for room: whoever sees it first decides what is saved.
         self._check_seconds = min(heartbeat_interval(workers.hang_timeout_seconds), workers.resize_interval_seconds / 4)
@@ -117,6 +103,7 @@ class RunMonitor:
         )
         self._task = self._bar.add_task("training", total=None, note=STARTING)
         self._activity = Activity(time.monotonic())
+        self._printed_at = time.monotonic()
 
     def __enter__(self) -> "RunMonitor":
         if self._console.is_terminal:
@@ -219,7 +206,7 @@ class RunMonitor:
         if self._console.is_terminal:
             note = f"loss {event.loss:.4f}"
             self._bar.update(self._task, completed=event.step, total=event.num_steps, note=note, refresh=True)
-        if event.step == 1 or event.step % self._log_every_steps == 0 or event.step == event.num_steps:
+        if is_line_due(event.step, event.num_steps, self._log_every_steps, time.monotonic() - self._printed_at):
             self._print(event.log_line)
 
     def _publish_files(self) -> None:
@@ -233,15 +220,28 @@ class RunMonitor:
             self._print(f"metrics cannot be written and are buffered in memory: {reason}")
 
     def _print_silence(self) -> None:
-        line = self._activity.line(time.monotonic(), self._watchdog.micro_batches())
-        self._print(f"{line}; {ray_resources()}" if self._activity.is_long_start(time.monotonic()) else line)
+        now = time.monotonic()
+        line = self._activity.line(now, self._watchdog.micro_batches())
+        if self._activity.is_start:
+            room, least = training_room(self._workers.resources), self._workers.least
+            if room < least:
+                line = self._activity.waiting(now, f"there is room for {room} of {counted(least, 'rank')}")
+            if room < least or self._activity.is_long_start(now):
+                line = f"{line}; {ray_resources()}"
+        self._print(line)
 
     def _print(self, line: str) -> None:
+        self._printed_at = time.monotonic()
         text = escaped(f"{datetime.now(UTC):%H:%M:%S} {line}")
         if self._console.is_terminal:
             self._console.print(encodable(text, self._log), markup=False, emoji=False, highlight=False)
         else:
             say(text, to=self._log)
+
+
+def is_line_due(step: int, num_steps: int, log_every_steps: int, seconds: float) -> bool:
+    """Return whether a step has a line in the log, ``seconds`` after the line before."""
+    return step in (1, num_steps) or step % log_every_steps == 0 or seconds >= STEP_SECONDS
 
 
 class Activity:
@@ -269,9 +269,18 @@ class Activity:
         rate = f", {micro_batches:,} micro-batches begun, {seconds / micro_batches:.1f} s each" if is_counted else ""
         return f"still {self._doing}, for {seconds:.0f} s{rate}"
 
+    def waiting(self, now: float, why: str) -> str:
+        """Return what a start waits for, and for how long, where the cluster has too few nodes for it."""
+        return f"waiting for nodes, for {now - self._since:.0f} s: {why}"
+
+    @property
+    def is_start(self) -> bool:
+        """Whether workers are starting."""
+        return self._doing == STARTING
+
     def is_long_start(self, now: float) -> bool:
         """Return whether workers have been starting for so long that the cluster may lack what they need."""
-        return self._doing == STARTING and now - self._since >= LONG_START_SECONDS
+        return self.is_start and now - self._since >= LONG_START_SECONDS
 
 
 class ScaleUpWatcher:

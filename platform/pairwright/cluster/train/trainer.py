@@ -17,6 +17,7 @@ from pairwright.cluster.local_ray import LoopbackRanks
 from pairwright.cluster.node_pools import pool_labels
 from pairwright.cluster.train.coordinator import (
     CheckpointRejected,
+    RunEventCallback,
     RunFailed,
     RunFinished,
     RunStopped,
@@ -24,7 +25,7 @@ from pairwright.cluster.train.coordinator import (
     WorkerTask,
     start_worker,
 )
-from pairwright.cluster.train.monitor import RunEventCallback, RunMonitor
+from pairwright.cluster.train.monitor import RunMonitor
 from pairwright.cluster.train.preemption import SigtermHandler
 from pairwright.cluster.train.ray_workarounds import RayTrainer, storage_uri
 from pairwright.config import TrainConfig
@@ -162,7 +163,7 @@ def _ray_trainer(config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor:
             num_workers=workers.num_workers,
             elastic_resize_monitor_interval_s=workers.resize_interval_seconds,
             use_gpu=workers.use_gpu,
-            resources_per_worker={"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.use_gpu else {}),
+            resources_per_worker=workers.resources,
             label_selector=pool_labels("training") or None,
         ),
         run_config=ray.train.RunConfig(

@@ -9,7 +9,7 @@ In reading order:
 - ``lease.py``: one command at a time on a folder
 - ``backoff.py``: retries for storage errors
 - ``local_cache.py``: this user's cache, and markers of verified files
-- ``cache_limit.py``: bounds the tokens in that cache
+- ``cache_limit.py``: bounds the tokens and models in that cache
 - ``model_files.py``: checks the files of a model directory
 - ``model_listing.py``: lists the files of an exported model
 """

@@ -210,7 +210,7 @@ def empty_cache() -> ClearedCache:
             with _if_unused(models / name) as is_unused:
                 if is_unused:
                     sizes += [size for path in models.glob(f"{name}*") for size in _sizes(path)]
-                    _remove_model(models, name)
+                    remove_model(models, name)
             num_in_use += not is_unused
     except OSError as error:
         raise StoreError(f"{error.filename}: cannot be removed from the cache: {error.strerror}") from None
@@ -230,8 +230,10 @@ def _if_unused(copy: Path) -> Iterator[bool]:
         os.close(lock)
 
 
-def _remove_model(models: Path, name: str) -> None:
-    (models / f"{name}.json").unlink(missing_ok=True)
+def remove_model(models: Path, name: str) -> None:
+    """Remove a model's copy, which no process holds, and what is listed of it."""
+    for ending in ("json", "bytes"):
+        (models / f"{name}.{ending}").unlink(missing_ok=True)
     for folder in [path for path in models.glob(f"{name}*") if path.is_dir()]:  # parts of a download that died, too
         shutil.rmtree(folder)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pairwright.data.storage.cache_limit import reserve
+from pairwright.data.storage.cache_limit import reserve_tokens
 from pairwright.data.storage.local_cache import cache_folder, download, is_intact, mark_intact
 from pairwright.data.storage.object_store import open_store, store_errors
 from pairwright.data.table.table import DataFile, Manifest, Table
@@ -35,7 +35,7 @@ def local_token_paths(url: str, manifest: Manifest) -> list[Path]:
     table = Table(url, "tokens")
     if any(table.local_path(file) is None for file in manifest.files):
         files = {_cached_name(file): file.bytes for file in manifest.files}
-        reserve(cache_folder("tokens"), files, what=table.url)
+        reserve_tokens(files, what=table.url)
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(partial(_local_path, table), manifest.files))
 

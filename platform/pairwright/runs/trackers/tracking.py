@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 import msgspec
@@ -23,7 +23,6 @@ from pairwright.errors import StoppedError
 from pairwright.events import Event, cause_of
 from pairwright.records import UNREADABLE_JSON
 from pairwright.runs.run_dir import RunFolder
-from pairwright.runs.run_plan import RunPlan
 from pairwright.runs.trackers.tracked_values import (
     Point,
     parameters_of,
@@ -31,6 +30,9 @@ from pairwright.runs.trackers.tracked_values import (
     recorded_points,
 )
 from pairwright.runs.trackers.tracker_backends import TRACKERS, EndStatus, TrackedRun
+
+if TYPE_CHECKING:
+    from pairwright.runs.run_plan import RunPlan
 
 TRACKING_NAME = "tracking.json"
 FINISH_SECONDS = 60.0
@@ -66,7 +68,7 @@ class Tracking:
         self._deliveries = [_Delivery(name, run, recorded, self._messages, after_failure) for name in names]
 
     @classmethod
-    def of(cls, config: TrainConfig, plan: RunPlan, folder: RunFolder) -> "Tracking":
+    def of(cls, config: TrainConfig, plan: "RunPlan", folder: RunFolder) -> "Tracking":
         """Return the trackers of a run, with the run id that its first start drew."""
         names = [name for name in dict.fromkeys(config.tracking) if name in TRACKERS]
         run = TrackedRun(

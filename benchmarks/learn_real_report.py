@@ -79,6 +79,8 @@ def name_of(settings: dict[str, Any]) -> str:
     parts += [f"{settings['pair_weight']} weights", f"rate {settings['learning_rate']:g}"]
     if settings.get("groups", 320) != 320:
         parts.append(f"{settings['groups']} groups")
+    if settings["max_length"] != 256:
+        parts.append(f"{settings['max_length']} tokens")
     if settings["groups_per_step"] != 4:
         parts.append(f"{settings['groups_per_step']} groups a step")
     if settings.get("ties") == "half":
@@ -122,8 +124,9 @@ def write_report(results: Path, machine: str) -> None:
         "",
         f"{sizes['groups']} groups with an untied pair to train on, {sizes['held_out']} of held-out prompts "
         f"({len(resamples.cluster_Q)} prompts) to evaluate, 256 tokens a text, one thread, bfloat16 "
-        f"autocast, layout `{sizes['layout']}`; 4 groups a step, two epochs (TRL: its default of 8 pairs, rate 1e-4 "
-        "falling linearly, one epoch). CPU seconds of training alone, one thread; other processes shared the machine.",
+        f"autocast, layout `{sizes['layout']}`; 4 groups a step where nothing else is said (TRL: its default of 8 "
+        "pairs, rate 1e-4 falling linearly, one epoch). CPU seconds of training alone, one thread; other processes "
+        "shared the machine.",
         "",
         "## At the end of each run",
         "",

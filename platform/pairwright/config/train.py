@@ -220,7 +220,8 @@ class WorkersConfig(Section):
     @property
     def resources(self) -> dict[str, float]:
         """CPUs and GPUs of each rank, by the names that Ray has for them."""
-        return {"CPU": self.cpus_per_worker} | ({"GPU": 1} if self.use_gpu else {})
+        cpus: dict[str, float] = {"CPU": self.cpus_per_worker}
+        return cpus | ({"GPU": 1} if self.use_gpu else {})
 
     @property
     def least(self) -> int:

@@ -261,7 +261,9 @@ def _leave_in_files(
     state = {name: number.expand(shape) for (name, shape), number in zip(shapes.items(), stand_ins, strict=True)}
     # Its automatic class takes no weights without a path.
     model_class: Any = type(meta_model(path))
-    model, report = model_class.from_pretrained(None, config=config, dtype=dtype, state_dict=state, **_REPORTED)
+    model, report = model_class.from_pretrained(
+        None, config=config, dtype=dtype, state_dict=state, **_REPORTED, trust_remote_code=False
+    )
     by_address = {number.data_ptr(): reader for number, reader in zip(stand_ins, readers, strict=True)}
     for name, buffer in model.named_buffers():
         if buffer.data_ptr() in by_address:

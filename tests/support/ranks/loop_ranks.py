@@ -75,7 +75,8 @@ def run_case(case: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
     model = zero_ranks.make_model(config, case)
     # Under ZeRO-3 weights are still in the checkpoint.
     stored = {name: model.stored_weights[p]() for name, p in model.named_parameters() if p in model.stored_weights}
-    start = {name: stored.get(name, tensor).float().numpy().copy() for name, tensor in model.state_dict().items()}
+    given = model.state_dict() | stored
+    start = {name: tensor.float().numpy().copy() for name, tensor in given.items()}
     run = Run(
         config=config,
         run_digest="",

@@ -95,7 +95,8 @@ def wanted_runs(seeds: int) -> list[Settings]:
     runs += [replace(one_epoch, without_poisoned=True), replace(one_epoch, dropout=True)]
     runs += [replace(one_epoch, learning_rate=3e-5, groups_per_step=16)]  # the recipe small_encoder of before
     runs += [replace(one_epoch, text=text) for text in ("segments", "joined")]
-    runs += [replace(one_epoch, groups=1404), replace(one_epoch, max_length=512)]  # all groups not held out; long texts
+    runs += [replace(one_epoch, groups=1404)]  # all that are not held out
+    runs += [replace(one_epoch, max_length=512, seed=seed) for seed in range(seeds)]
     return runs
 
 

@@ -90,7 +90,7 @@ found["decayed"] = not torch.equal(masters[0].bfloat16(), plain.module.weight)
 
 try:
     deepspeed.zero.Init(torch.nn.Linear(4, 4, device="meta"), config_dict_or_path=config_of_zero_3)
-except NotImplementedError:
+except NotImplementedError:  # of torch: a meta tensor has no values to move
     found["without_values"] = "raised"
 
 from deepspeed.checkpoint import ds_to_universal

@@ -67,16 +67,23 @@ print(tracking.messages())
 """
 
 
-def drive(folder: Path, name: str, first: int, last: int, *, killed: int = 0) -> str:
-    """Drive a tracker as a run does, in a process of its own."""
-    ended = subprocess.run(
-        [sys.executable, "-c", DRIVER, name, str(first), str(last), str(killed)],
+def run_script(
+    folder: Path, *arguments: str, timeout: float = 200, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program beside the local stores of all trackers, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", *arguments],
         cwd=folder,
-        env=os.environ | store_variables(folder),
+        env=os.environ | store_variables(folder) | variables,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=timeout,
     )
+
+
+def drive(folder: Path, name: str, first: int, last: int, *, killed: int = 0) -> str:
+    """Drive a tracker as a run does, in a process of its own."""
+    ended = run_script(folder, DRIVER, name, str(first), str(last), str(killed))
     assert ended.returncode == (-signal.SIGKILL if killed else 0), ended.stderr
     return ended.stdout
 
@@ -130,13 +137,8 @@ def test_a_tracker_that_fails_is_one_line_and_the_run_goes_on(tmp_path: Path) ->
     file = tmp_path / "a file"
     file.write_text("")
     began = time.monotonic()
-    ended = subprocess.run(
-        [sys.executable, "-c", DRIVER, "mlflow", "1", str(NUM_STEPS), "0"],
-        cwd=tmp_path,
-        env=os.environ | store_variables(tmp_path) | {"MLFLOW_TRACKING_URI": f"sqlite:///{file}/mlflow.db"},
-        capture_output=True,
-        text=True,
-        timeout=200,
+    ended = run_script(
+        tmp_path, DRIVER, "mlflow", "1", str(NUM_STEPS), "0", MLFLOW_TRACKING_URI=f"sqlite:///{file}/mlflow.db"
     )
     assert ended.returncode == 0, ended.stderr
     (line,) = eval(ended.stdout)
@@ -150,15 +152,13 @@ def test_a_tracker_that_does_not_answer_is_left_alone_at_the_end(tmp_path: Path)
     needs("mlflow")
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and says nothing
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        ended = subprocess.run(
-            [sys.executable, "-c", DRIVER, "mlflow", "1", "2", "0"],
-            cwd=tmp_path,
-            env=os.environ
-            | store_variables(tmp_path)
-            | {"MLFLOW_TRACKING_URI": address, "NO_PROXY": "127.0.0.1", "FINISH_SECONDS": "2"},
-            capture_output=True,
-            text=True,
+        ended = run_script(
+            tmp_path,
+            *(DRIVER, "mlflow", "1", "2", "0"),
             timeout=100,
+            MLFLOW_TRACKING_URI=address,
+            NO_PROXY="127.0.0.1",
+            FINISH_SECONDS="2",
         )
     assert ended.returncode == 0, ended.stderr
     (line,) = eval(ended.stdout)
@@ -176,14 +176,7 @@ def test_the_page_of_an_evaluation_is_kept_with_the_run_of_its_model(name: str, 
     needs(name)
     drive(tmp_path, name, 1, 2)
     (tmp_path / "run" / "summary.json").write_text(json.dumps({"config": {"tracking": ["tensorboard", name]}}))
-    ended = subprocess.run(
-        [sys.executable, "-c", PAGE],
-        cwd=tmp_path,
-        env=os.environ | store_variables(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    ended = run_script(tmp_path, PAGE)
     assert ended.returncode == 0, ended.stderr
     (line,) = eval(ended.stdout)
     assert line.startswith("tracked as ")

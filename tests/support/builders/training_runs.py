@@ -99,7 +99,7 @@ def start_command(config: TrainConfig, file: Path, *, address: str | None = None
     write_config(config, file)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {} if address is None else {"RAY_ADDRESS": address}
-    # Ray commits a checkpoint when its controller next looks, every 2 s by default: in that time these runs are over.
+    # Ray commits a checkpoint when its controller next looks: these runs take a step in less than POLL_SECONDS.
     environment["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
     return subprocess.Popen(
         [sys.executable, "-m", "pairwright", "train", "--config", str(file)],

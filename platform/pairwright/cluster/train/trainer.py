@@ -39,6 +39,9 @@ from pairwright.runs.run_plan import RunPlan, with_absolute_paths
 
 UNCOMMITTED_SECONDS = 600.0
 """Far longer than the workers of a killed driver live; younger uncommitted checkpoints are removed at the run's end."""
+POLL_SECONDS = 0.25
+"""Between two looks of Ray Train's controller at its ranks; each commits one checkpoint at most. With Ray's 2 s a run
+waited 12 s at its end, where its six checkpoints had come within three."""
 
 
 def run_trainer(
@@ -151,6 +154,7 @@ def _ray_trainer(config: TrainConfig, plan: RunPlan, folder: RunFolder, monitor:
     )
     workers = config.workers
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_seconds)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
     # What the run has left: workers that start again after a corrupt checkpoint get no new count.
     max_failures = max(0, workers.max_failures - monitor.history.num_restarts)
     # Typed for UserCallback, and checked for what both are.

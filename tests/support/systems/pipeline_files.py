@@ -56,7 +56,8 @@ output = "{to}/rewards/{{inputs}}"
 def copy_of(url: str, into: Path) -> Path:
     """Copy all that lies below a URL into a folder, and return that."""
     store = open_store(url)
-    for file in [item["path"] for page in obstore.list(store) for item in page]:
+    # Ray's pyarrow marks a folder by an object without bytes.
+    for file in [item["path"] for page in obstore.list(store) for item in page if item["size"]]:
         (into / file).parent.mkdir(parents=True, exist_ok=True)
         (into / file).write_bytes(obstore.get(store, file).bytes())
     return into

@@ -3,13 +3,15 @@
 import json
 import threading
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pairwright.cluster.node_pools import POOL_LABEL, POOLS_VARIABLE, pool_labels
+from pairwright.cluster.node_pools import POOL_LABELS, POOLS_VARIABLE, pool_labels
 from ray_head import NodePool, RayHead, ray_head
-from training_runs import ROOT, make_model
+from training_runs import ROOT, committed_steps, make_model, make_pairs, steps_logged, wait_until
 
 RECIPE = "platform/pairwright/config/recipes/demo.toml"
 IDLE_TIMEOUT_SECONDS = 180
@@ -20,7 +22,7 @@ def test_work_asks_for_a_pool_only_on_a_cluster_that_has_pools(monkeypatch: pyte
     monkeypatch.setenv(POOLS_VARIABLE, "1")
     assert pool_labels("data") == {}, "a Ray of this command's own has no labels"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert pool_labels("data") == {POOL_LABEL: "data"}
+    assert pool_labels("data") == POOL_LABELS["data"]
     monkeypatch.setenv(POOLS_VARIABLE, "0")
     assert pool_labels("data") == {}
 
@@ -28,7 +30,8 @@ def test_work_asks_for_a_pool_only_on_a_cluster_that_has_pools(monkeypatch: pyte
 def test_the_label_is_the_one_that_ray_data_gives_its_requests() -> None:
     from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import SUBCLUSTER_LABEL_KEY
 
-    assert SUBCLUSTER_LABEL_KEY == POOL_LABEL
+    assert set(POOL_LABELS["data"]) == {SUBCLUSTER_LABEL_KEY}
+    assert SUBCLUSTER_LABEL_KEY not in POOL_LABELS["training"], "Ray would count none of them for an elastic training"
 
 
 class PoolWatch(threading.Thread):
@@ -44,17 +47,20 @@ class PoolWatch(threading.Thread):
         while not self._done.wait(1.0):
             self.seen.append(pools(self._head))
 
-    def most(self, pool: str) -> int:
-        """Stop, and return the most nodes of a pool at one time."""
+    def end(self) -> None:
         self._done.set()
         self.join()
+
+    def most(self, pool: str) -> int:
+        """Stop, and return the most nodes of a pool at one time."""
+        self.end()
         return max(seen.get(pool, 0) for seen in self.seen)
 
 
 def pools(head: RayHead) -> dict[str, int]:
     """Return how many nodes each pool has now."""
-    labels = [node["labels"].get(POOL_LABEL) for node in head.living_nodes()]
-    return {pool: labels.count(pool) for pool in ("data", "training")}
+    nodes = [node["labels"].items() for node in head.living_nodes()]
+    return {pool: sum(labels.items() <= node for node in nodes) for pool, labels in POOL_LABELS.items()}
 
 
 def watched_job(head: RayHead, *arguments: str) -> PoolWatch:
@@ -100,6 +106,35 @@ def test_ingestion_brings_data_nodes_and_training_brings_training_nodes(
             if name == "second":
                 assert seen.most("data") == 0
             wait_for_no_nodes(head)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_an_elastic_run_grows_onto_the_node_that_another_run_has_left(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("grow")
+    make_model(folder / "model", hidden_size=192)
+    make_pairs(folder / "pairs", num_groups=150)
+    kinds = {"data": NodePool(num_cpus=2, max_nodes=1), "training": NodePool(num_cpus=2, max_nodes=2)}
+    long = {"training.epochs": 100, "training.checkpoint_every_steps": 10, "batches.groups_per_step": 64}
+    elastic = {"training.max_steps": 300, "workers.num_workers": "[1, 2]", "workers.resize_interval_seconds": 15}
+    # Ray notices a node within 20 s.
+    with ray_head(folder, num_cpus=0, pools=kinds, idle_minutes=1.0) as head, ThreadPoolExecutor() as jobs:
+        fixed = {"training.max_steps": 250, "workers.num_workers": 1}
+        first = jobs.submit(watched_job, head, *train_arguments(folder, "first", long | fixed))
+        wait_until(lambda: bool(committed_steps(folder / "first")), timeout_seconds=300, what="a checkpoint")
+        second = jobs.submit(watched_job, head, *train_arguments(folder, "second", long | elastic))
+        wait_until(lambda: bool(steps_logged(folder / "second")), timeout_seconds=300, what="a step on what is left")
+        assert not first.done(), "it starts with fewer ranks while the other has its node"
+        first.result().end()
+        assert second.result().most("training") == 2
+        assert json.loads((folder / "second" / "summary.json").read_text())["world_sizes"] == [1, 2]
+        wait_for_no_nodes(head)
+
+
+def train_arguments(folder: Path, name: str, values: Mapping[str, object]) -> list[str]:
+    more = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    return ["train", "--config", str(ROOT / RECIPE), *settings(folder, name), *more]
 
 
 def settings(folder: Path, name: str) -> list[str]:

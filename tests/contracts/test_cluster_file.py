@@ -40,10 +40,10 @@ def test_all_node_types_but_the_head_start_at_zero_and_stay_within_the_global_ma
 
 
 def test_data_work_and_training_find_their_nodes_by_label(either: dict[str, Any]) -> None:
-    from pairwright.cluster.node_pools import POOL_LABEL, POOLS_VARIABLE
+    from pairwright.cluster.node_pools import POOL_LABELS, POOLS_VARIABLE
 
-    labels = {name: node.get("labels", {}).get(POOL_LABEL) for name, node in either["available_node_types"].items()}
-    assert labels == {"head": None, "cpu_data": "data", "gpu_training": "training"}
+    labels = {name: node.get("labels") for name, node in either["available_node_types"].items()}
+    assert labels == {"head": None, "cpu_data": POOL_LABELS["data"], "gpu_training": POOL_LABELS["training"]}
     assert f" {POOLS_VARIABLE}=1 " in either["head_start_ray_commands"][-1]
 
 

@@ -156,12 +156,10 @@ def test_the_cache_stays_below_the_size_of_its_volume(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cluster", "pipeline"])
 def test_data_and_training_nodes_come_from_zero_by_their_label(name: str) -> None:
-    from pairwright.cluster.node_pools import POOL_LABEL, POOLS_VARIABLE
+    from pairwright.cluster.node_pools import POOL_LABELS, POOLS_VARIABLE
 
     groups = {group["groupName"]: group for group in cluster_of(name)["workerGroupSpecs"]}
-    assert {pool: group["labels"] for pool, group in groups.items()} == {
-        pool: {POOL_LABEL: pool} for pool in ("data", "training")
-    }
+    assert {pool: group["labels"] for pool, group in groups.items()} == POOL_LABELS
     assert all((group["replicas"], group["minReplicas"]) == (0, 0) for group in groups.values())
     assert environment(dict(pods(name))["head"])[POOLS_VARIABLE] == "1"
 

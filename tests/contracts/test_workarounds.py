@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 import ray.train
+from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated import autoscaler_pb2
 from ray.train import CheckpointUploadMode, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -18,10 +22,19 @@ from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager, _CheckpointManagerState
 from ray.train.v2._internal.execution.context import TrainContext
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    AUTOSCALING_REQUESTS_INTERVAL_S,
+)
 from ray.train.v2._internal.state import util
 from ray.util.metrics import Gauge
 
-from pairwright.cluster.train.ray_workarounds import RayTrainer, StorageContext, UploadAborted, WorkerCallback
+from pairwright.cluster.train.ray_workarounds import (
+    ElasticPolicy,
+    RayTrainer,
+    StorageContext,
+    UploadAborted,
+    WorkerCallback,
+)
 from pairwright.cluster.train.run_metrics import label_value
 from pairwright.runs.ray_snapshot import SNAPSHOT_NAME, write_snapshot
 from pairwright.runs.run_dir import RunFolder
@@ -113,6 +126,60 @@ def test_ray_still_takes_ctrl_c_for_itself(tmp_path: Path) -> None:
         assert signal.getsignal(signal.SIGINT) != before
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("num_asked", "num_started"), [(1, 1), (2, 0)])
+def test_the_autoscaler_still_starts_no_node_for_a_request_that_it_cannot_meet_whole(
+    num_asked: int, num_started: int
+) -> None:
+    kind = NodeTypeConfig(name="training", min_worker_nodes=0, max_worker_nodes=1, resources={"CPU": 2})
+    messages: Any = autoscaler_pb2  # generated, and without types
+    asked = ResourceRequestUtil.group_by_count([ResourceRequestUtil.make({"CPU": 2}) for _ in range(num_asked)])
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs={"training": kind},
+        cluster_resource_constraints=[messages.ClusterResourceConstraint(resource_requests=asked)],
+    )
+    launches = ResourceDemandScheduler(None).schedule(request).to_launch
+    assert sum(launch.count for launch in launches) == num_started
+
+
+def test_an_elastic_run_asks_for_the_most_ranks_and_for_fewer_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("pairwright.cluster.train.ray_workarounds.time.monotonic", lambda: now)
+    sent: list[int] = []
+    policy = ElasticPolicy(ray.train.ScalingConfig(num_workers=(2, 8)))
+    client: Any = SimpleNamespace(
+        maybe_send_resource_request=lambda _, num_workers: sent.append(num_workers),
+        send_resource_request=lambda _, num_workers: sent.append(num_workers),
+    )
+    monkeypatch.setattr(policy, "_coordinator_client", client)
+    monkeypatch.setattr(policy, "_get_reserved_resources", lambda: {"node": {"CPU": float(num_there)}})
+
+    def decide(num_running: int) -> int | None:
+        state: Any = SimpleNamespace(num_workers=num_running, start_time=now)
+        if num_running:
+            decision = policy.make_decision_for_running_worker_group(state, state)
+        else:
+            decision = policy.make_decision_for_non_running_worker_group()
+        return getattr(decision, "num_workers", None)
+
+    num_there = 1
+    assert decide(0) is None
+    now += AUTOSCALING_REQUESTS_INTERVAL_S
+    assert decide(0) is None
+    assert sent[-2:] == [8, 2], "no node came for the most: then for the least"
+    num_there = 2
+    assert decide(0) is None
+    assert sent[-1] == 8, "perhaps there is more than was asked for"
+    num_there = 3
+    assert decide(0) == 3
+    assert decide(3) is None
+    now += AUTOSCALING_REQUESTS_INTERVAL_S
+    assert decide(3) is None
+    assert sent[-1] == 4, "one more"
+    assert decide(0) == 3, "lost workers: the most again"
+    assert sent[-1] == 8
 
 
 def test_ray_still_asks_for_its_controller_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

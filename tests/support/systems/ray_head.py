@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from pairwright.cluster.node_pools import POOL_LABELS
+
 START_TIMEOUT_SECONDS = 300.0
 JOB_TIMEOUT_SECONDS = 400.0
 HEAD_NODE_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
@@ -140,10 +142,12 @@ def ray_head(
     max_nodes: int = 0,
     cpus_per_node: int = 0,
     pools: Mapping[str, NodePool] | None = None,
+    idle_minutes: float = 0.2,
 ) -> Iterator[RayHead]:
     """Start a head that grows by up to ``max_nodes``, or by nodes of ``pools``, and end it with all that it started.
 
-    With pools Ray's second autoscaler decides, as under ``ray up`` and KubeRay: only it knows labels.
+    With pools Ray's second autoscaler decides, as under ``ray up`` and KubeRay: only it knows labels. It ends a node
+    that had nothing to do for ``idle_minutes``.
     """
     gcs_port, dashboard_port = _free_port(), _free_port()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
@@ -168,7 +172,9 @@ def ray_head(
     types = dict(pools or ({"worker": NodePool(cpus_per_node, max_nodes)} if max_nodes else {}))
     if types:
         config = folder / "autoscaling.json"
-        config.write_text(json.dumps(_autoscaling_config(gcs_port, num_cpus, types)))
+        config.write_text(
+            json.dumps(_autoscaling_config(gcs_port, num_cpus, types) | {"idle_timeout_minutes": idle_minutes})
+        )
         command.append(f"--autoscaling-config={config}")
     log = (folder / "head.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -187,7 +193,7 @@ def _autoscaling_config(gcs_port: int, head_cpus: int, types: Mapping[str, NodeP
     workers = {
         name: {
             "resources": {"CPU": pool.num_cpus},
-            "labels": {"ray-subcluster": name},
+            "labels": POOL_LABELS.get(name, {}),
             "node_config": {},
             "min_workers": 0,
             "max_workers": pool.max_nodes,
@@ -198,7 +204,6 @@ def _autoscaling_config(gcs_port: int, head_cpus: int, types: Mapping[str, NodeP
         "cluster_name": "pairwright-test",
         "max_workers": sum(pool.max_nodes for pool in types.values()),
         "upscaling_speed": 10.0,
-        "idle_timeout_minutes": 0.2,
         "provider": {
             # Not "fake_multinode": the second autoscaler reads that provider's example.yaml, which no wheel of Ray has.
             "type": "external",

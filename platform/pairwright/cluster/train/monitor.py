@@ -302,12 +302,9 @@ class ScaleUpWatcher:
         """Return why Ray will scale up; once for each start of workers."""
         if self._world_size is None or self._world_size >= self._workers.most:
             return None
-        free = ray.available_resources()
-        room = free.get("CPU", 0.0) // self._workers.cpus_per_worker
-        if self._workers.use_gpu:
-            room = min(room, free.get("GPU", 0.0))
-        if room < 1:
+        room = training_room(self._workers.resources, only_free=True)
+        if not room:
             return None
-        more = min(int(room), self._workers.most - self._world_size)
+        more = min(room, self._workers.most - self._world_size)
         self._world_size = None
         return f"room for {more} more worker{'s' if more > 1 else ''}"

@@ -7,6 +7,7 @@ fails once the workaround is not needed any more. ``runs/ray_snapshot.py`` is on
 
 import os
 import re
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -16,13 +17,25 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ResizeDecision,
+    ScalingDecision,
+)
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    AUTOSCALING_REQUESTS_INTERVAL_S,
+)
 from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 
-__all__ = ["RayTrainer", "StorageContext", "UploadAborted", "WorkerCallback", "storage_uri"]
+__all__ = ["ElasticPolicy", "RayTrainer", "StorageContext", "UploadAborted", "WorkerCallback", "storage_uri"]
 
 # WorkerCallback: Ray calls one in every worker's main thread, the only one that may set a signal handler. There is no
 # public class for it; an object of it is passed as a callback all the same. No upstream issue is known.
 
+WAIT_SECONDS = 0.1
+"""Between two looks for nodes of an elastic run that waits for them."""
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -47,6 +60,54 @@ class UploadAborted(BaseException):
     """
 
 
+class ElasticPolicy(ElasticScalingPolicy):
+    """Asks in turn for the most ranks and for fewer: the least to start with, one more to grow.
+
+    Ray asks for the most alone, and its autoscaler starts no node for a request that it cannot meet whole. So where a
+    cluster may have fewer nodes than that, or another run has some of them, no run would start. No upstream issue is
+    known.
+    """
+
+    _num_ranks = 0
+    _since = float("-inf")
+    """From when on the turns are counted; the first is for the most."""
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        if self._num_ranks or self._since == float("-inf"):
+            self._num_ranks = 0
+            self._ask_for_most()
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, ResizeDecision) and self._asks_for_fewer():
+            # Nodes for some have come. What else is there shows only in an answer to a request for the most.
+            self._ask_for_most()
+            return NoopDecision()
+        if isinstance(decision, NoopDecision):
+            time.sleep(WAIT_SECONDS)  # Ray asks again at once, which takes a core of the head for as long as it waits
+        return decision
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> ScalingDecision:
+        if not self._num_ranks:
+            self._since = time.monotonic()
+        self._num_ranks = worker_group_state.num_workers
+        return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        most = self.scaling_config.max_workers
+        fewer = self._num_ranks + 1 if self._num_ranks else self.scaling_config.min_workers
+        return min(most, fewer) if self._asks_for_fewer() else most
+
+    def _ask_for_most(self) -> None:
+        self._since = time.monotonic()
+        self._send_resource_request()
+        self._latest_reserved_resources_query_time = float("-inf")
+
+    def _asks_for_fewer(self) -> bool:
+        is_counted = self._since != float("-inf")
+        return is_counted and int((time.monotonic() - self._since) // AUTOSCALING_REQUESTS_INTERVAL_S) % 2 == 1
+
+
 class RayTrainer(TorchTrainer):
     """Ray's trainer with three private methods overridden."""
 
@@ -69,8 +130,11 @@ class RayTrainer(TorchTrainer):
 
         The cleaner asks Ray's state API whether the controller is alive, without an address: that is the cluster which
         was started last on the machine. If that one does not know the controller, the run loses its nodes; if it has
-        ended, every run waits 12 s for an answer at its end. No upstream issue is known.
+        ended, every run waits 12 s for an answer at its end. No upstream issue is known. An elastic run gets its policy
+        here, too.
         """
+        if isinstance(self.scaling_config.num_workers, tuple):
+            controller_init_kwargs["scaling_policy"] = ElasticPolicy(self.scaling_config)
         ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
         before = os.environ.get("RAY_ADDRESS")
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

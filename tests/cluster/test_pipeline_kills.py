@@ -5,6 +5,7 @@
 kills so many times on a disk and so many on S3. `test_pipeline.py` kills pipelines that have a Ray of their own.
 """
 
+import itertools
 import os
 import random
 import shutil
@@ -47,8 +48,10 @@ def test_a_pipeline_on_a_cluster_ends_in_the_same_digests_whatever_is_killed(
     rng, left = random.Random(SEED), NUM_KILLS
     parts = [PARTS[number % len(PARTS)] for number in range(NUM_KILLS)]
     rng.shuffle(parts)
-    while left:
-        outputs = tmp_path / f"{place}-{left}"
+    for number in itertools.count():
+        if not left:
+            break
+        outputs = tmp_path / f"{place}-{number}"
         url = None if place == "disk" else f"{s3_bucket}/{outputs.name}"
         file = write_pipeline(tmp_path / "given", outputs, url=url)
         left -= walk(cluster, file, parts[NUM_KILLS - left :], seconds=seconds, rng=rng)

@@ -41,12 +41,15 @@ def fits_this_process(model_bytes: int, input_bytes: int, *, num_workers: int, u
 
 @dataclass(frozen=True, slots=True)
 class SizedExecutor:
-    """Chooses the executor by the bytes to read: Ray for more than ``small_bytes``."""
+    """Chooses the executor by the bytes to read: Ray for more than ``small_bytes``, and where it runs already."""
 
     small_bytes: int = SMALL_BYTES
+    small_on_cluster: bool = True
+    """Whether small work, too, is a cluster's where ``RAY_ADDRESS`` names one."""
 
     def session(self, num_bytes: int) -> AbstractContextManager[None]:
-        if num_bytes <= self.small_bytes and "RAY_ADDRESS" not in os.environ:
+        is_here = not self.small_on_cluster or "RAY_ADDRESS" not in os.environ
+        if num_bytes <= self.small_bytes and is_here:
             return nullcontext()
         from pairwright.cluster.session import ray_session
 

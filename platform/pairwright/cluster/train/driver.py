@@ -21,7 +21,7 @@ import msgspec
 from pairwright import __version__
 from pairwright.cluster.local_ray import local_resources
 from pairwright.cluster.session import ray_session
-from pairwright.cluster.sized_executor import EXECUTOR
+from pairwright.cluster.sized_executor import SizedExecutor
 from pairwright.cluster.train.coordinator import RunFinished, RunStopped
 from pairwright.cluster.train.monitor import RunMonitor
 from pairwright.cluster.train.preemption import ShutdownSignals
@@ -52,6 +52,10 @@ from pairwright.runs.trackers.tracking import Tracking
 from pairwright.terminal import escaped, say
 
 WHAT = "`pairwright train`"
+EXECUTOR = SizedExecutor(small_on_cluster=False)
+"""For tokens. Those of a small table are made in the driver: a task takes seconds to start, and a data node may have to
+come for it.
+"""
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "peft", "tokenizers", "pyarrow", "numpy")
 
 

@@ -84,9 +84,11 @@ def measured(own: Path, folder: Path, num_nodes: int, num_steps: int) -> dict[st
 def cluster(folder: Path, num_nodes: int) -> Iterator[RayHead]:
     """Start a head and its nodes, and end them."""
     with ray_head(folder, num_cpus=0) as head:
-        nodes = [head.start_node(NUM_CPUS // num_nodes, folder / "nodes.log") for _ in range(num_nodes)]
+        nodes: list[subprocess.Popen[bytes]] = []
         try:
-            head.wait_for_nodes(1 + num_nodes)
+            for number in range(num_nodes):  # one after the other: nodes that start at once take each other's ports
+                nodes.append(head.start_node(NUM_CPUS // num_nodes, folder / "nodes.log"))
+                head.wait_for_nodes(2 + number)
             warm_up(head, folder)
             yield head
         finally:

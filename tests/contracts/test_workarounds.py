@@ -15,6 +15,10 @@ from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated import autoscaler_pb2
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    SUBCLUSTER_LABEL_KEY,
+    _AutoscalingCoordinatorActor,
+)
 from ray.train import CheckpointUploadMode, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -28,6 +32,7 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 from ray.train.v2._internal.state import util
 from ray.util.metrics import Gauge
 
+from pairwright.cluster.node_pools import POOL_LABELS
 from pairwright.cluster.train.ray_workarounds import (
     ElasticPolicy,
     RayTrainer,
@@ -126,6 +131,18 @@ def test_ray_still_takes_ctrl_c_for_itself(tmp_path: Path) -> None:
         assert signal.getsignal(signal.SIGINT) != before
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ray_still_gives_an_elastic_training_no_node_with_the_label_of_ray_data() -> None:
+    nodes = [
+        {"NodeID": name, "Alive": True, "Labels": labels, "Resources": {"CPU": 2.0}}
+        for name, labels in [("apart", {SUBCLUSTER_LABEL_KEY: "training"}), ("ours", POOL_LABELS["training"])]
+    ]
+    ray_actor: Any = _AutoscalingCoordinatorActor
+    coordinator = ray_actor(send_resources_request=lambda *_, **__: None, get_cluster_nodes=lambda: nodes)
+    request = {"requester_id": "train", "resources": [{"CPU": 2.0}] * 2, "expire_after_s": 180.0}
+    coordinator.request_resources(**request, label_selectors=[{SUBCLUSTER_LABEL_KEY: "training"}] * 2)
+    assert set(coordinator.get_reserved_resources("train")) == {"ours"}, "whatever the training asked for"
 
 
 @pytest.mark.parametrize(("num_asked", "num_started"), [(1, 1), (2, 0)])

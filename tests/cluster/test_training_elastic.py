@@ -74,10 +74,9 @@ def world_sizes(output: Path) -> list[int]:
     return [record["world_size"] for record in records(output, "workers")]
 
 
-def losses(output: Path) -> list[float]:
-    """Return the loss of every step, as it was taken last."""
-    last = {record["step"]: record["loss"] for record in records(output, "step")}
-    return [last[step] for step in range(1, NUM_STEPS + 1)]
+def losses(output: Path) -> dict[int, float]:
+    """Return the loss of every step, as it was taken last; a killed driver has not written its last second's."""
+    return {record["step"]: record["loss"] for record in records(output, "step")}
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -215,7 +214,10 @@ def check_same_weights(found: Path, expected: Path, stage: int) -> None:
     assert first.keys() == second.keys()
     difference = np.sqrt(sum(float(((first[name] - second[name]) ** 2).sum()) for name in second))
     relative = difference / np.sqrt(sum(float((value**2).sum()) for value in second.values()))
-    apart = max(abs(a - b) for a, b in zip(losses(found), losses(expected), strict=True)) / losses(expected)[0]
+    ours, theirs = losses(found), losses(expected)
+    assert len(theirs) == NUM_STEPS
+    assert len(ours) > NUM_STEPS - 20
+    apart = max(abs(loss - theirs[step]) for step, loss in ours.items()) / theirs[1]
     print(f"ZeRO-{stage}: weights differ by {relative:.1e}, the losses of steps by at most {apart:.1e} of the first")
     assert relative < TOLERANCE
     assert apart < TOLERANCE

@@ -98,6 +98,7 @@ def test_ingestion_brings_data_nodes_and_training_brings_training_nodes(
         assert seen.most("training") == 0, "no data work on nodes for training"
         seen = watched_job(head, "expand", str(folder / "annotations"), "--output", str(folder / "pairs"))
         assert seen.most("training") == 0
+        wait_for_no_nodes(head)
         for name in ("first", "second"):
             seen = watched_job(head, "train", "--config", str(ROOT / RECIPE), *settings(folder, name))
             assert seen.most("training") == 2, "a node for each of two workers"

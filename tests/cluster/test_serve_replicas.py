@@ -24,6 +24,7 @@ from pairwright.errors import ConfigError
 from pairwright.rl import RewardClient
 from pairwright.serving.serving_metrics import ServingMetrics, by_replica
 from reward_servers import asked, free_port
+from training_runs import wait_until
 
 PROMPT, TEXTS = "Why is the sky blue?", ["Because of scattering.", "It is not; it is green."]
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -128,12 +129,17 @@ def test_a_serve_config_file_serves_every_replica_s_metrics_at_one_address(tmp_p
                 assert client.rewards(PROMPT, TEXTS) == pytest.approx(expected, abs=2e-6)
             assert asked(f"{url}/v1/rewards", body)[0] == 401
             bearer = {"Authorization": f"Bearer {TOKEN}"}
-            _, cards = asked(f"{url}/v1/models", **bearer)
-            assert len(cards["replicas"]) == 2
+            replicas: list[str] = []
+
+            def are_both_there() -> bool:
+                replicas[:] = asked(f"{url}/v1/models", **bearer)[1]["replicas"]
+                return len(replicas) == 2
+
+            wait_until(are_both_there, timeout_seconds=120, what="the second replica, which may start later")
             _, text = asked(f"{url}/metrics", **bearer)
             families = {family.name: family.samples for family in text_string_to_metric_families(text)}
             counted = {sample.labels["replica"]: sample.value for sample in families["pairwright_texts"][:2]}
-            assert sorted(counted) == cards["replicas"]
+            assert sorted(counted) == replicas
             assert sum(counted.values()) == 40
         finally:
             process.send_signal(signal.SIGINT)

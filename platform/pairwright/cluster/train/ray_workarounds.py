@@ -17,6 +17,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -69,11 +70,15 @@ class ElasticPolicy(ElasticScalingPolicy):
     """
 
     _num_ranks = 0
-    _since = float("-inf")
+    _since = 0.0
     """From when on the turns are counted; the first is for the most."""
 
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        self._since = time.monotonic()
+        super().after_controller_start(train_run_context)
+
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        if self._num_ranks or self._since == float("-inf"):
+        if self._num_ranks:
             self._num_ranks = 0
             self._ask_for_most()
         decision = super().make_decision_for_non_running_worker_group()
@@ -104,8 +109,7 @@ class ElasticPolicy(ElasticScalingPolicy):
         self._latest_reserved_resources_query_time = float("-inf")
 
     def _asks_for_fewer(self) -> bool:
-        is_counted = self._since != float("-inf")
-        return is_counted and int((time.monotonic() - self._since) // AUTOSCALING_REQUESTS_INTERVAL_S) % 2 == 1
+        return int((time.monotonic() - self._since) // AUTOSCALING_REQUESTS_INTERVAL_S) % 2 == 1
 
 
 class RayTrainer(TorchTrainer):

@@ -48,10 +48,9 @@ def test_a_pipeline_on_a_cluster_ends_in_the_same_digests_whatever_is_killed(
     rng, left = random.Random(SEED), NUM_KILLS
     parts = [PARTS[number % len(PARTS)] for number in range(NUM_KILLS)]
     rng.shuffle(parts)
-    for number in itertools.count():
-        if not left:
-            break
-        outputs = tmp_path / f"{place}-{number}"
+    names = (f"{place}-{number}" for number in itertools.count())
+    while left:
+        outputs = tmp_path / next(names)
         url = None if place == "disk" else f"{s3_bucket}/{outputs.name}"
         file = write_pipeline(tmp_path / "given", outputs, url=url)
         left -= walk(cluster, file, parts[NUM_KILLS - left :], seconds=seconds, rng=rng)

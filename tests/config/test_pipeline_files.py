@@ -64,3 +64,8 @@ def test_a_mistake_is_said_with_its_place_and_the_remedy(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         load_pipeline("p.toml")
+
+
+def test_a_missing_pipeline_is_not_to_be_made_from_a_recipe_of_a_training() -> None:
+    with pytest.raises(ConfigError, match=r"^none\.toml: no such configuration file; docs/pipelines\.md shows"):
+        load_pipeline("none.toml")

@@ -43,16 +43,24 @@ RENAMED_KEYS = {
 """Old dotted key -> new key, and ``key.value`` -> new value; the message for an old name gives the new one."""
 
 
-def load_config(kind: type[ConfigT], path: str | None, overrides: Sequence[str] = ()) -> ConfigT:
+def load_config(
+    kind: type[ConfigT], path: str | None, overrides: Sequence[str] = (), *, advice: str | None = None
+) -> ConfigT:
     """Return the configuration in a TOML file, with ``section.key=value`` overrides on top.
 
     An override's value is read as TOML, and as a plain string where it is not TOML (``model.path=runs/x``).
+
+    Args:
+        kind: of configuration.
+        path: of the file; None for the overrides alone.
+        overrides: to the file's values.
+        advice: what to do where there is no such file; to write one from a recipe if None.
 
     Raises:
         ConfigError: if the file is missing or is not TOML, if a key is unknown, if a value is not allowed, or if an
             address outside of [connectors] holds credentials.
     """
-    values = _read_toml(path) if path is not None else {}
+    values = _read_toml(path, advice) if path is not None else {}
     for override in overrides:
         _apply_override(values, override)
     origin = path or "command line"
@@ -84,16 +92,14 @@ def _refuse_credentials(value: Any, where: str) -> None:
         _refuse_credentials(item, f"{where}.{key}")
 
 
-def _read_toml(path: str) -> dict[str, Any]:
+def _read_toml(path: str, advice: str | None) -> dict[str, Any]:
     if found := secret_in(path):
         raise ConfigError(credentials_advice(path, found))
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: no such configuration file; write one with `pairwright init {path} --recipe NAME`, where "
-            f"`--recipe list` prints the names{did_you_mean_path(path)}"
-        ) from None
+        recipe = f"write one with `pairwright init {path} --recipe NAME`, where `--recipe list` prints the names"
+        raise ConfigError(f"{path}: no such configuration file; {advice or recipe}{did_you_mean_path(path)}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
     except OSError as error:

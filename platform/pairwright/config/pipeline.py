@@ -169,7 +169,7 @@ def load_pipeline(path: str, settings: Sequence[str] = ()) -> Pipeline:
     Raises:
         ConfigError: if a file is missing or cannot be used, a stage or key is unknown, or a stage lacks its input.
     """
-    stages = load_config(PipelineConfig, path, settings)
+    stages = load_config(PipelineConfig, path, settings, advice="docs/pipelines.md shows how to write a pipeline")
     ingest, expand, train = stages.ingest, stages.expand, stages.train
     try:
         return Pipeline(
